@@ -1,0 +1,111 @@
+"""Transfers that share bandwidth: links of the torus and HBM, in fair shares, moved from event to event."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Mapping
+
+
+@dataclasses.dataclass(eq=False)
+class Flow:
+    """A transfer in flight.
+
+    `left` bytes remain; each takes `uses[r]` bytes of resource r. `cap` is the fastest it could go alone, in bytes/s;
+    `latency` passes after the last byte. `end` is when the last byte left, once it has.
+    """
+
+    name: str
+    left: float
+    uses: Mapping[Hashable, float]
+    cap: float = math.inf
+    latency: float = 0.0
+    rate: float = 0.0
+    end: float | None = None
+
+    @property
+    def arrival(self) -> float:
+        """When its last byte is there; only once `end` is known."""
+        if self.end is None:
+            raise ValueError(f"transfer {self.name} has not ended yet; call Network.wait first.")
+        return self.end + self.latency
+
+
+class Network:
+    """Resources with capacities in bytes/s, a clock, and the flows now sharing them.
+
+    Rates are max-min fair in bytes/s: all grow together until a flow meets its cap or a resource is full, and the rest go on
+    (Bertsekas and Gallager, Data Networks, section 6.5.2).
+    """
+
+    def __init__(self, capacities: Mapping[Hashable, float]):
+        self.capacities = dict(capacities)
+        self.now = 0.0
+        self.flows: list[Flow] = []
+
+    def start(self, flow: Flow) -> Flow:
+        """Adds a flow; one that needs nothing ends at once."""
+        if flow.left <= 0 or (not flow.uses and flow.cap == math.inf):
+            flow.end = self.now
+            return flow
+        self.flows.append(flow)
+        self._share()
+        return flow
+
+    def advance(self, until: float) -> None:
+        """Moves the clock to `until`, ending what ends on the way."""
+        while self.flows:
+            first = min(self.flows, key=lambda flow: flow.left / flow.rate)
+            at = self.now + first.left / first.rate
+            if at > until:
+                break
+            self._move(at, first)
+        self._move(until, None)
+
+    def wait(self, flow: Flow) -> None:
+        """Moves the clock to the arrival of a flow, if that is still to come."""
+        while flow.end is None:
+            first = min(self.flows, key=lambda each: each.left / each.rate)
+            self._move(self.now + first.left / first.rate, first)
+        if flow.arrival > self.now:
+            self.advance(flow.arrival)
+
+    def _move(self, at: float, ending: Flow | None) -> None:
+        for flow in self.flows:
+            flow.left = max(0.0, flow.left - flow.rate * (at - self.now))
+        self.now = max(at, self.now)
+        if ending is not None:
+            ending.left, ending.end = 0.0, self.now
+            self.flows.remove(ending)
+            self._share()
+
+    def _share(self) -> None:
+        free = dict(self.capacities)
+        open_flows = list(self.flows)
+        level = 0.0
+        while open_flows:
+            step = min(flow.cap - level for flow in open_flows)
+            demand: dict[Hashable, float] = {}
+            for flow in open_flows:
+                for resource, use in flow.uses.items():
+                    demand[resource] = demand.get(resource, 0.0) + use
+            for resource, use in demand.items():
+                if use > 0:
+                    step = min(step, free[resource] / use)
+            level += step
+            for resource, use in demand.items():
+                free[resource] -= step * use
+            full = {
+                resource
+                for resource, use in demand.items()
+                if use > 0 and free[resource] <= 1e-9 * self.capacities[resource]
+            }
+            done = [
+                flow
+                for flow in open_flows
+                if level >= flow.cap * (1 - 1e-12)
+                or any(use and r in full for r, use in flow.uses.items())
+            ]
+            for flow in done:
+                flow.rate = level
+            open_flows = [flow for flow in open_flows if flow not in done]

@@ -1,0 +1,198 @@
+"""The dtypes of an einsum: of its result, its partial sums and the wire, and which are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .spec import Spec
+
+# An array (whose weak type counts), anything else with a dtype, or a dtype.
+DTypeOrArray = Any
+
+# Narrower integers must be safe from overflow; these and wider are summed as plain einsum does.
+_WIDE_INTEGER_BITS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Dtypes:
+    """`result` is einsum's own result dtype; partial sums are kept in `accumulator`."""
+
+    result: jnp.dtype
+    accumulator: jnp.dtype
+
+
+def _kind(dtype: jnp.dtype) -> str:
+    for kind, parent in (
+        ("integer", jnp.integer),
+        ("floating", jnp.floating),
+        ("complex", jnp.complexfloating),
+    ):
+        if jnp.issubdtype(dtype, parent):
+            return kind
+    return "other"
+
+
+def _is_small_integer(dtype: jnp.dtype) -> bool:
+    return _kind(dtype) == "integer" and jnp.iinfo(dtype).bits < _WIDE_INTEGER_BITS
+
+
+def _dtype_of(operand: DTypeOrArray) -> jnp.dtype:
+    dtype = operand if isinstance(operand, type) else getattr(operand, "dtype", operand)
+    # Extended dtypes, such as those of random keys, cannot be made into numpy dtypes.
+    return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.dtype(dtype)
+
+
+def result_dtype(
+    lhs: DTypeOrArray, rhs: DTypeOrArray, preferred_element_type: Any = None
+) -> jnp.dtype:
+    """The dtype `jnp.einsum` would return, for arrays or dtypes.
+
+    Raises:
+      ValueError: no implicit promotion (two float8 formats, or jax's strict promotion mode).
+    """
+    if preferred_element_type is not None:
+        return jnp.dtype(jax.dtypes.canonicalize_dtype(preferred_element_type))
+    weak_or_not = [x if isinstance(x, jax.Array) else _dtype_of(x) for x in (lhs, rhs)]
+    return jnp.dtype(jnp.result_type(*weak_or_not))
+
+
+def accumulator_dtype(result: Any) -> jnp.dtype:
+    """The dtype that partial sums are kept in: at least 32 bits, and otherwise the result's.
+
+    float32 for bfloat16, float16 and float8 results; int32 (uint32) for integers under 32 bits.
+    """
+    result = jnp.dtype(result)
+    if _kind(result) == "integer":
+        unsigned = jnp.issubdtype(result, jnp.unsignedinteger)
+        return jnp.dtype(jnp.promote_types(result, jnp.uint32 if unsigned else jnp.int32))
+    if jnp.issubdtype(result, jnp.floating) and result.itemsize < jnp.dtype(jnp.float32).itemsize:
+        return jnp.dtype(jnp.float32)
+    return result
+
+
+def summed_terms(spec: Spec, sizes: dict[str, int], n: int = 1) -> int:
+    """How many products are added into one output element when `n` devices each add their own."""
+    return n * math.prod(sizes[label] for label in spec.summed_labels)
+
+
+def check_dtypes(
+    spec: Spec,
+    lhs: DTypeOrArray,
+    rhs: DTypeOrArray,
+    *,
+    terms: int,
+    preferred_element_type: Any = None,
+) -> Dtypes:
+    """The dtypes of an einsum, or an error for those that would lose a value silently.
+
+    Plain einsum multiplies int8 by int8 into int8, wrapping around. Here operands narrower than 32
+    bits must be safe in the worst case: the largest product times `terms` (see `summed_terms`) fits
+    the result. Operands of 32 bits and more behave as in plain einsum, since a wide dtype is the
+    caller's explicit choice.
+
+    Args:
+      spec: the einsum, for messages.
+      lhs: an array or its dtype.
+      rhs: an array or its dtype.
+      terms: the number of products summed into an output element, over all devices.
+      preferred_element_type: as in `jnp.einsum`.
+
+    Raises:
+      ValueError: non-numeric operands, a preferred dtype of another kind, or possible integer
+        overflow.
+    """
+    lhs_dtype, rhs_dtype = _dtype_of(lhs), _dtype_of(rhs)
+    for side, dtype in (("lhs", lhs_dtype), ("rhs", rhs_dtype)):
+        if dtype == jnp.bool_:
+            raise ValueError(
+                f"einsum {spec}: {side} is bool; cast it, for example with {side}.astype(jnp.int32)"
+            )
+        if _kind(dtype) == "other":
+            raise ValueError(f"einsum {spec}: {side} has dtype {dtype}, which is not numeric")
+    try:
+        natural = result_dtype(lhs, rhs)
+    except ValueError as error:
+        raise ValueError(f"einsum {spec}: {error}") from error
+    result = natural
+    if preferred_element_type is not None:
+        result = result_dtype(lhs, rhs, preferred_element_type)
+        _check_preferred(spec, lhs_dtype, rhs_dtype, natural, result)
+    if _kind(result) == "integer":
+        _check_overflow(spec, lhs_dtype, rhs_dtype, result, terms)
+    return Dtypes(result, accumulator_dtype(result))
+
+
+def _check_preferred(
+    spec: Spec, lhs: jnp.dtype, rhs: jnp.dtype, natural: jnp.dtype, result: jnp.dtype
+) -> None:
+    """Refuses what dot_general refuses, and the casts within it that would drop part of a value."""
+    from_kind, to_kind = _kind(natural), _kind(result)
+    same_kind = from_kind == to_kind or (from_kind, to_kind) == ("integer", "floating")
+    # A narrower float only rounds; other narrower dtypes lose range.
+    narrower = result.itemsize < natural.itemsize and from_kind != "floating"
+    signed, unsigned = jnp.signedinteger, jnp.unsignedinteger
+    loses_sign = jnp.issubdtype(natural, signed) and jnp.issubdtype(result, unsigned)
+    if not same_kind or narrower or loses_sign:
+        raise ValueError(
+            f"einsum {spec}: preferred_element_type={result} cannot hold the products of {lhs} and "
+            f"{rhs}, which are {natural}; leave it out and cast the result, or prefer a "
+            f"{from_kind} dtype at least as wide"
+        )
+
+
+def _check_overflow(
+    spec: Spec, lhs: jnp.dtype, rhs: jnp.dtype, result: jnp.dtype, terms: int
+) -> None:
+    if not (_is_small_integer(lhs) and _is_small_integer(rhs)):
+        return
+    ranges = [(int(jnp.iinfo(d).min), int(jnp.iinfo(d).max)) for d in (lhs, rhs)]
+    products = [a * b for a in ranges[0] for b in ranges[1]]
+    low, high = min(0, min(products)) * terms, max(products) * terms
+    if _fits(low, high, result):
+        return
+    wider = [
+        d
+        for d in (jnp.int32, jnp.int64)
+        if _fits(low, high, d) and jax.dtypes.canonicalize_dtype(d) == d
+    ]
+    safe = f"preferred_element_type=jnp.{jnp.dtype(wider[0])} or " if wider else ""
+    raise ValueError(
+        f"einsum {spec}: integer overflow: {terms} products of {lhs} and {rhs} sum to as much as "
+        f"{max(high, -low)}, which {result} does not hold. Use "
+        f"{safe}preferred_element_type=jnp.float32, or cast both operands to jnp.int32 to accept "
+        "wrap-around as plain einsum does"
+    )
+
+
+def _fits(low: int, high: int, dtype: Any) -> bool:
+    return int(jnp.iinfo(dtype).min) <= low and high <= int(jnp.iinfo(dtype).max)
+
+
+def check_wire_dtype(spec: Spec, wire_dtype: Any, moving: Any) -> jnp.dtype:
+    """The dtype in which `moving` values travel: `wire_dtype`, or `moving` itself if None.
+
+    A narrower float or complex rounds each value once per hop where it is re-sent; integers may not
+    be narrowed.
+
+    Raises:
+      ValueError: a wire dtype of another kind than the values, or a narrower integer.
+    """
+    moving = jnp.dtype(moving)
+    if wire_dtype is None:
+        return moving
+    wire = jnp.dtype(jax.dtypes.canonicalize_dtype(wire_dtype))
+    if _kind(wire) != _kind(moving):
+        raise ValueError(
+            f"einsum {spec}: wire_dtype={wire} cannot carry {moving} values; give a "
+            f"{_kind(moving)} dtype, or quantize the operand to send integers"
+        )
+    if _kind(wire) == "integer" and jnp.promote_types(wire, moving) != wire:
+        raise ValueError(
+            f"einsum {spec}: wire_dtype={wire} overflows for {moving} values; leave it out"
+        )
+    return wire

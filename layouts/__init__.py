@@ -1,0 +1,1 @@
+"""Transformer layouts built on collective einsums."""
