@@ -1,0 +1,1 @@
+"""What collective einsums cost: compiled for a target, replayed or timed."""

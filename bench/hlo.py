@@ -1,11 +1,11 @@
 """Read a scheduled HLO module, as `compiled.as_text()` prints it.
 
-The order of the lines of a scheduled module is the order in which a chip executes them, and most of the
-instructions of a TPU module carry the compiler's own estimate of their cycles. This file turns the text into
-frozen values; what an instruction costs is said in `bench.work`.
+The order of the lines of a scheduled module is the order in which a chip executes them, and most of
+the instructions of a TPU module carry the compiler's own estimate of their cycles. This file turns
+the text into frozen values; what an instruction costs is said in `bench.work`.
 
-Sources: the HLO text printer and parser of OpenXLA (`xla/hlo/ir/hlo_instruction.cc`, `xla/shape_util.cc`,
-`xla/hlo/parser/hlo_parser.cc`).
+Sources: the HLO text printer and parser of OpenXLA (`xla/hlo/ir/hlo_instruction.cc`,
+`xla/shape_util.cc`, `xla/hlo/parser/hlo_parser.cc`).
 """
 
 from __future__ import annotations
@@ -13,78 +13,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
+from bench.replica_groups import parse_replica_groups
+from bench.shapes import AnyShape, integers, parse_shape_at
 
-# Memory spaces of a TPU layout, `S(n)`; no `S` is HBM.
-HBM, VMEM, SYNC_FLAGS, CMEM, SMEM = 0, 1, 2, 3, 6
-
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
-_SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
-_NAME = re.compile(r"%?([\w.\-]+)")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
 _OPENERS, _CLOSERS = "([{", ")]}"
-
-
-def _bits(dtype: str) -> int:
-    """Bits of one element: `bf16` 16, `f8e4m3fn` 8, `s4` 4, `pred` 8."""
-    if dtype in _BITS:
-        return _BITS[dtype]
-    match = re.match(r"[a-z]+(\d+)", dtype)
-    if match is None:
-        raise ValueError(
-            f"HLO dtype {dtype!r} is unknown to bench.hlo; add its width in bits to `_BITS`."
-        )
-    return int(match[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """One array: dtype, dimensions, order from minor to major, first tile, memory space (0 is HBM)."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    minor_to_major: tuple[int, ...] = ()
-    tile: tuple[int, ...] = ()
-    memory_space: int = HBM
-    element_bits: int = 0
-
-    @property
-    def size(self) -> int:
-        """Elements, without padding."""
-        return math.prod(self.dims)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes it occupies and that move with it: the tiled dimensions are padded to whole tiles."""
-        order = self.minor_to_major or tuple(reversed(range(len(self.dims))))
-        padded = [self.dims[dim] for dim in order]
-        for place, tile in enumerate(reversed(self.tile)):
-            if place < len(padded):
-                padded[place] = -(-padded[place] // tile) * tile
-        return -(-math.prod(padded) * (self.element_bits or _bits(self.dtype)) // 8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuple:
-    """A tuple of shapes."""
-
-    elements: tuple[AnyShape, ...]
-
-
-AnyShape = Shape | Tuple
-
-
-def leaves(shape: AnyShape) -> list[Shape]:
-    """The arrays of a shape, depth first."""
-    if isinstance(shape, Shape):
-        return [shape]
-    return [leaf for element in shape.elements for leaf in leaves(element)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +48,11 @@ class Instruction:
         """The compiler's cost in clock cycles of this chip, or None where it gives none."""
         match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes.get("backend_config", ""))
         return int(match[1]) if match else None
+
+    @property
+    def custom_call_target(self) -> str:
+        """What a custom call calls; empty for other ops."""
+        return self.attributes.get("custom_call_target", "").strip('"')
 
     @property
     def op_name(self) -> str:
@@ -141,7 +84,10 @@ class Instruction:
     @functools.cached_property
     def replica_groups(self) -> tuple[tuple[int, ...], ...]:
         """Groups of positions in the mesh's flat order, from the list or the iota form."""
-        return parse_replica_groups(self.attributes.get("replica_groups", ""))
+        groups = self.attributes.get("replica_groups", "")
+        if "device_ids" in self.attributes:
+            groups += f",device_ids={self.attributes['device_ids']}"
+        return parse_replica_groups(groups)
 
     @functools.cached_property
     def source_target_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -152,7 +98,7 @@ class Instruction:
     @property
     def dimensions(self) -> tuple[int, ...]:
         """The attribute `dimensions={...}`."""
-        return _integers(self.attributes.get("dimensions", ""))
+        return integers(self.attributes.get("dimensions", ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,33 +168,12 @@ def parse(text: str) -> Module:
         )
     partitions = re.search(r"num_partitions=(\d+)", head)
     return Module(
-        _NAME.match(head.split()[1])[1],
+        head.split()[1].rstrip(","),
         "is_scheduled=true" in head,  # type: ignore[index]
         int(partitions[1]) if partitions else 1,
         computations,
         entry,
     )
-
-
-def parse_shape(text: str) -> AnyShape:
-    """Reads `bf16[4,8]{1,0:T(8,128)(2,1)S(3)}` or a tuple of such."""
-    return _shape(text, 0)[0]
-
-
-def parse_replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """Reads `{{0,1},{2,3}}` or `[2,2]<=[2,2]T(1,0)`."""
-    iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if iota:
-        shape, source = _integers(iota[1]), _integers(iota[2])
-        ids = np.arange(math.prod(source)).reshape(source)
-        if iota[3]:
-            ids = ids.transpose(_integers(iota[3]))
-        return tuple(tuple(int(i) for i in group) for group in ids.reshape(shape))
-    return tuple(_integers(group) for group in re.findall(r"\{([\d,\s]+)\}", text))
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in re.findall(r"\d+", text))
 
 
 def _names(text: str) -> list[str]:
@@ -262,7 +187,7 @@ def _computation(name: str, body: list[Instruction]) -> Computation:
 
 
 def _instruction(line: str, match: re.Match[str]) -> Instruction:
-    shape, at = _shape(line, match.end())
+    shape, at = parse_shape_at(line, match.end())
     start = line.index("(", at)
     opcode = line[at:start].strip()
     end = _closing(line, start)
@@ -276,36 +201,6 @@ def _instruction(line: str, match: re.Match[str]) -> Instruction:
         if equals:
             attributes[key] = value
     return Instruction(match[2], shape, opcode, operands, literal, attributes, bool(match[1]))
-
-
-def _shape(text: str, at: int) -> tuple[AnyShape, int]:
-    while text[at] == " " or text.startswith("/*", at):
-        at = at + 1 if text[at] == " " else text.index("*/", at) + 2
-    if text[at] == "(":
-        elements: list[AnyShape] = []
-        at += 1
-        while text[at] != ")":
-            element, at = _shape(text, at)
-            elements.append(element)
-            while text[at] in ", ":
-                at += 1
-        return Tuple(tuple(elements)), at + 1
-    match = _SHAPE.match(text, at)
-    if match is None:
-        raise ValueError(f"bench.hlo cannot read a shape at {text[at : at + 60]!r}.")
-    layout = match[3] or ""
-    order, _, rest = layout.strip("{}").partition(":")
-    tile = re.search(r"T\(([\d,]+)\)", rest)
-    space = re.search(r"S\((\d+)\)", rest)
-    width = re.search(r"E\((\d+)\)", rest)
-    return Shape(
-        match[1],
-        _integers(match[2]),
-        _integers(order),
-        _integers(tile[1]) if tile else (),
-        int(space[1]) if space else HBM,
-        int(width[1]) if width else 0,
-    ), match.end()
 
 
 def _closing(text: str, start: int) -> int:

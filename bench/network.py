@@ -1,23 +1,25 @@
-"""Transfers that share bandwidth: links of the torus and HBM, in fair shares, moved from event to event."""
+"""Transfers that share the links and HBM in fair shares, moved from event to event."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(eq=False)
 class Flow:
     """A transfer in flight.
 
-    `left` bytes remain; each takes `uses[r]` bytes of resource r. `cap` is the fastest it could go alone, in bytes/s;
-    `latency` passes after the last byte. `end` is when the last byte left, once it has.
+    `left` bytes remain; each takes `uses[r]` bytes of resource r. `cap` is the fastest it could go
+    alone, in bytes/s; `latency` passes after the last byte. `end` is when the last byte left, once
+    it has.
     """
 
     name: str
     left: float
-    uses: Mapping[Hashable, float]
+    uses: Mapping[Any, float]
     cap: float = math.inf
     latency: float = 0.0
     rate: float = 0.0
@@ -34,11 +36,11 @@ class Flow:
 class Network:
     """Resources with capacities in bytes/s, a clock, and the flows now sharing them.
 
-    Rates are max-min fair in bytes/s: all grow together until a flow meets its cap or a resource is full, and the rest go on
-    (Bertsekas and Gallager, Data Networks, section 6.5.2).
+    Rates are max-min fair in bytes/s: all grow together until a flow meets its cap or a resource is
+    full, and the rest go on (Bertsekas and Gallager, Data Networks, section 6.5.2).
     """
 
-    def __init__(self, capacities: Mapping[Hashable, float]):
+    def __init__(self, capacities: Mapping[Any, float]):
         self.capacities = dict(capacities)
         self.now = 0.0
         self.flows: list[Flow] = []

@@ -1,8 +1,10 @@
 """Replay a scheduled HLO module on one chip of a torus.
 
-Every chip of an SPMD program does the same at the same time, so one chip is followed. Ops run in the order of the
-schedule and take the compiler's `estimated_cycles`; asynchronous copies and permutes run beside them, sharing the links
-and HBM in fair shares; a `-done` waits for what has not arrived. Nothing is fitted to measurements.
+Every chip of an SPMD program does the same at the same time, so one chip is followed. Ops run in
+the order of the schedule and take the compiler's `estimated_cycles`; asynchronous copies and
+collectives run beside them, sharing the links and HBM in fair shares; a `-done` waits for what has
+not arrived. A synchronous collective is a start and a done with nothing between. Nothing is fitted
+to measurements.
 """
 
 from __future__ import annotations
@@ -13,24 +15,13 @@ from typing import Any
 
 import jax
 
-from bench import hlo, scalars, work
+from bench import hlo, scalars, transfers, work
 from bench.network import Flow, Network
 from bench.timeline import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event, Timeline
-from bench.topology import Route, Torus
+from bench.topology import Torus
 from collective_einsum.chip import Chip, chip_for
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 _HBM = "hbm"
-# Custom calls that only name memory.
-_FREE_TARGETS = ("AllocateBuffer",)
 
 
 def replay(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip | None = None) -> Timeline:
@@ -49,46 +40,45 @@ def replay(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip | None = None) -> 
     """
     module = hlo.parse(compiled if isinstance(compiled, str) else compiled.as_text())
     chip = chip or chip_for(mesh.devices.flat[0].device_kind)
-    torus = Torus.of_mesh(mesh, chip)
-    return replay_module(module, torus, chip)
+    return replay_module(module, Torus.of_mesh(mesh, chip), chip)
 
 
 def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
     """Replays a parsed module; see `replay`."""
     if not module.is_scheduled:
         raise ValueError(
-            f"HLO module {module.name} is not scheduled; pass the text of a compiled program, not of a lowered one."
+            f"HLO module {module.name} is not scheduled; pass the text of a compiled program, not "
+            "of a lowered one."
         )
     if module.num_partitions not in (1, len(torus.coords)):
         raise ValueError(
-            f"HLO module {module.name} was compiled for {module.num_partitions} devices but the mesh has "
-            f"{len(torus.coords)}; pass the mesh that it was compiled for."
+            f"HLO module {module.name} was compiled for {module.num_partitions} devices but the "
+            f"mesh has {len(torus.coords)}; pass the mesh that it was compiled for."
         )
     walk = _Walk(module, torus, chip)
     walk.computation(module.entry)
     return Timeline(
-        module.name,
-        chip.name,
-        walk.network.now,
-        walk.hbm_bytes,
-        chip.hbm_bandwidth,
-        chip.bf16_flops,
-        tuple(torus.link_name(link) for link in torus.links),
-        tuple(sorted(walk.events, key=lambda event: event.start)),
-        tuple(dict.fromkeys(walk.notes)),
+        name=module.name,
+        chip=chip.name,
+        total_seconds=walk.network.now,
+        hbm_bytes=walk.hbm_bytes,
+        hbm_bandwidth=chip.hbm_bandwidth,
+        peak_flops=chip.bf16_flops,
+        links=tuple(sorted(torus.link_name(link) for link in torus.links)),
+        events=tuple(sorted(walk.events, key=lambda event: event.start)),
+        notes=tuple(dict.fromkeys(walk.notes)),
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Transfer:
-    """An asynchronous operation between its start and its done."""
+    """An asynchronous operation between its start and its done; bytes by the row they show on."""
 
     instruction: hlo.Instruction
     flow: Flow
     kind: str
     rows: dict[str, float]
     start: float
-    recorded: bool = False
 
 
 class _Walk:
@@ -96,8 +86,8 @@ class _Walk:
 
     def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
         self.module, self.torus, self.chip = module, torus, chip
-        capacities: dict[Hashable, float] = {link: chip.link_bandwidth for link in torus.links}
-        self.network = Network(capacities | {_HBM: chip.hbm_bandwidth})
+        links = dict.fromkeys(torus.links, chip.link_bandwidth)
+        self.network = Network({**links, _HBM: chip.hbm_bandwidth})
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
         self.notes: list[str] = []
@@ -107,30 +97,34 @@ class _Walk:
         pending: dict[str, _Transfer] = {}
         for instruction in computation:
             opcode = instruction.opcode
-            if (
-                opcode in work.FREE
-                or instruction.attributes.get("custom_call_target", "").strip('"') in _FREE_TARGETS
-            ):
+            if work.is_free(instruction):
                 continue
             if opcode == "while":
                 self.loop(instruction, computation)
-            elif opcode == "conditional":
-                self.conditional(instruction)
-            elif opcode == "call":
-                self.computation(self.module.computations[instruction.calls[0]])
-            elif opcode.endswith("-start"):
-                pending[instruction.name] = self.start(instruction, computation)
-            elif opcode.endswith("-done"):
-                self.finish(pending[_start_of(instruction, computation)])
-            elif opcode.endswith("-update"):
                 continue
-            elif self.collective_in(instruction, computation):
-                self.finish(self.start(instruction, computation), synchronous=True)
+            if opcode == "conditional":
+                self.conditional(instruction)
+                continue
+            if opcode == "call":
+                self.computation(self.module.computations[instruction.calls[0]])
+                continue
+            collective = transfers.collective_in(self.module, computation, instruction)
+            phase = collective.phase if collective else None
+            if phase == transfers.DONE or opcode.endswith("-done"):
+                name = transfers.start_of(instruction, computation, set(pending))
+                self.finish(pending.pop(name))
+            elif phase == transfers.START or opcode.endswith("-start"):
+                pending[instruction.name] = self.start(instruction, computation, collective)
+            elif phase == transfers.SYNCHRONOUS:
+                self.finish(self.start(instruction, computation, collective))
             else:
                 self.compute(instruction, computation)
 
     def loop(self, loop: hlo.Instruction, computation: hlo.Computation) -> None:
-        """Runs a loop; from an iteration with nothing in flight at either end, the rest are copies of it."""
+        """Runs a loop.
+
+        An iteration that begins and ends with nothing in flight is repeated exactly by the rest.
+        """
         count = scalars.trip_count(self.module, loop, computation)
         if count is None:
             self.notes.append(f"{loop.name}: its trip count depends on data; counted once")
@@ -154,9 +148,7 @@ class _Walk:
         """Runs the branch with the most estimated cycles."""
         branches = [self.module.computations[name] for name in instruction.calls]
         self.notes.append(f"{instruction.name}: counted its longest branch")
-        self.computation(
-            max(branches, key=lambda branch: sum(each.estimated_cycles or 0 for each in branch))
-        )
+        self.computation(max(branches, key=lambda b: sum(i.estimated_cycles or 0 for i in b)))
 
     def compute(self, instruction: hlo.Instruction, computation: hlo.Computation) -> None:
         """Runs an op that occupies the cores; it takes longer where HBM is shared."""
@@ -165,7 +157,8 @@ class _Walk:
         seconds = (cycles or 0) / self.chip.clock_hz
         if instruction.opcode == "custom-call" and cycles is None:
             self.notes.append(
-                f"{instruction.name}: a custom call without an estimate, charged the time of its HBM bytes"
+                f"{instruction.name}: custom call {instruction.custom_call_target} has no "
+                "estimate; charged the time of its HBM bytes"
             )
         start = self.network.now
         if moved:
@@ -178,142 +171,62 @@ class _Walk:
             flops = work.flops(self.module, computation, instruction)
             self.events.append(
                 Event(
-                    COMPUTE_ROW,
-                    instruction.name,
-                    start,
-                    self.network.now,
-                    "dot" if flops else "compute",
-                    instruction.op_name,
-                    moved,
+                    row=COMPUTE_ROW,
+                    name=instruction.name,
+                    start=start,
+                    end=self.network.now,
+                    kind="dot" if flops else "compute",
+                    op_name=instruction.op_name,
+                    bytes=moved,
                     flops=flops,
                 )
             )
 
-    def collective_in(
-        self, instruction: hlo.Instruction, computation: hlo.Computation
-    ) -> tuple[hlo.Instruction, hlo.Computation, str] | None:
-        """The collective that an instruction is, starts, or contains, where it stands, and what it amounts to."""
-        base = instruction.opcode.removesuffix("-start")
-        if base in COLLECTIVES:
-            return instruction, computation, base
-        if base not in ("async", "fusion"):
-            return None
-        for name in instruction.calls:
-            inner = self.module.computations[name]
-            for each in inner:
-                found = self.collective_in(each, inner)
-                if found:
-                    # A fused all-reduce and slice is how the compiler writes some reduce-scatters.
-                    sliced = found[2] == "all-reduce" and any(
-                        i.opcode == "dynamic-slice" for i in inner
-                    )
-                    return found[0], found[1], "reduce-scatter" if sliced else found[2]
-        return None
-
-    def start(self, instruction: hlo.Instruction, computation: hlo.Computation) -> _Transfer:
+    def start(
+        self,
+        instruction: hlo.Instruction,
+        computation: hlo.Computation,
+        collective: transfers.Collective | None,
+    ) -> _Transfer:
         """Sets a transfer going: a collective, or a copy between memories."""
-        found = self.collective_in(instruction, computation)
-        if found is None:
-            moved = _copied_hbm_bytes(instruction, computation)
+        uses: dict[Hashable, float] = {}
+        if collective is None:
+            kind = "copy"
+            moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
             # A copy between on-chip memories is taken to be no faster than one from HBM.
-            size = moved or work.total_bytes(_result(instruction))
-            flow = Flow(
-                instruction.name, size, {_HBM: 1.0} if moved else {}, self.chip.hbm_bandwidth
-            )
-            transfer = _Transfer(instruction, flow, "copy", {DMA_ROW: moved}, self.network.now)
+            size = moved or work.total_bytes(transfers.result(instruction))
+            cap, latency = self.chip.hbm_bandwidth, 0.0
+            rows = {DMA_ROW: float(moved)}
         else:
-            route = self.route(*found)
-            moved = work.bytes_in_hbm(_result(instruction)) + sum(
+            kind = "permute" if collective.kind == "collective-permute" else "collective"
+            moved = work.bytes_in_hbm(transfers.result(instruction)) + sum(
                 work.bytes_in_hbm(computation[operand].shape) for operand in instruction.operands
             )
+            route = collective.route(self.torus)
             size = route.bytes or moved
-            uses: dict[Hashable, float] = dict(route.loads)
-            if moved:
-                uses[_HBM] = moved / size
-            flow = Flow(instruction.name, size, uses, latency=route.hops * self.chip.hop_seconds)
-            transfer = _Transfer(
-                instruction,
-                flow,
-                "permute" if found[2] == "collective-permute" else "collective",
-                {
-                    self.torus.link_name(link): load * route.bytes
-                    for link, load in route.loads.items()
-                },
-                self.network.now,
-            )
+            cap, latency = float("inf"), route.hops * self.chip.hop_seconds
+            uses.update(route.loads)
+            rows = {
+                self.torus.link_name(link): load * route.bytes for link, load in route.loads.items()
+            }
+        if moved:
+            uses[_HBM] = moved / size
+        flow = Flow(instruction.name, size, uses, cap, latency)
         self.hbm_bytes += moved
         self.network.start(flow)
-        return transfer
+        return _Transfer(instruction, flow, kind, rows, self.network.now)
 
-    def finish(self, transfer: _Transfer, synchronous: bool = False) -> None:
+    def finish(self, transfer: _Transfer) -> None:
         """Waits for a transfer, and puts it on the rows of the links that it took."""
         start = self.network.now
         self.network.wait(transfer.flow)
         name, op_name = transfer.instruction.name, transfer.instruction.op_name
-        end = transfer.flow.end or transfer.start
+        arrival = transfer.flow.arrival
         for row, moved in transfer.rows.items():
+            end = arrival - transfer.flow.latency
             self.events.append(
-                Event(
-                    row,
-                    name,
-                    transfer.start,
-                    end,
-                    transfer.kind,
-                    op_name,
-                    moved,
-                    transfer.flow.arrival,
-                )
+                Event(row, name, transfer.start, end, transfer.kind, op_name, moved, arrival)
             )
         if self.network.now > start:
             kind = "copy" if transfer.kind == "copy" else "collective"
             self.events.append(Event(STALL_ROW, name, start, self.network.now, kind, op_name))
-
-    def route(self, collective: hlo.Instruction, computation: hlo.Computation, kind: str) -> Route:
-        """What a collective asks of the torus."""
-        sent = sum(work.total_bytes(computation[operand].shape) for operand in collective.operands)
-        groups = collective.replica_groups
-        if kind == "collective-permute":
-            return self.torus.permute(collective.source_target_pairs, sent)
-        if kind == "all-gather":
-            return self.torus.all_gather(groups, work.total_bytes(_result(collective)))
-        if kind in ("reduce-scatter", "collective-broadcast"):
-            return self.torus.all_gather(groups, sent)
-        if kind == "all-reduce":
-            return self.torus.all_reduce(groups, sent)
-        return self.torus.all_to_all(groups, sent)
-
-
-def _result(instruction: hlo.Instruction) -> hlo.AnyShape:
-    """The shape of the result that the matching `-done` returns."""
-    opcode, shape = instruction.opcode, instruction.shape
-    if (
-        not opcode.endswith("-start")
-        or opcode == "all-reduce-start"
-        or not isinstance(shape, hlo.Tuple)
-    ):
-        return shape
-    return shape.elements[0 if opcode == "copy-start" else 1]
-
-
-def _copied_hbm_bytes(instruction: hlo.Instruction, computation: hlo.Computation) -> int:
-    """HBM bytes of a copy or slice between memories: what it reads there and what it writes there."""
-    result = _result(instruction)
-    reads = any(
-        leaf.memory_space == hlo.HBM and leaf.dims
-        for operand in instruction.operands[:1]
-        for leaf in hlo.leaves(computation[operand].shape)
-    )
-    return work.bytes_in_hbm(result) + (work.total_bytes(result) if reads else 0)
-
-
-def _start_of(done: hlo.Instruction, computation: hlo.Computation) -> str:
-    """Name of the start that a done waits for."""
-    instruction = done
-    while not instruction.opcode.endswith("-start"):
-        if not instruction.operands:
-            raise ValueError(
-                f"{done.name} has no start in its computation {computation.name}: it was started in another "
-                "iteration, which this replay does not follow."
-            )
-        instruction = computation[instruction.operands[0]]
-    return instruction.name

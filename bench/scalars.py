@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from bench import hlo
+from bench import hlo, shapes
 
 # A loop that runs longer than this is taken to depend on data.
 MOST_ITERATIONS = 1 << 20
@@ -32,7 +32,7 @@ _BINARY: dict[str, Callable[[int, int], int]] = {
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start", "opt-barrier")
 
 
-class Unknown(Exception):
+class UnknownError(Exception):
     """The value depends on data."""
 
 
@@ -57,14 +57,14 @@ def trip_count(
     body = module.computations[loop.called("body")]
 
     def scalar_state(source: hlo.Computation, value: Callable[[], Any]) -> _Lazy:
-        elements = loop.shape.elements if isinstance(loop.shape, hlo.Tuple) else ()
+        elements = loop.shape.elements if isinstance(loop.shape, shapes.TupleShape) else ()
         state: list[Callable[[], Any]] = []
         for index, shape in enumerate(elements):
             known = None
-            if isinstance(shape, hlo.Shape) and shape.size == 1:
+            if isinstance(shape, shapes.Shape) and shape.size == 1:
                 try:
                     known = value().elements[index]()
-                except Unknown:
+                except UnknownError:
                     known = None
             state.append(lambda known=known: _known(known))
         return _Lazy(state)
@@ -79,14 +79,14 @@ def trip_count(
             state = scalar_state(
                 body, lambda state=state: _evaluate(module, body, body.root, [state])
             )
-    except Unknown:
+    except UnknownError:
         return None
     return None
 
 
 def _known(value: Any) -> Any:
     if value is None:
-        raise Unknown
+        raise UnknownError
     return value
 
 
@@ -104,7 +104,7 @@ def _evaluate(
     opcode = instruction.opcode
     if opcode == "parameter":
         if arguments is None:
-            raise Unknown
+            raise UnknownError
         argument = arguments[int(instruction.literal)]
         return argument() if callable(argument) else argument
     if opcode == "constant":
@@ -114,7 +114,7 @@ def _evaluate(
         try:
             return int(text)
         except ValueError:
-            raise Unknown from None
+            raise UnknownError from None
     if opcode in _SAME:
         return value(0)
     if opcode == "tuple":
@@ -124,7 +124,7 @@ def _evaluate(
     if opcode == "get-tuple-element":
         whole = value(0)
         if not isinstance(whole, _Lazy):
-            raise Unknown
+            raise UnknownError
         return whole.elements[int(instruction.attributes["index"])]()
     if opcode in ("fusion", "call"):
         inner = module.computations[instruction.calls[0]]
@@ -138,4 +138,4 @@ def _evaluate(
         return -value(0)
     if opcode in _BINARY:
         return _BINARY[opcode](value(0), value(1))
-    raise Unknown
+    raise UnknownError

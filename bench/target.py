@@ -1,6 +1,8 @@
-"""Where to run or compile: emulated CPU devices, attached accelerators, or a TPU slice that is not there.
+"""Where to run or compile: emulated CPU devices, attached accelerators, or a TPU slice that is not
+there.
 
-`target("v4:4x4x4")` compiles with the real TPU compiler on any Linux machine; nothing can run on it.
+`target("v4:4x4x4")` compiles with the real TPU compiler on any Linux machine; nothing can run on
+it.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chip import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, Chip, chip_for
 
-# Without a TPU, libtpu would ask the cloud's metadata server who it is, and would let in one process at a time.
-_LIBTPU_ENVIRONMENT = {
+# Without a TPU, libtpu would ask the cloud who it is, and let in one process at a time.
+LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
@@ -60,7 +62,7 @@ class Target:
     name: str
     kind: str
     chip: Chip | None
-    devices: tuple[jax.Device, ...] = dataclasses.field(repr=False)
+    devices: tuple[Any, ...] = dataclasses.field(repr=False)
 
     @property
     def can_run(self) -> bool:
@@ -75,12 +77,13 @@ class Target:
         wanted, there = math.prod(axis_sizes), len(self.devices)
         if len(axis_sizes) != len(axis_names):
             raise ValueError(
-                f"axis_sizes {tuple(axis_sizes)} and axis_names {tuple(axis_names)} differ in length."
+                f"axis_sizes {tuple(axis_sizes)} and axis_names {tuple(axis_names)} differ in "
+                "length; give every axis one size and one name."
             )
         if wanted > there or (self.kind == "topology" and wanted != there):
             raise ValueError(
-                f"a mesh of sizes {tuple(axis_sizes)} has {wanted} devices but target {self.name!r} has "
-                f"{there}; choose axis sizes whose product is {there}."
+                f"a mesh of sizes {tuple(axis_sizes)} has {wanted} devices but target "
+                f"{self.name!r} has {there}; choose axis sizes whose product is {there}."
             )
         devices = mesh_utils.create_device_mesh(
             tuple(axis_sizes),
@@ -91,25 +94,32 @@ class Target:
 
     def compile(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., Any] | jax.stages.Lowered,
         *args: Any,
         compiler_options: Mapping[str, Any] | None = None,
     ) -> jax.stages.Compiled:
-        """Compiles a function, jitted or not, for `args`: ShapeDtypeStructs whose shardings name a mesh of this target."""
-        jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
-        return jitted.lower(*args).compile(
-            compiler_options=dict(compiler_options) if compiler_options else None
-        )
+        """Compiles a function, jitted or not, or what lowering it gave.
+
+        `args` are ShapeDtypeStructs whose shardings name a mesh of this target; none for a
+        function that is lowered already.
+        """
+        lowered: Any = function
+        if not isinstance(function, jax.stages.Lowered):
+            jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+            lowered = jitted.lower(*args)
+        return lowered.compile(compiler_options=dict(compiler_options or {}) or None)
 
 
 def target(name: str) -> Target:
-    """The target of a name: `cpu:8`, `attached`, `v4:4x4x4`, `v5p:4x4x4`, `v5e:4x4`, `v6e:4x4` and the like.
+    """The target of a name: `cpu:8`, `attached`, `v4:4x4x4`, `v5p:4x4x4`, `v5e:4x4`, `v6e:4x4` and
+    the like.
 
-    Sets the environment that the emulated devices or libtpu need, so call it before anything initialises jax's backends.
+    Sets the environment that the emulated devices or libtpu need, so call it before anything
+    initialises jax's backends.
 
     Raises:
-      ValueError: if there is no such target, or the topology cannot be, or the devices are not there.
-      ModuleNotFoundError: if a topology is asked for and libtpu is not installed.
+      ValueError: if there is no such target, or the topology cannot be, or the devices are not
+      there. ModuleNotFoundError: if a topology is asked for and libtpu is not installed.
     """
     if name == "attached":
         return _attached()
@@ -128,8 +138,9 @@ def _emulated(name: str, count: int) -> Target:
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(
-            f"target {name!r} needs {count} emulated devices but jax has started with {len(devices)}; ask for "
-            f"the target first, or set XLA_FLAGS=--xla_force_host_platform_device_count={count}."
+            f"target {name!r} needs {count} emulated devices but jax has started with "
+            f"{len(devices)}; ask for the target first, or set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}."
         )
     return Target(name, "emulated", None, tuple(devices[:count]))
 
@@ -148,16 +159,17 @@ def _topology(name: str, generation: _Generation, size: str) -> Target:
     # Hosts hold 2x2 chips, and libtpu ends the process if it is given a wrong number of dimensions.
     if len(sizes) != generation.dims or min(sizes) < 1 or sizes[0] % 2 or sizes[1] % 2:
         shape = "x".join("XYZ"[: generation.dims])
+        example = next(known for known in TOPOLOGIES if known.startswith(name.partition(":")[0]))
         raise ValueError(
-            f"target {name!r} is no slice of {generation.chip.name}: give its size as {shape} with X and Y even, "
-            f"such as {next(t for t in TOPOLOGIES if t.startswith(name.partition(':')[0]))}."
+            f"target {name!r} is no slice of {generation.chip.name}: give its size as {shape} "
+            f"with X and Y even, such as {example}."
         )
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             f"target {name!r} needs libtpu, the TPU compiler (no TPU needed): "
             "pip install -e '.[bench]'"
         )
-    for key, value in _LIBTPU_ENVIRONMENT.items():
+    for key, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     description = topologies.get_topology_desc(name, platform="tpu", **generation.options)
     return Target(name, "topology", generation.chip, tuple(description.devices))

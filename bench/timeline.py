@@ -1,12 +1,14 @@
-"""The result of a replay: events on rows, and what they add up to. Prints as a table, draws as a PNG, opens in Perfetto."""
+"""The result of a replay: events on rows, and what they add up to, printed as a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+
+from bench import drawing
+from bench.tables import table
 
 COMPUTE_ROW, STALL_ROW, DMA_ROW = "compute", "stall", "dma"
 
@@ -15,9 +17,9 @@ COMPUTE_ROW, STALL_ROW, DMA_ROW = "compute", "stall", "dma"
 class Event:
     """Something that takes time, in seconds from the start.
 
-    `row` is "compute", "stall", "dma", or the name of an axis and direction such as "x+"; `kind` is "dot", "compute",
-    "collective", "permute", "copy" or "stall". `bytes` are those that move over the link or to and from HBM.
-    `arrival` is when the last byte of a transfer has passed its hops.
+    `row` is "compute", "stall", "dma", or the name of an axis and direction such as "x+"; `kind` is
+    "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are those that move over
+    the link or to and from HBM. `arrival` is when the last byte of a transfer has passed its hops.
     """
 
     row: str
@@ -100,7 +102,7 @@ class Timeline:
 
     @functools.cached_property
     def exposed_by_op(self) -> Mapping[str, float]:
-        """Seconds in which the chip waits for a transfer between chips and computes nothing, by instruction."""
+        """Seconds in which the chip waits for a transfer between chips, by instruction."""
         return self._waiting("collective")
 
     @functools.cached_property
@@ -131,7 +133,7 @@ class Timeline:
 
     @functools.cached_property
     def link_bytes(self) -> Mapping[str, float]:
-        """Bytes over the most loaded link of each axis and direction; 0 where a direction is idle."""
+        """Bytes over the most loaded link of each axis and direction; 0 where one is idle."""
         return {link: sum(e.bytes for e in self.events if e.row == link) for link in self.links}
 
     @functools.cached_property
@@ -161,7 +163,7 @@ class Timeline:
         return self.flops / (self.peak_flops * self.total_seconds) if self.total_seconds else 0.0
 
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
-        """Seconds that each collective-permute shares with a dot, by instruction; only those that share some."""
+        """Seconds that each collective-permute shares with a dot, where it shares some."""
         dots = _union((e.start, e.end) for e in self.events if e.kind == "dot")
         found: dict[str, float] = {}
         seen = set()
@@ -177,9 +179,20 @@ class Timeline:
                 found[event.name] = found.get(event.name, 0.0) + shared
         return found
 
-    def __str__(self) -> str:
-        from bench.tables import table
+    def save_png(self, path: str | os.PathLike[str]) -> None:
+        """Draws the rows: compute, stalls, every axis and direction, DMA. Needs matplotlib."""
+        drawing.save_png(self, path)
 
+    def save_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes Chrome trace JSON, which ui.perfetto.dev opens; 1 us there is 1 us of the chip."""
+        drawing.save_trace(self, path)
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows, from top to bottom."""
+        return (COMPUTE_ROW, STALL_ROW, *self.links, DMA_ROW)
+
+    def __str__(self) -> str:
         us = 1e6
         lines = [f"{self.name} on {self.chip}, replayed (predicted)"]
         rows = [

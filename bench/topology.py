@@ -1,8 +1,8 @@
 """The torus under a mesh: where each device stands, and which links a transfer takes.
 
-A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the first axis. All chips of an
-SPMD program do the same at the same time, so one number for each axis and direction, that of its most loaded link, says how
-long a transfer takes.
+A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the
+first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
+and direction, that of its most loaded link, says how long a transfer takes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Link = tuple[int, int]
 class Route:
     """A transfer on the torus.
 
-    `bytes` moves over each link of `loads`, times its load (how many messages share the most loaded link of that axis and
-    direction); the last byte is `hops` links behind.
+    `bytes` moves over each link of `loads`, times its load (how many messages share the most loaded
+    link of that axis and direction); the last byte is `hops` links behind.
     """
 
     bytes: float
@@ -45,15 +45,16 @@ class Torus:
 
     @classmethod
     def of_mesh(cls, mesh: jax.sharding.Mesh, chip: Chip) -> Torus:
-        """The torus spanned by the devices of a mesh, its axes named after the mesh axes that lie along them.
+        """The torus spanned by the devices of a mesh, its axes named after the mesh axes that lie
+        along them.
 
         Raises ValueError if the devices have no coordinates on a torus.
         """
         devices = list(mesh.devices.flat)
         if not hasattr(devices[0], "coords"):
             raise ValueError(
-                f"devices of kind {devices[0].device_kind!r} have no coordinates on a torus; replay a program "
-                "compiled for a TPU topology, such as bench.target.target('v4:4x4x4')."
+                f"devices of kind {devices[0].device_kind!r} have no coordinates on a torus; "
+                "replay a program compiled for a TPU topology, such as 'v4:4x4x4'."
             )
         coords = tuple(tuple(int(c) for c in device.coords) for device in devices)
         low = [min(axis) for axis in zip(*coords, strict=True)]
@@ -69,7 +70,7 @@ class Torus:
         )
 
     def link_name(self, link: Link) -> str:
-        """`x+`: the direction of growing coordinates on the torus axis that the mesh axis x lies along."""
+        """`x+`: growing coordinates on the torus axis that the mesh axis x lies along."""
         return self.names[link[0]] + ("+" if link[1] > 0 else "-")
 
     @property
@@ -101,10 +102,12 @@ class Torus:
         return Route(message_bytes if loads else 0, loads, longest)
 
     def all_gather(self, groups: Sequence[Sequence[int]], gathered_bytes: float) -> Route:
-        """An all-gather (or, mirrored, a reduce-scatter) of `gathered_bytes` a chip, on all links of its axes at once.
+        """An all-gather (or, mirrored, a reduce-scatter) of `gathered_bytes` a chip, on all links
+        of its axes at once.
 
-        D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one for a line (Chan et al. 2007, as
-        in Pope et al., arXiv 2211.05102, appendix A.1); the farthest chip is `hops` links away.
+        D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one for a line
+        (Chan et al. 2007, as in Pope et al., arXiv 2211.05102, appendix A.1); the farthest chip is
+        `hops` links away.
         """
         spans, size = self._spans(groups)
         if not spans:
@@ -122,7 +125,8 @@ class Torus:
         return Route(2 * half.bytes, half.loads, 2 * half.hops)
 
     def all_to_all(self, groups: Sequence[Sequence[int]], local_bytes: float) -> Route:
-        """Every chip sends 1/K of `local_bytes` to each: the middle of each axis carries n/8 of them (a line: n/4).
+        """Every chip sends 1/K of `local_bytes` to each: the middle of each axis carries n/8 of
+        them (a line: n/4).
 
         On a ring that is a quarter of the all-gather of as many bytes from every chip.
         """
@@ -140,7 +144,7 @@ class Torus:
     def _spans(
         self, groups: Sequence[Sequence[int]]
     ) -> tuple[list[tuple[int, int, bool, int]], int]:
-        """(axis, chips along it, whether they form a ring, distance between neighbours) of the groups, and their size."""
+        """How groups lie: (axis, chips along it, ring or line, distance of neighbours), size."""
         group = max(groups, key=len, default=()) or range(len(self.coords))
         spans = []
         for axis in range(len(self.sizes)):
@@ -154,7 +158,7 @@ class Torus:
 
 
 def _names(mesh: jax.sharding.Mesh, coords: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
-    """The mesh axes that lie along each axis of the torus; numbered where one mesh axis takes several."""
+    """The mesh axes along each torus axis; numbered where one mesh axis takes several."""
     shape = mesh.devices.shape
     along: list[list[str]] = [[] for _ in coords[0]]
     for index, name in enumerate(mesh.axis_names):

@@ -1,7 +1,8 @@
 """What one instruction of a scheduled module asks of a chip: flops, and bytes of HBM.
 
-A fusion is charged for what it really reads: a dynamic slice of a stacked parameter reads the slice, and an update in
-place writes the update. Counting follows OpenXLA's `HloCostAnalysis` (`xla/service/hlo_cost_analysis.cc`).
+A fusion is charged for what it really reads: a dynamic slice of a stacked parameter reads the
+slice, and an update in place writes the update. Counting follows OpenXLA's `HloCostAnalysis`
+(`xla/service/hlo_cost_analysis.cc`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 
 import numpy as np
 
-from bench import hlo
+from bench import hlo, shapes
 
 # They name, group or reinterpret values and move nothing.
 FREE = frozenset(
@@ -24,7 +25,6 @@ FREE = frozenset(
         "after-all",
         "partition-id",
         "replica-id",
-        "iota",
         "opt-barrier",
         "add-dependency",
         "get-dimension-size",
@@ -35,18 +35,37 @@ _ALIASES = ("bitcast", "reshape", "get-tuple-element", "opt-barrier", "convert")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
+# Collectives move data over the links; `bench.transfers` says how much.
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# Custom calls that only name memory, or get ready for what follows.
+_FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
+
+
+def is_free(instruction: hlo.Instruction) -> bool:
+    """Whether an instruction takes no time and moves nothing."""
+    return instruction.opcode in FREE or instruction.custom_call_target in _FREE_TARGETS
+
+
 def hbm_bytes(
     module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
 ) -> int:
     """Bytes that a synchronous instruction reads from and writes to HBM."""
-    if instruction.opcode in FREE:
+    if is_free(instruction):
         return 0
     if instruction.opcode in ("fusion", "call"):
         inner = module.computations[instruction.calls[0]]
         read = sum(
             _read(module, inner, parameter)
             for parameter, operand in zip(inner.parameters, instruction.operands, strict=False)
-            if _in_hbm(computation[operand].shape)
+            if in_hbm(computation[operand].shape)
         )
         return read + _written(module, inner, instruction.shape, inner.root)
     read = sum(
@@ -57,7 +76,7 @@ def hbm_bytes(
 
 
 def flops(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction) -> int:
-    """Multiplications and additions of the dots and convolutions in an instruction, fusions included."""
+    """Multiplications and additions of the dots and convolutions in an instruction."""
     if instruction.opcode == "dot":
         return _dot_flops(computation, instruction)
     if instruction.opcode == "convolution":
@@ -72,22 +91,23 @@ def flops(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Ins
     return 0
 
 
-def _in_hbm(shape: hlo.AnyShape) -> bool:
-    return any(leaf.memory_space == hlo.HBM for leaf in hlo.leaves(shape))
+def in_hbm(shape: shapes.AnyShape) -> bool:
+    """Whether any part of a shape stands in HBM."""
+    return any(leaf.memory_space == shapes.HBM for leaf in shapes.leaves(shape))
 
 
-def bytes_in_hbm(shape: hlo.AnyShape) -> int:
+def bytes_in_hbm(shape: shapes.AnyShape) -> int:
     """Bytes of the parts of a shape that stand in HBM."""
-    return sum(leaf.bytes for leaf in hlo.leaves(shape) if leaf.memory_space == hlo.HBM)
+    return sum(leaf.bytes for leaf in shapes.leaves(shape) if leaf.memory_space == shapes.HBM)
 
 
-def total_bytes(shape: hlo.AnyShape) -> int:
+def total_bytes(shape: shapes.AnyShape) -> int:
     """Bytes of all parts of a shape, wherever they stand."""
-    return sum(leaf.bytes for leaf in hlo.leaves(shape))
+    return sum(leaf.bytes for leaf in shapes.leaves(shape))
 
 
 def _operand_read(user: hlo.Instruction, place: int, operand: hlo.Instruction) -> int:
-    if not _in_hbm(operand.shape):
+    if not in_hbm(operand.shape):
         return 0
     if user.opcode in _SLICES and place == 0:
         return total_bytes(user.shape)
@@ -113,7 +133,7 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
             elif user.opcode in ("fusion", "call"):
                 inner = module.computations[user.calls[0]]
                 read += _read(module, inner, inner.parameters[place])
-            elif user.opcode == "tuple" and user.is_root:
+            elif user.opcode in COLLECTIVES or (user.opcode == "tuple" and user.is_root):
                 read += 0
             else:
                 read += whole
@@ -121,17 +141,17 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
 
 
 def _written(
-    module: hlo.Module, computation: hlo.Computation, shape: hlo.AnyShape, root: hlo.Instruction
+    module: hlo.Module, computation: hlo.Computation, shape: shapes.AnyShape, root: hlo.Instruction
 ) -> int:
     """Bytes written to HBM for a result of `shape`, produced by `root`."""
-    if isinstance(shape, hlo.Tuple) and root.opcode == "tuple":
+    if isinstance(shape, shapes.TupleShape) and root.opcode == "tuple":
         return sum(
             _written(module, computation, element, computation[operand])
             for element, operand in zip(shape.elements, root.operands, strict=True)
         )
-    if not _in_hbm(shape):
+    if not in_hbm(shape):
         return 0
-    if root.opcode in ("bitcast", "reshape", "opt-barrier") and isinstance(shape, hlo.Shape):
+    if root.opcode in ("bitcast", "reshape", "opt-barrier") and isinstance(shape, shapes.Shape):
         return _written(module, computation, shape, computation[root.operands[0]])
     if root.opcode == "dynamic-update-slice":
         return total_bytes(computation[root.operands[1]].shape)
@@ -140,30 +160,28 @@ def _written(
     if root.opcode in ("fusion", "call"):
         inner = module.computations[root.calls[0]]
         return _written(module, inner, shape, inner.root)
+    if root.opcode in COLLECTIVES:
+        return 0
     if root.opcode == "parameter":
         return 0 if root.shape == shape else bytes_in_hbm(shape)
     return bytes_in_hbm(shape)
 
 
-def _dims(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in re.findall(r"\d+", text))
-
-
-def _array(computation: hlo.Computation, name: str) -> hlo.Shape:
-    return hlo.leaves(computation[name].shape)[0]
+def _array(computation: hlo.Computation, name: str) -> shapes.Shape:
+    return shapes.leaves(computation[name].shape)[0]
 
 
 def _dot_flops(computation: hlo.Computation, dot: hlo.Instruction) -> int:
     lhs = _array(computation, dot.operands[0])
     contracted = math.prod(
-        lhs.dims[d] for d in _dims(dot.attributes.get("lhs_contracting_dims", ""))
+        lhs.dims[d] for d in shapes.integers(dot.attributes.get("lhs_contracting_dims", ""))
     )
-    return 2 * hlo.leaves(dot.shape)[0].size * contracted
+    return 2 * shapes.leaves(dot.shape)[0].size * contracted
 
 
 def _convolution_flops(computation: hlo.Computation, convolution: hlo.Instruction) -> int:
     lhs, rhs = (_array(computation, name) for name in convolution.operands[:2])
-    out = hlo.leaves(convolution.shape)[0]
+    out = shapes.leaves(convolution.shape)[0]
     lhs_labels, _, rest = convolution.attributes["dim_labels"].partition("_")
     rhs_labels, _, out_labels = rest.partition("->")
     window = dict(

@@ -26,23 +26,32 @@ class Dtypes:
     accumulator: jnp.dtype
 
 
-def _kind(dtype: jnp.dtype) -> str:
-    for kind, parent in (
-        ("integer", jnp.integer),
-        ("floating", jnp.floating),
-        ("complex", jnp.complexfloating),
-    ):
-        if jnp.issubdtype(dtype, parent):
-            return kind
-    return "other"
+# In order of generality: each kind holds the values of those before it, as `jnp.einsum` has it.
+_KINDS = {"integer": jnp.integer, "floating": jnp.floating, "complex": jnp.complexfloating}
+
+
+def _rank(dtype: jnp.dtype) -> int:
+    """Place of the dtype's kind in `_KINDS`, -1 for a dtype that is no number."""
+    kinds = enumerate(_KINDS.values())
+    return next((rank for rank, kind in kinds if jnp.issubdtype(dtype, kind)), -1)
+
+
+def _kind(dtype: jnp.dtype) -> str | None:
+    rank = _rank(dtype)
+    return None if rank < 0 else list(_KINDS)[rank]
+
+
+def _bits(dtype: jnp.dtype) -> int:
+    """Width of a number, or of the real part of a complex one."""
+    return (jnp.iinfo if _kind(dtype) == "integer" else jnp.finfo)(dtype).bits
 
 
 def _is_small_integer(dtype: jnp.dtype) -> bool:
-    return _kind(dtype) == "integer" and jnp.iinfo(dtype).bits < _WIDE_INTEGER_BITS
+    return _kind(dtype) == "integer" and _bits(dtype) < _WIDE_INTEGER_BITS
 
 
 def _dtype_of(operand: DTypeOrArray) -> jnp.dtype:
-    dtype = operand if isinstance(operand, type) else getattr(operand, "dtype", operand)
+    dtype: Any = operand if isinstance(operand, type) else getattr(operand, "dtype", operand)
     # Extended dtypes, such as those of random keys, cannot be made into numpy dtypes.
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.dtype(dtype)
 
@@ -67,12 +76,11 @@ def accumulator_dtype(result: Any) -> jnp.dtype:
     float32 for bfloat16, float16 and float8 results; int32 (uint32) for integers under 32 bits.
     """
     result = jnp.dtype(result)
-    if _kind(result) == "integer":
+    if _is_small_integer(result):
         unsigned = jnp.issubdtype(result, jnp.unsignedinteger)
-        return jnp.dtype(jnp.promote_types(result, jnp.uint32 if unsigned else jnp.int32))
-    if jnp.issubdtype(result, jnp.floating) and result.itemsize < jnp.dtype(jnp.float32).itemsize:
-        return jnp.dtype(jnp.float32)
-    return result
+        return jnp.dtype(jnp.uint32 if unsigned else jnp.int32)
+    single = jnp.dtype(jnp.float32)
+    return single if _kind(result) == "floating" and result.itemsize < single.itemsize else result
 
 
 def summed_terms(spec: Spec, sizes: dict[str, int], n: int = 1) -> int:
@@ -87,6 +95,7 @@ def check_dtypes(
     *,
     terms: int,
     preferred_element_type: Any = None,
+    accumulator: Any = None,
 ) -> Dtypes:
     """The dtypes of an einsum, or an error for those that would lose a value silently.
 
@@ -101,10 +110,11 @@ def check_dtypes(
       rhs: an array or its dtype.
       terms: the number of products summed into an output element, over all devices.
       preferred_element_type: as in `jnp.einsum`.
+      accumulator: the dtype of partial sums; `accumulator_dtype` of the result unless given.
 
     Raises:
-      ValueError: non-numeric operands, a preferred dtype of another kind, or possible integer
-        overflow.
+      ValueError: non-numeric operands, a preferred or accumulator dtype of another kind, or
+        possible integer overflow.
     """
     lhs_dtype, rhs_dtype = _dtype_of(lhs), _dtype_of(rhs)
     for side, dtype in (("lhs", lhs_dtype), ("rhs", rhs_dtype)):
@@ -112,46 +122,53 @@ def check_dtypes(
             raise ValueError(
                 f"einsum {spec}: {side} is bool; cast it, for example with {side}.astype(jnp.int32)"
             )
-        if _kind(dtype) == "other":
+        if _kind(dtype) is None:
             raise ValueError(f"einsum {spec}: {side} has dtype {dtype}, which is not numeric")
     try:
-        natural = result_dtype(lhs, rhs)
+        result = result_dtype(lhs, rhs, preferred_element_type)
     except ValueError as error:
         raise ValueError(f"einsum {spec}: {error}") from error
-    result = natural
     if preferred_element_type is not None:
-        result = result_dtype(lhs, rhs, preferred_element_type)
-        _check_preferred(spec, lhs_dtype, rhs_dtype, natural, result)
-    if _kind(result) == "integer":
-        _check_overflow(spec, lhs_dtype, rhs_dtype, result, terms)
-    return Dtypes(result, accumulator_dtype(result))
-
-
-def _check_preferred(
-    spec: Spec, lhs: jnp.dtype, rhs: jnp.dtype, natural: jnp.dtype, result: jnp.dtype
-) -> None:
-    """Refuses what dot_general refuses, and the casts within it that would drop part of a value."""
-    from_kind, to_kind = _kind(natural), _kind(result)
-    same_kind = from_kind == to_kind or (from_kind, to_kind) == ("integer", "floating")
-    # A narrower float only rounds; other narrower dtypes lose range.
-    narrower = result.itemsize < natural.itemsize and from_kind != "floating"
-    signed, unsigned = jnp.signedinteger, jnp.unsignedinteger
-    loses_sign = jnp.issubdtype(natural, signed) and jnp.issubdtype(result, unsigned)
-    if not same_kind or narrower or loses_sign:
+        _check_holds(spec, "preferred_element_type", result, lhs_dtype, rhs_dtype)
+    _check_overflow(spec, lhs_dtype, rhs_dtype, result, terms)
+    if accumulator is None:
+        return Dtypes(result, accumulator_dtype(result))
+    sums = jnp.dtype(jax.dtypes.canonicalize_dtype(accumulator))
+    _check_holds(spec, "accumulator_dtype", sums, lhs_dtype, rhs_dtype)
+    if _rank(sums) > _rank(result):
         raise ValueError(
-            f"einsum {spec}: preferred_element_type={result} cannot hold the products of {lhs} and "
-            f"{rhs}, which are {natural}; leave it out and cast the result, or prefer a "
-            f"{from_kind} dtype at least as wide"
+            f"einsum {spec}: sums in accumulator_dtype={sums} cannot become a {result} result; "
+            f"give a {_kind(result)} accumulator_dtype or leave it out"
+        )
+    _check_overflow(spec, lhs_dtype, rhs_dtype, sums, terms)
+    return Dtypes(result, sums)
+
+
+def _check_holds(
+    spec: Spec, keyword: str, dtype: jnp.dtype, lhs: jnp.dtype, rhs: jnp.dtype
+) -> None:
+    """Refuses what dot_general refuses, and casts that would drop a sign or an imaginary part."""
+    kind = _kind(max(lhs, rhs, key=_rank))
+    loses_kind = _rank(dtype) < max(_rank(lhs), _rank(rhs))
+    # A narrower float only rounds; other narrower dtypes lose range.
+    wide = [_bits(d) for d in (lhs, rhs) if _kind(d) == kind != "floating"]
+    unsigned = jnp.issubdtype(dtype, jnp.unsignedinteger)
+    loses_sign = unsigned and any(jnp.issubdtype(d, jnp.signedinteger) for d in (lhs, rhs))
+    if loses_kind or loses_sign or _bits(dtype) < max(wide, default=0):
+        raise ValueError(
+            f"einsum {spec}: {keyword}={dtype} cannot hold the {kind} products of {lhs} and {rhs}; "
+            "leave it out and cast the result, or prefer a dtype that keeps their kind, sign and "
+            "width"
         )
 
 
 def _check_overflow(
     spec: Spec, lhs: jnp.dtype, rhs: jnp.dtype, result: jnp.dtype, terms: int
 ) -> None:
-    if not (_is_small_integer(lhs) and _is_small_integer(rhs)):
+    integers = _kind(result) == "integer"
+    if not (integers and _is_small_integer(lhs) and _is_small_integer(rhs)):
         return
-    ranges = [(int(jnp.iinfo(d).min), int(jnp.iinfo(d).max)) for d in (lhs, rhs)]
-    products = [a * b for a in ranges[0] for b in ranges[1]]
+    products = [a * b for a in _range(lhs) for b in _range(rhs)]
     low, high = min(0, min(products)) * terms, max(products) * terms
     if _fits(low, high, result):
         return
@@ -169,8 +186,12 @@ def _check_overflow(
     )
 
 
+def _range(dtype: Any) -> tuple[int, int]:
+    return int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
+
+
 def _fits(low: int, high: int, dtype: Any) -> bool:
-    return int(jnp.iinfo(dtype).min) <= low and high <= int(jnp.iinfo(dtype).max)
+    return _range(dtype)[0] <= low and high <= _range(dtype)[1]
 
 
 def check_wire_dtype(spec: Spec, wire_dtype: Any, moving: Any) -> jnp.dtype:
@@ -191,7 +212,7 @@ def check_wire_dtype(spec: Spec, wire_dtype: Any, moving: Any) -> jnp.dtype:
             f"einsum {spec}: wire_dtype={wire} cannot carry {moving} values; give a "
             f"{_kind(moving)} dtype, or quantize the operand to send integers"
         )
-    if _kind(wire) == "integer" and jnp.promote_types(wire, moving) != wire:
+    if _kind(wire) == "integer" and not _fits(*_range(moving), wire):
         raise ValueError(
             f"einsum {spec}: wire_dtype={wire} overflows for {moving} values; leave it out"
         )

@@ -21,8 +21,7 @@ from .spec import Spec
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantized:
-    """An array stored as `values * scale`; an einsum takes it as the array of dtype `dtype` it
-    stands for.
+    """An array stored as `values * scale`, which an einsum takes as the array it stands for.
 
     `scale` has the rank of `values`, with size 1 along the dimensions that share one scale, so that
     both shard, scan and vmap alike. An einsum multiplies by it after its dot, which needs one scale
@@ -60,8 +59,7 @@ class Quantized:
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
     def partition_specs(self, spec: PartitionSpec) -> Quantized:
-        """The PartitionSpecs of the two parts when the array is sharded by `spec`, as in_specs
-        takes them.
+        """The in_specs of the two parts when the array is sharded by `spec`.
 
         Dimensions along which the scale is shared stay unsharded in it.
 
@@ -106,13 +104,16 @@ def quantize(
         raise ValueError(
             f"quantize makes signed integers of at most 8 bits, not {jnp.dtype(dtype)}"
         )
+    standing = jnp.dtype(x.dtype if stands_for is None else stands_for)
+    if not jnp.issubdtype(standing, jnp.floating):
+        raise ValueError(f"stands_for={standing} is not a floating dtype")
     axes = _axes(axis, x.shape)
     largest = int(jnp.iinfo(dtype).max)
     scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axes, keepdims=True) / largest
     # Of the scale itself, not the maximum: a subnormal maximum has scale 0 as well.
     scale = jnp.where(scale > 0, scale, 1)
     values = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -largest, largest).astype(dtype)
-    return Quantized(values, scale, x.dtype if stands_for is None else stands_for)
+    return Quantized(values, scale, standing)
 
 
 def _axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -158,11 +159,15 @@ def split_scale(
     for dim, label in enumerate(operand_labels):
         if scale.shape[dim] != 1 and (label not in out_labels or operand_labels.count(label) > 1):
             fate = "summed over" if label not in out_labels else "repeated"
-            summed = tuple(i for i, c in enumerate(operand_labels) if c not in out_labels)
+            shared = tuple(
+                i
+                for i, c in enumerate(operand_labels)
+                if c not in out_labels or operand_labels.count(c) > 1
+            )
             raise ValueError(
                 f"einsum {spec}: the scale of {operand_labels!r} has size {scale.shape[dim]} along "
                 f"{label!r}, which is {fate}, so it cannot be applied after the dot; make it with "
-                f"quantize(x, axis={summed or (dim,)})"
+                f"quantize(x, axis={shared})"
             )
     kept = [dim for dim, label in enumerate(operand_labels) if scale.shape[dim] != 1]
     compact = lax.squeeze(scale, [dim for dim in range(q.ndim) if dim not in kept])

@@ -1,0 +1,21 @@
+"""Einsums with an all-gather or a reduce-scatter at their ends, hidden behind the multiplication."""
+
+from .chip import H100 as H100
+from .chip import H200 as H200
+from .chip import TPU_V4 as TPU_V4
+from .chip import TPU_V5E as TPU_V5E
+from .chip import TPU_V5P as TPU_V5P
+from .chip import TPU_V6E as TPU_V6E
+from .chip import Chip as Chip
+from .chip import chip_for as chip_for
+from .collectives import all_gather as all_gather
+from .collectives import all_reduce as all_reduce
+from .collectives import all_to_all as all_to_all
+from .collectives import reduce_scatter as reduce_scatter
+from .einsums import all_gather_einsum as all_gather_einsum
+from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
+from .einsums import einsum_all_reduce as einsum_all_reduce
+from .einsums import einsum_reduce_scatter as einsum_reduce_scatter
+from .quantized import Quantized as Quantized
+from .quantized import quantize as quantize
+from .schedule import Schedule as Schedule

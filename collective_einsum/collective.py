@@ -1,0 +1,114 @@
+"""Collectives of one array, made of ring steps: what can run beside unrelated computation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import ring, stages
+from .dtypes import accumulator_dtype
+from .primitive import apply, checks_vma
+from .ring import Steps
+from .schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective over `axes`, of dimension `dim`; hashable.
+
+    An all_to_all splits `dim` and joins along `concat`.
+    """
+
+    kind: Literal["all_gather", "reduce_scatter", "all_to_all", "all_reduce"]
+    dim: int
+    axes: tuple[str, ...]
+    schedule: Schedule
+    concat: int = 0
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """The axes over which results are equal afterwards."""
+        return self.axes if self.kind == "all_reduce" else ()
+
+    def run(self, *operands: Any) -> list[Any]:
+        """The result, on local shards."""
+        with jax.named_scope(f"{self.kind}[{self.schedule}]"):
+            (x,) = operands
+            wired = x.astype(self.schedule.wire_dtype or x.dtype)
+            blocking = self.schedule.kind == "blocking"
+            result = self._lax(wired) if blocking else ring.finish(self._steps(x, wired))
+            return [result.astype(x.dtype)]
+
+    def _lax(self, x: Any) -> Any:
+        if self.kind == "all_gather":
+            return lax.all_gather(x, self.axes, axis=self.dim, tiled=True)
+        if self.kind == "reduce_scatter":
+            return lax.psum_scatter(x, self.axes, scatter_dimension=self.dim, tiled=True)
+        if self.kind == "all_to_all":
+            return lax.all_to_all(x, self.axes, self.dim, self.concat, tiled=True)
+        return lax.psum(x, self.axes)
+
+    def _steps(self, x: Any, wired: Any) -> Steps:
+        direction, rolls = self.schedule.direction, self.schedule.rolls
+        if self.kind == "all_gather":
+            return stages.all_gather(wired, self.axes, self.dim, direction, rolls=rolls)
+        if self.kind == "all_to_all":
+            return stages.all_to_all(wired, self.axes, self.dim, self.concat)
+        sums = {
+            "wire": lambda total: total.astype(wired.dtype),
+            "accumulator": accumulator_dtype(x.dtype),
+            "rolls": rolls,
+        }
+        if self.kind == "reduce_scatter":
+            return stages.reduce_scatter(x, self.axes, self.dim, direction, **sums)
+        return all_reduce_steps(x, self.axes, direction, **sums)
+
+    def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """Linear; see `primitive.Op`."""
+        return apply(self, tangents[0])
+
+    def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        """The mirrored collective; see `primitive.Op`."""
+        if self.kind == "all_reduce":
+            return [cotangents[0]] if checks_vma(self.axes) else apply(self, cotangents[0])
+        if self.kind == "all_to_all":
+            mirrored = dataclasses.replace(self, dim=self.concat, concat=self.dim)
+        else:
+            other = "reduce_scatter" if self.kind == "all_gather" else "all_gather"
+            mirrored = dataclasses.replace(self, kind=other)
+        return apply(mirrored, cotangents[0])
+
+    def batched(
+        self, dims: Sequence[int | None], operands: Sequence[Any]
+    ) -> tuple[Collective, list[Any]]:
+        """A further dimension, in front; see `primitive.Op`."""
+        moved = jnp.moveaxis(operands[0], dims[0] or 0, 0)
+        return dataclasses.replace(self, dim=self.dim + 1, concat=self.concat + 1), [moved]
+
+
+def all_reduce_steps(
+    y: Any,
+    axes: tuple[str, ...],
+    direction: Any,
+    *,
+    wire: Callable[[Any], Any],
+    accumulator: Any,
+    rolls: Callable[[int], bool],
+) -> Steps:
+    """A reduce-scatter and an all-gather of a dimension that divides, or of the flattened array."""
+    n = ring.total(axes)
+    shape = y.shape
+    dim = next((d for d in reversed(range(y.ndim)) if y.shape[d] % n == 0 and y.size), None)
+    if dim is None:
+        y = jnp.pad(y.reshape(-1), (0, -y.size % n))
+    y = yield from stages.reduce_scatter(
+        y, axes, dim or 0, direction, wire=wire, accumulator=accumulator, rolls=rolls
+    )
+    y = yield from stages.all_gather(wire(y), axes, dim or 0, direction, rolls=rolls)
+    return y if dim is not None else y[: math.prod(shape)].reshape(shape)

@@ -1,0 +1,139 @@
+"""lax's collectives made of ring steps, which run beside unrelated computation where lax's do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import checks, choice
+from .chip import Chip
+from .collective import Collective
+from .primitive import apply
+from .schedule import Schedule
+
+AxisName = str | tuple[str, ...]
+
+
+def all_gather(
+    x: Any,
+    axis_name: AxisName,
+    *,
+    axis: int = 0,
+    schedule: str | Schedule = "auto",
+    chip: Chip | None = None,
+) -> jax.Array:
+    """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`; the result has n times `x`'s size there.
+
+    Args:
+      x: any array, a local shard.
+      axis_name: mesh axis or axes; a tuple orders shards as lax does, major first.
+      axis: the dimension along which shards are joined.
+      schedule: "auto", "blocking", "unidirectional", "bidirectional", "latency" or a `Schedule`.
+      chip: whose costs "auto" reckons with; by default told from the mesh.
+
+    Raises:
+      ValueError: while tracing, for an unknown axis, dimension or schedule.
+    """
+    return _run("all_gather", x, axis_name, axis, schedule, chip)
+
+
+def reduce_scatter(
+    x: Any,
+    axis_name: AxisName,
+    *,
+    scatter_dimension: int = 0,
+    schedule: str | Schedule = "auto",
+    chip: Chip | None = None,
+) -> jax.Array:
+    """`lax.psum_scatter(x, axis_name, scatter_dimension=scatter_dimension, tiled=True)`.
+
+    Sums are taken in at least 32 bits and rounded to `x`'s dtype (or the schedule's `wire_dtype`) at
+    every hop, in an order that is the same in every run.
+
+    Args:
+      x: any array, as large on every device.
+      scatter_dimension: the dimension of which each device keeps its block.
+      axis_name, schedule, chip: as `all_gather`.
+
+    Raises:
+      ValueError: while tracing, also for a dimension that the number of devices does not divide.
+    """
+    return _run("reduce_scatter", x, axis_name, scatter_dimension, schedule, chip)
+
+
+def all_to_all(
+    x: Any,
+    axis_name: AxisName,
+    split_axis: int,
+    concat_axis: int,
+    *,
+    schedule: str | Schedule = "auto",
+    chip: Chip | None = None,
+) -> jax.Array:
+    """`lax.all_to_all(x, axis_name, split_axis, concat_axis, tiled=True)`.
+
+    Every block travels by itself, straight to its device, and all are in flight at once; a
+    schedule's direction therefore makes no difference.
+
+    Args:
+      x: any array, a local shard.
+      split_axis: the dimension whose blocks go to the devices in order.
+      concat_axis: the dimension along which what arrives is joined.
+      axis_name, schedule, chip: as `all_gather`.
+
+    Raises:
+      ValueError: while tracing, also for a dimension that the number of devices does not divide.
+    """
+    return _run("all_to_all", x, axis_name, split_axis, schedule, chip, concat_axis)
+
+
+def all_reduce(
+    x: Any,
+    axis_name: AxisName,
+    *,
+    schedule: str | Schedule = "auto",
+    chip: Chip | None = None,
+) -> jax.Array:
+    """`lax.psum(x, axis_name)`: a reduce-scatter and an all-gather, equal on all devices.
+
+    Args:
+      x: any array; of any size, padded on the way where the number of devices does not divide it.
+      axis_name, schedule, chip: as `reduce_scatter`.
+
+    Raises:
+      ValueError: while tracing, for an unknown axis or schedule.
+    """
+    return _run("all_reduce", x, axis_name, 0, schedule, chip)
+
+
+def _run(
+    kind: Any,
+    x: Any,
+    axis_name: AxisName,
+    dim: int,
+    schedule: str | Schedule,
+    chip: Chip | None,
+    concat: int = 0,
+) -> jax.Array:
+    x = jnp.asarray(x)
+    axes = checks.axis_names(axis_name)
+    n = checks.axis_size(axes)
+    if x.dtype == jnp.bool_ or not jnp.issubdtype(x.dtype, jnp.number):
+        raise ValueError(f"{kind}: x has dtype {x.dtype}, which is not numeric; cast it first")
+    if kind != "all_reduce":
+        dim, concat = _dimension(kind, dim, x.ndim), _dimension(kind, concat, x.ndim)
+    if kind in ("reduce_scatter", "all_to_all") and x.shape[dim] % n:
+        raise ValueError(
+            f"{kind} of shape {x.shape} over axis {axis_name!r} of size {n}: {n} does not divide "
+            f"dimension {dim}, of size {x.shape[dim]}; pad it to {-(-x.shape[dim] // n) * n}"
+        )
+    chosen = choice.resolve_collective(kind, x, dim, axes, schedule, chip)
+    return apply(Collective(kind, dim, axes, chosen, concat), x)[0]
+
+
+def _dimension(kind: str, dim: int, ndim: int) -> int:
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"{kind}: an array of {ndim} dimension(s) has no dimension {dim}")
+    return dim % ndim

@@ -1,0 +1,134 @@
+"""The jax primitive behind every function here: differentiation, batching and types of an operation.
+
+An einsum with collectives is bilinear, and its derivatives are einsums with collectives again: what
+was gathered is reduce-scattered, what was scattered is gathered, under the same schedule. Written as
+a primitive, its only residuals are its operands, the local shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+class Op(Protocol):
+    """What the primitive carries: a hashable description that knows its own calculus."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All mesh axes of the collectives."""
+        ...
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """The axes over which results are equal on all devices afterwards (an all-reduce)."""
+        ...
+
+    def run(self, *operands: Any) -> list[Any]:
+        """The results on local shards."""
+        ...
+
+    def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """The tangents of the results; an absent tangent is None."""
+        ...
+
+    def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        """Cotangents of those operands that are None, given those of the results."""
+        ...
+
+    def batched(self, dims: Sequence[int | None], operands: Sequence[Any]) -> tuple[Op, list[Any]]:
+        """The operation on operands with a further dimension at `dims`, leading in the results."""
+        ...
+
+
+operation_p = Primitive("collective_einsum")
+operation_p.multiple_results = True
+
+
+def apply(op: Op, *operands: Any) -> list[Any]:
+    """`op.run`, with its derivatives. All operands come to vary over the same axes."""
+    return operation_p.bind(*vary(operands, op.axes), op=op)
+
+
+def vary(operands: Sequence[Any], axes: tuple[str, ...]) -> list[Any]:
+    """The operands typed as varying over `axes` and over all that any of them varies over."""
+    if not checks_vma(axes):
+        return list(operands)
+    types = [jax.typeof(x).manual_axis_type.varying for x in operands]
+    wanted = frozenset(axes).union(*types)
+    return [
+        lax.pcast(x, tuple(sorted(wanted - have)), to="varying") if wanted - have else x
+        for x, have in zip(operands, types, strict=True)
+    ]
+
+
+def checks_vma(axes: tuple[str, ...]) -> bool:
+    """Whether the surrounding shard_map tracks which values vary over which axes (check_vma)."""
+    return any(jax.typeof(lax.axis_index(axis)).manual_axis_type.varying for axis in axes)
+
+
+def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        aval.shape,
+        aval.dtype,
+        sharding=aval.sharding,
+        manual_axis_type=aval.manual_axis_type,
+    )
+
+
+def _abstract(*avals: Any, op: Op) -> list[Any]:
+    results = jax.make_jaxpr(op.run)(*map(_shape_of, avals)).out_avals
+    if not op.summed:
+        return results
+    return [_invariant(aval, op.summed) for aval in results]
+
+
+def _invariant(aval: Any, axes: tuple[str, ...]) -> ShapedArray:
+    """The type without `axes` among those it varies over."""
+    kind = aval.manual_axis_type
+    left = kind.update(varying=kind.varying - frozenset(axes))
+    return aval.update(manual_axis_type=left)
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Any:
+    results = operation_p.bind(*primals, op=op)
+    known = [None if type(t) is ad.Zero else t for t in tangents]
+    return results, op.tangents(primals, known)
+
+
+def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
+    linear = [ad.is_undefined_primal(x) for x in operands]
+    if all(type(ct) is ad.Zero for ct in cotangents):
+        return [
+            ad.Zero(x.aval) if undefined else None
+            for x, undefined in zip(operands, linear, strict=True)
+        ]
+    known = [ad.instantiate_zeros(ct) for ct in cotangents]
+    fixed = [None if undefined else x for x, undefined in zip(operands, linear, strict=True)]
+    found = op.transpose(vary(known, op.axes), fixed)
+    return [
+        ct.astype(x.aval.dtype) if undefined else None
+        for ct, x, undefined in zip(found, operands, linear, strict=True)
+    ]
+
+
+def _batch(operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:
+    at = [None if d is batching.not_mapped else d for d in dims]
+    op, operands = op.batched(at, operands)
+    results = operation_p.bind(*operands, op=op)
+    return results, [0] * len(results)
+
+
+operation_p.def_abstract_eval(_abstract)
+ad.primitive_jvps[operation_p] = _jvp
+ad.primitive_transposes[operation_p] = _transpose
+batching.primitive_batchers[operation_p] = _batch
+mlir.register_lowering(
+    operation_p, mlir.lower_fun(lambda *operands, op: op.run(*operands), multiple_results=True)
+)

@@ -1,0 +1,99 @@
+"""The schedule of a collective einsum: a frozen value that says how its communication moves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+Kind = Literal["blocking", "ring", "chunked"]
+Direction = Literal["unidirectional", "bidirectional", "latency"]
+DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
+# Past this many devices an unrolled ring makes programs that take long to compile.
+ROLL_FROM = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a collective einsum moves its data; hashable, and complete but for the shapes.
+
+    Attributes:
+      kind: "blocking" (lax's collective, then the einsum), "ring" (a dot for every hop of the ring),
+        or "chunked" (a dimension cut into `chunks`, whose ring collectives run during the dots of
+        other chunks; one chunk is a ring collective beside the whole einsum).
+      direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
+        half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops.
+      chunks: how many chunks, for "chunked".
+      label: the einsum label that is cut into chunks; None for the one that suits (see
+        `choose_schedule`).
+      wire_dtype: the dtype on the wire; None for that of the gathered operand, and for partial sums
+        that of the result.
+      rolled: whether the hops are a loop in the program, whose size then does not grow with the
+        ring; None for rolled on rings of 16 and more.
+    """
+
+    kind: Kind = "ring"
+    direction: Direction = "latency"
+    chunks: int = 1
+    label: str | None = None
+    wire_dtype: Any = None
+    rolled: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("blocking", "ring", "chunked"):
+            raise ValueError(f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'")
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"Schedule direction {self.direction!r} is none of {DIRECTIONS}")
+        if isinstance(self.chunks, bool) or not isinstance(self.chunks, int) or self.chunks < 1:
+            raise ValueError(f"Schedule chunks must be a positive integer, got {self.chunks!r}")
+        if self.kind != "chunked" and (self.chunks != 1 or self.label is not None):
+            raise ValueError(
+                f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
+                "kind='chunked' cuts into chunks"
+            )
+        if self.wire_dtype is not None:
+            # One spelling, so that equal schedules hash alike.
+            object.__setattr__(self, "wire_dtype", jnp.dtype(self.wire_dtype))
+
+    def rolls(self, n: int) -> bool:
+        """Whether a ring of `n` devices is a loop in the program."""
+        return n >= ROLL_FROM if self.rolled is None else self.rolled
+
+    def __str__(self) -> str:
+        parts = [self.direction if self.kind == "ring" else self.kind]
+        if self.kind == "chunked":
+            over = f" over {self.label!r}" if self.label else ""
+            parts.append(f"{self.chunks}{over}, {self.direction}")
+        if self.wire_dtype is not None:
+            parts.append(f"{self.wire_dtype} wire")
+        if self.rolled is not None:
+            parts.append("rolled" if self.rolled else "unrolled")
+        return ", ".join(parts).replace("chunked, ", "chunked ")
+
+
+NAMED: dict[str, Schedule] = {
+    "blocking": Schedule("blocking"),
+    "unidirectional": Schedule("ring", "unidirectional"),
+    "bidirectional": Schedule("ring", "bidirectional"),
+    "latency": Schedule("ring", "latency"),
+    "chunked": Schedule("chunked", chunks=4),
+}
+
+
+def as_schedule(schedule: str | Schedule) -> Schedule | None:
+    """A name or value as a Schedule; None for "auto".
+
+    Raises:
+      ValueError: neither, or a name that no schedule has.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if schedule == "auto":
+        return None
+    if isinstance(schedule, str) and schedule in NAMED:
+        return NAMED[schedule]
+    raise ValueError(
+        f"schedule={schedule!r} is unknown; choose 'auto', one of {tuple(NAMED)!r}, or pass a "
+        "Schedule"
+    )

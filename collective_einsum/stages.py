@@ -1,0 +1,224 @@
+"""All-gathers and reduce-scatters over one or several mesh axes, as steps that others can hide.
+
+Over several axes a collective goes axis by axis. It is cut into as many strands as there are axes,
+each taking them in another order, so that at any time all the axes' links carry traffic; the bytes
+are those of the best possible algorithm, the hops the sum over the axes instead of the product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from . import blocks, ring
+from .ring import Lane, Steps, Strand
+from .schedule import Direction
+
+
+def order(strand: int, axes: int) -> tuple[int, ...]:
+    """The order in which a strand takes the axes: the last, with most to move, differs by strand."""
+    return tuple((strand + 1 + i) % axes for i in range(axes))
+
+
+def strand_dim(shape: tuple[int, ...], dim: int, axes: int) -> int | None:
+    """The dimension along which to cut strands: not `dim`, long enough, the first of the longest."""
+    if axes == 1:
+        return None
+    best = max((d for d in range(len(shape)) if d != dim), key=lambda d: (shape[d], -d), default=None)
+    return best if best is not None and shape[best] >= axes else None
+
+
+class Around:
+    """One stage of a strand: where the axis that it goes round stands among those of a dimension."""
+
+    def __init__(self, axes: tuple[str, ...], present: tuple[int, ...], j: int) -> None:
+        self.axis = axes[j]
+        self.n = lax.axis_size(self.axis)
+        self.sizes = tuple(lax.axis_size(axes[i]) for i in present)
+        self.at = present.index(j)
+        self.blocks = math.prod(self.sizes)
+
+    def index(self, offset: Any) -> Any:
+        """The place along the axis of the device `offset` further on."""
+        return (lax.axis_index(self.axis) + offset) % self.n
+
+    def take(self, x: Any, dim: int, offset: Any, lane: Lane | None) -> Any:
+        shard = x.shape[dim] // self.blocks
+        lo, size = (0, shard) if lane is None else (lane.lo, lane.size)
+        return blocks.take(x, dim, self.sizes, self.at, self.index(offset), lo, size)
+
+    def put(self, x: Any, block: Any, dim: int, offset: Any, lane: Lane | None, also: Any) -> Any:
+        shard = x.shape[dim] // self.blocks
+        lo, size = (0, shard) if lane is None else (lane.lo, lane.size)
+        at = self.index(offset)
+        return blocks.put(x, block, dim, self.sizes, self.at, at, lo, size, also)
+
+
+def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:
+    """The axes, in canonical order, that a strand has gathered once `stage` is done."""
+    return tuple(sorted(order(strand, axes)[: stage + 1]))
+
+
+def all_gather(
+    x: Any,
+    axes: tuple[str, ...],
+    dim: int,
+    direction: Direction,
+    *,
+    rolls: Callable[[int], bool],
+) -> Steps:
+    """All-gathers `x` along `dim` over `axes`, the first one major; returns the whole."""
+    along = strand_dim(x.shape, dim, len(axes))
+    strands = len(axes) if along is not None else 1
+    lows = blocks.pieces_of(x.shape[along], strands) if along is not None else [(0, 0)]
+    parts = [blocks.cut(x, along, lo, size) if along is not None else x for lo, size in lows]
+    for stage in range(len(axes)):
+        parts = yield from _gather_stage(
+            x.shape, parts, axes, dim, direction, rolls, stage, along, lows
+        )
+    return parts[0]
+
+
+def _gather_stage(
+    shape: tuple[int, ...],
+    parts: list[Any],
+    axes: tuple[str, ...],
+    dim: int,
+    direction: Direction,
+    rolls: Callable[[int], bool],
+    stage: int,
+    along: int | None,
+    lows: list[tuple[int, int]],
+) -> Steps:
+    """One stage of every strand; the last one writes all strands into one buffer."""
+    last = stage == len(axes) - 1
+    around = [
+        Around(axes, present_after(len(axes), s, stage), order(s, len(axes))[stage])
+        for s in range(len(parts))
+    ]
+    shard = shape[dim]
+    lanes = [Strand(a.axis, ring.lanes(a.n, direction, shard)) for a in around]
+
+    def consume(carry: Any, s: int, lane: Lane | None, offset: Any, piece: Any) -> Any:
+        carry = list(carry) if carry is not None else [None] * (1 if last else len(parts))
+        slot = 0 if last else s
+        if carry[slot] is None:
+            full = list(shape if last else parts[s].shape)
+            full[dim] = shard * around[s].blocks
+            carry[slot] = lax.empty(tuple(full), piece.dtype)
+        also = (along, lows[s][0]) if last and along is not None else None
+        carry[slot] = around[s].put(carry[slot], piece, dim, offset, lane, also)
+        return carry
+
+    def cut(piece: Any, lo: int, size: int) -> Any:
+        return blocks.cut_shards(piece, dim, shard, lo, size)
+
+    rolled = all(rolls(a.n) for a in around)
+    return (yield from ring.gather(lanes, parts, cut, consume, rolled=rolled))
+
+
+def reduce_scatter(
+    x: Any,
+    axes: tuple[str, ...],
+    dim: int,
+    direction: Direction,
+    *,
+    wire: Callable[[Any], Any],
+    accumulator: Any,
+    rolls: Callable[[int], bool],
+) -> Steps:
+    """Sums `x` over `axes` and leaves each device its block of `dim`, in the accumulator's dtype."""
+    along = strand_dim(x.shape, dim, len(axes))
+    parts = [x]
+    if along is not None:
+        parts = [blocks.cut(x, along, *p) for p in blocks.pieces_of(x.shape[along], len(axes))]
+    for stage in reversed(range(len(axes))):
+        around = [
+            Around(axes, present_after(len(axes), s, stage), order(s, len(axes))[stage])
+            for s in range(len(parts))
+        ]
+
+        def partial(
+            s: int, lane: Lane | None, offset: Any, parts: Any = parts, around: Any = around
+        ) -> Any:
+            return around[s].take(parts[s], dim, offset, lane).astype(accumulator)
+
+        parts = yield from scatter_stage(
+            around, partial, dim, [p.shape[dim] // a.blocks for p, a in zip(parts, around, strict=True)],
+            direction, wire=wire, rolls=rolls, busy=False,
+        )
+    return parts[0] if along is None else jnp.concatenate(parts, axis=along)
+
+
+def scatter_stage(
+    around: list[Around],
+    partial: ring.Partial,
+    dim: int,
+    shards: list[int],
+    direction: Direction,
+    *,
+    wire: Callable[[Any], Any],
+    rolls: Callable[[int], bool],
+    busy: bool,
+) -> Steps:
+    """One stage of every strand, of terms that `partial` gives; `shards` are their block sizes."""
+    strands = [
+        Strand(a.axis, ring.lanes(a.n, direction, shard))
+        for a, shard in zip(around, shards, strict=True)
+    ]
+
+    def join(s: int, own: Any, arrivals: list[tuple[Lane, Any]]) -> Any:
+        whole = [term for lane, term in arrivals if lane.size == shards[s]]
+        for term in whole:
+            own = own + term.astype(own.dtype)
+        halves = [(lane, term) for lane, term in arrivals if lane.size != shards[s]]
+        if not halves:
+            return own
+        pieces = [
+            blocks.cut_shards(own, dim, shards[s], lane.lo, lane.size) + term.astype(own.dtype)
+            for lane, term in halves
+        ]
+        return blocks.join_shards(pieces, dim, [lane.size for lane, _ in halves])
+
+    rolled = all(rolls(a.n) for a in around)
+    return (
+        yield from ring.reduce_scatter(
+            strands, partial, join, wire=wire, rolled=rolled, busy=busy
+        )
+    )
+
+
+def all_to_all(x: Any, axes: tuple[str, ...], split: int, concat: int) -> Steps:
+    """Block `i` of dimension `split` to device `i` of `axes`; what arrives is joined along `concat`."""
+    sizes = tuple(lax.axis_size(axis) for axis in axes)
+    n = math.prod(sizes)
+    here = lax.axis_index(axes)
+    x = blocks.split(x, split, (n, x.shape[split] // n))
+    mine = lax.dynamic_index_in_dim(x, here, split, keepdims=False)
+    shape = list(mine.shape)
+    shape.insert(concat, n)
+    whole = lax.empty(tuple(shape), x.dtype)
+    places = [lax.axis_index(axis) for axis in axes]
+
+    def number(offsets: tuple[int, ...], sign: int) -> Any:
+        at: Any = 0
+        for place, by, size in zip(places, offsets, sizes, strict=True):
+            at = at * size + (place + sign * by) % size
+        return at
+
+    offsets = [
+        tuple((flat // math.prod(sizes[i + 1 :])) % size for i, size in enumerate(sizes))
+        for flat in range(n)
+    ]
+    arriving = []
+    for by in offsets:
+        block = lax.dynamic_index_in_dim(x, number(by, 1), split, keepdims=False)
+        arriving.append(ring.exchange(block, axes, by) if any(by) else block)
+    arriving = yield arriving
+    for by, block in zip(offsets, arriving, strict=True):
+        whole = lax.dynamic_update_index_in_dim(whole, block, number(by, -1), concat)
+    return blocks.merge(whole, concat, 2)
