@@ -7,6 +7,7 @@ An operation has two forms. "each": one lhs, gathered or not, times every rhs, o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -220,7 +221,7 @@ def _products(op: Operation, lhs: Sequence[Any], rhs: Sequence[Any]) -> list[Any
     if op.form == "each":
         return [op.product(lhs[0], each) for each in rhs]
     terms = [op.product(a, b) for a, b in zip(lhs, rhs, strict=True)]
-    return [sum(terms[1:], start=terms[0])]
+    return [functools.reduce(lambda total, term: term + total, terms)]
 
 
 def _blocking(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
@@ -352,6 +353,14 @@ def _ringed(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
 
 
 def _strand_label(op: Operation, labels: str, shape: Sequence[int], end: End) -> str | None:
+    """The label to cut strands along; None for one strand.
+
+    Where an operand that stays must be sliced along the sharded label, there is one strand, whose
+    last ring is that of the major axis: its slices are contiguous, others would be copied first.
+    """
+    stays = op.rhs if op.gather is end else op.lhs + op.rhs
+    if end.label in stays:
+        return None
     along = stages.strand_dim(tuple(shape), labels.index(end.label), len(end.axes))
     return None if along is None else labels[along]
 
@@ -394,7 +403,8 @@ def _ring_gather(op: Operation, x: Any, rhs: list[Any], only: Any) -> Steps:
             y = op.product(got.astype(dtype), mine)
             key = f"{i} {s}"
             if out_dim is None:
-                results[key] = results[key] + y if key in results else y
+                # The dot stands first: the compiler fuses an addition into the dot of its first term.
+                results[key] = y + results[key] if key in results else y
             else:
                 if key not in results:
                     full = list(y.shape)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -99,7 +100,11 @@ def _invariant(aval: Any, axes: tuple[str, ...]) -> ShapedArray:
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Any:
     results = operation_p.bind(*primals, op=op)
     known = [None if type(t) is ad.Zero else t for t in tangents]
-    return results, op.tangents(primals, known)
+    found = op.tangents(primals, known)
+    return results, [
+        ad.Zero.from_primal_value(y) if t is None else t
+        for y, t in zip(results, found, strict=True)
+    ]
 
 
 def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
@@ -113,9 +118,15 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
     fixed = [None if undefined else x for x, undefined in zip(operands, linear, strict=True)]
     found = op.transpose(vary(known, op.axes), fixed)
     return [
-        ct.astype(x.aval.dtype) if undefined else None
+        _cast(ct, x.aval.dtype) if undefined else None
         for ct, x, undefined in zip(found, operands, linear, strict=True)
     ]
+
+
+def _cast(ct: Any, dtype: Any) -> Any:
+    """A cotangent in its operand's dtype: a real operand has that of its real part."""
+    real = not jnp.issubdtype(dtype, jnp.complexfloating)
+    return (ct.real if real else ct).astype(dtype)
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:

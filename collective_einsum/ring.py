@@ -179,20 +179,29 @@ def reduce_scatter(
     last, common = max(hops, default=0), min(hops, default=0)
     sums: list[list[Any]] = [[None] * len(strand.lanes) for strand in strands]
 
+    def turns(hop: int) -> list[tuple[int, int]]:
+        """Who adds and sends at `hop`: those that did not come last before, so that hops overlap."""
+        active = [
+            (s, i)
+            for s, strand in enumerate(strands)
+            for i, lane in enumerate(strand.lanes)
+            if lane.hops >= hop
+        ]
+        return sorted(active, key=lambda turn: strands[turn[0]].lanes[turn[1]].hops == last)
+
     def send(sums: Any, offset: Any, hop: int) -> Steps:
         """Adds this device's terms to the sums that are `hop` hops from home, and sends them on."""
         sums = [list(each) for each in sums]
-        for s, strand in enumerate(strands):
-            for i, lane in enumerate(strand.lanes):
-                if lane.hops < hop:
-                    continue
+        for s, i in turns(hop):
+            if True:
+                lane, strand = strands[s].lanes[i], strands[s]
                 term = partial(s, lane, lane.step * offset)
                 before, sums[s][i] = sums[s][i], None
                 if before is not None:
                     if busy and len(hops) == 1:
                         # Nothing else hides this hop, so the term must not wait for the sum.
                         term, before = yield term, before
-                    # Otherwise the addition stays inside the dot that computes the term.
+                    # Otherwise the sum is there already, and the addition costs no waiting.
                     term = term + before.astype(term.dtype)
                 if busy:
                     # What else is in flight lands before the next term is begun.

@@ -1,0 +1,104 @@
+"""Whether a schedule can serve an einsum of given sizes, and if not, why, in words.
+
+A schedule that is asked for either runs as it says or is refused; it never becomes another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .schedule import Schedule
+from .spec import Gather, Scatter, Spec
+
+
+def check_schedule(
+    schedule: Schedule,
+    spec: Spec,
+    sizes: Mapping[str, int],
+    gather: Gather | None = None,
+    scatter: Scatter | None = None,
+    *,
+    reduced: bool = False,
+) -> None:
+    """Raises what `objection` has to say.
+
+    Raises:
+      ValueError: the schedule cannot serve the einsum.
+    """
+    reason = objection(schedule, spec, sizes, gather, scatter, reduced=reduced)
+    if reason is not None:
+        raise ValueError(f"schedule {str(schedule)!r} cannot serve einsum {spec}: {reason}")
+
+
+def objection(
+    schedule: Schedule,
+    spec: Spec,
+    sizes: Mapping[str, int],
+    gather: Gather | None = None,
+    scatter: Scatter | None = None,
+    *,
+    reduced: bool = False,
+) -> str | None:
+    """Why `schedule` cannot serve the einsum and what would; None if it can.
+
+    Args:
+      schedule: with every choice made; a `label` of None stands for "not cut".
+      spec: the einsum that runs, its size-1 broadcasting and diagonals out of the way.
+      sizes: of each label on one device, after the gather and before the scatter.
+      gather, scatter: the collectives at its ends.
+      reduced: whether the result is all-reduced.
+    """
+    if schedule.kind == "blocking":
+        return None
+    if schedule.direction == "bidirectional":
+        for word, end in (("gather", gather), ("scatter", scatter)):
+            if end is not None and end.n > 1 and end.shard < 2:
+                return (
+                    f"{word}={end.label!r} leaves {end.shard} of {end.label!r} to each of {end.n} "
+                    "devices, which cannot be halved to go both ways; use 'latency' or "
+                    "'unidirectional'"
+                )
+    if schedule.kind == "chunked":
+        return _uncut(schedule, spec, sizes, gather, scatter, reduced)
+    return None
+
+
+def _uncut(
+    schedule: Schedule,
+    spec: Spec,
+    sizes: Mapping[str, int],
+    gather: Gather | None,
+    scatter: Scatter | None,
+    reduced: bool,
+) -> str | None:
+    """The objections to cutting a label into chunks."""
+    moved = (spec.lhs if gather.operand == "lhs" else spec.rhs) if gather else spec.labels
+    summed = scatter is not None or reduced
+    taken = {end.label for end in (gather, scatter) if end is not None}
+    fitting = [
+        label
+        for label in dict.fromkeys(moved)
+        if label not in taken and (label in spec.out or not summed)
+    ]
+    label, chunks = schedule.label, schedule.chunks
+    instead = "choose label=" + " or ".join(map(repr, fitting)) if fitting else "use a ring"
+    if label is None:
+        if chunks == 1:
+            return None
+        return f"no label is given to cut into {chunks} chunks; {instead}"
+    if label not in spec.labels:
+        return f"it has no label {label!r} to cut; {instead}"
+    if label in taken:
+        word = "gathered" if gather is not None and label == gather.label else "scattered"
+        return f"{label!r} is {word}, and its shards are not cut; {instead}"
+    if label not in moved:
+        return (
+            f"{label!r} is not in the gathered operand {moved!r}, so each chunk would gather all "
+            f"of it; {instead}"
+        )
+    if summed and label not in spec.out:
+        return f"{label!r} is summed over, so each chunk would send the whole result; {instead}"
+    most = max(sizes[label], 1)
+    if chunks > most:
+        return f"{label!r} has size {sizes[label]}, which makes {most} chunks at most"
+    return None
