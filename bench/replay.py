@@ -1,10 +1,10 @@
 """Replay a scheduled HLO module on one chip of a torus.
 
 Every chip of an SPMD program does the same at the same time, so one chip is followed. Ops run in
-the order of the schedule and take the compiler's `estimated_cycles`; asynchronous copies and
-collectives run beside them, sharing the links and HBM in fair shares; a `-done` waits for what has
-not arrived. A synchronous collective is a start and a done with nothing between. Nothing is fitted
-to measurements.
+the order of the schedule and take the compiler's `estimated_cycles`, or what `bench.moves` says
+where it gives none; asynchronous copies and collectives run beside them, sharing the links and HBM
+in fair shares; a `-done` waits for what has not arrived. A synchronous collective is a start and a
+done with nothing between. Nothing is fitted to measurements.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from bench import hlo, scalars, transfers, work
+from bench import hlo, moves, scalars, transfers, work
 from bench.network import Flow, Network
 from bench.timeline import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event, Timeline
 from bench.topology import Torus
@@ -155,6 +155,7 @@ class _Walk:
         moved = work.hbm_bytes(self.module, computation, instruction)
         cycles = instruction.estimated_cycles
         seconds = (cycles or 0) / self.chip.clock_hz
+        seconds = moves.move_seconds(self.chip, computation, instruction) or seconds
         if instruction.opcode == "custom-call" and cycles is None:
             self.notes.append(
                 f"{instruction.name}: custom call {instruction.custom_call_target} has no "

@@ -12,6 +12,7 @@ from .collectives import all_gather as all_gather
 from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all
 from .collectives import reduce_scatter as reduce_scatter
+from .einsum import einsum as einsum
 from .einsums import all_gather_einsum as all_gather_einsum
 from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
 from .einsums import einsum_all_reduce as einsum_all_reduce

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,17 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from . import checks, collectives, dtypes, einsums, inference, quantized, sharding
+from . import checks, dtypes, sharded, sharding
 from . import spec as specs
 from .chip import Chip
 from .einsums import Options
-from .inference import Case, Change, Layout, Plan
-from .operation import fresh_label
-from .primitive import apply, checks_vma, vary
-from .quantized import Quantized
-from .schedule import Schedule, as_schedule
+from .inference import Layout
+from .quantized import Quantized, split_scale
+from .schedule import Schedule
 from .sharding import AnyMesh
-from .spec import Spec
+from .spec import Shape, Spec
 
 
 def einsum(
@@ -67,7 +63,7 @@ def einsum(
         or of the operands' types.
       in_specs: the PartitionSpecs of lhs and rhs, needed if the mesh has Auto axes. That of a
         `Quantized` is the one of the array it stands for.
-      out_sharding: of the result. By default every label keeps its axes, where that leaves no doubt.
+      out_sharding: of the result. By default every label keeps its axes, if that leaves no doubt.
       schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip: as
         `all_gather_einsum`.
 
@@ -81,7 +77,9 @@ def einsum(
     parsed = specs.parse(spec, lhs.shape, rhs.shape)
     sizes = _sizes(parsed, lhs.shape, rhs.shape)
     found = dtypes.check_dtypes(
-        parsed, lhs, rhs,
+        parsed,
+        lhs,
+        rhs,
         terms=dtypes.summed_terms(parsed, sizes),
         preferred_element_type=preferred_element_type,
         accumulator=accumulator_dtype,
@@ -89,71 +87,89 @@ def einsum(
     mesh = sharding.find_mesh(parsed, mesh, (lhs, rhs), out_sharding)
     layouts = sharding.operand_layouts(parsed, (lhs, rhs), in_specs, mesh)
     scales = [
-        quantized.split_scale(parsed, labels, x, parsed.out)[1]
+        split_scale(parsed, labels, x, parsed.out)[1]
         for x, labels in ((lhs, parsed.lhs), (rhs, parsed.rhs))
         if isinstance(x, Quantized)
     ]
     # Scales come after the sums, so nothing is rounded before them.
     dtype = found.accumulator if scales else found.result
-    simple, operands, layouts = _simplified(parsed, sizes, (lhs, rhs), layouts, mesh, dtype)
+    simple, operands, layouts = _simplified(parsed, (lhs, rhs), layouts, mesh, dtype)
     shape = tuple(sizes[label] for label in parsed.out)
     out = sharding.result_layout(simple, out_sharding, shape, *layouts, mesh)
     options = Options(schedule, precision, dtype, found.accumulator, wire_dtype, chip)
-    op = _Sharded(simple, (*layouts, out), mesh, options, found.result if scales else None)
-    y = _run(*vary(operands, ()), op=op)
+    op = sharded.Sharded(simple, (*layouts, out), mesh, options, found.result if scales else None)
+    y = sharded.run(*operands, op=op)
     for scale in scales:
         y = y * _laid_out(scale, out, mesh).astype(y.dtype)
     return y.astype(found.result)
 
 
-def _sizes(spec: Spec, lhs_shape: Sequence[int], rhs_shape: Sequence[int]) -> dict[str, int]:
-    """The size of each label, where 1 broadcasts."""
-    left, right = dict(zip(spec.lhs, lhs_shape)), dict(zip(spec.rhs, rhs_shape))  # noqa: B905
-    for label in left.keys() & right.keys():
-        if 1 not in (left[label], right[label]) and left[label] != right[label]:
+def _sizes(spec: Spec, lhs_shape: Shape, rhs_shape: Shape) -> dict[str, int]:
+    """The size of each label; 1 gives way to any other."""
+    left = dict(zip(spec.lhs, lhs_shape, strict=True))
+    right = dict(zip(spec.rhs, rhs_shape, strict=True))
+    for label in spec.labels:
+        both = {left.get(label, 1), right.get(label, 1)} - {1}
+        if len(both) > 1:
             raise ValueError(
-                f"einsum {spec}: label {label!r} is {left[label]} in lhs, of shape {lhs_shape}, and "
-                f"{right[label]} in rhs, of shape {rhs_shape}; the global sizes must be equal"
+                f"einsum {spec}: label {label!r} is {left[label]} in lhs, of shape {lhs_shape}, "
+                f"and {right[label]} in rhs, of shape {rhs_shape}; global sizes must be equal"
             )
     return checks.check_sizes(spec, lhs_shape, rhs_shape)
 
 
 def _simplified(
     spec: Spec,
-    sizes: dict[str, int],
     operands: tuple[Any, Any],
     layouts: tuple[Layout, Layout],
     mesh: AnyMesh,
     dtype: Any,
 ) -> tuple[Spec, list[Any], tuple[Layout, Layout]]:
-    """The einsum with every label in two of lhs, rhs and out, and once in each.
+    """The einsum with each label in two of lhs, rhs and out, or in all, and once in each.
 
-    Size-1 dimensions that broadcast are squeezed out, diagonals taken, and labels that stand in one
-    operand alone summed over.
+    Size-1 dimensions that broadcast are squeezed out, diagonals are taken, and what only one
+    operand has is summed over, in `dtype`.
     """
-    terms, values, found = [spec.lhs, spec.rhs], list(map(sharding.values_of, operands)), []
-    for side in range(2):
-        wide = [d for d, c in enumerate(terms[side]) if values[side].shape[d] not in (1, sizes[c])]
-        del wide
+    values = [sharding.values_of(x) for x in operands]
     squeezed, *drops = checks.squeeze_broadcasts(spec, values[0].shape, values[1].shape)
-    terms = [squeezed.lhs, squeezed.rhs]
+    terms, found = [squeezed.lhs, squeezed.rhs], []
     for side, (drop, layout) in enumerate(zip(drops, layouts, strict=True)):
-        labels, other = terms[side], terms[1 - side]
-        x = lax.squeeze(values[side], drop)
-        by_dim = [axes for d, axes in enumerate(layout) if d not in drop]
-        repeated = {c for c in labels if labels.count(c) > 1}
-        for label in sorted(repeated):
-            by_dim = [() if c == label else axes for c, axes in zip(labels, by_dim, strict=True)]
-            x = _laid_out(x, tuple(by_dim), mesh)
-            while labels.count(label) > 1:
-                i, j = labels.index(label), labels.rindex(label)
-                x = _diagonal(x, i, j)
-                labels, by_dim = labels[:j] + labels[j + 1 :], by_dim[:j] + by_dim[j + 1 :]
-        alone = [d for d, c in enumerate(labels) if c not in other and c not in spec.out]
+        x, labels = lax.squeeze(values[side], drop), terms[side]
+        axes = [each for d, each in enumerate(layout) if d not in drop]
+        if len(set(labels)) < len(labels):
+            axes = [() if labels.count(c) > 1 else a for c, a in zip(labels, axes, strict=True)]
+            x = _laid_out(x, tuple(axes), mesh)
+        for j in reversed(range(len(labels))):
+            i = labels.index(labels[j])
+            if i < j:
+                x, labels = _diagonal(x, i, j), labels[:j] + labels[j + 1 :]
+                del axes[j]
+        alone = [d for d, c in enumerate(labels) if c not in terms[1 - side] + spec.out]
         if alone:
-            x = jnp.sum(x.astype(dtype), axis=tuple(alone))
-        terms[side] = "".join(c for d, c in enumerate(labels) if d not in alone)
-        found.append(tuple(axes for d, axes in enumerate(by_dim) if d not in alone))
+            x = jnp.sum(x.astype(dtype), axis=alone)
         values[side] = x
+        terms[side] = "".join(c for d, c in enumerate(labels) if d not in alone)
+        found.append(tuple(each for d, each in enumerate(axes) if d not in alone))
     simple = dataclasses.replace(spec, lhs=terms[0], rhs=terms[1])
     return simple, values, (found[0], found[1])
+
+
+def _diagonal(x: Any, i: int, j: int) -> Any:
+    """The diagonal of dimensions i and j, of one size and not sharded, in the place of i."""
+    n = x.shape[i]
+    x = jnp.moveaxis(x, (i, j), (-2, -1))
+    x = x.reshape(*x.shape[:-2], n * n)
+    # A strided slice: no arithmetic, and integers stay integers.
+    return jnp.moveaxis(x[..., :: n + 1], -1, i)
+
+
+def _laid_out(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
+    """`x` with the type of `layout` on Explicit axes, but for dimensions of size 1."""
+    explicit = sharding.axes_of_type(mesh, AxisType.Explicit)
+    if not explicit:
+        return x
+    axes = tuple(
+        tuple(axis for axis in each if axis in explicit and size > 1)
+        for each, size in zip(layout, x.shape, strict=True)
+    )
+    return jax.reshard(x, NamedSharding(mesh, sharding.partition_spec(axes)))

@@ -62,7 +62,7 @@ def change(have: Layout, want: Layout) -> Change:
 class Plan:
     """The collectives around a local einsum.
 
-    `lhs` and `rhs` are made ready, `ends` are the collectives that the einsum hides, and `scatters`,
+    `lhs` and `rhs` are made ready, `ends` are the collectives that the einsum hides; `scatters`, as
     (dimension of the output, axes), `reduce` and `out` follow it.
     """
 
@@ -85,7 +85,7 @@ class Case:
     """An einsum whose labels are each in two of lhs, rhs and out, or in all, and once in each.
 
     `sizes` are those of the labels, `widths` the bytes of an element of lhs, rhs and out, and `mesh`
-    the sizes of the mesh axes.
+    has the sizes of the axes.
     """
 
     spec: Spec
@@ -147,7 +147,7 @@ def _work(case: Case) -> dict[str, Axes]:
     """The axes that divide each label in the local einsums."""
     where = [case.label_of(side) for side in range(3)]
     found: dict[str, Axes] = {}
-    # The layout of the larger operand decides the order of axes, since it is the one to leave alone.
+    # The larger operand decides the order of axes, since it is the one to leave alone.
     first = (0, 1) if case.bytes(0) >= case.bytes(1) else (1, 0)
     for side in (*first, 2):
         for label, axes in case.axes_of(side).items():
@@ -183,9 +183,7 @@ def _home(case: Case, axis: str, where: list[dict[str, str]]) -> str | None:
 
 def _stays(case: Case, side: int) -> bool:
     """Whether the operand is the larger one, the first if they are equal."""
-    return case.bytes(side) > case.bytes(1 - side) or (
-        side == 0 and case.bytes(0) == case.bytes(1)
-    )
+    return case.bytes(side) > case.bytes(1 - side) or (side == 0 and case.bytes(0) == case.bytes(1))
 
 
 def _traffic(case: Case, axis: str, label: str, ends: tuple[Any, Any, Any]) -> float:

@@ -59,7 +59,7 @@ def apply(op: Op, *operands: Any) -> list[Any]:
 
 def vary(operands: Sequence[Any], axes: tuple[str, ...]) -> list[Any]:
     """The operands typed as varying over `axes` and over all that any of them varies over."""
-    if not checks_vma(axes):
+    if axes and not checks_vma(axes):
         return list(operands)
     types = [jax.typeof(x).manual_axis_type.varying for x in operands]
     wanted = frozenset(axes).union(*types)
@@ -130,8 +130,7 @@ def _cast(ct: Any, dtype: Any) -> Any:
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:
-    at = [None if d is batching.not_mapped else d for d in dims]
-    op, operands = op.batched(at, operands)
+    op, operands = op.batched(dims, operands)
     results = operation_p.bind(*operands, op=op)
     return results, [0] * len(results)
 

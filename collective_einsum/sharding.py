@@ -40,8 +40,8 @@ def find_mesh(spec: Spec, mesh: Any, operands: Any, out_sharding: Any) -> AnyMes
     for whose, other in others:
         if other.shape_tuple != chosen.shape_tuple:
             raise ValueError(
-                f"einsum {spec}: the mesh of {first} has axes {_described(chosen)}, that of {whose} "
-                f"{_described(other)}; use one mesh for all"
+                f"einsum {spec}: the mesh of {first} has axes {_described(chosen)}, that of "
+                f"{whose} has {_described(other)}; use one mesh for all"
             )
     return chosen
 
@@ -74,9 +74,9 @@ def operand_layouts(
     if in_specs is None:
         if auto:
             raise ValueError(
-                f"einsum {spec}: mesh axes {auto} are Auto, so the types of the operands do not say "
-                "how they are sharded; pass in_specs=(PartitionSpec of lhs, PartitionSpec of rhs), "
-                "or make the mesh with axis_types Explicit"
+                f"einsum {spec}: mesh axes {auto} are Auto, so the operands' types do not say how "
+                "they are sharded; pass in_specs=(PartitionSpec of lhs, PartitionSpec of rhs), or "
+                "make the mesh with axis_types Explicit"
             )
         given: tuple[Any, Any] = (None, None)
     elif isinstance(in_specs, tuple | list) and len(in_specs) == 2:
@@ -125,13 +125,11 @@ def layout(
     """
     where = f"einsum {spec}: the sharding {given} of {side}"
     if not isinstance(given, PartitionSpec):
-        raise ValueError(
-            f"einsum {spec}: the sharding of {side} must be a jax.P, got {given!r}"
-        )
+        raise ValueError(f"einsum {spec}: the sharding of {side} must be a jax.P, got {given!r}")
     if given.unreduced or given.reduced:
         raise ValueError(
-            f"{where} is unreduced or reduced over an axis, which no collective here makes or takes; "
-            "reduce it with jax.reshard, or name the axis in a dimension"
+            f"{where} is unreduced or reduced over an axis, which no einsum here makes or takes; "
+            "use jax.reshard first, or name the axis in a dimension"
         )
     if len(given) > len(shape):
         raise ValueError(

@@ -39,20 +39,30 @@ def torus_id(torus: Any) -> str:
 
 
 def schedules(cuts: str = "") -> list[str | Schedule]:
-    """Every kind of schedule; `cuts` are the labels that may be cut into chunks."""
-    chunked = [
-        Schedule("chunked", direction, chunks=chunks, label=label)
-        for label in cuts
-        for chunks, direction in ((2, "latency"), (3, "bidirectional"))
+    """One schedule for each way through the code; `cuts` are labels that may be cut into chunks."""
+    return [
+        "blocking",
+        *DIRECTIONS,
+        Schedule("ring", "bidirectional", rolled=True),
+        Schedule("ring", "latency", rolled=True),
+        Schedule("chunked", "bidirectional"),
+        *(Schedule("chunked", "latency", chunks=3, label=label) for label in cuts[:1]),
+        *(Schedule("chunked", "bidirectional", chunks=2, label=label) for label in cuts[1:]),
     ]
+
+
+def all_schedules(cuts: str = "") -> list[str | Schedule]:
+    """Every kind, direction and loop, and several chunk counts."""
     return [
         "auto",
         "blocking",
-        *DIRECTIONS,
-        *(Schedule("ring", direction, rolled=True) for direction in DIRECTIONS),
-        *(Schedule("chunked", direction) for direction in DIRECTIONS),
-        Schedule("chunked", "unidirectional", rolled=True),
-        *chunked,
+        *(Schedule("ring", d, rolled=rolled) for d in DIRECTIONS for rolled in (False, True)),
+        *(Schedule("chunked", d, rolled=rolled) for d in DIRECTIONS for rolled in (False, True)),
+        *(
+            Schedule("chunked", direction, chunks=chunks, label=label)
+            for label in cuts
+            for chunks, direction in zip((1, 2, 4), DIRECTIONS, strict=True)
+        ),
     ]
 
 

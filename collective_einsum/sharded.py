@@ -1,0 +1,177 @@
+"""An einsum of sharded global arrays as a `primitive.Op`, with derivatives of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
+
+from . import collectives, einsums
+from .einsums import Options
+from .inference import Case, Change, Layout, Plan, infer
+from .operation import fresh_label
+from .primitive import apply, vary
+from .schedule import Schedule, as_schedule
+from .sharding import AnyMesh, axes_of_type, partition_spec
+from .spec import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharded:
+    """An einsum of two global arrays, but for the arrays; hashable.
+
+    Attributes:
+      spec: each label stands in two of lhs, rhs and out, or in all, and once in each.
+      layouts: of lhs, rhs and out.
+      mesh: the mesh of the layouts.
+      options: with `preferred_element_type`, the dtype of the result.
+      sums: the dtype in which sums travel unless `options.wire_dtype` says; None for the result's.
+    """
+
+    spec: Spec
+    layouts: tuple[Layout, Layout, Layout]
+    mesh: AnyMesh
+    options: Options
+    sums: Any = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes of the surroundings that it communicates over: none, only its own."""
+        return ()
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """As `axes`."""
+        return ()
+
+    def plan(self, lhs: Any, rhs: Any) -> Plan:
+        """The collectives for global operands of these shapes and dtypes."""
+        sizes = dict(zip(self.spec.lhs + self.spec.rhs, (*lhs.shape, *rhs.shape), strict=True))
+        dtype = jnp.dtype(self.options.preferred_element_type)
+        widths = (lhs.dtype.itemsize, rhs.dtype.itemsize, dtype.itemsize)
+        return infer(Case(self.spec, sizes, widths, dict(self.mesh.shape_tuple), *self.layouts))
+
+    def run(self, *operands: Any) -> list[Any]:
+        """The result, as a list of one."""
+        lhs, rhs = operands
+        plan = self.plan(lhs, rhs)
+        body = functools.partial(self._local, plan)
+        manual = axes_of_type(self.mesh, AxisType.Manual)
+        if len(manual) == len(self.mesh.axis_names):
+            return [body(lhs, rhs)]
+        *in_specs, out_spec = map(partition_spec, self.layouts)
+        y = jax.shard_map(
+            body,
+            mesh=self.mesh,
+            in_specs=tuple(in_specs),
+            out_specs=out_spec,
+            check_vma=self._is_checkable(plan),
+        )(lhs, rhs)
+        # An unchecked shard_map forgets over what its operands vary outside.
+        return vary((y, lhs, rhs), ())[:1]
+
+    def _is_checkable(self, plan: Plan) -> bool:
+        """Whether jax can see that the result is equal along the axes which its layout leaves out.
+
+        It cannot where the reason is an all-gather.
+        """
+        lhs, rhs, out = ({axis for axes in layout for axis in axes} for layout in self.layouts)
+        slices = [each for change in (plan.lhs, plan.rhs) for each in change.early + change.late]
+        sliced = {axis for _, axes in slices for axis in axes}
+        return lhs | rhs | sliced <= out | set(plan.reduced)
+
+    def _local(self, plan: Plan, lhs: Any, rhs: Any) -> Any:
+        """The einsum on local shards."""
+        options = self.options
+        lhs, rhs = self._changed(lhs, plan.lhs), self._changed(rhs, plan.rhs)
+        ends = plan.ends
+        if options.wire_dtype is None and (ends.gather is None or ends.scatter is not None):
+            options = dataclasses.replace(options, wire_dtype=self.sums)
+        y = einsums.run(self.spec.formula, lhs, rhs, ends, options)
+        for dim, axes in plan.scatters:
+            y = collectives.reduce_scatter(y, axes, scatter_dimension=dim, **self._how())
+        if plan.reduce:
+            y = collectives.all_reduce(y, plan.reduce, **self._how())
+        return self._changed(y, plan.out)
+
+    def _changed(self, x: Any, change: Change) -> Any:
+        for axes, split, join in change.swaps:
+            x = collectives.all_to_all(x, axes, split, join, **self._how())
+        for dim, axes in change.early:
+            x = _own_block(x, dim, axes)
+        for dim, axes in change.gathers:
+            x = collectives.all_gather(x, axes, axis=dim, **self._how())
+        for dim, axes in change.late:
+            x = _own_block(x, dim, axes)
+        return x
+
+    def _how(self) -> dict[str, Any]:
+        """The schedule and chip of a collective that no einsum hides."""
+        schedule = as_schedule(self.options.schedule)
+        if schedule is not None and schedule.kind != "blocking":
+            schedule = Schedule("ring", schedule.direction, rolled=schedule.rolled)
+        return {"schedule": schedule or "auto", "chip": self.options.chip}
+
+    def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """One term for each operand that moves; see `primitive.Op`."""
+        (lhs, rhs), (dlhs, drhs) = operands, tangents
+        pairs = [(dlhs, rhs), (lhs, drhs)]
+        terms = [apply(self, *pair)[0] for pair in pairs if all(x is not None for x in pair)]
+        return [sum(terms[1:], start=terms[0])]
+
+    def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        """The einsum with the result and one operand exchanged; see `primitive.Op`."""
+        ((ct,), (lhs, rhs)), spec = (cotangents, operands), self.spec
+        left, right, out = self.layouts
+        if lhs is None:
+            spec = dataclasses.replace(spec, lhs=spec.out, out=spec.lhs)
+            mirrored = dataclasses.replace(self, spec=spec, layouts=(out, right, left))
+            return [apply(mirrored, ct, rhs)[0], None]
+        spec = dataclasses.replace(spec, rhs=spec.out, out=spec.rhs)
+        mirrored = dataclasses.replace(self, spec=spec, layouts=(left, out, right))
+        return [None, apply(mirrored, lhs, ct)[0]]
+
+    def batched(
+        self, dims: Sequence[int | None], operands: Sequence[Any]
+    ) -> tuple[Sharded, list[Any]]:
+        """A new label, in front; see `primitive.Op`."""
+        new = fresh_label(self.spec.lhs + self.spec.rhs)
+        pairs = list(zip(dims, operands, strict=True))
+        moved = [x if d is None else jnp.moveaxis(x, d, 0) for d, x in pairs]
+        terms = [
+            labels if d is None else new + labels
+            for d, labels in zip(dims, (self.spec.lhs, self.spec.rhs), strict=True)
+        ]
+        spec = dataclasses.replace(self.spec, lhs=terms[0], rhs=terms[1], out=new + self.spec.out)
+        # On Explicit axes the type of an operand says how the new dimension is sharded.
+        axes = [() if d is None else _leading_axes(x) for d, x in zip(dims, moved, strict=True)]
+        left, right, out = self.layouts
+        layouts = (
+            left if dims[0] is None else (axes[0], *left),
+            right if dims[1] is None else (axes[1], *right),
+            (axes[0] or axes[1], *out),
+        )
+        return dataclasses.replace(self, spec=spec, layouts=layouts), moved
+
+
+def _leading_axes(x: Any) -> tuple[str, ...]:
+    entry = jax.typeof(x).sharding.spec[0]
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _own_block(x: Any, dim: int, axes: tuple[str, ...]) -> Any:
+    """This device's block of a dimension, of which it has more."""
+    block = x.shape[dim] // lax.axis_size(axes)
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * block, block, axis=dim)
+
+
+@functools.partial(jax.jit, static_argnames="op", inline=True)
+def run(lhs: Any, rhs: Any, op: Sharded) -> Any:
+    """The result; compiled where the caller is not."""
+    return apply(op, lhs, rhs)[0]

@@ -1,0 +1,102 @@
+"""all_gather_einsum_reduce_scatter: gathers and scatters of all roles, over rings and tori."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import collective_einsum as ce
+
+from .oracle import (
+    Case,
+    MeshOf,
+    all_schedules,
+    assert_close,
+    on_devices,
+    random,
+    schedules,
+)
+
+CASES = [
+    Case("mk,kn->mn", gather="k", scatter="n", cuts="m"),
+    Case("mk,kn->mn", gather="m", scatter="n"),
+    Case("bmk,kn->bnm", gather="b", scatter="m"),
+    Case("mk,kn->mn", gather="k", operand="rhs", scatter="m", cuts="n"),
+    Case("bmk,bkn->bmn", gather="n", operand="rhs", scatter="b"),
+]
+# (mesh shape, gather axes, scatter axes)
+MESHES = [
+    ((1, 4), "x", "y"),
+    ((4, 1), "x", "y"),
+    ((2, 4), "x", "y"),
+    ((4, 2), "x", "y"),
+    ((3, 2), "y", "x"),
+    ((2, 3), "y", "x"),
+    ((2, 2, 2), "yz", "x"),
+    ((2, 2, 2), "x", "zy"),
+    ((2, 2, 2), "zx", "y"),
+]
+
+
+def mesh_id(where: Any) -> str:
+    shape, gather, scatter = where
+    return f"{'x'.join(map(str, shape))} {gather} to {scatter}"
+
+
+def both(
+    mesh_of: MeshOf,
+    where: Any,
+    case: Case,
+    choose: Callable[[str], list[Any]] = schedules,
+    rights: int = 0,
+) -> None:
+    shape, gather_axes, scatter_axes = where
+    mesh = mesh_of(shape, "xyz"[: len(shape)])
+    ng, ns = (math.prod(mesh.shape[a] for a in axes) for axes in (gather_axes, scatter_axes))
+    lhs, rhs = case.operands(ng, ns)
+    several = [rhs, *(random(rhs.shape, 7 + i) for i in range(rights))]
+
+    def every(lhs: Any, *several: Any) -> Any:
+        return {
+            str(schedule): ce.all_gather_einsum_reduce_scatter(
+                case.spec,
+                lhs,
+                several,
+                gather_axis_name=tuple(gather_axes),
+                gather=case.gather,
+                scatter_axis_name=tuple(scatter_axes),
+                scatter=case.scatter,
+                schedule=schedule,
+                precision="highest",
+            )
+            for schedule in choose(case.cuts)
+        }
+
+    got = on_devices(mesh, (*gather_axes, *scatter_axes), every, lhs, *several)
+    for i, right in enumerate(several):
+        each = {schedule: results[i] for schedule, results in got.items()}
+        assert_close(each, case.expected(lhs, right, ng, ns))
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=str)
+@pytest.mark.parametrize("where", MESHES, ids=mesh_id)
+def test_meshes(mesh_of: MeshOf, where: Any, case: Case) -> None:
+    both(mesh_of, where, case)
+
+
+@pytest.mark.parametrize("case", CASES[2:], ids=str)
+@pytest.mark.parametrize("where", [MESHES[4], MESHES[7]], ids=mesh_id)
+def test_labels(mesh_of: MeshOf, where: Any, case: Case) -> None:
+    both(mesh_of, where, case)
+
+
+def test_every_schedule(mesh_of: MeshOf) -> None:
+    both(mesh_of, MESHES[2], CASES[0], all_schedules)
+
+
+@pytest.mark.parametrize("where", [MESHES[3], MESHES[6]], ids=mesh_id)
+def test_a_sequence(mesh_of: MeshOf, where: Any) -> None:
+    both(mesh_of, where, CASES[0], rights=1)
