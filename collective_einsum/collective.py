@@ -15,7 +15,7 @@ from . import ring, stages
 from .dtypes import accumulator_dtype
 from .primitive import apply, checks_vma
 from .ring import Steps
-from .schedule import Schedule
+from .schedule import Direction, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,20 +95,31 @@ class Collective:
 def all_reduce_steps(
     y: Any,
     axes: tuple[str, ...],
-    direction: Any,
+    direction: Direction,
     *,
     wire: Callable[[Any], Any],
     accumulator: Any,
     rolls: Callable[[int], bool],
 ) -> Steps:
-    """A reduce-scatter and an all-gather of a dimension that divides, or of the flattened array."""
-    n = ring.total(axes)
-    shape = y.shape
-    dim = next((d for d in reversed(range(y.ndim)) if y.shape[d] % n == 0 and y.size), None)
-    if dim is None:
-        y = jnp.pad(y.reshape(-1), (0, -y.size % n))
+    """A reduce-scatter and an all-gather of a dimension that suits, or of the flattened array."""
+    shape, n = y.shape, ring.total(axes)
+    least = 2 * n if direction == "bidirectional" else n
+    fits = [
+        d
+        for d in reversed(range(y.ndim))
+        if shape[d] % n == 0 and shape[d] >= least and _strands(shape, d, axes)
+    ]
+    dim = fits[0] if fits else 1
+    if not fits:
+        # A row for each axis, so that strands can be cut.
+        y = jnp.pad(y.reshape(-1), (0, -y.size % (len(axes) * least))).reshape(len(axes), -1)
     y = yield from stages.reduce_scatter(
-        y, axes, dim or 0, direction, wire=wire, accumulator=accumulator, rolls=rolls
+        y, axes, dim, direction, wire=wire, accumulator=accumulator, rolls=rolls
     )
-    y = yield from stages.all_gather(wire(y), axes, dim or 0, direction, rolls=rolls)
-    return y if dim is not None else y[: math.prod(shape)].reshape(shape)
+    y = yield from stages.all_gather(wire(y), axes, dim, direction, rolls=rolls)
+    return y if fits else y.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def _strands(shape: tuple[int, ...], dim: int, axes: tuple[str, ...]) -> bool:
+    """Whether all axes have something to carry."""
+    return len(axes) == 1 or stages.strand_dim(shape, dim, len(axes)) is not None

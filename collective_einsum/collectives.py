@@ -1,4 +1,4 @@
-"""lax's collectives made of ring steps, which run beside unrelated computation where lax's do not."""
+"""lax's collectives made of ring steps, which can run beside unrelated computation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import checks, choice
+from . import checks, choice, dtypes
 from .chip import Chip
 from .collective import Collective
 from .primitive import apply
@@ -24,17 +24,19 @@ def all_gather(
     schedule: str | Schedule = "auto",
     chip: Chip | None = None,
 ) -> jax.Array:
-    """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`; the result has n times `x`'s size there.
+    """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`: n times as long in that dimension.
 
     Args:
       x: any array, a local shard.
       axis_name: mesh axis or axes; a tuple orders shards as lax does, major first.
       axis: the dimension along which shards are joined.
-      schedule: "auto", "blocking", "unidirectional", "bidirectional", "latency" or a `Schedule`.
+      schedule: "auto", "blocking", "unidirectional", "bidirectional", "latency" or a `Schedule`,
+        whose `wire_dtype` is the dtype on the links.
       chip: whose costs "auto" reckons with; by default told from the mesh.
 
     Raises:
-      ValueError: while tracing, for an unknown axis, dimension or schedule.
+      ValueError: while tracing, for an unknown axis, dimension or schedule, or one that cannot
+        serve: "chunked", and "bidirectional" where there is one element to go two ways.
     """
     return _run("all_gather", x, axis_name, axis, schedule, chip)
 
@@ -49,8 +51,8 @@ def reduce_scatter(
 ) -> jax.Array:
     """`lax.psum_scatter(x, axis_name, scatter_dimension=scatter_dimension, tiled=True)`.
 
-    Sums are taken in at least 32 bits and rounded to `x`'s dtype (or the schedule's `wire_dtype`) at
-    every hop, in an order that is the same in every run.
+    Sums are taken in at least 32 bits and rounded to `x`'s dtype (or the schedule's `wire_dtype`)
+    at every hop, in an order that is the same in every run; integers wrap around as in lax.
 
     Args:
       x: any array, as large on every device.
@@ -120,20 +122,34 @@ def _run(
     x = jnp.asarray(x)
     axes = checks.axis_names(axis_name)
     n = checks.axis_size(axes)
+    where = f"{kind} of shape {x.shape} over axis {axis_name!r} of size {n}"
     if x.dtype == jnp.bool_ or not jnp.issubdtype(x.dtype, jnp.number):
-        raise ValueError(f"{kind}: x has dtype {x.dtype}, which is not numeric; cast it first")
+        raise ValueError(f"{where}: dtype {x.dtype} is not numeric; cast it first")
     if kind != "all_reduce":
-        dim, concat = _dimension(kind, dim, x.ndim), _dimension(kind, concat, x.ndim)
+        dim, concat = _dimension(where, dim, x.ndim), _dimension(where, concat, x.ndim)
     if kind in ("reduce_scatter", "all_to_all") and x.shape[dim] % n:
         raise ValueError(
-            f"{kind} of shape {x.shape} over axis {axis_name!r} of size {n}: {n} does not divide "
-            f"dimension {dim}, of size {x.shape[dim]}; pad it to {-(-x.shape[dim] // n) * n}"
+            f"{where}: {n} does not divide dimension {dim}, of size {x.shape[dim]}; pad it to "
+            f"{-(-x.shape[dim] // n) * n}"
         )
     chosen = choice.resolve_collective(kind, x, dim, axes, schedule, chip)
+    if chosen.kind == "chunked":
+        raise ValueError(
+            f"{where}: schedule {str(chosen)!r} cuts an einsum into chunks, and there is none "
+            f"here; use {chosen.direction!r}"
+        )
+    if kind in ("all_gather", "reduce_scatter") and n > 1 and chosen.direction == "bidirectional":
+        shard = x.shape[dim] if kind == "all_gather" else x.shape[dim] // n
+        if shard < 2:
+            raise ValueError(
+                f"{where}: schedule {str(chosen)!r} sends half a shard each way, and a shard has "
+                f"{shard} of dimension {dim}; use 'latency' or 'unidirectional'"
+            )
+    dtypes.check_wire_dtype(where, chosen.wire_dtype, x.dtype)
     return apply(Collective(kind, dim, axes, chosen, concat), x)[0]
 
 
-def _dimension(kind: str, dim: int, ndim: int) -> int:
+def _dimension(where: str, dim: int, ndim: int) -> int:
     if not -ndim <= dim < ndim:
-        raise ValueError(f"{kind}: an array of {ndim} dimension(s) has no dimension {dim}")
+        raise ValueError(f"{where}: there is no dimension {dim} among {ndim}")
     return dim % ndim

@@ -194,11 +194,11 @@ def _fits(low: int, high: int, dtype: Any) -> bool:
     return _range(dtype)[0] <= low and high <= _range(dtype)[1]
 
 
-def check_wire_dtype(spec: Spec, wire_dtype: Any, moving: Any) -> jnp.dtype:
+def check_wire_dtype(what: Spec | str, wire_dtype: Any, moving: Any) -> jnp.dtype:
     """The dtype in which `moving` values travel: `wire_dtype`, or `moving` itself if None.
 
     A narrower float or complex rounds each value once per hop where it is re-sent; integers may not
-    be narrowed.
+    be narrowed. `what` is the einsum, or what else moves, for messages.
 
     Raises:
       ValueError: a wire dtype of another kind than the values, or a narrower integer.
@@ -206,14 +206,13 @@ def check_wire_dtype(spec: Spec, wire_dtype: Any, moving: Any) -> jnp.dtype:
     moving = jnp.dtype(moving)
     if wire_dtype is None:
         return moving
+    what = what if isinstance(what, str) else f"einsum {what}"
     wire = jnp.dtype(jax.dtypes.canonicalize_dtype(wire_dtype))
     if _kind(wire) != _kind(moving):
         raise ValueError(
-            f"einsum {spec}: wire_dtype={wire} cannot carry {moving} values; give a "
+            f"{what}: wire_dtype={wire} cannot carry {moving} values; give a "
             f"{_kind(moving)} dtype, or quantize the operand to send integers"
         )
     if _kind(wire) == "integer" and not _fits(*_range(moving), wire):
-        raise ValueError(
-            f"einsum {spec}: wire_dtype={wire} overflows for {moving} values; leave it out"
-        )
+        raise ValueError(f"{what}: wire_dtype={wire} overflows for {moving} values; leave it out")
     return wire

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from . import checks, dtypes, sharded, sharding
 from . import spec as specs
 from .chip import Chip
-from .einsums import Options
 from .inference import Layout
+from .problem import Options
 from .quantized import Quantized, split_scale
 from .schedule import Schedule
 from .sharding import AnyMesh
@@ -136,8 +136,8 @@ def _simplified(
     for side, (drop, layout) in enumerate(zip(drops, layouts, strict=True)):
         x, labels = lax.squeeze(values[side], drop), terms[side]
         axes = [each for d, each in enumerate(layout) if d not in drop]
-        if len(set(labels)) < len(labels):
-            axes = [() if labels.count(c) > 1 else a for c, a in zip(labels, axes, strict=True)]
+        axes = [() if labels.count(c) > 1 else a for c, a in zip(labels, axes, strict=True)]
+        if len(set(labels)) < len(labels) or jax.typeof(x).sharding.mesh.empty:
             x = _laid_out(x, tuple(axes), mesh)
         for j in reversed(range(len(labels))):
             i = labels.index(labels[j])

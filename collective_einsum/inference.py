@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .einsums import Ends
+from .problem import Ends
 from .spec import Spec
 
 Axes = tuple[str, ...]
@@ -22,14 +22,21 @@ Layout = tuple[Axes, ...]
 class Change:
     """What brings an array from one layout into another, in the order of the fields.
 
-    `swaps` are all-to-alls as (axes, dimension to split, dimension to join); the others are
-    (dimension, axes): slices that cost nothing, gathers, and slices of what had to be gathered.
+    Attributes:
+      swaps: all-to-alls, as (axes, dimension to split, dimension to join).
+      early: slices that need no other device's data, as (dimension, axes).
+      sorts: permutations of whole shards, as (dimension, axes as they are, axes as wanted).
+      gathers: as (dimension, axes).
+      late: slices of what had to be gathered first, as (dimension, axes).
+      resorts: as `sorts`.
     """
 
     swaps: tuple[tuple[Axes, int, int], ...] = ()
     early: tuple[tuple[int, Axes], ...] = ()
+    sorts: tuple[tuple[int, Axes, Axes], ...] = ()
     gathers: tuple[tuple[int, Axes], ...] = ()
     late: tuple[tuple[int, Axes], ...] = ()
+    resorts: tuple[tuple[int, Axes, Axes], ...] = ()
 
 
 def change(have: Layout, want: Layout) -> Change:
@@ -42,20 +49,29 @@ def change(have: Layout, want: Layout) -> Change:
             leaves = moved and i != j and now[i][: len(want[i])] == want[i]
             if leaves and want[j][: len(after)] == after:
                 swaps.append((moved, j, i))
-                now[i], now[j] = want[i], now[j] + moved
+                now[i], now[j] = want[i], after
     used = {axis for axes in now for axis in axes}
-    early, gathers, late = [], [], []
+    early, sorts, gathers, late, resorts = [], [], [], [], []
     for dim, (old, new) in enumerate(zip(now, want, strict=True)):
-        common = 0
-        while common < min(len(old), len(new)) and old[common] == new[common]:
-            common += 1
-        gone, added = old[common:], new[common:]
-        if gone:
-            gathers.append((dim, gone))
-        if added:
-            free = not gone and not used.intersection(added)
-            (early if free else late).append((dim, added))
-    return Change(tuple(swaps), tuple(early), tuple(gathers), tuple(late))
+        kept = tuple(axis for axis in new if axis in old)
+        gone = tuple(axis for axis in old if axis not in new)
+        added = tuple(axis for axis in new if axis not in old)
+        if not gone and not used.intersection(added):
+            early += [(dim, added)] if added else []
+            sorts += _sort(dim, old + added, new)
+            continue
+        sorts += _sort(dim, old, kept + gone)
+        gathers += [(dim, gone)] if gone else []
+        late += [(dim, added)] if added else []
+        resorts += _sort(dim, kept + added, new)
+    return Change(*map(tuple, (swaps, early, sorts, gathers, late, resorts)))
+
+
+def _sort(dim: int, old: Axes, new: Axes) -> list[tuple[int, Axes, Axes]]:
+    """What brings the axes of a dimension into another order."""
+    while old and old[0] == new[0]:
+        old, new = old[1:], new[1:]
+    return [(dim, old, new)] if old else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +100,8 @@ class Plan:
 class Case:
     """An einsum whose labels are each in two of lhs, rhs and out, or in all, and once in each.
 
-    `sizes` are those of the labels, `widths` the bytes of an element of lhs, rhs and out, and `mesh`
-    has the sizes of the axes.
+    `sizes` are of the labels, `widths` the bytes of an element of lhs, rhs and out, and `mesh` has
+    the sizes of the axes.
     """
 
     spec: Spec
@@ -176,7 +192,7 @@ def _home(case: Case, axis: str, where: list[dict[str, str]]) -> str | None:
     mine, others = (case.axes_of(s).get(label, ()) for s in (side, 1 - side))
     may_stay = out is None or label not in case.spec.out
     # Other axes divide it in the other operand: only one of the two needs to give way.
-    if others and may_stay and (mine[: len(others)] == others or _stays(case, side)):
+    if others and may_stay and (set(others) <= set(mine) or _stays(case, side)):
         return label
     return out
 
@@ -221,7 +237,7 @@ def _fuse_gather(
         for dim, axes in sides[side].gathers:
             if scatter is not None and labels[dim] == case.spec.out[scatter[0]]:
                 continue
-            # It comes last, so no slice may wait for it.
+            # It comes last, so no slice may wait for it; only a slice calls for another sort.
             if any(d == dim or set(a) & set(axes) for d, a in sides[side].late):
                 continue
             n = case.devices(axes)

@@ -101,14 +101,14 @@ Consume = Callable[[Any, int, Lane | None, Any, Any], Any]
 def gather(
     strands: Sequence[Strand],
     shards: Sequence[Any],
-    cut: Callable[[Any, int, int], Any],
+    cut: Callable[[Any, int, int, int], Any],
     consume: Consume,
     *,
     rolled: bool,
 ) -> Steps:
     """All-gathers the `shards`, one a strand, and folds every piece into a carry as it arrives.
 
-    `cut(shard, lo, size)` takes a lane's part of a shard. Order of the fold: the own shards, then
+    `cut(shard, strand number, lo, size)` takes a lane's part of a shard. Order of the fold: the own shards, then
     hop by hop, strand by strand, the lanes in order. Returns the last carry.
     """
     hops = [lane.hops for strand in strands for lane in strand.lanes]
@@ -131,8 +131,8 @@ def gather(
         return carry
 
     flying = [
-        [cut(shard, lane.lo, lane.size) for lane in strand.lanes]
-        for strand, shard in zip(strands, shards, strict=True)
+        [cut(shard, s, lane.lo, lane.size) for lane in strand.lanes]
+        for s, (strand, shard) in enumerate(zip(strands, shards, strict=True))
     ]
     flying = fly(flying, 1) if last else flying
     carry = None
@@ -193,20 +193,19 @@ def reduce_scatter(
         """Adds this device's terms to the sums that are `hop` hops from home, and sends them on."""
         sums = [list(each) for each in sums]
         for s, i in turns(hop):
-            if True:
-                lane, strand = strands[s].lanes[i], strands[s]
-                term = partial(s, lane, lane.step * offset)
-                before, sums[s][i] = sums[s][i], None
-                if before is not None:
-                    if busy and len(hops) == 1:
-                        # Nothing else hides this hop, so the term must not wait for the sum.
-                        term, before = yield term, before
-                    # Otherwise the sum is there already, and the addition costs no waiting.
-                    term = term + before.astype(term.dtype)
-                if busy:
-                    # What else is in flight lands before the next term is begun.
-                    term, sums = yield term, sums
-                sums[s][i] = shift(wire(term), strand.axis, lane.step)
+            lane = strands[s].lanes[i]
+            term = partial(s, lane, lane.step * offset)
+            before, sums[s][i] = sums[s][i], None
+            if before is not None:
+                if busy and len(hops) == 1:
+                    # Nothing else hides this hop, so the term must not wait for the sum.
+                    term, before = yield term, before
+                # Otherwise the sum is there already, and the addition costs no waiting.
+                term = term + before.astype(term.dtype)
+            if busy:
+                # What else is in flight lands before the next term is begun.
+                term, sums = yield term, sums
+            sums[s][i] = shift(wire(term), strands[s].axis, lane.step)
         return sums
 
     hop = last

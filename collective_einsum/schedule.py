@@ -27,6 +27,8 @@ class Schedule:
       chunks: how many chunks, for "chunked".
       label: the einsum label that is cut into chunks; None for the one that suits (see
         `choose_schedule`).
+      end: for "ring" and an einsum with both collectives, the one whose ring it goes round, "gather"
+        or "scatter"; the other one is then lax's own.
       wire_dtype: the dtype on the wire; None for that of the gathered operand, and for partial sums
         that of the result.
       rolled: whether the hops are a loop in the program, whose size then does not grow with the
@@ -37,6 +39,7 @@ class Schedule:
     direction: Direction = "latency"
     chunks: int = 1
     label: str | None = None
+    end: Literal["gather", "scatter"] = "scatter"
     wire_dtype: Any = None
     rolled: bool | None = None
 
@@ -52,6 +55,8 @@ class Schedule:
                 f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
                 "kind='chunked' cuts into chunks"
             )
+        if self.end not in ("gather", "scatter"):
+            raise ValueError(f"Schedule end {self.end!r} is neither 'gather' nor 'scatter'")
         if self.wire_dtype is not None:
             # One spelling, so that equal schedules hash alike.
             object.__setattr__(self, "wire_dtype", jnp.dtype(self.wire_dtype))
@@ -65,6 +70,8 @@ class Schedule:
         if self.kind == "chunked":
             over = f" over {self.label!r}" if self.label else ""
             parts.append(f"{self.chunks}{over}, {self.direction}")
+        if self.kind == "ring" and self.end == "gather":
+            parts.append("of the gather")
         if self.wire_dtype is not None:
             parts.append(f"{self.wire_dtype} wire")
         if self.rolled is not None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from . import collectives, einsums
-from .einsums import Options
+from . import collectives, problem
 from .inference import Case, Change, Layout, Plan, infer
 from .operation import fresh_label
 from .primitive import apply, vary
+from .problem import Options
 from .schedule import Schedule, as_schedule
 from .sharding import AnyMesh, axes_of_type, partition_spec
 from .spec import Spec
@@ -93,7 +95,7 @@ class Sharded:
         ends = plan.ends
         if options.wire_dtype is None and (ends.gather is None or ends.scatter is not None):
             options = dataclasses.replace(options, wire_dtype=self.sums)
-        y = einsums.run(self.spec.formula, lhs, rhs, ends, options)
+        y = problem.run(self.spec.formula, lhs, rhs, ends, options)
         for dim, axes in plan.scatters:
             y = collectives.reduce_scatter(y, axes, scatter_dimension=dim, **self._how())
         if plan.reduce:
@@ -105,10 +107,14 @@ class Sharded:
             x = collectives.all_to_all(x, axes, split, join, **self._how())
         for dim, axes in change.early:
             x = _own_block(x, dim, axes)
+        for _, have, want in change.sorts:
+            x = _sorted(x, have, want)
         for dim, axes in change.gathers:
             x = collectives.all_gather(x, axes, axis=dim, **self._how())
         for dim, axes in change.late:
             x = _own_block(x, dim, axes)
+        for _, have, want in change.resorts:
+            x = _sorted(x, have, want)
         return x
 
     def _how(self) -> dict[str, Any]:
@@ -132,10 +138,22 @@ class Sharded:
         if lhs is None:
             spec = dataclasses.replace(spec, lhs=spec.out, out=spec.lhs)
             mirrored = dataclasses.replace(self, spec=spec, layouts=(out, right, left))
-            return [apply(mirrored, ct, rhs)[0], None]
+            return [mirrored._derived(ct, rhs), None]
         spec = dataclasses.replace(spec, rhs=spec.out, out=spec.rhs)
         mirrored = dataclasses.replace(self, spec=spec, layouts=(left, out, right))
-        return [None, apply(mirrored, lhs, ct)[0]]
+        return [None, mirrored._derived(lhs, ct)]
+
+    def _derived(self, lhs: Any, rhs: Any) -> Any:
+        """The result; under "auto" if the schedule serves only what this is derived from."""
+        op = self
+        if as_schedule(self.options.schedule) is not None:
+            try:
+                jax.eval_shape(self.run, lhs, rhs)
+            except ValueError:
+                op = dataclasses.replace(
+                    self, options=dataclasses.replace(self.options, schedule="auto")
+                )
+        return apply(op, lhs, rhs)[0]
 
     def batched(
         self, dims: Sequence[int | None], operands: Sequence[Any]
@@ -171,7 +189,27 @@ def _own_block(x: Any, dim: int, axes: tuple[str, ...]) -> Any:
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * block, block, axis=dim)
 
 
+def _sorted(x: Any, have: tuple[str, ...], want: tuple[str, ...]) -> Any:
+    """The shards of a dimension over `have`, handed on so that they lie over `want`."""
+    # lax.ppermute numbers devices in the order of the mesh, whatever the order of the tuple.
+    mesh_order = jax.sharding.get_abstract_mesh().axis_names
+    axes = tuple(sorted(have, key=mesh_order.index))
+    sizes = [lax.axis_size(axis) for axis in axes]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    holders, wanters = (
+        devices.transpose([axes.index(axis) for axis in order]).ravel().tolist()
+        for order in (have, want)
+    )
+    return lax.ppermute(x, axes, list(zip(holders, wanters, strict=True)))
+
+
 @functools.partial(jax.jit, static_argnames="op", inline=True)
 def run(lhs: Any, rhs: Any, op: Sharded) -> Any:
     """The result; compiled where the caller is not."""
-    return apply(op, lhs, rhs)[0]
+    y = apply(op, lhs, rhs)[0]
+    auto = axes_of_type(op.mesh, AxisType.Auto)
+    if isinstance(op.mesh, AbstractMesh) or not auto:
+        return y
+    # With no mesh in the context, jit looks for one in what it traces.
+    layout = tuple(tuple(axis for axis in axes if axis in auto) for axes in op.layouts[2])
+    return lax.with_sharding_constraint(y, NamedSharding(op.mesh, partition_spec(layout)))

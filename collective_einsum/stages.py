@@ -46,14 +46,14 @@ class Around:
         """The place along the axis of the device `offset` further on."""
         return (lax.axis_index(self.axis) + offset) % self.n
 
-    def take(self, x: Any, dim: int, offset: Any, lane: Lane | None) -> Any:
-        shard = x.shape[dim] // self.blocks
-        lo, size = (0, shard) if lane is None else (lane.lo, lane.size)
+    def take(self, x: Any, dim: int, offset: Any, lo: int, size: int) -> Any:
+        """`lo : lo + size` of each shard in the block of the device `offset` further on."""
         return blocks.take(x, dim, self.sizes, self.at, self.index(offset), lo, size)
 
-    def put(self, x: Any, block: Any, dim: int, offset: Any, lane: Lane | None, also: Any) -> Any:
-        shard = x.shape[dim] // self.blocks
-        lo, size = (0, shard) if lane is None else (lane.lo, lane.size)
+    def put(
+        self, x: Any, block: Any, dim: int, offset: Any, lo: int, size: int, also: Any = None
+    ) -> Any:
+        """`x` with what `take` would give replaced by `block`."""
         at = self.index(offset)
         return blocks.put(x, block, dim, self.sizes, self.at, at, lo, size, also)
 
@@ -61,6 +61,12 @@ class Around:
 def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:
     """The axes, in canonical order, that a strand has gathered once `stage` is done."""
     return tuple(sorted(order(strand, axes)[: stage + 1]))
+
+
+def last_stage(axes: tuple[str, ...], strands: int) -> list[Around]:
+    """Where each strand goes round last, every other axis being gathered already."""
+    every = tuple(range(len(axes)))
+    return [Around(axes, every, order(s, len(axes))[-1]) for s in range(strands)]
 
 
 def all_gather(
@@ -73,52 +79,61 @@ def all_gather(
 ) -> Steps:
     """All-gathers `x` along `dim` over `axes`, the first one major; returns the whole."""
     along = strand_dim(x.shape, dim, len(axes))
-    strands = len(axes) if along is not None else 1
-    lows = blocks.pieces_of(x.shape[along], strands) if along is not None else [(0, 0)]
-    parts = [blocks.cut(x, along, lo, size) if along is not None else x for lo, size in lows]
+    parts, starts = [x], None
+    if along is not None:
+        cuts = blocks.pieces_of(x.shape[along], len(axes))
+        parts = [blocks.cut(x, along, *piece) for piece in cuts]
+        starts = [(along, lo) for lo, _ in cuts]
+    shards = [x.shape[dim]] * len(parts)
     for stage in range(len(axes)):
-        parts = yield from _gather_stage(
-            x.shape, parts, axes, dim, direction, rolls, stage, along, lows
-        )
+        last = stage == len(axes) - 1
+        # The last stage writes all strands into one array.
+        joined = (x.shape, starts) if last and starts is not None else None
+        parts = yield from gather_stage(parts, axes, dim, direction, rolls, stage, shards, joined)
     return parts[0]
 
 
-def _gather_stage(
-    shape: tuple[int, ...],
+def gather_stage(
     parts: list[Any],
     axes: tuple[str, ...],
     dim: int,
     direction: Direction,
     rolls: Callable[[int], bool],
     stage: int,
-    along: int | None,
-    lows: list[tuple[int, int]],
+    shards: list[int],
+    joined: tuple[tuple[int, ...], list[tuple[int, int]]] | None = None,
 ) -> Steps:
-    """One stage of every strand; the last one writes all strands into one buffer."""
-    last = stage == len(axes) - 1
+    """One stage of every strand, whose shards of `dim` are `shards` long.
+
+    With `joined`, the shape of the uncut operand and each strand's place in it, as (dimension,
+    start), all strands end up in one array.
+    """
     around = [
         Around(axes, present_after(len(axes), s, stage), order(s, len(axes))[stage])
         for s in range(len(parts))
     ]
-    shard = shape[dim]
-    lanes = [Strand(a.axis, ring.lanes(a.n, direction, shard)) for a in around]
+    strands = [
+        Strand(a.axis, ring.lanes(a.n, direction, shard))
+        for a, shard in zip(around, shards, strict=True)
+    ]
 
     def consume(carry: Any, s: int, lane: Lane | None, offset: Any, piece: Any) -> Any:
-        carry = list(carry) if carry is not None else [None] * (1 if last else len(parts))
-        slot = 0 if last else s
+        carry = list(carry) if carry is not None else [None] * (1 if joined else len(parts))
+        slot = 0 if joined else s
         if carry[slot] is None:
-            full = list(shape if last else parts[s].shape)
-            full[dim] = shard * around[s].blocks
+            full = list(joined[0] if joined else parts[s].shape)
+            full[dim] = shards[s] * around[s].blocks
             carry[slot] = lax.empty(tuple(full), piece.dtype)
-        also = (along, lows[s][0]) if last and along is not None else None
-        carry[slot] = around[s].put(carry[slot], piece, dim, offset, lane, also)
+        place = (0, shards[s]) if lane is None else (lane.lo, lane.size)
+        also = joined[1][s] if joined else None
+        carry[slot] = around[s].put(carry[slot], piece, dim, offset, *place, also=also)
         return carry
 
-    def cut(piece: Any, lo: int, size: int) -> Any:
-        return blocks.cut_shards(piece, dim, shard, lo, size)
+    def cut(piece: Any, s: int, lo: int, size: int) -> Any:
+        return blocks.cut_shards(piece, dim, shards[s], lo, size)
 
     rolled = all(rolls(a.n) for a in around)
-    return (yield from ring.gather(lanes, parts, cut, consume, rolled=rolled))
+    return (yield from ring.gather(strands, parts, cut, consume, rolled=rolled))
 
 
 def reduce_scatter(
@@ -145,7 +160,9 @@ def reduce_scatter(
         def partial(
             s: int, lane: Lane | None, offset: Any, parts: Any = parts, around: Any = around
         ) -> Any:
-            return around[s].take(parts[s], dim, offset, lane).astype(accumulator)
+            place = (0, parts[s].shape[dim] // around[s].blocks)
+            place = place if lane is None else (lane.lo, lane.size)
+            return around[s].take(parts[s], dim, offset, *place).astype(accumulator)
 
         parts = yield from scatter_stage(
             around, partial, dim, [p.shape[dim] // a.blocks for p, a in zip(parts, around, strict=True)],

@@ -1,0 +1,178 @@
+"""A whole feedforward, weight-stationary in two dimensions, written in three ways.
+
+PaLM 540B's shapes, with the two input projections of SwiGLU: gather over yz, multiply twice,
+scatter over x, `silu(gate) * up`, gather over x, multiply, scatter over yz (section 3.2.2 of Pope et
+al., arXiv 2211.05102).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from bench.cases import D_FF, D_MODEL, LAYERS, ROWS
+
+# Which axes the compiler is told to shard the hidden dimension over, and whether to loop einsums.
+HIDDEN = {"xyz": "yzx", "yz": "yz", "free": None}
+WINDOWED = {
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "0",
+    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "true",
+    "xla_tpu_enable_windowed_einsum_for_all_gather": "true",
+}
+COMPILER = tuple(f"compiler {hidden}{how}" for how in ("", " windowed") for hidden in HIDDEN)
+
+Layer = Callable[..., jax.Array]
+
+
+def blocking(
+    c: jax.Array,
+    w_up: jax.Array,
+    w_gate: jax.Array,
+    w_out: jax.Array,
+    x: tuple[str, ...],
+    yz: tuple[str, ...],
+) -> jax.Array:
+    """The plain collectives of lax around plain einsums, on local shards.
+
+    Args:
+      c: [m, E/xyz]. w_up, w_gate: [E/x, F/yz]. w_out: [F/yz, E/x].
+      x, yz: mesh axes.
+
+    Returns:
+      [m, E/xyz].
+    """
+    h = lax.all_gather(c, yz, axis=1, tiled=True)
+    up, gate = (
+        lax.psum_scatter(_dot(h, w), x, scatter_dimension=1, tiled=True) for w in (w_up, w_gate)
+    )
+    a = lax.all_gather(jax.nn.silu(gate) * up, x, axis=1, tiled=True)
+    return lax.psum_scatter(_dot(a, w_out), yz, scatter_dimension=1, tiled=True)
+
+
+def ours(
+    c: jax.Array,
+    w_up: jax.Array,
+    w_gate: jax.Array,
+    w_out: jax.Array,
+    x: tuple[str, ...],
+    yz: tuple[str, ...],
+) -> jax.Array:
+    """The same with collective einsums; arguments and result as `blocking`."""
+    up, gate = ce.all_gather_einsum_reduce_scatter(
+        "me,ef->mf",
+        c,
+        [w_up, w_gate],
+        gather_axis_name=yz,
+        gather="e",
+        scatter_axis_name=x,
+        scatter="f",
+    )
+    return ce.all_gather_einsum_reduce_scatter(
+        "mf,fe->me",
+        jax.nn.silu(gate) * up,
+        w_out,
+        gather_axis_name=x,
+        gather="f",
+        scatter_axis_name=yz,
+        scatter="e",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForward:
+    """The feedforward, with rows on each chip and the dtype of its weights, all bf16 here."""
+
+    rows: int
+    weights: str = "bf16"
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return "feedforward"
+
+    @property
+    def layers(self) -> int:
+        """How often the timed program does it."""
+        return LAYERS
+
+    def variants(self) -> tuple[str, ...]:
+        """All ways to write it."""
+        return ("blocking", "ours", *COMPILER)
+
+    def lower(self, mesh: Mesh, variant: str) -> jax.stages.Lowered:
+        """The program: `LAYERS` layers, scanned.
+
+        Raises ValueError if there is no such variant.
+        """
+        if variant not in self.variants():
+            raise ValueError(
+                f"there is no feedforward {variant!r}; choose one of {self.variants()}"
+            )
+        x = ("x",)
+        yz = tuple(name for name in mesh.axis_names if name != "x")
+        activations, w_in, w_out = P(None, (*x, *yz)), P(None, x, yz), P(None, yz, x)
+        specs = (activations, w_in, w_in, w_out)
+        if variant in COMPILER:
+            layer = _left_to_compiler(mesh, HIDDEN[variant.split()[1]], activations)
+        else:
+            written = {"blocking": blocking, "ours": ours}[variant]
+
+            def layer(c: jax.Array, *w: jax.Array) -> jax.Array:
+                return written(c, *w, x, yz)
+
+        def stack(c: jax.Array, *weights: jax.Array) -> jax.Array:
+            return lax.scan(lambda c, w: (layer(c, *w), None), c, weights)[0]
+
+        function = stack
+        if variant not in COMPILER:
+            function = jax.shard_map(
+                stack, mesh=mesh, in_specs=specs, out_specs=activations, check_vma=False
+            )
+        shapes = (
+            (self.rows, D_MODEL),
+            *((LAYERS, D_MODEL, D_FF),) * 2,
+            (LAYERS, D_FF, D_MODEL),
+        )
+        arguments = [
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+            for shape, spec in zip(shapes, specs, strict=True)
+        ]
+        jitted = jax.jit(function, out_shardings=NamedSharding(mesh, activations))
+        return jitted.lower(*arguments)
+
+    def options(self, variant: str) -> Mapping[str, str]:
+        """The compiler's options: its defaults, or with einsums looped."""
+        return WINDOWED if variant.endswith("windowed") else {}
+
+
+def feedforwards(rows: tuple[int, ...] = ROWS) -> tuple[FeedForward, ...]:
+    """One for each number of rows."""
+    return tuple(FeedForward(count) for count in rows)
+
+
+def _left_to_compiler(mesh: Mesh, hidden: str | None, activations: P) -> Layer:
+    """A layer of plain einsums on global arrays, with a sharding for the hidden dimension."""
+
+    def constrained(value: jax.Array, spec: P) -> jax.Array:
+        return lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+
+    def layer(c: Any, w_up: Any, w_gate: Any, w_out: Any) -> jax.Array:
+        up, gate = (_dot(c, w) for w in (w_up, w_gate))
+        if hidden is not None:
+            axes = tuple(name for name in hidden if name in mesh.axis_names)
+            up, gate = (constrained(value, P(None, axes)) for value in (up, gate))
+        return constrained(_dot(jax.nn.silu(gate) * up, w_out), activations)
+
+    return layer
+
+
+def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.einsum("mk,kn->mn", x, w, preferred_element_type=jnp.float32).astype(x.dtype)

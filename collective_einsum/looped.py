@@ -1,0 +1,134 @@
+"""The ring schedules: a dot for every hop, of the shard that arrived or for the sum that leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jax import lax
+
+from . import blocks, ring, stages
+from .local import products
+from .ring import Lane
+
+if TYPE_CHECKING:
+    from .operation import End, Operation
+
+
+def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
+    """The results under a "ring" schedule.
+
+    An einsum with both ends goes round the ring of one of them; the other has no dots left to hide
+    it and is lax's own collective, which needs no assembling.
+    """
+    if op.gather is not None and (op.scatter is None or op.schedule.end == "gather"):
+        results = _gather(op, op.gather, lhs[0], rhs)
+        if op.scatter is None:
+            return results
+        return [_lax_scatter(op, y, op.scatter.axes) for y in results]
+    if op.scatter is None:
+        return products(op, lhs, rhs)
+    if op.gather is not None:
+        lhs = [_lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
+    return _scatter(op, op.scatter, lhs, rhs)
+
+
+def _lax_gather(op: Operation, x: Any, axes: tuple[str, ...], dim: int) -> Any:
+    return lax.all_gather(op.moving(x), axes, axis=dim, tiled=True).astype(x.dtype)
+
+
+def _lax_scatter(op: Operation, y: Any, axes: tuple[str, ...]) -> Any:
+    dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
+    return lax.psum_scatter(op.wire(y), axes, scatter_dimension=dim, tiled=True)
+
+
+def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
+    """A dot for every piece of x that arrives.
+
+    Over several axes, where rhs must be sliced along the gathered label, the minor axes are gathered
+    first and the ring is that of the major one, so that every slice is contiguous (others would be
+    copied). Where it need not be, each shard is cut into a strand for each axis and all axes' links
+    are driven at once.
+    """
+    dim, axes, dtype, shard = op.lhs.index(end.label), end.axes, x.dtype, x.shape[op.lhs.index(end.label)]
+    sliced = end.label in op.rhs
+    count = len(axes) if not sliced and shard >= len(axes) else 1
+    cuts = blocks.pieces_of(shard, count)
+    moving = op.moving(x)
+    parts = [blocks.cut(moving, dim, lo, size) for lo, size in cuts]
+    direction, rolls = op.schedule.direction, op.schedule.rolls
+    if count == 1 and len(axes) > 1:
+        parts = [lax.all_gather(parts[0], axes[1:], axis=dim, tiled=True)]
+    elif count > 1:
+        for stage in range(len(axes) - 1):
+            parts = ring.finish(
+                stages.gather_stage(parts, axes, dim, direction, rolls, stage, [c[1] for c in cuts])
+            )
+    around = stages.last_stage(axes, count)
+    strands = [
+        ring.Strand(a.axis, ring.lanes(a.n, direction, size))
+        for a, (_, size) in zip(around, cuts, strict=True)
+    ]
+    out_dim = op.out.index(end.label) if end.label in op.out else None
+
+    def consume(carry: Any, s: int, lane: Lane | None, offset: Any, piece: Any) -> Any:
+        lo, size = (0, cuts[s][1]) if lane is None else (lane.lo, lane.size)
+        place = (cuts[s][0] + lo, size)
+        carry = list(carry) if carry is not None else [None] * len(rhs)
+        for i, each in enumerate(rhs):
+            if sliced:
+                each = around[s].take(each, op.rhs.index(end.label), offset, *place)
+            y = op.product(piece.astype(dtype), each)
+            if out_dim is None:
+                # The dot stands first: so the compiler makes the addition a part of it.
+                carry[i] = y if carry[i] is None else y + carry[i]
+                continue
+            if carry[i] is None:
+                full = list(y.shape)
+                full[out_dim] = shard * around[s].blocks
+                carry[i] = lax.empty(tuple(full), op.dtype)
+            carry[i] = around[s].put(carry[i], y.astype(op.dtype), out_dim, offset, *place)
+        return carry
+
+    def cut(piece: Any, s: int, lo: int, size: int) -> Any:
+        return blocks.cut_shards(piece, dim, cuts[s][1], lo, size)
+
+    rolled = all(rolls(a.n) for a in around)
+    return ring.finish(ring.gather(strands, parts, cut, consume, rolled=rolled))
+
+
+def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]:
+    """A dot for every block that is about to be sent; several results take turns.
+
+    Over several axes the ring is that of the major one, since the blocks of a contiguous dimension
+    are then contiguous; what is left is a block of it, scattered over the minor axes.
+    """
+    dim, axes = op.out.index(end.label), end.axes
+    groups = [(lhs, [each]) for each in rhs] if op.form == "each" else [(lhs, rhs)]
+    around = [stages.last_stage(axes, 1)[0] for _ in groups]
+    sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
+    shard = sizes[end.label] // around[0].blocks
+
+    def partial(s: int, lane: Lane | None, offset: Any) -> Any:
+        place = (0, shard) if lane is None else (lane.lo, lane.size)
+
+        def piece(x: Any, labels: str) -> Any:
+            if end.label not in labels:
+                return x
+            return around[s].take(x, labels.index(end.label), offset, *place)
+
+        left, right = groups[s]
+        return products(op, [piece(x, op.lhs) for x in left], [piece(x, op.rhs) for x in right])[0]
+
+    results = ring.finish(
+        stages.scatter_stage(
+            around,
+            partial,
+            dim,
+            [shard] * len(groups),
+            op.schedule.direction,
+            wire=op.wire,
+            rolls=op.schedule.rolls,
+            busy=True,
+        )
+    )
+    return [_lax_scatter(op, y, axes[1:]) if len(axes) > 1 else y for y in results]

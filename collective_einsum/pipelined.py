@@ -1,0 +1,119 @@
+"""The chunked schedule: a software pipeline of collectives beside the dots of other chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from . import blocks, ring, stages
+from .collective import all_reduce_steps
+from .local import products
+from .ring import Steps
+
+if TYPE_CHECKING:
+    from .operation import Operation
+
+
+def _scattered(op: Operation, y: Any) -> Steps:
+    """The collectives of a whole local result, as steps."""
+    rolls, direction = op.schedule.rolls, op.schedule.direction
+    if op.scatter is not None:
+        y = yield from stages.reduce_scatter(
+            y, op.scatter.axes, op.out.index(op.scatter.label), direction,
+            wire=op.wire, accumulator=op.accumulator, rolls=rolls,
+        )
+    if op.reduce:
+        y = yield from all_reduce_steps(
+            y, op.reduce, direction, wire=op.wire, accumulator=op.accumulator, rolls=rolls
+        )
+    return y
+
+
+def _gathered(op: Operation, x: Any) -> Steps:
+    if op.gather is None:
+        return x
+    dim = op.lhs.index(op.gather.label)
+    moved = yield from stages.all_gather(
+        op.moving(x), op.gather.axes, dim, op.schedule.direction, rolls=op.schedule.rolls
+    )
+    return moved.astype(x.dtype)
+
+
+def _pieces(x: Any, labels: str, label: str, lo: int, size: int) -> Any:
+    return blocks.cut(x, labels.index(label), lo, size) if label in labels else x
+
+
+def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
+    """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
+    label, count = op.schedule.label, op.schedule.chunks
+    sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
+    cuts = blocks.pieces_of(sizes[label], count) if label is not None else [(0, 0)]
+
+    def piece(operands: list[Any], labels: str, lo: int, size: int) -> list[Any]:
+        if label is None:
+            return operands
+        return [_pieces(x, labels, label, lo, size) for x in operands]
+
+    waiting: list[Steps] = [_gathered(op, piece(lhs, op.lhs, *cut)[0]) for cut in cuts]
+    ready: dict[int, Any] = {}
+    running: dict[tuple[str, int, int], tuple[Steps, Any]] = {}
+    done: dict[tuple[int, int], Any] = {}
+
+    def start(key: tuple[str, int, int], steps: Steps) -> None:
+        step(key, steps, None)
+
+    def step(key: tuple[str, int, int], steps: Steps, state: Any) -> None:
+        try:
+            running[key] = (steps, steps.send(state))
+        except StopIteration as stop:
+            running.pop(key, None)
+            if key[0] == "gather":
+                ready[key[1]] = stop.value
+            else:
+                done[key[1:]] = stop.value
+
+    def advance(value: Any) -> Any:
+        """One hop of everything in progress, beside the computation of `value`."""
+        keys = sorted(running)
+        states, value = ring.together([running[key][1] for key in keys], value)
+        for key, state in zip(keys, states, strict=True):
+            step(key, running[key][0], state)
+        return value
+
+    if op.form == "sum":
+        waiting = []
+    ahead = 0
+    for i, cut in enumerate(cuts):
+        if op.form == "each":
+            while i not in ready:
+                if ahead <= i:
+                    start(("gather", ahead, 0), waiting[ahead])
+                    ahead += 1
+                if i not in ready and running:
+                    advance(None)
+            if ahead < len(cuts):
+                start(("gather", ahead, 0), waiting[ahead])
+                ahead += 1
+            left = [ready.pop(i)]
+        else:
+            left = piece(lhs, op.lhs, *cut)
+        right = piece(rhs, op.rhs, *cut)
+        pairs = [(left, [each]) for each in right] if op.form == "each" else [(left, right)]
+        for j, (a, b) in enumerate(pairs):
+            y = advance(products(op, a, b)[0])
+            start(("scatter", i, j), _scattered(op, y))
+    while running:
+        advance(None)
+    results = len(rhs) if op.form == "each" else 1
+    if label is None:
+        return [done[0, j] for j in range(results)]
+    return [_assemble(op, [done[i, j] for i in range(len(cuts))], label) for j in range(results)]
+
+
+def _assemble(op: Operation, chunks: list[Any], label: str) -> Any:
+    if label in op.out:
+        return jnp.concatenate(chunks, axis=op.out.index(label))
+    return sum(chunks[1:], start=chunks[0])
+
+
