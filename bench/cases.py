@@ -99,13 +99,18 @@ class Case:
         """How often the timed program does it."""
         return LAYERS
 
+    @property
+    def moves_weights(self) -> bool:
+        """Whether weights are gathered, and the activations stay."""
+        return "m" not in _moving(FORMS[self.form])
+
     def variants(self) -> tuple[str | ce.Schedule, ...]:
-        """Every schedule and number of chunks to be tried; some may not serve."""
-        form = FORMS[self.form]
-        # A chunk takes some of the operand that moves, or some rows of the result.
-        label = "e" if "m" not in _moving(form) else "m"
+        """Auto, and every schedule and number of chunks to be tried; some may not serve."""
+        # Chunks are rows of the operand or result that moves, or of the weights that do.
+        label = "e" if self.moves_weights else "m"
         return (
             "blocking",
+            "auto",
             "unidirectional",
             "bidirectional",
             "latency",

@@ -8,6 +8,8 @@ from .chip import TPU_V5P as TPU_V5P
 from .chip import TPU_V6E as TPU_V6E
 from .chip import Chip as Chip
 from .chip import chip_for as chip_for
+from .choice import Choice as Choice
+from .choose import choose_schedule as choose_schedule
 from .collectives import all_gather as all_gather
 from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all

@@ -46,12 +46,12 @@ class Chip:
       cmem_bytes: on-chip memory shared by the cores, in bytes; 0 where there is none.
       overlaps_own_collectives: whether the compiler, by its default options, runs a plain
         all-gather beside an independent dot; where it does not, only permutes overlap.
-      dot_fill_seconds: fixed cost of a dot, before its pipeline is full, in seconds. A dot of M
-        rows with weights on chip takes this, plus the flops of max(M, `dot_min_rows`) rows over
-        `dot_efficiency * bf16_flops`, plus int8 weights over `int8_convert_rate`.
-      dot_min_rows: rows below which a dot gets no cheaper, the weights' way into the matrix unit
-        being what it waits for.
+      dot_fill_seconds: fixed cost of a dot, before its pipeline is full, in seconds. A dot takes
+        this, plus the longer of its flops over `dot_efficiency * bf16_flops` and its larger operand
+        over `stream_efficiency * hbm_bandwidth` with the rest over `vector_bandwidth`.
       dot_efficiency: fraction of the peak that each further row of a dot runs at.
+      stream_efficiency: fraction of `hbm_bandwidth` at which a dot reads its larger operand.
+      vector_bandwidth: bytes/s, read and written together, of an elementwise pass or a copy.
       int8_convert_rate: elements/s at which int8 weights are widened to bf16 for a bf16 dot.
     """
 
@@ -70,8 +70,9 @@ class Chip:
     cmem_bytes: int
     overlaps_own_collectives: bool
     dot_fill_seconds: float
-    dot_min_rows: int
     dot_efficiency: float
+    stream_efficiency: float
+    vector_bandwidth: float
     int8_convert_rate: float
 
     def wraps(self, axis_size: int) -> bool:
@@ -105,9 +106,10 @@ TPU_V4 = Chip(
     vmem_bytes=2 * 16 * _MIB,  # [J] 16 MiB a core
     cmem_bytes=128 * _MIB,  # [J]
     overlaps_own_collectives=False,  # [K]
-    dot_fill_seconds=4e-6,  # [K] [64,4608]x[4608,10240] int8: 70 us as one dot, 100 us as eight
-    dot_min_rows=48,  # [K] 9.9 us at M=8
-    dot_efficiency=0.93,  # [K] 13.5 us at M=64, 72.3 us at M=512
+    dot_fill_seconds=8e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
+    dot_efficiency=0.91,  # [K] 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
+    stream_efficiency=0.75,  # [K] 53.0 us at M=64 of [M,4608]x[4608,4608], weights in HBM
+    vector_bandwidth=0.59e12,  # [K] 32.2 us: f32[2048,1152] + bf16 to bf16
     int8_convert_rate=2.1e12,  # [K] +7.8 us at M=512
 )
 
@@ -127,8 +129,9 @@ TPU_V5P = Chip(
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
     dot_fill_seconds=3.2e-6,  # [K] M=64 and M=512 extrapolated to no rows
-    dot_min_rows=26,  # [K] 5.1 us at M=8
     dot_efficiency=0.95,  # [K] 8.15 us at M=64, 42.6 us at M=512
+    stream_efficiency=0.75,
+    vector_bandwidth=0.5e12,
     int8_convert_rate=1.6e13,  # [K] +1.07 us at M=512
 )
 
@@ -148,8 +151,9 @@ TPU_V5E = Chip(
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=True,  # [K]
     dot_fill_seconds=3.9e-6,  # [K] M=64 and M=512 extrapolated to no rows
-    dot_min_rows=28,  # [K] 8.7 us at M=8
     dot_efficiency=0.96,  # [K] 15.25 us at M=64, 95.0 us at M=512
+    stream_efficiency=0.75,
+    vector_bandwidth=0.5e12,
     int8_convert_rate=4.7e12,  # [K] +3.57 us at M=512
 )
 
@@ -171,8 +175,9 @@ TPU_V6E = Chip(
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
     dot_fill_seconds=4.1e-6,  # [K] M=128 and the slope below, extrapolated to no rows
-    dot_min_rows=102,  # [K] 7.8 us at M=8
     dot_efficiency=0.89,  # [K] 15.6 us at M=256, 26.15 us at M=512
+    stream_efficiency=0.75,
+    vector_bandwidth=0.5e12,
     int8_convert_rate=1.3e13,  # [K] +1.28 us at M=512
 )
 
@@ -194,8 +199,9 @@ H100 = Chip(
     cmem_bytes=50 * _MIB,  # [N] L2
     overlaps_own_collectives=True,  # each runs on a stream of its own
     dot_fill_seconds=4e-6,
-    dot_min_rows=64,  # rows of one wgmma instruction (PTX ISA)
     dot_efficiency=1.0,
+    stream_efficiency=0.75,
+    vector_bandwidth=0.5e12,
     int8_convert_rate=132 * 64 * 1.83e9,  # 64 conversions a cycle and SM (CUDA C++ guide, cc 9.0)
 )
 

@@ -1,11 +1,175 @@
+"""The choice of a schedule by cost: what "auto" means, and its reasons as a table."""
+
 from __future__ import annotations
-from .schedule import Schedule, as_schedule
+
 import dataclasses
-def resolve(op, values, schedule, chip):
-    s = as_schedule(schedule) or Schedule("blocking")
-    if s.kind=="chunked" and s.label is None and s.chunks>1:
-        lab=[c for c in op.lhs if c in op.out and not (op.gather and c==op.gather.label) and not (op.scatter and c==op.scatter.label)]
-        s=dataclasses.replace(s,label=lab[0])
-    return s
-def resolve_collective(kind,x,dim,axes,schedule,chip):
-    return as_schedule(schedule) or Schedule("ring","latency")
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax import lax
+
+from .chip import Chip, chip_for
+from .cost import Estimate, Problem, estimate
+from .schedule import DIRECTIONS, Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from .operation import Operation
+
+CHUNKS = (2, 4, 8)
+# A predicted gain that is smaller than this is within the model's error, and blocking is kept.
+WORTHWHILE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Schedules of one einsum, best first, with their predicted costs; prints as a table.
+
+    Attributes:
+      what: the einsum and its collectives, in words.
+      chip: whose costs these are.
+      rows: an `Estimate` for each schedule, the chosen one first, the others by their seconds.
+    """
+
+    what: str
+    chip: str
+    rows: tuple[Estimate, ...]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The chosen schedule."""
+        return self.rows[0].schedule
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen, in a sentence."""
+        best = self.rows[0]
+        blocking = next(row for row in self.rows if row.schedule.kind == "blocking")
+        fastest = min(self.rows, key=lambda row: row.seconds)
+        if best is blocking and fastest is blocking:
+            return "nothing hides more communication than its extra dots and passes cost"
+        gain = blocking.seconds / fastest.seconds
+        if best is blocking:
+            return (
+                f"{fastest.schedule} would gain {gain - 1:.1%}, less than the {WORTHWHILE:.0%} that "
+                "is worth leaving blocking for"
+            )
+        return (
+            f"{gain:.2f} times faster than blocking: it leaves {best.exposed * 1e6:.1f} of "
+            f"{blocking.exposed * 1e6:.1f} us exposed"
+        )
+
+    def __str__(self) -> str:
+        width = max(len(str(row.schedule)) for row in self.rows)
+        lines = [
+            f"{self.what} on {self.chip}, predicted by the cost model",
+            f"{'schedule':{width}}  total us  compute us  communication us  exposed us  extra MB",
+        ]
+        for row in self.rows:
+            lines.append(
+                f"{row.schedule!s:{width}}  {row.seconds * 1e6:8.1f}  {row.compute * 1e6:10.1f}  "
+                f"{row.communication * 1e6:16.1f}  {row.exposed * 1e6:10.1f}  "
+                f"{row.memory / 1e6:8.2f}"
+            )
+        return "\n".join([*lines, f"chosen: {self.schedule}, since {self.reason}"])
+
+
+def candidates(op: Operation, sizes: Mapping[str, int], n: int) -> list[Schedule]:
+    """Every schedule that can serve an operation on `n` devices, blocking first."""
+    found = [Schedule("blocking")]
+    if n == 1:
+        return found
+    ends = [end for end in (op.gather, op.scatter) if end is not None]
+    shards = [sizes[end.label] for end in ends]
+    directions = [d for d in DIRECTIONS if d != "bidirectional" or min(shards, default=2) >= 2 * n]
+    if ends and op.axes:
+        for direction in directions:
+            found.append(Schedule("ring", direction))
+            if len(ends) == 2:
+                found.append(Schedule("ring", direction, end="gather"))
+    found.append(Schedule("chunked"))
+    for label in _cuttable(op):
+        found += [
+            Schedule("chunked", chunks=k, label=label) for k in CHUNKS if sizes[label] >= 8 * k
+        ]
+    return found
+
+
+def _cuttable(op: Operation) -> list[str]:
+    """The labels that can be cut into chunks."""
+    moved = op.lhs if op.gather is not None else op.lhs + op.rhs
+    taken = {end.label for end in (op.gather, op.scatter) if end is not None}
+    summed = op.scatter is not None or op.reduce
+    return [c for c in dict.fromkeys(moved) if c not in taken and (c in op.out or not summed)]
+
+
+def rank(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, int]) -> Choice:
+    """All candidates for an operation on these local operands, ranked by cost."""
+    problem = _problem(op, values, chip, axes)
+    n = math.prod(axes[axis] for axis in op.axes)
+    rows = [estimate(problem, each) for each in candidates(op, problem.sizes, n)]
+    rows.sort(key=lambda row: row.seconds)
+    blocking = next(row for row in rows if row.schedule.kind == "blocking")
+    if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
+        rows.remove(blocking)
+        rows.insert(0, blocking)
+    ends = [f"{word} {end.label!r} over {end.axes}" for word, end in
+            (("gather", op.gather), ("scatter", op.scatter)) if end is not None]
+    ends += [f"all-reduce over {op.reduce}"] if op.reduce else []
+    shapes = " x ".join(str(tuple(x.shape)) for x in values)
+    return Choice(f"{op.lhs},{op.rhs}->{op.out}, {shapes}, {', '.join(ends)}", chip.name, tuple(rows))
+
+
+def _problem(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, int]) -> Problem:
+    lhs, rhs = values[0], values[1]
+    # A label of both operands is whole in the rhs where the lhs holds a shard of it.
+    sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))
+    if op.gather is not None and op.gather.label not in op.rhs:
+        sizes[op.gather.label] *= math.prod(axes[axis] for axis in op.gather.axes)
+    return Problem(
+        op, sizes, lhs.dtype.itemsize, rhs.dtype.itemsize, len(values) - 1, axes, chip
+    )
+
+
+def resolve(
+    op: Operation, values: Sequence[Any], schedule: str | Schedule, chip: Chip | None
+) -> Schedule:
+    """The schedule that was asked for, complete; for "auto", the one of `rank`."""
+    given = as_schedule(schedule)
+    axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    if given is None:
+        return rank(op, values, chip or mesh_chip(), axes).schedule
+    if given.kind == "chunked" and given.chunks > 1 and given.label is None:
+        problem = _problem(op, values, chip or mesh_chip(), axes)
+        labels = [c for c in _cuttable(op) if problem.sizes[c] >= given.chunks]
+        cut = [dataclasses.replace(given, label=c) for c in labels]
+        return min(cut, key=lambda each: estimate(problem, each).seconds, default=given)
+    return given
+
+
+def resolve_collective(axes: Sequence[str], schedule: str | Schedule, chip: Chip | None) -> Schedule:
+    """The schedule of a collective by itself: what can run beside other work, for "auto".
+
+    Raises:
+      ValueError: a schedule that cuts einsums into chunks.
+    """
+    given = as_schedule(schedule)
+    if given is not None:
+        if given.kind == "chunked":
+            raise ValueError(
+                f"schedule={schedule!r} cuts an einsum into chunks, and a collective has none; "
+                "choose 'auto', 'blocking', 'unidirectional', 'bidirectional' or 'latency'"
+            )
+        return given
+    chip = chip or mesh_chip()
+    alone = math.prod(lax.axis_size(axis) for axis in axes) == 1
+    if alone or chip.overlaps_own_collectives or not chip.torus_dims:
+        return Schedule("blocking")
+    return Schedule("ring", "latency")
+
+
+def mesh_chip() -> Chip:
+    """The chip of the mesh in scope, known while tracing even where there is no hardware."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return chip_for(device.device_kind if device is not None else jax.devices()[0].device_kind)

@@ -132,7 +132,7 @@ def _run(
             f"{where}: {n} does not divide dimension {dim}, of size {x.shape[dim]}; pad it to "
             f"{-(-x.shape[dim] // n) * n}"
         )
-    chosen = choice.resolve_collective(kind, x, dim, axes, schedule, chip)
+    chosen = choice.resolve_collective(axes, schedule, chip)
     if chosen.kind == "chunked":
         raise ValueError(
             f"{where}: schedule {str(chosen)!r} cuts an einsum into chunks, and there is none "

@@ -51,9 +51,12 @@ def einsum(
 
     One gather, the largest, and one scatter are hidden behind the einsum (see `all_gather_einsum`
     and `all_gather_einsum_reduce_scatter`); what is left over goes before and after it as
-    collectives of ring steps. Derivatives are einsums by the same rules, with the operands as their
-    only residuals, and `vmap` adds a label that is not sharded, or as the Explicit type says.
+    collectives of ring steps, and an order of axes that differs as one permutation of shards.
     Sums and tolerances are those of the einsums named.
+
+    Derivatives are einsums by the same rules and under the same schedule, or "auto" where that
+    cannot serve them, with the operands as their only residuals. `vmap` adds a label that is not
+    sharded, or as its Explicit type says.
 
     Args:
       spec: an einsum of two operands; `...` and an implicit output are allowed.
@@ -100,7 +103,8 @@ def einsum(
     op = sharded.Sharded(simple, (*layouts, out), mesh, options, found.result if scales else None)
     y = sharded.run(*operands, op=op)
     for scale in scales:
-        y = y * _laid_out(scale, out, mesh).astype(y.dtype)
+        of_scale = tuple(a if n > 1 else () for a, n in zip(out, scale.shape, strict=True))
+        y = y * _laid_out(scale, of_scale, mesh).astype(y.dtype)
     return y.astype(found.result)
 
 
@@ -114,6 +118,11 @@ def _sizes(spec: Spec, lhs_shape: Shape, rhs_shape: Shape) -> dict[str, int]:
             raise ValueError(
                 f"einsum {spec}: label {label!r} is {left[label]} in lhs, of shape {lhs_shape}, "
                 f"and {right[label]} in rhs, of shape {rhs_shape}; global sizes must be equal"
+            )
+        if 0 in both:
+            raise ValueError(
+                f"einsum {spec}: label {label!r} has size 0, which leaves nothing to compute in "
+                "shards; use jnp.einsum"
             )
     return checks.check_sizes(spec, lhs_shape, rhs_shape)
 
@@ -134,11 +143,12 @@ def _simplified(
     squeezed, *drops = checks.squeeze_broadcasts(spec, values[0].shape, values[1].shape)
     terms, found = [squeezed.lhs, squeezed.rhs], []
     for side, (drop, layout) in enumerate(zip(drops, layouts, strict=True)):
-        x, labels = lax.squeeze(values[side], drop), terms[side]
-        axes = [each for d, each in enumerate(layout) if d not in drop]
-        axes = [() if labels.count(c) > 1 else a for c, a in zip(labels, axes, strict=True)]
-        if len(set(labels)) < len(labels) or jax.typeof(x).sharding.mesh.empty:
-            x = _laid_out(x, tuple(axes), mesh)
+        x, labels, whole = values[side], terms[side], (spec.lhs, spec.rhs)[side]
+        kept = [d not in drop and whole.count(c) == 1 for d, c in enumerate(whole)]
+        plain = tuple(each if keep else () for each, keep in zip(layout, kept, strict=True))
+        if plain != layout or jax.typeof(x).sharding.mesh.empty:
+            x = _laid_out(x, plain, mesh)
+        x, axes = lax.squeeze(x, drop), [each for d, each in enumerate(plain) if d not in drop]
         for j in reversed(range(len(labels))):
             i = labels.index(labels[j])
             if i < j:
@@ -164,12 +174,9 @@ def _diagonal(x: Any, i: int, j: int) -> Any:
 
 
 def _laid_out(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
-    """`x` with the type of `layout` on Explicit axes, but for dimensions of size 1."""
+    """`x` with the type of `layout` on Explicit axes."""
     explicit = sharding.axes_of_type(mesh, AxisType.Explicit)
     if not explicit:
         return x
-    axes = tuple(
-        tuple(axis for axis in each if axis in explicit and size > 1)
-        for each, size in zip(layout, x.shape, strict=True)
-    )
+    axes = tuple(tuple(axis for axis in each if axis in explicit) for each in layout)
     return jax.reshard(x, NamedSharding(mesh, sharding.partition_spec(axes)))

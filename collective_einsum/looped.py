@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jax import lax
 
 from . import blocks, ring, stages
-from .local import products
+from .local import lax_gather, lax_scatter, products
 from .ring import Lane
 
 if TYPE_CHECKING:
@@ -24,21 +24,12 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
         results = _gather(op, op.gather, lhs[0], rhs)
         if op.scatter is None:
             return results
-        return [_lax_scatter(op, y, op.scatter.axes) for y in results]
+        return [lax_scatter(op, y, op.scatter.axes) for y in results]
     if op.scatter is None:
         return products(op, lhs, rhs)
     if op.gather is not None:
-        lhs = [_lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
+        lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
     return _scatter(op, op.scatter, lhs, rhs)
-
-
-def _lax_gather(op: Operation, x: Any, axes: tuple[str, ...], dim: int) -> Any:
-    return lax.all_gather(op.moving(x), axes, axis=dim, tiled=True).astype(x.dtype)
-
-
-def _lax_scatter(op: Operation, y: Any, axes: tuple[str, ...]) -> Any:
-    dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
-    return lax.psum_scatter(op.wire(y), axes, scatter_dimension=dim, tiled=True)
 
 
 def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
@@ -131,4 +122,4 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
             busy=True,
         )
     )
-    return [_lax_scatter(op, y, axes[1:]) if len(axes) > 1 else y for y in results]
+    return [lax_scatter(op, y, axes[1:]) if len(axes) > 1 else y for y in results]

@@ -45,7 +45,21 @@ class Ends:
 
 def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     """An einsum with the collectives `ends`: what every public function comes down to."""
-    several = isinstance(rhs, Sequence)
+    results = [y for group in _groups(text, lhs, rhs, ends, options) for y in _apply(group)]
+    return results if isinstance(rhs, Sequence) else results[0]
+
+
+def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.Choice:
+    """The schedules that `run` chooses from, for the first of the results that it makes at once."""
+    op, values = _operation(_groups(text, lhs, rhs, ends, options)[0])
+    axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    return choice.rank(op, values, options.chip or choice.mesh_chip(), axes)
+
+
+def _groups(
+    text: str, lhs: Any, rhs: Any, ends: Ends, options: Options
+) -> list[list[_Problem]]:
+    """The einsums with every rhs, those together that can be one operation."""
     rights = list(rhs) if isinstance(rhs, Sequence) else [rhs]
     if not rights:
         raise ValueError(f"einsum {text!r}: rhs is an empty sequence; give at least one operand")
@@ -53,10 +67,8 @@ def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     # Operands of different widths share a gather; without one, they are cut alike or not at all.
     alike = {(p.spec, p.result, p.gather or tuple(map(p.sizes.get, p.spec.out))) for p in problems}
     if all(p.moves_lhs for p in problems) and len(alike) == 1:
-        results = _apply(problems)
-    else:
-        results = [y for p in problems for y in _apply([p])]
-    return results if several else results[0]
+        return [problems]
+    return [[p] for p in problems]
 
 
 class _Problem:
@@ -208,8 +220,8 @@ def _plain(x: Any, labels: str, used: str, accumulator: Any) -> tuple[Any, str]:
     return jnp.einsum(f"{labels}->{left}", x, preferred_element_type=dtype).astype(x.dtype), left
 
 
-def _apply(problems: list[_Problem]) -> list[Any]:
-    """All results of problems that share lhs and spec."""
+def _operation(problems: list[_Problem]) -> tuple[Operation, list[Any]]:
+    """Problems that share lhs and spec as one operation, but for its schedule, and its operands."""
     first = problems[0]
     options, spec, ends = first.options, first.spec, first.ends
     quantized = any(isinstance(x, Quantized) for p in problems for x in (p.lhs, p.rhs))
@@ -225,13 +237,18 @@ def _apply(problems: list[_Problem]) -> list[Any]:
         first.accumulator if quantized else first.result,
         first.wire or first.result,
     )
-    values = [
-        x.values if isinstance(x, Quantized) else x for x in (first.lhs, *(p.rhs for p in problems))
-    ]
-    schedule = choice.resolve(op, values, options.schedule, options.chip)
+    operands = (first.lhs, *(p.rhs for p in problems))
+    return op, [x.values if isinstance(x, Quantized) else x for x in operands]
+
+
+def _apply(problems: list[_Problem]) -> list[Any]:
+    """All results of problems that share lhs and spec."""
+    first = problems[0]
+    op, values = _operation(problems)
+    schedule = choice.resolve(op, values, first.options.schedule, first.options.chip)
     for p in problems:
         check_schedule(
-            schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=ends.reduce is not None
+            schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=p.ends.reduce is not None
         )
     op = dataclasses.replace(op, schedule=dataclasses.replace(schedule, wire_dtype=first.wire))
     return [p.scaled(y) for p, y in zip(problems, apply(op, *values), strict=True)]

@@ -207,9 +207,7 @@ def _sorted(x: Any, have: tuple[str, ...], want: tuple[str, ...]) -> Any:
 def run(lhs: Any, rhs: Any, op: Sharded) -> Any:
     """The result; compiled where the caller is not."""
     y = apply(op, lhs, rhs)[0]
-    auto = axes_of_type(op.mesh, AxisType.Auto)
-    if isinstance(op.mesh, AbstractMesh) or not auto:
+    if isinstance(op.mesh, AbstractMesh) or axes_of_type(op.mesh, AxisType.Explicit):
         return y
-    # With no mesh in the context, jit looks for one in what it traces.
-    layout = tuple(tuple(axis for axis in axes if axis in auto) for axes in op.layouts[2])
-    return lax.with_sharding_constraint(y, NamedSharding(op.mesh, partition_spec(layout)))
+    # Without Explicit types or a mesh in the context, jit looks for a mesh in what it traces.
+    return lax.with_sharding_constraint(y, NamedSharding(op.mesh, partition_spec(op.layouts[2])))

@@ -78,9 +78,9 @@ def operand_layouts(
                 "they are sharded; pass in_specs=(PartitionSpec of lhs, PartitionSpec of rhs), or "
                 "make the mesh with axis_types Explicit"
             )
-        given: tuple[Any, Any] = (None, None)
+        given = tuple(jax.typeof(values_of(x)).sharding.spec for x in operands)
     elif isinstance(in_specs, tuple | list) and len(in_specs) == 2:
-        given = (in_specs[0], in_specs[1])
+        given = tuple(in_specs)
     else:
         raise ValueError(
             f"einsum {spec}: in_specs must be a pair of PartitionSpecs, one for lhs and one for "
@@ -96,13 +96,9 @@ def operand_layouts(
 def _operand_layout(
     spec: Spec, side: str, labels: str, x: Any, given: Any, mesh: AnyMesh
 ) -> Layout:
-    typed = jax.typeof(values_of(x)).sharding.spec
-    if isinstance(given, NamedSharding):
-        given = given.spec
-    found = layout(spec, side, typed if given is None else given, labels, x.shape, mesh)
-    if given is None:
-        return found
+    found = layout(spec, side, given, labels, x.shape, mesh)
     explicit = axes_of_type(mesh, AxisType.Explicit)
+    typed = jax.typeof(values_of(x)).sharding.spec
     by_type = layout(spec, f"the type of {side}", typed, labels, x.shape, mesh)
     by_spec = tuple(tuple(axis for axis in axes if axis in explicit) for axes in found)
     if by_type != by_spec:

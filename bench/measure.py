@@ -1,0 +1,182 @@
+"""Compile a case under a schedule, replay it, and keep the result in a row."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bench.cache import Cache, Program, program_key, source_name
+from bench.cases import Case, mesh_of
+from bench.feedforward import FeedForward
+from bench.replay import replay
+from bench.target import Target, target
+from bench.timeline import Timeline
+from collective_einsum import Schedule
+
+AnyCase = Case | FeedForward
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One case under one schedule, predicted; seconds and bytes are those of one layer.
+
+    Attributes:
+      case, rows, weights, target: what was compiled, and for what.
+      schedule: as asked for.
+      program: hash of the program; schedules that come to the same have the same.
+      total_seconds, dot_seconds, compute_seconds: as `Timeline`; other compute than dots counts in
+        the last.
+      communication_seconds: in which something is under way between chips.
+      exposed_seconds: in which the chip waits for that.
+      link_bytes: by axis and direction.
+      mfu: flops over the bf16 peak.
+      compile_seconds: when it was compiled, perhaps beside other work.
+      temporary_bytes: of HBM on a chip, beyond arguments and results.
+      refused: why the schedule cannot serve; numbers are 0 then.
+    """
+
+    case: str
+    rows: int
+    weights: str
+    target: str
+    schedule: str
+    program: str = ""
+    total_seconds: float = 0.0
+    dot_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    communication_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    link_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mfu: float = 0.0
+    compile_seconds: float = 0.0
+    temporary_bytes: int = 0
+    refused: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.case}, {self.rows} {self.weights}, {self.schedule}"
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of the time of communication in which the chip does not wait for it."""
+        if not self.communication_seconds:
+            return 1.0
+        return 1 - self.exposed_seconds / self.communication_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A case under a schedule or in a form, for a target by name."""
+
+    case: AnyCase
+    schedule: str | Schedule
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.case.name}, {self.case.rows} {self.case.weights}, {self.schedule}"
+
+
+def measure(task: Task, cache_directory: str | os.PathLike[str]) -> Row:
+    """Compiles and replays one task, or takes its program from the cache.
+
+    Raises ModuleNotFoundError if libtpu is not installed.
+    """
+    case = task.case
+    row = Row(case.name, case.rows, case.weights, task.target, str(task.schedule))
+    try:
+        key, program = compiled(task, Cache(cache_directory))
+    except ValueError as error:
+        return dataclasses.replace(row, refused=str(error))
+    timeline = replay(program.text, mesh_of(_target(task.target)))
+    layers = case.layers
+    return dataclasses.replace(
+        row,
+        program=key,
+        total_seconds=timeline.total_seconds / layers,
+        dot_seconds=timeline.dot_seconds / layers,
+        compute_seconds=timeline.compute_seconds / layers,
+        communication_seconds=timeline.communication_seconds / layers,
+        exposed_seconds=timeline.exposed_seconds / layers,
+        link_bytes={link: moved / layers for link, moved in timeline.link_bytes.items()},
+        mfu=timeline.mfu,
+        compile_seconds=program.compile_seconds,
+        temporary_bytes=program.temporary_bytes,
+    )
+
+
+def compiled(task: Task, cache: Cache) -> tuple[str, Program]:
+    """The program of a task and its key.
+
+    Raises ValueError if the schedule cannot serve the case.
+    """
+    name = source_name(task.target, task.case, task.schedule)
+    found = cache.recall(name)
+    if found is not None:
+        return found
+    lowered, options = _lower(task)
+    key = program_key(lowered, task.target, options)
+    program = cache.load(key) or _compile(task, lowered, options)
+    cache.store(key, name, program)
+    return key, program
+
+
+def compile_task(task: Task) -> Program:
+    """Compiles a task, without a cache.
+
+    Raises ValueError if the schedule cannot serve the case.
+    """
+    return _compile(task, *_lower(task))
+
+
+def _lower(task: Task) -> tuple[jax.stages.Lowered, Mapping[str, str]]:
+    case: Any = task.case
+    lowered = case.lower(mesh_of(_target(task.target)), task.schedule)
+    return lowered, case.options(task.schedule)
+
+
+def _compile(task: Task, lowered: jax.stages.Lowered, options: Mapping[str, str]) -> Program:
+    start = time.perf_counter()
+    binary = _target(task.target).compile(lowered, compiler_options=options)
+    seconds = time.perf_counter() - start
+    memory = binary.memory_analysis()
+    temporary = int(memory.temp_size_in_bytes) if memory is not None else 0
+    return Program(binary.as_text() or "", seconds, temporary)
+
+
+def timeline(task: Task, cache_directory: str | os.PathLike[str]) -> Timeline:
+    """The replay of a task, all its layers."""
+    _, program = compiled(task, Cache(cache_directory))
+    return replay(program.text, mesh_of(_target(task.target)))
+
+
+def measure_all(
+    tasks: Sequence[Task], cache_directory: str | os.PathLike[str], workers: int = 2
+) -> Iterator[tuple[int, Row]]:
+    """Measures tasks in processes of their own, each with its own compiler.
+
+    Yields the place of a task and its row, in the order in which they finish.
+    """
+    context = multiprocessing.get_context("spawn")
+    count = max(1, min(workers, len(tasks)))
+    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
+        places = {
+            pool.submit(measure, task, os.fspath(cache_directory)): place
+            for place, task in enumerate(tasks)
+        }
+        try:
+            for future in concurrent.futures.as_completed(places):
+                yield places[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@functools.cache
+def _target(name: str) -> Target:
+    return target(name)

@@ -1,0 +1,103 @@
+"""`choose_schedule`: what "auto" would do, from shapes alone and with its reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from . import checks, choice, problem
+from .chip import TPU_V4, Chip
+
+AxisName = str | tuple[str, ...]
+
+
+def choose_schedule(
+    spec: str,
+    lhs: Any,
+    rhs: Any,
+    *,
+    axis_name: AxisName | None = None,
+    gather: str | None = None,
+    scatter: str | None = None,
+    gather_axis_name: AxisName | None = None,
+    scatter_axis_name: AxisName | None = None,
+    axis_size: int | Sequence[int] | Mapping[str, int],
+    preferred_element_type: Any = None,
+    wire_dtype: Any = None,
+    chip: Chip = TPU_V4,
+) -> choice.Choice:
+    """The schedules of an einsum with its collectives, ranked by predicted cost; `print` shows why.
+
+    `schedule="auto"` takes the first of them. Give `gather`, `scatter` or both; with neither it is
+    `einsum_all_reduce`.
+
+    Args:
+      spec: an einsum of two operands.
+      lhs: anything with the shape and dtype of a local shard (`jax.ShapeDtypeStruct` will do).
+      rhs: likewise, or a sequence of such.
+      axis_name: mesh axes of the one collective.
+      gather: the label that is gathered.
+      scatter: the label that is scattered.
+      gather_axis_name: axes of the gather, with both ends.
+      scatter_axis_name: axes of the scatter, with both ends.
+      axis_size: the size of the axis; a sequence for a tuple of axes; or sizes by name.
+      preferred_element_type: dtype of the result.
+      wire_dtype: dtype on the links.
+      chip: whose costs to reckon with.
+
+    Returns:
+      A `Choice`: `.schedule`, `.rows`, `.reason`; prints as a table.
+
+    Raises:
+      ValueError: as the einsum itself would, in words.
+    """
+    gather_axes = gather_axis_name if gather_axis_name is not None else axis_name
+    scatter_axes = scatter_axis_name if scatter_axis_name is not None else axis_name
+    ends = problem.Ends(
+        gather=None if gather is None else (gather, _named("gather", gather_axes)),
+        scatter=None if scatter is None else (scatter, _named("scatter", scatter_axes)),
+        reduce=_named("all-reduce", axis_name) if gather is None and scatter is None else None,
+    )
+    used = [end[1] for end in (ends.gather, ends.scatter) if end is not None]
+    used += [ends.reduce] if ends.reduce is not None else []
+    names = tuple(dict.fromkeys(name for each in used for name in checks.axis_names(each)))
+    sizes = _sizes(names, axis_size)
+    options = problem.Options(
+        preferred_element_type=preferred_element_type, wire_dtype=wire_dtype, chip=chip
+    )
+    found: list[choice.Choice] = []
+
+    def look(lhs: Any, rhs: Any) -> None:
+        found.append(problem.rank(spec, lhs, rhs, ends, options))
+
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    everywhere = PartitionSpec()
+    mapped = jax.shard_map(
+        look, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere, check_vma=False
+    )
+    jax.eval_shape(mapped, lhs, list(rhs) if isinstance(rhs, Sequence) else rhs)
+    return found[0]
+
+
+def _named(what: str, axis_name: AxisName | None) -> AxisName:
+    if axis_name is None:
+        raise ValueError(f"choose_schedule: give the axes of the {what}, as axis_name")
+    return axis_name
+
+
+def _sizes(names: tuple[str, ...], axis_size: Any) -> dict[str, int]:
+    if isinstance(axis_size, Mapping):
+        missing = [name for name in names if name not in axis_size]
+        if missing:
+            raise ValueError(f"axis_size={dict(axis_size)!r} lacks the axis {missing[0]!r}")
+        return {name: axis_size[name] for name in names}
+    sizes = (axis_size,) if isinstance(axis_size, int) else tuple(axis_size)
+    if len(sizes) != len(names):
+        raise ValueError(
+            f"axis_size={axis_size!r} gives {len(sizes)} size(s) for the axes {names!r}; give one "
+            "for each, in this order, or a mapping by name"
+        )
+    return dict(zip(names, sizes, strict=True))
