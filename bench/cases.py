@@ -153,33 +153,51 @@ class Case:
 
             return lax.scan(layer, (x, jnp.zeros(like.shape, like.dtype)), weights)[0][1]
 
-        sizes = {"m": self.rows, "e": D_MODEL, "f": D_FF}
-        lhs_labels, rhs_labels = form.spec.partition("->")[0].split(",")
-        lhs_spec = _spec(lhs_labels, form.lhs, mesh)
-        rhs_spec = _spec(rhs_labels, form.rhs, mesh)
-        x = _array([sizes[c] for c in lhs_labels], jnp.bfloat16, lhs_spec, mesh)
-        w: Any = _array(
-            [LAYERS, *(sizes[c] for c in rhs_labels)],
-            jnp.int8 if self.weights == "int8" else jnp.bfloat16,
-            P(None, *rhs_spec),
-            mesh,
-        )
-        w_spec: Any = P(None, *rhs_spec)
-        if self.weights == "int8":
-            scale = _array(
-                [LAYERS, 1, sizes[rhs_labels[1]]], jnp.float32, P(None, None, rhs_spec[1]), mesh
-            )
-            w = ce.Quantized(w, scale)
-            w_spec = ce.Quantized(w_spec, P(None, None, rhs_spec[1]))
+        x, w = self._operands(mesh)
         mapped = jax.shard_map(
             program,
             mesh=mesh,
-            in_specs=(lhs_spec, w_spec),
+            in_specs=jax.tree.map(lambda array: array.sharding.spec, (x, w)),
             # Results are left where they are: only what one device does is timed.
             out_specs=P(mesh.axis_names),
             check_vma=False,
         )
         return jax.jit(mapped).lower(x, w)
+
+    def choice(self, mesh: Mesh, chip: ce.Chip) -> ce.Choice:
+        """What the cost model says of every schedule, on one device."""
+        form = FORMS[self.form]
+
+        def local(array: Any, lead: int) -> jax.ShapeDtypeStruct:
+            shape = array.sharding.shard_shape(array.shape)[lead:]
+            return jax.ShapeDtypeStruct(shape, array.dtype)
+
+        x, w = self._operands(mesh)
+        label, axes = form.gather or form.scatter or ("", "")
+        return ce.choose_schedule(
+            form.spec,
+            local(x, 0),
+            jax.tree.map(lambda array: local(array, 1), w),
+            axis_name=_axes(axes, mesh),
+            gather=label if form.gather else None,
+            scatter=label if form.scatter else None,
+            axis_size=mesh.shape,
+            chip=chip,
+        )
+
+    def _operands(self, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, Any]:
+        """lhs, and the rhs of all layers."""
+        form = FORMS[self.form]
+        sizes = {"m": self.rows, "e": D_MODEL, "f": D_FF}
+        lhs, rhs = form.spec.partition("->")[0].split(",")
+        x = _array([sizes[c] for c in lhs], jnp.bfloat16, _spec(lhs, form.lhs, mesh), mesh)
+        spec = _spec(rhs, form.rhs, mesh)
+        shape = [LAYERS, *(sizes[c] for c in rhs)]
+        if self.weights == "bf16":
+            return x, _array(shape, jnp.bfloat16, P(None, *spec), mesh)
+        values = _array(shape, jnp.int8, P(None, *spec), mesh)
+        scale = _array([LAYERS, 1, shape[2]], jnp.float32, P(None, None, spec[1]), mesh)
+        return x, ce.Quantized(values, scale)
 
     def options(self, variant: str | ce.Schedule) -> Mapping[str, str]:
         """The compiler's options: its defaults."""

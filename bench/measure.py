@@ -20,6 +20,7 @@ from bench.replay import replay
 from bench.target import Target, target
 from bench.timeline import Timeline
 from collective_einsum import Schedule
+from collective_einsum.schedule import as_schedule
 
 AnyCase = Case | FeedForward
 
@@ -38,6 +39,8 @@ class Row:
       exposed_seconds: in which the chip waits for that.
       link_bytes: by axis and direction.
       mfu: flops over the bf16 peak.
+      modelled_seconds: what the cost model behind auto makes of `total_seconds`; 0 if it has no
+        such schedule.
       compile_seconds: when it was compiled, perhaps beside other work.
       temporary_bytes: of HBM on a chip, beyond arguments and results.
       refused: why the schedule cannot serve; numbers are 0 then.
@@ -56,6 +59,7 @@ class Row:
     exposed_seconds: float = 0.0
     link_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mfu: float = 0.0
+    modelled_seconds: float = 0.0
     compile_seconds: float = 0.0
     temporary_bytes: int = 0
     refused: str = ""
@@ -94,7 +98,8 @@ def measure(task: Task, cache_directory: str | os.PathLike[str]) -> Row:
         key, program = compiled(task, Cache(cache_directory))
     except ValueError as error:
         return dataclasses.replace(row, refused=str(error))
-    timeline = replay(program.text, mesh_of(_target(task.target)))
+    slice_ = _target(task.target)
+    timeline = replay(program.text, mesh_of(slice_))
     layers = case.layers
     return dataclasses.replace(
         row,
@@ -106,6 +111,7 @@ def measure(task: Task, cache_directory: str | os.PathLike[str]) -> Row:
         exposed_seconds=timeline.exposed_seconds / layers,
         link_bytes={link: moved / layers for link, moved in timeline.link_bytes.items()},
         mfu=timeline.mfu,
+        modelled_seconds=_modelled_seconds(task, slice_),
         compile_seconds=program.compile_seconds,
         temporary_bytes=program.temporary_bytes,
     )
@@ -175,6 +181,14 @@ def measure_all(
                 yield places[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _modelled_seconds(task: Task, slice_: Target) -> float:
+    if isinstance(task.case, FeedForward) or slice_.chip is None:
+        return 0.0
+    choice = task.case.choice(mesh_of(slice_), slice_.chip)
+    wanted = as_schedule(task.schedule) or choice.schedule
+    return next((row.seconds for row in choice.rows if row.schedule == wanted), 0.0)
 
 
 @functools.cache

@@ -183,6 +183,18 @@ def print_summary(rows: Sequence[Row]) -> str:
             "communication hidden, "
             f"least {min(c.hidden_fraction for c in worthwhile):.1%}"
         )
+    errors = sorted(
+        (abs(row.modelled_seconds / row.total_seconds - 1), str(row))
+        for row in rows
+        if row.modelled_seconds and row.total_seconds
+    )
+    if errors:
+        lines.append(
+            f"cost model against the replay, {len(errors)} programs: off by "
+            f"{errors[len(errors) // 2][0]:.1%} in the median, "
+            f"{errors[len(errors) * 9 // 10][0]:.1%} in the ninth decile, "
+            f"{errors[-1][0]:.0%} at worst ({errors[-1][1]})"
+        )
     lines += [
         f"{c.auto.case}, {c.auto.rows} rows: {c.speedup:.3f} times faster than blocking, "
         f"{1 / c.against_baseline:.3f} than the best that is not ours ({c.baseline.schedule}, "

@@ -24,6 +24,7 @@ def sent_bytes(text: str) -> int:
 
 
 _EVERYONE = -1
+_CALLERS = ("call", "fusion", "async-start", "conditional")
 
 
 def _sent(module: hlo.Module, computation: hlo.Computation) -> collections.Counter[int]:
@@ -37,11 +38,7 @@ def _sent(module: hlo.Module, computation: hlo.Computation) -> collections.Count
             count = scalars.trip_count(module, instruction, computation) or 1
             body = _sent(module, module.computations[instruction.called("body")])
             total.update({sender: sent * count for sender, sent in body.items()})
-        elif instruction.opcode == "conditional" or instruction.opcode in (
-            "call",
-            "fusion",
-            "async-start",
-        ):
+        elif instruction.opcode in _CALLERS:
             total.update(_sent(module, module.computations[instruction.calls[0]]))
     return total
 

@@ -108,8 +108,8 @@ TPU_V4 = Chip(
     overlaps_own_collectives=False,  # [K]
     dot_fill_seconds=8e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
     dot_efficiency=0.91,  # [K] 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
-    stream_efficiency=0.75,  # [K] 53.0 us at M=64 of [M,4608]x[4608,4608], weights in HBM
-    vector_bandwidth=0.59e12,  # [K] 32.2 us: f32[2048,1152] + bf16 to bf16
+    stream_efficiency=0.82,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    vector_bandwidth=0.59e12,  # [K] bf16 added to f32[2048,1152]
     int8_convert_rate=2.1e12,  # [K] +7.8 us at M=512
 )
 
@@ -128,10 +128,10 @@ TPU_V5P = Chip(
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
-    dot_fill_seconds=3.2e-6,  # [K] M=64 and M=512 extrapolated to no rows
-    dot_efficiency=0.95,  # [K] 8.15 us at M=64, 42.6 us at M=512
-    stream_efficiency=0.75,
-    vector_bandwidth=0.5e12,
+    dot_fill_seconds=6.4e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_efficiency=0.86,  # [K] likewise, the slope from M=1024 to 2048
+    stream_efficiency=0.51,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    vector_bandwidth=1.09e12,  # [K] bf16 added to f32[2048,1152]
     int8_convert_rate=1.6e13,  # [K] +1.07 us at M=512
 )
 
@@ -150,10 +150,10 @@ TPU_V5E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=True,  # [K]
-    dot_fill_seconds=3.9e-6,  # [K] M=64 and M=512 extrapolated to no rows
-    dot_efficiency=0.96,  # [K] 15.25 us at M=64, 95.0 us at M=512
-    stream_efficiency=0.75,
-    vector_bandwidth=0.5e12,
+    dot_fill_seconds=7.5e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_efficiency=0.83,  # [K] likewise, the slope from M=1024 to 2048
+    stream_efficiency=0.67,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    vector_bandwidth=0.45e12,  # [K] bf16 added to f32[2048,1152]
     int8_convert_rate=4.7e12,  # [K] +3.57 us at M=512
 )
 
@@ -174,10 +174,10 @@ TPU_V6E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
-    dot_fill_seconds=4.1e-6,  # [K] M=128 and the slope below, extrapolated to no rows
-    dot_efficiency=0.89,  # [K] 15.6 us at M=256, 26.15 us at M=512
-    stream_efficiency=0.75,
-    vector_bandwidth=0.5e12,
+    dot_fill_seconds=7.8e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_efficiency=0.60,  # [K] likewise, the slope from M=1024 to 2048
+    stream_efficiency=0.84,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    vector_bandwidth=1.42e12,  # [K] bf16 added to f32[2048,1152]
     int8_convert_rate=1.3e13,  # [K] +1.28 us at M=512
 )
 
@@ -200,8 +200,8 @@ H100 = Chip(
     overlaps_own_collectives=True,  # each runs on a stream of its own
     dot_fill_seconds=4e-6,
     dot_efficiency=1.0,
-    stream_efficiency=0.75,
-    vector_bandwidth=0.5e12,
+    stream_efficiency=0.9,  # an assumption: 90% of the peak, as a plain copy reaches
+    vector_bandwidth=3.0e12,  # a device-to-device copy on an H100 SXM, read and written
     int8_convert_rate=132 * 64 * 1.83e9,  # 64 conversions a cycle and SM (CUDA C++ guide, cc 9.0)
 )
 

@@ -82,7 +82,8 @@ def candidates(op: Operation, sizes: Mapping[str, int], n: int) -> list[Schedule
         return found
     ends = [end for end in (op.gather, op.scatter) if end is not None]
     shards = [sizes[end.label] for end in ends]
-    directions = [d for d in DIRECTIONS if d != "bidirectional" or min(shards, default=2) >= 2 * n]
+    # The one with the fewest hops first: it wins ties.
+    directions = [d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n]
     if ends and op.axes:
         for direction in directions:
             found.append(Schedule("ring", direction))

@@ -127,17 +127,14 @@ def _run(
         raise ValueError(f"{where}: dtype {x.dtype} is not numeric; cast it first")
     if kind != "all_reduce":
         dim, concat = _dimension(where, dim, x.ndim), _dimension(where, concat, x.ndim)
+    if kind == "all_gather" and not x.shape[dim]:
+        raise ValueError(f"{where}: dimension {dim} has size 0, so there is nothing to gather")
     if kind in ("reduce_scatter", "all_to_all") and x.shape[dim] % n:
         raise ValueError(
             f"{where}: {n} does not divide dimension {dim}, of size {x.shape[dim]}; pad it to "
             f"{-(-x.shape[dim] // n) * n}"
         )
     chosen = choice.resolve_collective(axes, schedule, chip)
-    if chosen.kind == "chunked":
-        raise ValueError(
-            f"{where}: schedule {str(chosen)!r} cuts an einsum into chunks, and there is none "
-            f"here; use {chosen.direction!r}"
-        )
     if kind in ("all_gather", "reduce_scatter") and n > 1 and chosen.direction == "bidirectional":
         shard = x.shape[dim] if kind == "all_gather" else x.shape[dim] // n
         if shard < 2:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .operation import End, Operation
 
 
+# Rows and columns of a matrix unit.
+TILE = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """The predicted cost of an operation under one schedule, on one device.
@@ -77,7 +81,9 @@ def dot_seconds(problem: Problem, **shrunk: float) -> float:
     left = problem.elements(op.lhs, **shrunk)
     right = problem.elements(op.rhs, **shrunk)
     out = problem.elements(op.out, **shrunk)
-    flops = 2 * problem.elements(labels, **shrunk)
+    # The matrix unit works on whole tiles.
+    whole = {c: _tiles(problem.sizes[c] * part) / problem.sizes[c] for c, part in shrunk.items()}
+    flops = 2 * problem.elements(labels, **whole)
     # The operand with more bytes is streamed from memory, the rest passes through on-chip memory.
     sizes = sorted((left * problem.lhs_bytes, right * problem.rhs_bytes))
     streamed = sizes[1] / (chip.stream_efficiency * chip.hbm_bandwidth)
@@ -88,7 +94,14 @@ def dot_seconds(problem: Problem, **shrunk: float) -> float:
     )
     widened = (right if problem.rhs_bytes == 1 else left) if integers else 0
     computed = flops / peak + 0.25 * widened / chip.int8_convert_rate
+    if any(part < 1 and c not in op.out for c, part in shrunk.items()):
+        # A part of the sum: what was summed before is read and written in 32 bits.
+        computed = max(computed, 8 * out / chip.hbm_bandwidth)
     return (max(computed, streamed + beside) + chip.dot_fill_seconds) * problem.rights
+
+
+def _tiles(size: float) -> float:
+    return -(-size // TILE) * TILE if size >= TILE else size
 
 
 def pass_seconds(problem: Problem, moved: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,10 @@ from .collective import Collective
 from .execution import execute
 from .primitive import apply, checks_vma
 from .schedule import Schedule
+
+
+# Rows of the smallest tile, and the elements from which a matrix is worth a dot.
+ROWS, LARGE = 8, 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +71,31 @@ class Operation:
         if lhs.dtype != rhs.dtype:
             wide = _common(lhs.dtype, rhs.dtype, self.accumulator)
             lhs, rhs = lhs.astype(wide), rhs.astype(wide)
-        return jnp.einsum(
-            f"{self.lhs},{self.rhs}->{self.out}",
+        spec, rows = (self.lhs, self.rhs, self.out), 1
+        if min(lhs.size, rhs.size) == self._contracted(lhs, rhs) and max(
+            lhs.size, rhs.size
+        ) >= LARGE:
+            # The TPU compiler makes a vector loop of a single row, 2.7 times slower than a dot.
+            label, rows = fresh_label("".join(spec)), ROWS
+            small = lhs.size < rhs.size
+            side = 0 if small else 1
+            spec = tuple(label + c if i in (side, 2) else c for i, c in enumerate(spec))
+            padded = jnp.broadcast_to((lhs, rhs)[side], (ROWS, *(lhs, rhs)[side].shape))
+            (padded,) = lax.optimization_barrier((padded,))
+            lhs, rhs = (padded, rhs) if small else (lhs, padded)
+        y = jnp.einsum(
+            f"{spec[0]},{spec[1]}->{spec[2]}",
             lhs,
             rhs,
             precision=self.precision,
             preferred_element_type=self.accumulator,
         )
+        return y if rows == 1 else y[0]
+
+    def _contracted(self, lhs: Any, rhs: Any) -> int:
+        """The number of terms in one element of a product."""
+        sizes = dict(zip(self.lhs + self.rhs, (*lhs.shape, *rhs.shape), strict=True))
+        return math.prod(size for label, size in sizes.items() if label not in self.out)
 
     def wire(self, total: Any) -> Any:
         """Partial sums as they travel."""

@@ -56,9 +56,7 @@ def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.
     return choice.rank(op, values, options.chip or choice.mesh_chip(), axes)
 
 
-def _groups(
-    text: str, lhs: Any, rhs: Any, ends: Ends, options: Options
-) -> list[list[_Problem]]:
+def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:
     """The einsums with every rhs, those together that can be one operation."""
     rights = list(rhs) if isinstance(rhs, Sequence) else [rhs]
     if not rights:
@@ -110,6 +108,11 @@ class _Problem:
         label, axis_name = ends.gather
         n = checks.axis_size(axis_name)
         found = specs.resolve_gather(spec, label, *shapes, n=n, axis_name=axis_name)
+        if not found.shard:
+            raise ValueError(
+                f"gather={label!r} over axis {axis_name!r} of size {n} in einsum {spec}: "
+                f"{found.operand} has size 0 there, so there is nothing to gather; use jnp.einsum"
+            )
         if spec.role(label) in ("lhs_summed", "rhs_summed"):
             raise ValueError(
                 f"gather={label!r} over axis {axis_name!r} of size {n}: einsum {spec} sums over "
@@ -118,7 +121,9 @@ class _Problem:
             )
         if ends.scatter is not None:
             specs.check_both_ends(
-                spec, label, ends.scatter[0],
+                spec,
+                label,
+                ends.scatter[0],
                 gather_axes=checks.axis_names(axis_name),
                 scatter_axes=checks.axis_names(ends.scatter[1]),
             )
@@ -139,7 +144,9 @@ class _Problem:
         if ends.reduce is not None:
             devices = checks.axis_size(ends.reduce)
         found = dtypes.check_dtypes(
-            spec, *operands, terms=dtypes.summed_terms(spec, self.sizes, devices),
+            spec,
+            *operands,
+            terms=dtypes.summed_terms(spec, self.sizes, devices),
             preferred_element_type=options.preferred_element_type,
             accumulator=options.accumulator_dtype,
         )
@@ -231,8 +238,16 @@ def _operation(problems: list[_Problem]) -> tuple[Operation, list[Any]]:
     )
     reduce = () if ends.reduce is None else checks.axis_names(ends.reduce)
     op = Operation(
-        "each", spec.lhs, spec.rhs, spec.out, gather, scatter, reduce,
-        Schedule("blocking"), options.precision, first.accumulator,
+        "each",
+        spec.lhs,
+        spec.rhs,
+        spec.out,
+        gather,
+        scatter,
+        reduce,
+        Schedule("blocking"),
+        options.precision,
+        first.accumulator,
         # Scales come after the sums, so nothing is rounded before them.
         first.accumulator if quantized else first.result,
         first.wire or first.result,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,14 +23,16 @@ SIZES = {"a": 2, "b": 3, "l": 3, "m": 4, "k": 5, "n": 7, "e": 5, "f": 3, "h": 3}
 RINGS = tuple(range(1, 9))
 # (mesh shape, mesh axes, axis_name): tuples in mesh order and in others, some axes of them, of 1.
 TORI = [
-    *(((2, 4), "xy", names) for names in (("x", "y"), ("y", "x"))),
-    *(((4, 2), "xy", names) for names in (("x", "y"), ("y", "x"))),
-    *(((3, 2), "xy", names) for names in (("x", "y"), ("y", "x"))),
-    *(((2, 2, 2), "xyz", names) for names in (("x", "y", "z"), ("z", "y", "x"), ("y", "z", "x"))),
-    *(((2, 2, 2), "xyz", names) for names in (("x", "z", "y"), ("z", "x", "y"), ("y", "x", "z"))),
-    *(((2, 2, 2), "xyz", names) for names in (("z", "x"), ("y", "z"))),
-    *(((1, 4), "xy", names) for names in (("x", "y"), ("y", "x"))),
+    ((2, 4), "xy", ("x", "y")),
+    ((2, 4), "xy", ("y", "x")),
+    ((4, 2), "xy", ("x", "y")),
+    ((4, 2), "xy", ("y", "x")),
+    *(((2, 2, 2), "xyz", names) for names in itertools.permutations("xyz")),
+    ((2, 2, 2), "xyz", ("z", "x")),
+    ((3, 2), "xy", ("y", "x")),
+    ((1, 4), "xy", ("y", "x")),
 ]
+FEW_TORI = [TORI[1], TORI[2], TORI[5], TORI[11]]
 
 
 def torus_id(torus: Any) -> str:
@@ -48,6 +51,16 @@ def schedules(cuts: str = "") -> list[str | Schedule]:
         Schedule("chunked", "bidirectional"),
         *(Schedule("chunked", "latency", chunks=3, label=label) for label in cuts[:1]),
         *(Schedule("chunked", "bidirectional", chunks=2, label=label) for label in cuts[1:]),
+    ]
+
+
+def torus_schedules(cuts: str = "") -> list[str | Schedule]:
+    """Those of `schedules` that differ over several axes."""
+    return [
+        "bidirectional",
+        Schedule("ring", "latency", rolled=True),
+        Schedule("chunked", "bidirectional"),
+        *(Schedule("chunked", "latency", chunks=2, label=label) for label in cuts[:1]),
     ]
 
 

@@ -12,6 +12,7 @@ import pytest
 import collective_einsum as ce
 
 from .oracle import (
+    FEW_TORI,
     RINGS,
     TORI,
     Case,
@@ -22,6 +23,7 @@ from .oracle import (
     random,
     schedules,
     torus_id,
+    torus_schedules,
 )
 
 CASES = [
@@ -66,16 +68,15 @@ def test_ring(mesh_of: MeshOf, n: int, case: Case) -> None:
     summed(mesh_of, ((n,), "x", ("x",)), case)
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[2]], ids=str)
 @pytest.mark.parametrize("torus", TORI, ids=torus_id)
-def test_torus(mesh_of: MeshOf, torus: Any, case: Case) -> None:
-    summed(mesh_of, torus, case)
+def test_torus(mesh_of: MeshOf, torus: Any) -> None:
+    summed(mesh_of, torus, CASES[1], torus_schedules)
 
 
-@pytest.mark.parametrize("case", REDUCED, ids=str)
-@pytest.mark.parametrize("torus", [TORI[1], TORI[7]], ids=torus_id)
-def test_all_reduce_on_a_torus(mesh_of: MeshOf, torus: Any, case: Case) -> None:
-    summed(mesh_of, torus, case)
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], *REDUCED], ids=str)
+@pytest.mark.parametrize("torus", FEW_TORI, ids=torus_id)
+def test_torus_of_other_labels(mesh_of: MeshOf, torus: Any, case: Case) -> None:
+    summed(mesh_of, torus, case, torus_schedules)
 
 
 @pytest.mark.parametrize("case", [CASES[1], REDUCED[0]], ids=str)

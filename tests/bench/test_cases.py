@@ -1,0 +1,83 @@
+"""The timed einsums have the shapes they should, and every schedule of theirs can be lowered."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import collective_einsum as ce
+from bench.cases import FORMS, LAYERS, ROWS, Case, cases, mesh_of, parse_schedule
+from bench.collectives import find_task, short_tasks, tasks
+from bench.feedforward import FeedForward
+from bench.target import target
+
+
+def test_the_table() -> None:
+    everything = list(cases())
+    # Four einsums with each number of rows and three that gather weights, in bf16 and in int8.
+    assert len(everything) == len(set(everything)) == 2 * (4 * len(ROWS) + 3)
+    flat = [case for case in cases(dims=2) if case.moves_weights]
+    assert {case.form for case in flat} == {"weights gathered x", "weights gathered xy"}
+    assert {case.rows for case in flat} == {2048}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_flops_are_those_of_the_whole_einsum(form: str, weights: str) -> None:
+    """All chips together do the einsum once; where weights move, each has rows of its own."""
+    case = Case(form, 64, weights)
+    text = case.lower(mesh_of(target("v4:4x4x4")), "blocking").as_text()
+    share = {"x": 16, "xy": 4, "xyz": 1}[form.split()[-1]] if case.moves_weights else 64
+    (dot,) = re.findall(r"dot_general .*: \(tensor<(\d+)x(\d+)x.*, tensor<(\d+)x(\d+)x", text)
+    rows, contracted, again, columns = map(int, dot)
+    assert contracted == again
+    assert rows * contracted * columns == 64 * 18432 * 73728 // share
+    assert ("x18432xi8>" in text or "x73728xi8>" in text) == (weights == "int8")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_schedule_is_served(form: str) -> None:
+    case = Case(form, 64, "bf16")
+    mesh = mesh_of(target("v4:4x4x4"))
+    texts = {str(schedule): case.lower(mesh, schedule).as_text() for schedule in case.variants()}
+    assert len(set(texts.values())) >= len(texts) - 2
+    assert texts["auto"] in [text for name, text in texts.items() if name != "auto"]
+    choice = case.choice(mesh, ce.TPU_V4)
+    assert case.lower(mesh, choice.schedule).as_text() == texts["auto"]
+
+
+def test_the_feedforward() -> None:
+    mesh = mesh_of(target("v4:4x4x4"))
+    texts = [FeedForward(64).lower(mesh, form).as_text() for form in ("blocking", "ours")]
+    assert texts[0] != texts[1]
+    assert FeedForward(64).layers == LAYERS
+    with pytest.raises(ValueError, match="no feedforward 'nonsense'"):
+        FeedForward(64).lower(mesh, "nonsense")
+
+
+def test_schedules_by_name() -> None:
+    assert parse_schedule("latency") == "latency"
+    assert parse_schedule("chunked") == "chunked"
+    assert parse_schedule("chunked:1") == ce.Schedule("chunked", chunks=1)
+    assert parse_schedule("chunked:4:m:bidirectional") == ce.Schedule(
+        "chunked", "bidirectional", chunks=4, label="m"
+    )
+    for wrong in ("chunked:m", "chunked:4:m:latency:more"):
+        with pytest.raises(ValueError, match="is not chunked:CHUNKS"):
+            parse_schedule(wrong)
+
+
+def test_tasks() -> None:
+    assert len(short_tasks()) == 2 * 3 * 5
+    assert {task.case.name for task in tasks("v4:4x4x4", False, only="scatter x")} == {
+        "W_in, scatter x"
+    }
+    assert {task.target for task in tasks("v5e:4x4", True)} == {"v5e:4x4"}
+    task = find_task("gather x,", 8, "int8", "chunked:2:m", "v4:4x4x4")
+    assert task.case == Case("gather x, W_out", 8, "int8")
+    assert find_task("feed", 8, "bf16", "auto", "v4:4x4x4").schedule == "ours"
+    with pytest.raises(ValueError, match="one of 'gather x, W_out'"):
+        find_task("W_out", 8, "bf16", "auto", "v4:4x4x4")
+    with pytest.raises(ValueError, match="none of 'gather yz, W_in'"):
+        find_task("attention", 8, "bf16", "auto", "v4:4x4x4")

@@ -1,0 +1,103 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as command
+from bench import correctness
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m bench` with arguments, in a process whose environment is a user's."""
+    ours = ("XLA_FLAGS", "TPU_", "JAX_", "ALLOW_MULTIPLE_LIBTPU_LOAD")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help() -> None:
+    found = run("--help")
+    assert found.returncode == 0
+    for word in ("collectives", "timeline", "--json", "predicted", "measured"):
+        assert word in found.stdout
+
+
+def test_collectives_and_timeline(tmp_path: Path) -> None:
+    """One case, in a process without any of the tests' environment."""
+    cache, rows, png, trace = (str(tmp_path / n) for n in ("c", "rows.json", "t.png", "t.json"))
+    case = ("--rows", "64", "--cache", cache)
+    found = run(*("collectives", "--only", "gather x", "--workers", "1", "--json", rows), *case)
+    assert found.returncode == 0, found.stderr
+    assert "gather x, W_out, bf16" in found.stdout
+    assert "slowest against blocking" in found.stdout
+    assert {row["schedule"] for row in json.loads(Path(rows).read_text())["rows"]} >= {
+        "auto",
+        "blocking",
+        "latency",
+    }
+    found = run(
+        *("timeline", "--case", "gather x", "--schedule", "latency"),
+        *("--png", png, "--trace", trace, *case),
+    )
+    assert found.returncode == 0, found.stderr
+    assert "replayed (predicted)" in found.stdout
+    assert "scheduler's cycles" in found.stdout
+    assert Path(png).read_bytes().startswith(b"\x89PNG")
+    assert json.loads(Path(trace).read_text())["traceEvents"]
+
+
+def test_without_libtpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The first half is done, and what is missing is said."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else find(name, *a)
+    )
+    outcome = correctness.Outcome("all_gather", "auto", 0.0, 64)
+    every = [
+        correctness.Outcome("all_gather", schedule, 0.0, 64) for schedule in correctness.SCHEDULES
+    ]
+    monkeypatch.setattr(correctness, "run", lambda _: iter(every))
+    path = tmp_path / "out.json"
+    assert command.main(["--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Is it right?" in printed
+    assert "needs libtpu" in printed
+    assert "pip install -e '.[bench]'" in printed
+    assert json.loads(path.read_text())["checks"][0]["sent"] == outcome.sent
+
+
+def test_a_wrong_result_is_an_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    wrong = [
+        correctness.Outcome("all_gather", schedule, 1.0, 64) for schedule in correctness.SCHEDULES
+    ]
+    monkeypatch.setattr(correctness, "run", lambda _: iter(wrong))
+    assert command.main([]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_errors_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["collectives", "--only", "nothing"]) == 2
+    assert "no case whose name contains 'nothing'" in capsys.readouterr().err
+    assert command.main(["timeline", "--case", "nothing"]) == 2
+    assert "none of 'gather yz, W_in'" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""Rows, and the cache that they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import collective_einsum as ce
+from bench import measure
+from bench.cache import Cache, Program
+from bench.cases import Case
+from bench.measure import Row, Task, measure_all
+
+TARGET = "v4:4x4x4"
+CASE = Case("gather x, W_out", 64)
+
+
+def test_a_row(tmp_path: Path) -> None:
+    """Numbers of blocking: what the compiler's own all-gather and one dot cost."""
+    row = measure.measure(Task(CASE, "blocking", TARGET), tmp_path)
+    assert (row.case, row.rows, row.weights, row.refused) == ("gather x, W_out", 64, "bf16", "")
+    assert row.total_seconds == pytest.approx(row.compute_seconds + row.exposed_seconds, rel=0.02)
+    assert row.exposed_seconds == pytest.approx(row.communication_seconds)
+    assert row.hidden_fraction == pytest.approx(0)
+    # Streaming [4608, 4608] in bf16 from HBM takes 35 us at least.
+    assert 35e-6 < row.dot_seconds < 80e-6
+    # 3/4 of [64, 4608] in bf16, half of it either way.
+    gathered = 64 * 4608 * 2
+    assert row.link_bytes["x+"] == row.link_bytes["x-"] == pytest.approx(gathered * 3 / 8)
+    assert row.link_bytes["y+"] == 0
+    assert row.modelled_seconds == pytest.approx(row.total_seconds, rel=0.3)
+
+
+def test_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(CASE, "blocking", TARGET)
+    first = measure.measure(task, tmp_path)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("compiled again")
+
+    monkeypatch.setattr(measure, "_compile", fail)
+    assert measure.measure(task, tmp_path) == first
+    with pytest.raises(RuntimeError, match="compiled again"):
+        measure.measure(Task(CASE, "unidirectional", TARGET), tmp_path)
+
+
+def test_refused(tmp_path: Path) -> None:
+    task = Task(CASE, ce.Schedule("chunked", chunks=2, label="f"), TARGET)
+    row = measure.measure(task, tmp_path)
+    assert "'f' is gathered" in row.refused
+    assert row.total_seconds == 0
+
+
+def test_in_other_processes(tmp_path: Path) -> None:
+    tasks = [Task(CASE, schedule, TARGET) for schedule in ("blocking", "nonsense")]
+    rows = dict(measure_all(tasks, tmp_path, workers=1))
+    assert rows[0] == measure.measure(tasks[0], tmp_path)
+    assert isinstance(rows[1], Row)
+    assert "nonsense" in rows[1].refused
+
+
+def test_cache(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "new")
+    assert cache.recall("name") is None
+    program = Program("HloModule m", 1.5, 7)
+    cache.store("key", "name", program)
+    assert cache.recall("name") == ("key", program)
+    assert cache.load("key") == program
+    assert cache.load("other") is None
+    assert Cache(tmp_path / "new").recall("name") == ("key", program)
