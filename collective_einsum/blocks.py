@@ -35,6 +35,10 @@ def take(x: Any, dim: int, sizes: tuple[int, ...], at: int, index: Any, lo: int,
     inner = math.prod(sizes[at + 1 :])
     if math.prod(sizes[:at]) == 1 and (inner == 1 or size == shard):
         # Contiguous: one slice, which fuses into the dot that reads it.
+        if x.dtype.itemsize == 1 and size == shard and dim != x.ndim - 1:
+            # A slice of rows of bytes would change the tiling of all of x.
+            x = split(x, dim, (sizes[at], inner * shard))
+            return lax.dynamic_index_in_dim(x, index, axis=dim, keepdims=False)
         start = index * (inner * shard) + lo
         return lax.dynamic_slice_in_dim(x, start, inner * size, axis=dim)
     x = split(x, dim, (*sizes, shard))

@@ -83,7 +83,9 @@ def candidates(op: Operation, sizes: Mapping[str, int], n: int) -> list[Schedule
     ends = [end for end in (op.gather, op.scatter) if end is not None]
     shards = [sizes[end.label] for end in ends]
     # The one with the fewest hops first: it wins ties.
-    directions = [d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n]
+    directions = [
+        d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n
+    ]
     if ends and op.axes:
         for direction in directions:
             found.append(Schedule("ring", direction))
@@ -115,11 +117,16 @@ def rank(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, in
     if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
         rows.remove(blocking)
         rows.insert(0, blocking)
-    ends = [f"{word} {end.label!r} over {end.axes}" for word, end in
-            (("gather", op.gather), ("scatter", op.scatter)) if end is not None]
+    ends = [
+        f"{word} {end.label!r} over {end.axes}"
+        for word, end in (("gather", op.gather), ("scatter", op.scatter))
+        if end is not None
+    ]
     ends += [f"all-reduce over {op.reduce}"] if op.reduce else []
     shapes = " x ".join(str(tuple(x.shape)) for x in values)
-    return Choice(f"{op.lhs},{op.rhs}->{op.out}, {shapes}, {', '.join(ends)}", chip.name, tuple(rows))
+    return Choice(
+        f"{op.lhs},{op.rhs}->{op.out}, {shapes}, {', '.join(ends)}", chip.name, tuple(rows)
+    )
 
 
 def _problem(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, int]) -> Problem:
@@ -128,9 +135,7 @@ def _problem(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str
     sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))
     if op.gather is not None and op.gather.label not in op.rhs:
         sizes[op.gather.label] *= math.prod(axes[axis] for axis in op.gather.axes)
-    return Problem(
-        op, sizes, lhs.dtype.itemsize, rhs.dtype.itemsize, len(values) - 1, axes, chip
-    )
+    return Problem(op, sizes, lhs.dtype.itemsize, rhs.dtype.itemsize, len(values) - 1, axes, chip)
 
 
 def resolve(
@@ -149,7 +154,9 @@ def resolve(
     return given
 
 
-def resolve_collective(axes: Sequence[str], schedule: str | Schedule, chip: Chip | None) -> Schedule:
+def resolve_collective(
+    axes: Sequence[str], schedule: str | Schedule, chip: Chip | None
+) -> Schedule:
     """The schedule of a collective by itself: what can run beside other work, for "auto".
 
     Raises:

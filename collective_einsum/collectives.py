@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from . import checks, choice, dtypes
 from .chip import Chip
 from .collective import Collective
+from .explicit import explicit_axes, on_auto_axes, spec_of
 from .primitive import apply
 from .schedule import Schedule
 
@@ -120,6 +122,11 @@ def _run(
     concat: int = 0,
 ) -> jax.Array:
     x = jnp.asarray(x)
+    if explicit_axes():
+        again = functools.partial(
+            _run, kind, axis_name=axis_name, dim=dim, schedule=schedule, chip=chip, concat=concat
+        )
+        return on_auto_axes(again, spec_of(x), x)
     axes = checks.axis_names(axis_name)
     n = checks.axis_size(axes)
     where = f"{kind} of shape {x.shape} over axis {axis_name!r} of size {n}"

@@ -128,7 +128,8 @@ def blocking_seconds(problem: Problem, axes: Sequence[str], whole: float) -> flo
         return 0.0
     links = sum(2 if _wraps(problem, a) else 1 for a in axes if problem.axis_sizes[a] > 1)
     hops = sum(
-        problem.axis_sizes[a] // 2 if _wraps(problem, a) else problem.axis_sizes[a] - 1 for a in axes
+        problem.axis_sizes[a] // 2 if _wraps(problem, a) else problem.axis_sizes[a] - 1
+        for a in axes
     )
     return whole * (n - 1) / n / (links * chip.link_bandwidth) + hops * chip.hop_seconds
 
@@ -189,10 +190,20 @@ def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
         passes += 5 * problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
     cut = {schedule.label: 1 / count} if schedule.label is not None else {}
     dots = count * dot_seconds(problem, **cut)
-    hidden = max(0.0, min(gather + scatter, dots) * (count - 1) / count)
+    if count > 1:
+        # The chunks of the result are put together, and a dot hides one hop of each collective.
+        passes += 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
+    hops = max((sum(problem.axis_sizes[a] // 2 for a in axes) for axes in _all_axes(op)), default=1)
+    hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
     exposed = gather + scatter - hidden
     compute = dots + pass_seconds(problem, passes)
     return Estimate(schedule, compute, gather + scatter, exposed, _whole_bytes(problem))
+
+
+def _all_axes(op: Operation) -> list[tuple[str, ...]]:
+    """The axes of each collective."""
+    ends = [end.axes for end in (op.gather, op.scatter) if end is not None]
+    return [*ends, op.reduce] if op.reduce else ends
 
 
 def _ring(problem: Problem, schedule: Schedule) -> Estimate:
@@ -217,6 +228,7 @@ def _ring(problem: Problem, schedule: Schedule) -> Estimate:
     time, links = _turns(problem, turning, found, span, whole / around / strands)
     compute = _dots(problem, turning, found, span)
     exposed = max(0.0, time - compute) + inner + other
+    compute += _sliced_bytes(problem, turning, around)
     block = problem.elements(op.out) / around * problem.rights
     memory = 2 * whole / around
     if turning is op.scatter:
@@ -227,6 +239,21 @@ def _ring(problem: Problem, schedule: Schedule) -> Estimate:
     elif turning.label not in op.out:
         memory += 4 * block * around
     return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
+
+
+def _sliced_bytes(problem: Problem, turning: End, around: int) -> float:
+    """What the TPU compiler spends on slices of an int8 operand that it copies before their dots.
+
+    Seen in its schedules: rows are always copied; columns where a dot of them is shorter than a pass
+    over the operand.
+    """
+    op = problem.op
+    if problem.rhs_bytes > 1 or turning.label not in op.rhs or not problem.chip.torus_dims:
+        return 0.0
+    copied = pass_seconds(problem, 2 * problem.elements(op.rhs) * problem.rights)
+    if turning.label == op.rhs[-1] and dot_seconds(problem, **{turning.label: 1 / around}) > copied:
+        return 0.0
+    return 2 * copied
 
 
 def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> float:

@@ -25,15 +25,16 @@ def all_gather_einsum(
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` of operands one of which is all-gathered on the way.
 
-    Equal to `lax.all_gather(..., tiled=True)` of the operand that holds one shard of label `gather`,
-    then the einsum: "Efficiently Scaling Transformer Inference", section 3.5. Works inside
-    `shard_map`, under jit, vmap, scan, grad, jvp and remat. The backward pass is the mirrored
-    function (`einsum_reduce_scatter`) under the same schedule; its residuals are the local shards.
+    Equal to `lax.all_gather(..., tiled=True)` of the operand that holds one shard of label
+    `gather`, then the einsum: "Efficiently Scaling Transformer Inference", section 3.5. Works
+    inside `shard_map`, under jit, vmap, scan, grad, jvp and remat. The backward pass is the
+    mirrored function (`einsum_reduce_scatter`) under the same schedule; its residuals are the local
+    shards.
 
-    Order of summation: within a dot, the compiler's; over shards of a contracted label, the own shard
-    first and then in order of arrival, so it differs from device to device but never from run to run:
-    the same inputs give the same bits. Against plain einsum the result is within a few roundings of
-    `accumulator_dtype` times the number of shards, and exact for integers.
+    Order of summation: within a dot, the compiler's; over shards of a contracted label, the own
+    shard first and then in order of arrival, so it differs from device to device but never from run
+    to run: the same inputs give the same bits. Against plain einsum the result is within a few
+    roundings of `accumulator_dtype` times the number of shards, and exact for integers.
 
     Args:
       spec: an einsum of two operands; `...` and an implicit output are allowed.
@@ -42,8 +43,8 @@ def all_gather_einsum(
       axis_name: mesh axis or axes to gather over. A tuple orders shards as lax does, major first.
       gather: the label whose shards are gathered. If both operands have it, the one that holds a
         shard is told by its size.
-      schedule: "auto" (`choose_schedule`), "blocking", "unidirectional", "bidirectional", "latency",
-        "chunked", or a `Schedule`.
+      schedule: "auto" (`choose_schedule`), "blocking", "unidirectional", "bidirectional",
+        "latency", "chunked", or a `Schedule`. What is named is used or refused.
       precision: of the dots, as in `jnp.einsum`.
       preferred_element_type: dtype of the result; by default that of `jnp.einsum`.
       accumulator_dtype: dtype of dots and sums; float32 unless the result is wider, or integer.
@@ -78,8 +79,8 @@ def einsum_reduce_scatter(
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, a block of it on each.
 
-    Equal to the einsum, then `lax.psum_scatter(..., tiled=True)` along label `scatter` of the output.
-    A block's sum starts on the device furthest away and is added to on its way home, in
+    Equal to the einsum, then `lax.psum_scatter(..., tiled=True)` along label `scatter` of the
+    output. A block's sum starts on the device furthest away and is added to on its way home, in
     `accumulator_dtype`, rounded to `wire_dtype` at every hop: the same inputs give the same bits.
     Against plain einsum it is within n roundings of the wire's dtype over n devices; with
     `wire_dtype=jnp.float32`, of float32.
@@ -87,8 +88,8 @@ def einsum_reduce_scatter(
     Args:
       scatter: the label of the output that each device keeps its block of.
       wire_dtype: dtype of partial sums on the links; by default that of the result.
-      spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype, chip:
-        as `all_gather_einsum`.
+      spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
+        chip: as `all_gather_einsum`.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.
@@ -115,15 +116,15 @@ def einsum_all_reduce(
     wire_dtype: Any = None,
     chip: Chip | None = None,
 ) -> Any:
-    """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`: `lax.psum` of the einsum.
+    """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, as by `lax.psum`.
 
     The sum is a reduce-scatter and an all-gather made of ring steps. It is rounded as
     `einsum_reduce_scatter` says, and equal on all devices.
 
     Args:
       spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
-        wire_dtype, chip: as `einsum_reduce_scatter`; a "ring" schedule has no dot for each hop here,
-        so use "chunked" for overlap.
+        wire_dtype, chip: as `einsum_reduce_scatter`. There is no dot here for each hop: a ring
+        schedule is the einsum and then the ring, and "chunked" is what overlaps.
 
     Returns:
       The result; a list of them if `rhs` is a sequence.
@@ -162,8 +163,8 @@ def all_gather_einsum_reduce_scatter(
     Args:
       gather_axis_name, gather: what is gathered, as `all_gather_einsum`.
       scatter_axis_name, scatter: what is scattered, as `einsum_reduce_scatter`.
-      spec, lhs, rhs, schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip:
-        as there. `wire_dtype` is that of both collectives.
+      spec, lhs, rhs, schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype,
+        chip: as there. `wire_dtype` is that of both collectives.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.

@@ -23,11 +23,12 @@ def execute(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     return looped.run(op, lhs, rhs)
 
 
-
 def _blocking(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     if op.gather is not None:
         dim, dtype = op.lhs.index(op.gather.label), lhs[0].dtype
-        lhs = [lax.all_gather(op.moving(lhs[0]), op.gather.axes, axis=dim, tiled=True).astype(dtype)]
+        lhs = [
+            lax.all_gather(op.moving(lhs[0]), op.gather.axes, axis=dim, tiled=True).astype(dtype)
+        ]
     results = products(op, lhs, rhs)
     if op.scatter is not None:
         dim = op.out.index(op.scatter.label)
@@ -38,5 +39,3 @@ def _blocking(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     if op.reduce:
         results = [lax.psum(op.wire(y), op.reduce) for y in results]
     return results
-
-

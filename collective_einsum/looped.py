@@ -40,7 +40,12 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
     copied). Where it need not be, each shard is cut into a strand for each axis and all axes' links
     are driven at once.
     """
-    dim, axes, dtype, shard = op.lhs.index(end.label), end.axes, x.dtype, x.shape[op.lhs.index(end.label)]
+    dim, axes, dtype, shard = (
+        op.lhs.index(end.label),
+        end.axes,
+        x.dtype,
+        x.shape[op.lhs.index(end.label)],
+    )
     sliced = end.label in op.rhs
     count = len(axes) if not sliced and shard >= len(axes) else 1
     cuts = blocks.pieces_of(shard, count)

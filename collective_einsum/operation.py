@@ -72,9 +72,10 @@ class Operation:
             wide = _common(lhs.dtype, rhs.dtype, self.accumulator)
             lhs, rhs = lhs.astype(wide), rhs.astype(wide)
         spec, rows = (self.lhs, self.rhs, self.out), 1
-        if min(lhs.size, rhs.size) == self._contracted(lhs, rhs) and max(
-            lhs.size, rhs.size
-        ) >= LARGE:
+        if (
+            min(lhs.size, rhs.size) == self._contracted(lhs, rhs)
+            and max(lhs.size, rhs.size) >= LARGE
+        ):
             # The TPU compiler makes a vector loop of a single row, 2.7 times slower than a dot.
             label, rows = fresh_label("".join(spec)), ROWS
             small = lhs.size < rhs.size
@@ -162,15 +163,20 @@ class Operation:
         wholes = [self._whole(ct, self.out, self.scatter) for ct in cts]
         return apply(dataclasses.replace(mirrored, form="sum", gather=None), *wholes, *rhs)
 
-    def _to_rhs(
-        self, cts: Sequence[Any], lhs: Sequence[Any], wanted: Sequence[bool]
-    ) -> list[Any]:
+    def _to_rhs(self, cts: Sequence[Any], lhs: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
         if self.form == "sum":
             mirrored = dataclasses.replace(
-                self, form="each", lhs=self.out, rhs=self.lhs, out=self.rhs,
-                gather=self.scatter, scatter=None,
+                self,
+                form="each",
+                lhs=self.out,
+                rhs=self.lhs,
+                out=self.rhs,
+                gather=self.scatter,
+                scatter=None,
             )
-            found = apply(mirrored, cts[0], *(x for x, want in zip(lhs, wanted, strict=True) if want))
+            found = apply(
+                mirrored, cts[0], *(x for x, want in zip(lhs, wanted, strict=True) if want)
+            )
         else:
             chosen = [ct for ct, want in zip(cts, wanted, strict=True) if want]
             if self.scatter is not None:
@@ -181,7 +187,9 @@ class Operation:
         return [next(rest) if want else None for want in wanted]
 
     def _whole(self, x: Any, labels: str, end: End) -> Any:
-        return apply(Collective("all_gather", labels.index(end.label), end.axes, self.schedule), x)[0]
+        return apply(Collective("all_gather", labels.index(end.label), end.axes, self.schedule), x)[
+            0
+        ]
 
     def batched(
         self, dims: Sequence[int | None], operands: Sequence[Any]

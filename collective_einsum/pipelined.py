@@ -20,8 +20,13 @@ def _scattered(op: Operation, y: Any) -> Steps:
     rolls, direction = op.schedule.rolls, op.schedule.direction
     if op.scatter is not None:
         y = yield from stages.reduce_scatter(
-            y, op.scatter.axes, op.out.index(op.scatter.label), direction,
-            wire=op.wire, accumulator=op.accumulator, rolls=rolls,
+            y,
+            op.scatter.axes,
+            op.out.index(op.scatter.label),
+            direction,
+            wire=op.wire,
+            accumulator=op.accumulator,
+            rolls=rolls,
         )
     if op.reduce:
         y = yield from all_reduce_steps(
@@ -117,5 +122,3 @@ def _assemble(op: Operation, chunks: list[Any], label: str) -> Any:
     if label in op.out:
         return jnp.concatenate(chunks, axis=op.out.index(label))
     return sum(chunks[1:], start=chunks[0])
-
-

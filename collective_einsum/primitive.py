@@ -1,8 +1,8 @@
-"""The jax primitive behind every function here: differentiation, batching and types of an operation.
+"""The jax primitive behind every function here: derivatives, batching and types of an operation.
 
 An einsum with collectives is bilinear, and its derivatives are einsums with collectives again: what
-was gathered is reduce-scattered, what was scattered is gathered, under the same schedule. Written as
-a primitive, its only residuals are its operands, the local shards.
+was gathered is reduce-scattered, what was scattered is gathered, under the same schedule. As a
+primitive's, its only residuals are its operands, the local shards.
 """
 
 from __future__ import annotations
@@ -83,8 +83,14 @@ def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
     )
 
 
+def _run(op: Op, *operands: Any) -> list[Any]:
+    # Lowering is out of the caller's sight, whose promotion mode was obeyed when `op` was made.
+    with jax.numpy_dtype_promotion("standard"):
+        return op.run(*operands)
+
+
 def _abstract(*avals: Any, op: Op) -> list[Any]:
-    results = jax.make_jaxpr(op.run)(*map(_shape_of, avals)).out_avals
+    results = jax.make_jaxpr(_run, static_argnums=0)(op, *map(_shape_of, avals)).out_avals
     if not op.summed:
         return results
     return [_invariant(aval, op.summed) for aval in results]
@@ -102,7 +108,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Any:
     known = [None if type(t) is ad.Zero else t for t in tangents]
     found = op.tangents(primals, known)
     return results, [
-        ad.Zero.from_primal_value(y) if t is None else t
+        ad.Zero(jax.typeof(y).to_tangent_aval()) if t is None else t
         for y, t in zip(results, found, strict=True)
     ]
 
@@ -140,5 +146,5 @@ ad.primitive_jvps[operation_p] = _jvp
 ad.primitive_transposes[operation_p] = _transpose
 batching.primitive_batchers[operation_p] = _batch
 mlir.register_lowering(
-    operation_p, mlir.lower_fun(lambda *operands, op: op.run(*operands), multiple_results=True)
+    operation_p, mlir.lower_fun(lambda *operands, op: _run(op, *operands), multiple_results=True)
 )

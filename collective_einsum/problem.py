@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from . import checks, choice, collectives, dtypes
 from . import spec as specs
 from .chip import Chip
+from .explicit import einsum_specs, explicit_axes, on_auto_axes
 from .operation import End, Operation
 from .primitive import apply
 from .quantized import Quantized, split_scale
@@ -45,6 +47,9 @@ class Ends:
 
 def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     """An einsum with the collectives `ends`: what every public function comes down to."""
+    if explicit_axes():
+        out_specs = einsum_specs(text, lhs, rhs)
+        return on_auto_axes(lambda *x: run(text, *x, ends, options), out_specs, lhs, rhs)
     results = [y for group in _groups(text, lhs, rhs, ends, options) for y in _apply(group)]
     return results if isinstance(rhs, Sequence) else results[0]
 
@@ -246,7 +251,8 @@ def _operation(problems: list[_Problem]) -> tuple[Operation, list[Any]]:
         scatter,
         reduce,
         Schedule("blocking"),
-        options.precision,
+        # Read here, since dots are made when jit lowers, outside of a default set for a while.
+        options.precision or jax.config.jax_default_matmul_precision,
         first.accumulator,
         # Scales come after the sums, so nothing is rounded before them.
         first.accumulator if quantized else first.result,

@@ -93,7 +93,8 @@ class Sharded:
         options = self.options
         lhs, rhs = self._changed(lhs, plan.lhs), self._changed(rhs, plan.rhs)
         ends = plan.ends
-        if options.wire_dtype is None and (ends.gather is None or ends.scatter is not None):
+        wire = options.wire_dtype or getattr(options.schedule, "wire_dtype", None)
+        if wire is None and (ends.gather is None or ends.scatter is not None):
             options = dataclasses.replace(options, wire_dtype=self.sums)
         y = problem.run(self.spec.formula, lhs, rhs, ends, options)
         for dim, axes in plan.scatters:

@@ -28,7 +28,9 @@ def strand_dim(shape: tuple[int, ...], dim: int, axes: int) -> int | None:
     """The dimension along which to cut strands: not `dim`, long enough, the first of the longest."""
     if axes == 1:
         return None
-    best = max((d for d in range(len(shape)) if d != dim), key=lambda d: (shape[d], -d), default=None)
+    best = max(
+        (d for d in range(len(shape)) if d != dim), key=lambda d: (shape[d], -d), default=None
+    )
     return best if best is not None and shape[best] >= axes else None
 
 
@@ -165,8 +167,14 @@ def reduce_scatter(
             return around[s].take(parts[s], dim, offset, *place).astype(accumulator)
 
         parts = yield from scatter_stage(
-            around, partial, dim, [p.shape[dim] // a.blocks for p, a in zip(parts, around, strict=True)],
-            direction, wire=wire, rolls=rolls, busy=False,
+            around,
+            partial,
+            dim,
+            [p.shape[dim] // a.blocks for p, a in zip(parts, around, strict=True)],
+            direction,
+            wire=wire,
+            rolls=rolls,
+            busy=False,
         )
     return parts[0] if along is None else jnp.concatenate(parts, axis=along)
 
@@ -203,9 +211,7 @@ def scatter_stage(
 
     rolled = all(rolls(a.n) for a in around)
     return (
-        yield from ring.reduce_scatter(
-            strands, partial, join, wire=wire, rolled=rolled, busy=busy
-        )
+        yield from ring.reduce_scatter(strands, partial, join, wire=wire, rolled=rolled, busy=busy)
     )
 
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+import collective_einsum as ce
 from collective_einsum import Schedule
 from collective_einsum.schedule import DIRECTIONS
 
@@ -150,6 +153,41 @@ class Case:
             parts = [np.split(t, ns, axis=dim) if self.scatter else [t] * ns for t in totals]
             y = np.stack([np.stack(part) for part in parts])
         return y.reshape(ng * ns, *y.shape[2:])
+
+
+def ours(case: Case, lhs: Any, rhs: Any, *axes: tuple[str, ...], **options: Any) -> Any:
+    """The function of this library that `case` describes; `axes` as in `by_lax`."""
+    if case.gather and case.scatter:
+        return ce.all_gather_einsum_reduce_scatter(
+            case.spec,
+            lhs,
+            rhs,
+            gather_axis_name=axes[0],
+            gather=case.gather,
+            scatter_axis_name=axes[1],
+            scatter=case.scatter,
+            **options,
+        )
+    options["axis_name"] = axes[0]
+    if case.gather:
+        return ce.all_gather_einsum(case.spec, lhs, rhs, gather=case.gather, **options)
+    if case.scatter:
+        return ce.einsum_reduce_scatter(case.spec, lhs, rhs, scatter=case.scatter, **options)
+    return ce.einsum_all_reduce(case.spec, lhs, rhs, **options)
+
+
+def by_lax(case: Case, lhs: Any, rhs: Any, *axes: tuple[str, ...]) -> Any:
+    """The same with lax's collectives; `axes` are those of the gather, then of the others."""
+    operands, terms = [lhs, rhs], case.terms
+    if case.gather:
+        i = int(case.operand == "rhs")
+        dim = terms[i].index(case.gather)
+        operands[i] = lax.all_gather(operands[i], axes[0], axis=dim, tiled=True)
+    y = jnp.einsum(f"{terms[0]},{terms[1]}->{terms[2]}", *operands, precision="highest")
+    if case.scatter:
+        dim = terms[2].index(case.scatter)
+        y = lax.psum_scatter(y, axes[-1], scatter_dimension=dim, tiled=True)
+    return lax.psum(y, axes[-1]) if case.reduce else y
 
 
 def wide(x: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ ROWS, SHARED, COLUMNS = 8, 16, 32
 NAMES = "all_gather|all_reduce|all_to_all|collective_permute|reduce_scatter"
 
 
-def program(specs: Specs, mesh: Mesh, schedule: str) -> Callable[..., jax.Array]:
+def program(specs: Specs, mesh: Mesh, schedule: str | ce.Schedule) -> Callable[..., jax.Array]:
     def einsum(x: Any, w: Any) -> jax.Array:
         return ce.einsum(
             "be,ef->bf", x, w, in_specs=specs[:2], out_sharding=specs[2], mesh=mesh,
@@ -80,9 +80,11 @@ def test_weights_move_as_int8(mesh_of: MeshOf) -> None:
 def test_sums_of_quantized_weights_move_in_the_dtype_of_the_result(mesh_of: MeshOf) -> None:
     w = ce.quantize(jnp.ones((SHARED, COLUMNS)), 0, stands_for=jnp.bfloat16)
     specs = P(None, "x"), P("x"), P(None, "x")
-    einsum = program(specs, mesh_of((8,), "x"), "blocking")
-    found = sent(lambda x, w: einsum(x.astype(jnp.bfloat16), w), w)
-    assert found == ["reduce_scatter 8x32xbf16"]
+    wide = ce.Schedule("blocking", wire_dtype=jnp.float32)
+    for schedule, dtype in (("blocking", "bf16"), (wide, "f32")):
+        einsum = program(specs, mesh_of((8,), "x"), schedule)
+        found = sent(lambda x, w, einsum=einsum: einsum(x.astype(jnp.bfloat16), w), w)
+        assert found == [f"reduce_scatter 8x32x{dtype}"]
 
 
 def test_backward_pass_is_the_mirrored_einsum(mesh_of: MeshOf) -> None:
