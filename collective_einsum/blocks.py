@@ -1,7 +1,8 @@
-"""Blocks of a dimension that is sharded over several mesh axes: cutting them out and putting them back."""
+"""Blocks of a dimension that is sharded over several mesh axes: taking and putting them."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -101,4 +102,4 @@ def join_shards(pieces: list[Any], dim: int, sizes: list[int]) -> Any:
 def pieces_of(size: int, count: int) -> list[tuple[int, int]]:
     """`size` cut into `count` nearly equal pieces, as (start, length)."""
     edges = [size * i // count for i in range(count + 1)]
-    return [(lo, hi - lo) for lo, hi in zip(edges[:-1], edges[1:], strict=True)]
+    return [(lo, hi - lo) for lo, hi in itertools.pairwise(edges)]

@@ -12,7 +12,7 @@ from jax import lax
 
 from .chip import Chip, chip_for
 from .cost import Estimate, Problem, estimate
-from .schedule import DIRECTIONS, Schedule, as_schedule
+from .schedule import DIRECTIONS, Direction, Schedule, as_schedule
 
 if TYPE_CHECKING:
     from .operation import Operation
@@ -83,7 +83,7 @@ def candidates(op: Operation, sizes: Mapping[str, int], n: int) -> list[Schedule
     ends = [end for end in (op.gather, op.scatter) if end is not None]
     shards = [sizes[end.label] for end in ends]
     # The one with the fewest hops first: it wins ties.
-    directions = [
+    directions: list[Direction] = [
         d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n
     ]
     if ends and op.axes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 from jax import lax
 
 from . import blocks, ring, stages
@@ -81,7 +82,7 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
             if carry[i] is None:
                 full = list(y.shape)
                 full[out_dim] = shard * around[s].blocks
-                carry[i] = lax.empty(tuple(full), op.dtype)
+                carry[i] = lax.empty(tuple(full), op.dtype, out_sharding=jax.typeof(y).sharding)
             carry[i] = around[s].put(carry[i], y.astype(op.dtype), out_dim, offset, *place)
         return carry
 

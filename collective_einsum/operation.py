@@ -22,7 +22,6 @@ from .execution import execute
 from .primitive import apply, checks_vma
 from .schedule import Schedule
 
-
 # Rows of the smallest tile, and the elements from which a matrix is worth a dot.
 ROWS, LARGE = 8, 2**16
 

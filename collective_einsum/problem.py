@@ -82,7 +82,8 @@ class _Problem:
     def __init__(self, text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> None:
         self.options, self.ends = options, ends
         operands = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in (lhs, rhs)]
-        shapes = [tuple(x.shape) for x in operands]
+        left_shape, right_shape = (tuple(x.shape) for x in operands)
+        shapes = (left_shape, right_shape)
         spec = specs.parse(text, *shapes)
         self.gather = self._gather(spec, shapes)
         self.sizes = checks.check_sizes(spec, *shapes, self.gather)
@@ -106,7 +107,7 @@ class _Problem:
         if self.gather is not None and not self.moves_lhs:
             self.gather = dataclasses.replace(self.gather, operand="lhs")
 
-    def _gather(self, spec: specs.Spec, shapes: Sequence[Any]) -> specs.Gather | None:
+    def _gather(self, spec: specs.Spec, shapes: tuple[Any, Any]) -> specs.Gather | None:
         ends = self.ends
         if ends.gather is None:
             return None

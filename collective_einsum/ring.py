@@ -53,7 +53,8 @@ def exchange(x: Any, axes: tuple[str, ...], by: tuple[int, ...]) -> Any:
     """Every device's `x` handed to the device `by[i]` places further along each `axes[i]`."""
     # lax.ppermute numbers devices in the order of the mesh, whatever the order of the tuple.
     mesh_order = jax.sharding.get_abstract_mesh().axis_names
-    axes, by = zip(*sorted(zip(axes, by, strict=True), key=lambda pair: mesh_order.index(pair[0])))
+    ordered = sorted(zip(axes, by, strict=True), key=lambda pair: mesh_order.index(pair[0]))
+    axes, by = tuple(axis for axis, _ in ordered), tuple(places for _, places in ordered)
     sizes = [lax.axis_size(axis) for axis in axes]
     places = list(itertools.product(*map(range, sizes)))
     number = {place: i for i, place in enumerate(places)}
@@ -108,7 +109,7 @@ def gather(
 ) -> Steps:
     """All-gathers the `shards`, one a strand, and folds every piece into a carry as it arrives.
 
-    `cut(shard, strand number, lo, size)` takes a lane's part of a shard. Order of the fold: the own shards, then
+    `cut(shard, strand number, lo, size)` takes a lane's part. Order of the fold: own shards, then
     hop by hop, strand by strand, the lanes in order. Returns the last carry.
     """
     hops = [lane.hops for strand in strands for lane in strand.lanes]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -125,7 +126,9 @@ def gather_stage(
         if carry[slot] is None:
             full = list(joined[0] if joined else parts[s].shape)
             full[dim] = shards[s] * around[s].blocks
-            carry[slot] = lax.empty(tuple(full), piece.dtype)
+            carry[slot] = lax.empty(
+                tuple(full), piece.dtype, out_sharding=jax.typeof(piece).sharding
+            )
         place = (0, shards[s]) if lane is None else (lane.lo, lane.size)
         also = joined[1][s] if joined else None
         carry[slot] = around[s].put(carry[slot], piece, dim, offset, *place, also=also)
@@ -148,7 +151,7 @@ def reduce_scatter(
     accumulator: Any,
     rolls: Callable[[int], bool],
 ) -> Steps:
-    """Sums `x` over `axes` and leaves each device its block of `dim`, in the accumulator's dtype."""
+    """Sums `x` over `axes`, in `accumulator`, and leaves each device its block of `dim`."""
     along = strand_dim(x.shape, dim, len(axes))
     parts = [x]
     if along is not None:
@@ -216,7 +219,7 @@ def scatter_stage(
 
 
 def all_to_all(x: Any, axes: tuple[str, ...], split: int, concat: int) -> Steps:
-    """Block `i` of dimension `split` to device `i` of `axes`; what arrives is joined along `concat`."""
+    """Block `i` of dimension `split` to device `i`; what arrives is joined along `concat`."""
     sizes = tuple(lax.axis_size(axis) for axis in axes)
     n = math.prod(sizes)
     here = lax.axis_index(axes)

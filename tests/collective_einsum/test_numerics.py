@@ -212,9 +212,15 @@ def test_precision_reaches_every_dot(mesh_of: MeshOf) -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [("bfloat16", "float32"), ("float32", "bfloat16"), ("int8", "bfloat16"), ("float32", "complex64"),
-     ("int32", "float32"), ("float16", "bfloat16")],
-)  # fmt: skip
+    [
+        ("bfloat16", "float32"),
+        ("float32", "bfloat16"),
+        ("int8", "bfloat16"),
+        ("float32", "complex64"),
+        ("int32", "float32"),
+        ("float16", "bfloat16"),
+    ],
+)
 def test_mixed_dtypes_are_those_of_einsum(mesh_of: MeshOf, left: str, right: str) -> None:
     def run(lhs: Any, rhs: Any) -> Any:
         return [

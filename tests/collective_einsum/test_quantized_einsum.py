@@ -1,0 +1,229 @@
+"""Quantized operands of the collective einsums: right, scaled once, and int8 on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from collective_einsum import Quantized, Schedule, quantize
+
+from .oracle import Case, MeshOf, assert_close, hlo, on_devices, ours, random, schedules, wide
+
+N = 4
+X = ("x",)
+# Which operand is quantized, and the dimensions that share its scale: those that are summed over.
+CASES = [
+    (Case("mk,kn->mn", "k", cuts="m"), "rhs", 0),
+    (Case("mk,kn->mn", "m", cuts="k"), "rhs", 0),
+    (Case("mk,kn->mn", "k", "rhs", cuts="n"), "rhs", 0),
+    (Case("mk,kn->nm", "n", "rhs", cuts="k"), "rhs", 0),
+    (Case("bmk,bkn->bnm", "b", "rhs", cuts="n"), "rhs", 1),
+    (Case("mk,kn->mn", "m", cuts="k"), "lhs", 1),
+    (Case("mk,kn->mn", scatter="n", cuts="m"), "rhs", 0),
+    (Case("mk,kn->mn", scatter="m", cuts="n"), "lhs", 1),
+    (Case("bmk,bkn->bmn", scatter="b", cuts="n"), "rhs", 1),
+    (Case("mk,kn->mn", reduce=True, cuts="m"), "rhs", 0),
+]
+
+
+def case_id(case: Any) -> str:
+    return f"{case[0]} {case[1]}"
+
+
+def prepared(case: Case, side: str, axis: int) -> tuple[list[Any], list[np.ndarray]]:
+    """The operands, one of them Quantized, and what they stand for, in float64."""
+    ng, ns = (N, 1) if case.gather else (1, N)
+    operands: list[Any] = case.operands(ng, ns)
+    i = int(side == "rhs")
+    # Channels of very different magnitude, so that a scale of another one is a gross error.
+    channels = np.exp(2 * random(operands[i].shape, 3)[:, :1])
+    q = quantize(jnp.asarray(operands[i] * channels), axis + 1)
+    stands_for = list(map(wide, operands))
+    stands_for[i] = wide(q.values) * wide(q.scale)
+    if not case.gather:
+        # The scale must be the same on devices whose products are summed.
+        q = Quantized(q.values, jnp.broadcast_to(q.scale[:1], q.scale.shape), q.dtype)
+        stands_for[i] = wide(q.values) * wide(q.scale)
+    operands[i] = q
+    return operands, stands_for
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_against_the_array_stood_for(mesh_of: MeshOf, case: Any) -> None:
+    what, side, axis = case
+    operands, stands_for = prepared(what, side, axis)
+
+    def run(lhs: Any, rhs: Any) -> Any:
+        return {str(s): ours(what, lhs, rhs, X, schedule=s) for s in schedules(what.cuts)}
+
+    got = on_devices(mesh_of((N,), "x"), X, run, *operands)
+    want = what.expected(*stands_for, *((N, 1) if what.gather else (1, N)))
+    assert_close(got, want, dtype=np.float32)
+    if side == {"lhs": "lhs", "rhs": "rhs"}.get(what.gather and what.operand):
+        mesh = mesh_of((N,), "x")
+        for s in ("latency", Schedule("chunked")):
+            text = hlo(mesh, X, lambda a, b, s=s: ours(what, a, b, X, schedule=s), *operands)
+            lines = [x for x in text.splitlines() if "stablehlo.collective_permute" in x]
+            moved = [line.split("->")[-1].split("tensor<")[1].split(">")[0] for line in lines]
+            shape = "x".join(map(str, operands[side == "rhs"].shape[1:]))
+            assert f"{shape}xi8" in moved
+            # The scale goes round by itself where it is that of the gathered label.
+            assert all(each.endswith("xi8") or "1x" in each for each in moved)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_shard_of_one_channel_has_its_own_scale(mesh_of: MeshOf, size: int) -> None:
+    # With one row or column a device, its scale is as small as one that all share.
+    x = random((N, 3, 8))
+    w = random((N, 8, size), 1) * np.arange(1.0, N + 1)[:, None, None].astype(np.float32) ** 4
+    q = quantize(jnp.asarray(w), 1)
+    mesh = mesh_of((N,), "x")
+
+    def run(x: Any, q: Any) -> Any:
+        return [
+            ce.all_gather_einsum("mk,kn->mn", x, q, axis_name="x", gather="n", schedule=s)
+            for s in ("blocking", "latency")
+        ]
+
+    case = Case("mk,kn->mn", "n", "rhs")
+    stands_for = wide(q.values) * wide(q.scale)
+    for y in on_devices(mesh, X, run, x, q):
+        assert_close({size: y}, case.expected(x, stands_for, N))
+
+    # Scattered to one column each: every device needs the scale of its own one.
+    v = quantize(jnp.asarray(np.concatenate(list(w), axis=1)), 0)
+
+    def scattered(x: Any) -> Any:
+        return ce.einsum_reduce_scatter(
+            "mk,kn->mn", x, v, axis_name="x", scatter="n", schedule="latency"
+        )
+
+    got = on_devices(mesh, X, scattered, x)
+    total = wide(x).sum(axis=0) @ (wide(v.values) * wide(v.scale))
+    assert_close({size: got}, np.stack(np.split(total, N, axis=1)))
+
+
+def test_both_ends_and_a_sequence(mesh_of: MeshOf) -> None:
+    case = Case("mk,kn->mn", "k", scatter="n", cuts="m")
+    mesh = mesh_of((2, 2), "xy")
+    lhs, rhs = case.operands(2, 2)
+    q = quantize(jnp.asarray(rhs[:1]), 1)
+    q = Quantized(
+        jnp.tile(q.values, (4, 1, 1)), jnp.tile(q.scale, (4, 1, 1)), q.dtype
+    )  # The same on all devices, since they share scales.
+
+    def run(lhs: Any, q: Any, rhs: Any) -> Any:
+        # A Quantized and an array share one gather.
+        return {
+            str(s): ours(case, lhs, [q, rhs], X, ("y",), schedule=s) for s in schedules(case.cuts)
+        }
+
+    got = on_devices(mesh, ("x", "y"), run, lhs, q, rhs)
+    stands_for = wide(q.values) * wide(q.scale)
+    for i, right in enumerate((stands_for, rhs)):
+        each = {s: results[i] for s, results in got.items()}
+        assert_close(each, case.expected(lhs, right, 2, 2), dtype=np.float32)
+
+
+def test_two_quantized_operands(mesh_of: MeshOf) -> None:
+    case = Case("mk,kn->mn", "m", cuts="k")
+    lhs, rhs = case.operands(N)
+    a, b = quantize(jnp.asarray(lhs), 2), quantize(jnp.asarray(rhs), 1)
+
+    def run(a: Any, b: Any) -> Any:
+        # The same object on both sides: only what is gathered has its scale gathered.
+        square = quantize(jnp.ones((3, 3)) * jnp.arange(1.0, 4.0)[:, None], 1)
+        twice = ce.all_gather_einsum("mk,nk->mn", square, square, axis_name="x", gather="m")
+        return {s: ours(case, a, b, X, schedule=s) for s in ("blocking", "latency")}, twice
+
+    got, twice = on_devices(mesh_of((N,), "x"), X, run, a, b)
+    want = case.expected(wide(a.values) * wide(a.scale), wide(b.values) * wide(b.scale), N)
+    assert_close(got, want)
+    row = np.arange(1.0, 4.0)
+    assert_close({"": twice}, np.stack([np.tile(3 * np.outer(row, row), (N, 1))] * N))
+
+
+def test_dtypes_and_rounding(mesh_of: MeshOf) -> None:
+    # Scales come after the sums and nothing is rounded before them: once to bfloat16, at the end.
+    case = Case("mk,kn->mn", "k")
+    lhs, rhs = random((N, 4, 64)).astype(jnp.bfloat16), random((N, 64 * N, 7), 1)
+    q = quantize(jnp.asarray(rhs), 1, stands_for=jnp.bfloat16)
+
+    def run(lhs: Any, q: Any) -> Any:
+        wider = ours(case, lhs, q, X, schedule="latency", preferred_element_type=jnp.float32)
+        return ours(case, lhs, q, X, schedule="latency"), wider
+
+    y, wider = on_devices(mesh_of((N,), "x"), X, run, lhs, q)
+    want = case.expected(wide(lhs), wide(q.values) * wide(q.scale), N)
+    assert y.dtype == jnp.bfloat16
+    assert_close({"wider": wider}, want, tolerance=1e-6, dtype=np.float32)
+    np.testing.assert_allclose(wide(y), want, rtol=2.0**-8, atol=1e-4)
+
+
+def test_the_other_operand_is_differentiable(mesh_of: MeshOf) -> None:
+    lhs, rhs = random((N, 3, 4)), random((N, 16, 8), 1)
+    q = quantize(jnp.asarray(rhs), 1)
+
+    def run(lhs: Any, q: Any) -> Any:
+        def loss(x: Any, w: Any, s: Any) -> Any:
+            h = jnp.sin(
+                ce.all_gather_einsum("mk,kn->mn", x, w, axis_name="x", gather="k", schedule=s)
+            )
+            y = ce.einsum_reduce_scatter("mn,kn->mk", h, w, axis_name="x", scatter="k", schedule=s)
+            return jnp.sum(jnp.sin(y))
+
+        plain = Quantized(q.values, q.scale, q.dtype).dequantize()
+        # By a scale along the summed label the second einsum is refused.
+        with pytest.raises(ValueError, match=r"scale of 'kn' has size 8 along 'n', .* summed over"):
+            loss(lhs, q, "latency")
+        shared = quantize(plain, (0, 1))
+        whole = shared.dequantize()
+        grad = jax.grad(loss)
+        return {s: grad(lhs, shared, s) for s in ("blocking", "latency")}, grad(
+            lhs, whole, "blocking"
+        )
+
+    got, want = on_devices(mesh_of((N,), "x"), X, run, lhs, q)
+    assert_close(got, wide(want), dtype=np.float32)
+
+
+def test_partition_specs_shard_values_and_scales(mesh_of: MeshOf) -> None:
+    mesh = mesh_of((4, 2), "xy")
+    x, w = random((3, 16)), random((16, 6), 1)
+    q = quantize(jnp.asarray(w), 0)
+    specs = q.partition_specs(P("x", "y"))
+
+    def run(x: Any, q: Any) -> Any:
+        # Weights gathered over x: int8 shards, whose scale every device along x has.
+        return ce.all_gather_einsum(
+            "mk,kn->mn", x, q, axis_name="x", gather="k", schedule="latency"
+        )
+
+    program = jax.shard_map(
+        run, mesh=mesh, in_specs=(P(), specs), out_specs=P(None, "y"), check_vma=False
+    )
+    want = wide(x) @ (wide(q.values) * wide(q.scale))
+    np.testing.assert_allclose(jax.jit(program)(x, q), want, rtol=1e-4, atol=1e-4)
+    # In a scan over stacked weights, and a vmap over them.
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), q)
+
+    def scanned(x: Any, stack: Any) -> Any:
+        layers = jax.lax.scan(lambda c, q: (c, run(x, q)), 0, stack)[1]
+        return layers, jax.vmap(lambda q: run(x, q))(stack)
+
+    in_specs = (
+        P(),
+        jax.tree.map(lambda spec: P(None, *spec), specs, is_leaf=lambda s: isinstance(s, P)),
+    )
+    program = jax.shard_map(
+        scanned, mesh=mesh, in_specs=in_specs, out_specs=P(None, None, "y"), check_vma=False
+    )
+    by_scan, by_vmap = jax.jit(program)(x, stack)
+    np.testing.assert_allclose(by_scan[0], want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(by_vmap, by_scan, rtol=1e-5, atol=1e-5)
