@@ -111,16 +111,14 @@ def axis_size(axis_name: str | tuple[str, ...]) -> int:
 
 
 def _one_axis_size(name: str) -> int:
-    try:
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = tuple(mesh.manual_axes)
+    # An axis of vmap has a size, too, but no devices.
+    if name in manual:
         return lax.axis_size(name)
-    except NameError as error:
-        mesh = jax.sharding.get_abstract_mesh()
-        manual = tuple(mesh.manual_axes)
-        if name in mesh.axis_names and manual:
-            fix = f"add it to shard_map's axis_names, which has {manual!r}"
-        else:
-            fix = "call this inside jax.shard_map over a mesh with that axis"
-        scope = ", ".join(repr(axis) for axis in manual) or "none"
-        raise ValueError(
-            f"axis {name!r} is not a manual mesh axis here; {fix}; axes in scope: {scope}"
-        ) from error
+    if name in mesh.axis_names and manual:
+        fix = f"add it to shard_map's axis_names, which has {manual!r}"
+    else:
+        fix = "call this inside jax.shard_map over a mesh with that axis"
+    scope = ", ".join(repr(axis) for axis in manual) or "none"
+    raise ValueError(f"axis {name!r} is not a manual mesh axis here; {fix}; axes in scope: {scope}")

@@ -182,7 +182,7 @@ def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     if op.scatter is not None:
         scatter = blocking_seconds(problem, op.scatter.axes, problem.sent(op.scatter))
     passes = 0.0
-    if op.gather is not None:
+    if op.gather is not None and (count > 1 or op.scatter is None):
         passes += 2 * problem.sent(op.gather)
     if op.scatter is not None:
         passes += 2 * problem.sent(op.scatter) * (1 if count == 1 else 1.5)
@@ -238,6 +238,11 @@ def _ring(problem: Problem, schedule: Schedule) -> Estimate:
         memory += 4 * block
     elif turning.label not in op.out:
         memory += 4 * block * around
+    elif strands > 1:
+        # Pieces of shards are put together before the last stage, and in the result.
+        compute += pass_seconds(
+            problem, 2 * whole / around + 2 * around * block * op.dtype.itemsize
+        )
     return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
 
 

@@ -89,7 +89,7 @@ def einsum_reduce_scatter(
       scatter: the label of the output that each device keeps its block of.
       wire_dtype: dtype of partial sums on the links; by default that of the result.
       spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
-        chip: as `all_gather_einsum`.
+        chip: as `all_gather_einsum`. The scale of a `Quantized` must be the same on all devices.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.

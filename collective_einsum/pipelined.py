@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from . import blocks, ring, stages
 from .collective import all_reduce_steps
-from .local import lax_scatter, products
+from .local import lax_gather, lax_scatter, products
 from .ring import Steps
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def _pieces(x: Any, labels: str, label: str, lo: int, size: int) -> Any:
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
     label, count = op.schedule.label, op.schedule.chunks
-    if count == 1 and op.gather is None and op.scatter is not None:
+    if count == 1 and op.scatter is not None:
+        # No other chunk hides anything: lax's own collectives, which need no assembling.
+        if op.gather is not None:
+            lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
         return [lax_scatter(op, y, op.scatter.axes) for y in products(op, lhs, rhs)]
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     cuts = blocks.pieces_of(sizes[label], count) if label is not None else [(0, 0)]

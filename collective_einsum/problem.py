@@ -49,7 +49,7 @@ def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     """An einsum with the collectives `ends`: what every public function comes down to."""
     if explicit_axes():
         out_specs = einsum_specs(text, lhs, rhs)
-        return on_auto_axes(lambda *x: run(text, *x, ends, options), out_specs, lhs, rhs)
+        return on_auto_axes(lambda a, b: run(text, a, b, ends, options), out_specs, lhs, rhs)
     results = [y for group in _groups(text, lhs, rhs, ends, options) for y in _apply(group)]
     return results if isinstance(rhs, Sequence) else results[0]
 
@@ -92,6 +92,7 @@ class _Problem:
         for x, labels in zip(operands, (spec.lhs, spec.rhs), strict=True):
             if isinstance(x, Quantized):
                 split_scale(spec, labels, x, spec.out)
+                self._one_scale(spec, x, labels)
         self.moves_lhs = self.gather is None or self.gather.operand == "lhs"
         spec, *drop = checks.squeeze_broadcasts(spec, *shapes, self.gather)
         plain = [
@@ -113,6 +114,14 @@ class _Problem:
             return None
         label, axis_name = ends.gather
         n = checks.axis_size(axis_name)
+        if ends.scatter is not None:
+            specs.check_both_ends(
+                spec,
+                label,
+                ends.scatter[0],
+                gather_axes=checks.axis_names(axis_name),
+                scatter_axes=checks.axis_names(ends.scatter[1]),
+            )
         found = specs.resolve_gather(spec, label, *shapes, n=n, axis_name=axis_name)
         if not found.shard:
             raise ValueError(
@@ -124,14 +133,6 @@ class _Problem:
                 f"gather={label!r} over axis {axis_name!r} of size {n}: einsum {spec} sums over "
                 f"{label!r} in {found.operand} alone, so its shards are not needed: sum "
                 f"{found.operand} over {label!r}, all_reduce that, and leave {label!r} out"
-            )
-        if ends.scatter is not None:
-            specs.check_both_ends(
-                spec,
-                label,
-                ends.scatter[0],
-                gather_axes=checks.axis_names(axis_name),
-                scatter_axes=checks.axis_names(ends.scatter[1]),
             )
         return found
 
@@ -170,6 +171,23 @@ class _Problem:
             # With both ends the wire dtype is that of the sums, and integers move as they are.
             if self.scatter is None or not jnp.issubdtype(moving, jnp.integer):
                 self.wire = dtypes.check_wire_dtype(spec, self.wire, moving)
+
+    def _one_scale(self, spec: specs.Spec, x: Quantized, labels: str) -> None:
+        """Where products are summed over devices, those must have one scale, if types can tell."""
+        summed: set[str] = set()
+        for end in (self.ends.scatter and self.ends.scatter[1], self.ends.reduce):
+            summed.update(checks.axis_names(end) if end is not None else ())
+        if self.gather is not None and self.ends.gather is not None:
+            moved = spec.lhs if self.gather.operand == "lhs" else spec.rhs
+            if self.gather.out_dim is None and labels == moved:
+                summed.update(checks.axis_names(self.ends.gather[1]))
+        differs = summed & jax.typeof(x.scale).manual_axis_type.varying
+        if differs:
+            raise ValueError(
+                f"einsum {spec}: the scale of {labels!r} varies over the axis {min(differs)!r}, "
+                "over whose devices its products are summed, so it cannot be applied to their "
+                "sum; quantize the whole array, and shard it by partition_specs"
+            )
 
     def scaled(self, y: Any) -> Any:
         """`y` times the scales of quantized operands, in the dtype of the result."""
@@ -253,7 +271,7 @@ def _operation(problems: list[_Problem]) -> tuple[Operation, list[Any]]:
         reduce,
         Schedule("blocking"),
         # Read here, since dots are made when jit lowers, outside of a default set for a while.
-        options.precision or jax.config.jax_default_matmul_precision,
+        options.precision or getattr(jax.config, "jax_default_matmul_precision"),  # noqa: B009
         first.accumulator,
         # Scales come after the sums, so nothing is rounded before them.
         first.accumulator if quantized else first.result,

@@ -30,7 +30,7 @@ FEW_SCHEDULES = ["bidirectional", Schedule("ring", "latency", rolled=True)]
 
 def every_collective(names: tuple[str, ...], chosen: list[Any], every_way: bool) -> Any:
     """All collectives of a shard [3, 4] and of a whole [5, 3 * n, 2 * n], by schedule."""
-    axis_name = names if len(names) > 1 else names[0]
+    axis_name = names[0] if len(names) == 1 else names
 
     def run(shard: Any, whole: Any) -> Any:
         return {
@@ -211,9 +211,10 @@ def test_bidirectional_goes_both_ways(mesh_of: MeshOf) -> None:
     def permutes(function: Any, x: np.ndarray) -> tuple[int, int]:
         text = hlo(mesh_of((4,), "x"), ("x",), function, x)
         pairs = re.findall(r"collective_permute.*?source_target_pairs = dense<\[(.*?)\]>", text)
-        return tuple(
+        ahead, back = (
             sum(pair.startswith(first) for pair in pairs) for first in ("[0, 1]", "[0, 3]")
         )
+        return ahead, back
 
     for x, reduce in itertools.product((random((4, 4)), random((4, 8, 3))), (False, True)):
 

@@ -43,15 +43,28 @@ def prepared(case: Case, side: str, axis: int) -> tuple[list[Any], list[np.ndarr
     i = int(side == "rhs")
     # Channels of very different magnitude, so that a scale of another one is a gross error.
     channels = np.exp(2 * random(operands[i].shape, 3)[:, :1])
-    q = quantize(jnp.asarray(operands[i] * channels), axis + 1)
+    # One scale for all devices where their products are summed.
+    shared = not case.gather or (case.gather == "k" and case.operand == side)
+    q = quantize(jnp.asarray(operands[i] * channels), (0, axis + 1) if shared else axis + 1)
     stands_for = list(map(wide, operands))
     stands_for[i] = wide(q.values) * wide(q.scale)
-    if not case.gather:
-        # The scale must be the same on devices whose products are summed.
-        q = Quantized(q.values, jnp.broadcast_to(q.scale[:1], q.scale.shape), q.dtype)
-        stands_for[i] = wide(q.values) * wide(q.scale)
     operands[i] = q
     return operands, stands_for
+
+
+def with_scales(function: Any, operands: list[Any]) -> tuple[Any, list[Any]]:
+    """The function of what differs by device, and that: not a scale that all devices share."""
+    shared = [isinstance(x, Quantized) and x.scale.shape[0] == 1 for x in operands]
+
+    def run(*moved: Any) -> Any:
+        return function(
+            *(
+                Quantized(x, q.scale[0], q.dtype) if one else x
+                for x, q, one in zip(moved, operands, shared, strict=True)
+            )
+        )
+
+    return run, [x.values if one else x for x, one in zip(operands, shared, strict=True)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -59,22 +72,23 @@ def test_against_the_array_stood_for(mesh_of: MeshOf, case: Any) -> None:
     what, side, axis = case
     operands, stands_for = prepared(what, side, axis)
 
-    def run(lhs: Any, rhs: Any) -> Any:
+    def every(lhs: Any, rhs: Any) -> Any:
         return {str(s): ours(what, lhs, rhs, X, schedule=s) for s in schedules(what.cuts)}
 
-    got = on_devices(mesh_of((N,), "x"), X, run, *operands)
+    mesh = mesh_of((N,), "x")
+    run, moved = with_scales(every, operands)
     want = what.expected(*stands_for, *((N, 1) if what.gather else (1, N)))
-    assert_close(got, want, dtype=np.float32)
-    if side == {"lhs": "lhs", "rhs": "rhs"}.get(what.gather and what.operand):
-        mesh = mesh_of((N,), "x")
+    assert_close(on_devices(mesh, X, run, *moved), want, dtype=np.float32)
+    if what.gather and what.operand == side:
+        shape = "x".join(map(str, operands[side == "rhs"].shape[1:]))
         for s in ("latency", Schedule("chunked")):
-            text = hlo(mesh, X, lambda a, b, s=s: ours(what, a, b, X, schedule=s), *operands)
+            run, moved = with_scales(lambda a, b, s=s: ours(what, a, b, X, schedule=s), operands)
+            text = hlo(mesh, X, run, *moved)
             lines = [x for x in text.splitlines() if "stablehlo.collective_permute" in x]
-            moved = [line.split("->")[-1].split("tensor<")[1].split(">")[0] for line in lines]
-            shape = "x".join(map(str, operands[side == "rhs"].shape[1:]))
-            assert f"{shape}xi8" in moved
+            types = [line.split("->")[-1].split("tensor<")[1].split(">")[0] for line in lines]
+            assert types.count(f"{shape}xi8") == N - 1
             # The scale goes round by itself where it is that of the gathered label.
-            assert all(each.endswith("xi8") or "1x" in each for each in moved)
+            assert all("1x" in each for each in types if not each.endswith("xi8"))
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -113,18 +127,16 @@ def test_both_ends_and_a_sequence(mesh_of: MeshOf) -> None:
     case = Case("mk,kn->mn", "k", scatter="n", cuts="m")
     mesh = mesh_of((2, 2), "xy")
     lhs, rhs = case.operands(2, 2)
-    q = quantize(jnp.asarray(rhs[:1]), 1)
-    q = Quantized(
-        jnp.tile(q.values, (4, 1, 1)), jnp.tile(q.scale, (4, 1, 1)), q.dtype
-    )  # The same on all devices, since they share scales.
+    q = quantize(jnp.asarray(rhs), (0, 1))
 
-    def run(lhs: Any, q: Any, rhs: Any) -> Any:
+    def every(lhs: Any, q: Any, rhs: Any) -> Any:
         # A Quantized and an array share one gather.
         return {
             str(s): ours(case, lhs, [q, rhs], X, ("y",), schedule=s) for s in schedules(case.cuts)
         }
 
-    got = on_devices(mesh, ("x", "y"), run, lhs, q, rhs)
+    run, moved = with_scales(every, [lhs, q, rhs])
+    got = on_devices(mesh, ("x", "y"), run, *moved)
     stands_for = wide(q.values) * wide(q.scale)
     for i, right in enumerate((stands_for, rhs)):
         each = {s: results[i] for s, results in got.items()}
@@ -167,30 +179,44 @@ def test_dtypes_and_rounding(mesh_of: MeshOf) -> None:
 
 
 def test_the_other_operand_is_differentiable(mesh_of: MeshOf) -> None:
-    lhs, rhs = random((N, 3, 4)), random((N, 16, 8), 1)
-    q = quantize(jnp.asarray(rhs), 1)
+    lhs, q = random((N, 3, 4)), quantize(jnp.asarray(random((16, 8), 1)), (0, 1))
 
-    def run(lhs: Any, q: Any) -> Any:
+    def run(lhs: Any) -> Any:
         def loss(x: Any, w: Any, s: Any) -> Any:
-            h = jnp.sin(
-                ce.all_gather_einsum("mk,kn->mn", x, w, axis_name="x", gather="k", schedule=s)
+            gathered = ce.all_gather_einsum(
+                "mk,kn->mn", x, w, axis_name="x", gather="k", schedule=s
             )
-            y = ce.einsum_reduce_scatter("mn,kn->mk", h, w, axis_name="x", scatter="k", schedule=s)
+            y = ce.einsum_reduce_scatter(
+                "mn,kn->mk", jnp.sin(gathered), w, axis_name="x", scatter="k", schedule=s
+            )
             return jnp.sum(jnp.sin(y))
 
-        plain = Quantized(q.values, q.scale, q.dtype).dequantize()
-        # By a scale along the summed label the second einsum is refused.
-        with pytest.raises(ValueError, match=r"scale of 'kn' has size 8 along 'n', .* summed over"):
-            loss(lhs, q, "latency")
-        shared = quantize(plain, (0, 1))
-        whole = shared.dequantize()
         grad = jax.grad(loss)
-        return {s: grad(lhs, shared, s) for s in ("blocking", "latency")}, grad(
-            lhs, whole, "blocking"
-        )
+        found = {s: grad(lhs, q, s) for s in ("blocking", "latency")}
+        return found, grad(lhs, q.dequantize(), "blocking")
 
-    got, want = on_devices(mesh_of((N,), "x"), X, run, lhs, q)
+    got, want = on_devices(mesh_of((N,), "x"), X, run, lhs)
     assert_close(got, wide(want), dtype=np.float32)
+
+
+def test_scales_that_differ_where_products_are_summed_are_refused(mesh_of: MeshOf) -> None:
+    x, w = random((N, 3, 8)), random((N, 8, 4), 1)
+    q = quantize(jnp.asarray(w), 1)
+
+    def run(x: Any, q: Any) -> Any:
+        words = r"scale of 'kn' varies over the axis 'x', .*; quantize the whole array"
+        with pytest.raises(ValueError, match=words):
+            ce.einsum_reduce_scatter("mk,kn->mn", x, q, axis_name="x", scatter="n")
+        with pytest.raises(ValueError, match=words):
+            ce.einsum_all_reduce("mk,kn->mn", x, q, axis_name="x")
+        with pytest.raises(ValueError, match=words):
+            ce.all_gather_einsum("mk,kn->mn", jnp.tile(x, N), q, axis_name="x", gather="k")
+        # Not summed over devices: whose weights these are is their own affair.
+        return ce.all_gather_einsum("mk,kn->mn", x[:, :2], q, axis_name="x", gather="k")
+
+    y = on_devices(mesh_of((N,), "x"), X, run, x, q)
+    stands_for = wide(q.values) * wide(q.scale)
+    assert_close({"": y}, Case("mk,kn->mn", "k").expected(x[..., :2], stands_for, N))
 
 
 def test_partition_specs_shard_values_and_scales(mesh_of: MeshOf) -> None:
