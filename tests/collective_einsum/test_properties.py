@@ -60,7 +60,7 @@ def problems(draw: st.DrawFn) -> tuple[Case, dict[str, int], Any, Any]:
     return case, sizes, draw(st.sampled_from(MESHES)), schedule
 
 
-@settings(max_examples=700)
+@settings(max_examples=60)
 @given(problem=problems())
 def test_right_or_refused(mesh_of: MeshOf, problem: Any) -> None:
     case, sizes, (shape, names), schedule = problem
