@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -105,7 +106,7 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     shard = sizes[end.label] // around[0].blocks
 
-    def partial(s: int, lane: Lane | None, offset: Any) -> Any:
+    def partial(s: int, lane: Lane | None, offset: Any, sums: Sequence[Any]) -> Any:
         place = (0, shard) if lane is None else (lane.lo, lane.size)
 
         def piece(x: Any, labels: str) -> Any:
@@ -114,7 +115,12 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
             return around[s].take(x, labels.index(end.label), offset, *place)
 
         left, right = groups[s]
-        return products(op, [piece(x, op.lhs) for x in left], [piece(x, op.rhs) for x in right])[0]
+        if sums:
+            # A dot that waits for the sums as a whole takes their addition into its own loop.
+            left, *sums = ring.together(left, *sums)
+        left, right = [piece(x, op.lhs) for x in left], [piece(x, op.rhs) for x in right]
+        (term,) = products(op, left, right)
+        return sum((each.astype(term.dtype) for each in sums), term)
 
     results = ring.finish(
         stages.scatter_stage(

@@ -156,9 +156,10 @@ def gather(
     return carry
 
 
-# partial(strand number, lane, offset): what this device adds to the block of the device `offset`
-# places further along the strand's axis. lane is None for the device's own block, whole.
-Partial = Callable[[int, Lane | None, Any], Any]
+# partial(strand number, lane, offset, sums): what this device adds to the block of the device
+# `offset` places further along the strand's axis, with those sums that came for it. lane is None for
+# the device's own block, whole.
+Partial = Callable[[int, Lane | None, Any, Sequence[Any]], Any]
 
 
 def reduce_scatter(
@@ -174,7 +175,8 @@ def reduce_scatter(
 
     Sums travel as `wire(sum)`. For each block the term of the furthest device of a lane comes first,
     the devices on the way add theirs, and `join(strand number, own, arrivals)` adds what each lane
-    brings to the device's own term. `busy` says that terms are worth a superstep of their own.
+    brings to the device's own term, or makes that too where `own` is None. `busy` says that terms
+    are worth a superstep of their own.
     """
     hops = [lane.hops for strand in strands for lane in strand.lanes]
     last, common = max(hops, default=0), min(hops, default=0)
@@ -195,14 +197,16 @@ def reduce_scatter(
         sums = [list(each) for each in sums]
         for s, i in turns(hop):
             lane = strands[s].lanes[i]
-            term = partial(s, lane, lane.step * offset)
             before, sums[s][i] = sums[s][i], None
-            if before is not None:
-                if busy and len(hops) == 1:
-                    # Nothing else hides this hop, so the term must not wait for the sum.
-                    term, before = yield term, before
-                # Otherwise the sum is there already, and the addition costs no waiting.
+            if before is None:
+                term = partial(s, lane, lane.step * offset, ())
+            elif busy and len(hops) == 1:
+                # Nothing else hides this hop, so the term must not wait for the sum.
+                term, before = yield partial(s, lane, lane.step * offset, ()), before
                 term = term + before.astype(term.dtype)
+            else:
+                # The sum is there already, and the addition costs no waiting.
+                term = partial(s, lane, lane.step * offset, (before,))
             if busy:
                 # What else is in flight lands before the next term is begun.
                 term, sums = yield term, sums
@@ -226,8 +230,10 @@ def reduce_scatter(
         sums = yield from send(sums, hop, 1)
         sums = (yield sums) if not busy else sums
         hop -= 1
-    own = [partial(s, None, 0) for s in range(len(strands))]
-    own, sums = (yield own, sums) if busy and last else (own, sums)
+    own: list[Any] = [None] * len(strands)
+    if busy and last and len(strands) == 1:
+        # The own term hides the last hop; those of several strands hide one another's.
+        own, sums = yield [partial(0, None, 0, ())], sums
     return [
         join(s, own[s], list(zip(strand.lanes, sums[s], strict=True)))
         for s, strand in enumerate(strands)

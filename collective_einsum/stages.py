@@ -8,7 +8,7 @@ are those of the best possible algorithm, the hops the sum over the axes instead
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -163,11 +163,17 @@ def reduce_scatter(
         ]
 
         def partial(
-            s: int, lane: Lane | None, offset: Any, parts: Any = parts, around: Any = around
+            s: int,
+            lane: Lane | None,
+            offset: Any,
+            sums: Sequence[Any],
+            parts: Any = parts,
+            around: Any = around,
         ) -> Any:
             place = (0, parts[s].shape[dim] // around[s].blocks)
             place = place if lane is None else (lane.lo, lane.size)
-            return around[s].take(parts[s], dim, offset, *place).astype(accumulator)
+            term = around[s].take(parts[s], dim, offset, *place).astype(accumulator)
+            return sum((each.astype(accumulator) for each in sums), term)
 
         parts = yield from scatter_stage(
             around,
@@ -201,8 +207,10 @@ def scatter_stage(
 
     def join(s: int, own: Any, arrivals: list[tuple[Lane, Any]]) -> Any:
         whole = [term for lane, term in arrivals if lane.size == shards[s]]
-        for term in whole:
-            own = own + term.astype(own.dtype)
+        if own is None:
+            own = partial(s, None, 0, whole)
+        else:
+            own = sum((term.astype(own.dtype) for term in whole), own)
         halves = [(lane, term) for lane, term in arrivals if lane.size != shards[s]]
         if not halves:
             return own
