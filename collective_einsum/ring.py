@@ -182,35 +182,46 @@ def reduce_scatter(
     last, common = max(hops, default=0), min(hops, default=0)
     sums: list[list[Any]] = [[None] * len(strand.lanes) for strand in strands]
 
-    def turns(hop: int) -> list[tuple[int, int]]:
-        """Who adds and sends at `hop`: those that did not come last before, so that hops overlap."""
+    def turns(hop: int) -> list[list[tuple[int, int]]]:
+        """Who adds and sends at `hop`, in turns that each hide the hops of the one before.
+
+        A strand's lanes, which use other links, take one turn, if there are other strands; else
+        those that did not come last before come first.
+        """
         active = [
             (s, i)
             for s, strand in enumerate(strands)
             for i, lane in enumerate(strand.lanes)
             if lane.hops >= hop
         ]
-        return sorted(active, key=lambda turn: strands[turn[0]].lanes[turn[1]].hops == last)
+        if len(strands) > 1:
+            return [list(group) for _, group in itertools.groupby(active, key=lambda t: t[0])]
+        active.sort(key=lambda turn: strands[turn[0]].lanes[turn[1]].hops == last)
+        return [[turn] for turn in active]
 
     def send(sums: Any, offset: Any, hop: int) -> Steps:
         """Adds this device's terms to the sums that are `hop` hops from home, and sends them on."""
         sums = [list(each) for each in sums]
-        for s, i in turns(hop):
-            lane = strands[s].lanes[i]
-            before, sums[s][i] = sums[s][i], None
-            if before is None:
-                term = partial(s, lane, lane.step * offset, ())
-            elif busy and len(hops) == 1:
-                # Nothing else hides this hop, so the term must not wait for the sum.
-                term, before = yield partial(s, lane, lane.step * offset, ()), before
-                term = term + before.astype(term.dtype)
-            else:
-                # The sum is there already, and the addition costs no waiting.
-                term = partial(s, lane, lane.step * offset, (before,))
+        for turn in turns(hop):
+            terms = []
+            for s, i in turn:
+                lane = strands[s].lanes[i]
+                before, sums[s][i] = sums[s][i], None
+                if before is None:
+                    term = partial(s, lane, lane.step * offset, ())
+                elif busy and len(hops) == 1:
+                    # Nothing else hides this hop, so the term must not wait for the sum.
+                    term, before = yield partial(s, lane, lane.step * offset, ()), before
+                    term = term + before.astype(term.dtype)
+                else:
+                    # The sum is there already, and the addition costs no waiting.
+                    term = partial(s, lane, lane.step * offset, (before,))
+                terms.append(term)
             if busy:
                 # What else is in flight lands before the next term is begun.
-                term, sums = yield term, sums
-            sums[s][i] = shift(wire(term), strands[s].axis, lane.step)
+                terms, sums = yield terms, sums
+            for (s, i), term in zip(turn, terms, strict=True):
+                sums[s][i] = shift(wire(term), strands[s].axis, strands[s].lanes[i].step)
         return sums
 
     hop = last
