@@ -8,6 +8,8 @@ et al., arXiv 2211.05102).
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,26 +70,51 @@ def ours(
     w_out: jax.Array,
     x: tuple[str, ...],
     yz: tuple[str, ...],
+    rows: bool = False,
 ) -> jax.Array:
-    """The same with collective einsums; arguments and result as `blocking`."""
-    up, gate = ce.all_gather_einsum_reduce_scatter(
-        "me,ef->mf",
-        c,
-        [w_up, w_gate],
-        gather_axis_name=yz,
-        gather="e",
-        scatter_axis_name=x,
-        scatter="f",
-    )
-    return ce.all_gather_einsum_reduce_scatter(
-        "mf,fe->me",
-        jax.nn.silu(gate) * up,
-        w_out,
-        gather_axis_name=x,
-        gather="f",
-        scatter_axis_name=yz,
-        scatter="e",
-    )
+    """The same with collective einsums; arguments and result as `blocking`.
+
+    With `rows`, c and the result are [m/yz, E/x] instead: rows are contiguous, so that no collective
+    has blocks to move apart. Whether the hidden dimension lies in rows or columns between the
+    einsums is what the cost model says of both.
+    """
+    edge = "m" if rows else "e"
+    operands = c, [w_up, w_gate], w_out
+    up, gate = _up(*operands[:2], x, yz, edge, hidden := _hidden(*operands, x, yz, edge))
+    return _down(jax.nn.silu(gate) * up, w_out, x, yz, edge, hidden)
+
+
+def _up(c: Any, w: list[Any], x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
+    """The projections into the hidden dimension, or what `of`, such as `choose_schedule`, says."""
+    ends = {"gather_axis_name": yz, "gather": edge, "scatter_axis_name": x, "scatter": hidden}
+    return (of or ce.all_gather_einsum_reduce_scatter)("me,ef->mf", c, w, **ends)
+
+
+def _down(h: Any, w: Any, x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
+    """The projection out of the hidden dimension, likewise."""
+    ends = {"gather_axis_name": x, "gather": hidden, "scatter_axis_name": yz, "scatter": edge}
+    return (of or ce.all_gather_einsum_reduce_scatter)("mf,fe->me", h, w, **ends)
+
+
+def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> str:
+    """The label along which the hidden dimension is sharded over x, "m" or "f": the faster."""
+    n = math.prod(lax.axis_size(axis) for axis in x)
+    m = c.shape[0] * (math.prod(lax.axis_size(axis) for axis in yz) if edge == "m" else 1)
+    sizes = {axis: lax.axis_size(axis) for axis in (*x, *yz)}
+    chip = ce.chip_for(jax.sharding.get_abstract_mesh().abstract_device.device_kind)
+    of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=chip)
+    seconds = {}
+    for hidden in ("f", "m") if m % n == 0 else ("f",):
+        shape = [m // n, w_out.shape[0]] if hidden == "m" else [m, w_out.shape[0] // n]
+        between = jax.ShapeDtypeStruct(tuple(shape), c.dtype)
+        up = _up(_shape(c), [_shape(w) for w in w_in], x, yz, edge, hidden, of)
+        down = _down(between, _shape(w_out), x, yz, edge, hidden, of)
+        seconds[hidden] = up.rows[0].seconds + down.rows[0].seconds
+    return min(seconds, key=lambda hidden: seconds[hidden])
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +150,16 @@ class FeedForward:
         x = ("x",)
         yz = tuple(name for name in mesh.axis_names if name != "x")
         activations, w_in, w_out = P(None, (*x, *yz)), P(None, x, yz), P(None, yz, x)
+        n = math.prod(mesh.shape[axis] for axis in yz)
+        rows = variant == "ours" and self.rows % n == 0
+        if rows:
+            activations = P(yz, x)
         specs = (activations, w_in, w_in, w_out)
         if variant in COMPILER:
             layer = _left_to_compiler(mesh, HIDDEN[variant.split()[1]], activations)
         else:
-            written: Layer = {"blocking": blocking, "ours": ours}[variant]
+            own = functools.partial(ours, rows=rows)
+            written: Layer = {"blocking": blocking, "ours": own}[variant]
 
             def layer(c: jax.Array, *w: jax.Array) -> jax.Array:
                 return written(c, *w, x=x, yz=yz)

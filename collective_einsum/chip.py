@@ -14,6 +14,7 @@ Sources, cited by letter beside the numbers:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 _MIB = 2**20
@@ -49,6 +50,7 @@ class Chip:
       dot_fill_seconds: fixed cost of a dot, before its pipeline is full, in seconds. A dot takes
         this, plus the longer of its flops over `dot_efficiency * bf16_flops` and its larger operand
         over `stream_efficiency * hbm_bandwidth` with the rest over `vector_bandwidth`.
+      dot_fill_bandwidth: bytes/s at which a dot of many rows first loads its larger operand.
       dot_efficiency: fraction of the peak that each further row of a dot runs at.
       stream_efficiency: fraction of `hbm_bandwidth` at which a dot reads its larger operand.
       vector_bandwidth: bytes/s, read and written together, of an elementwise pass or a copy.
@@ -70,6 +72,7 @@ class Chip:
     cmem_bytes: int
     overlaps_own_collectives: bool
     dot_fill_seconds: float
+    dot_fill_bandwidth: float
     dot_efficiency: float
     stream_efficiency: float
     vector_bandwidth: float
@@ -106,7 +109,8 @@ TPU_V4 = Chip(
     vmem_bytes=2 * 16 * _MIB,  # [J] 16 MiB a core
     cmem_bytes=128 * _MIB,  # [J]
     overlaps_own_collectives=False,  # [K]
-    dot_fill_seconds=8e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
+    dot_fill_seconds=7.1e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
+    dot_fill_bandwidth=7.5e12,  # [K] likewise
     dot_efficiency=0.91,  # [K] 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
     stream_efficiency=0.82,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
     vector_bandwidth=0.59e12,  # [K] bf16 added to f32[2048,1152]
@@ -129,6 +133,7 @@ TPU_V5P = Chip(
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
     dot_fill_seconds=6.4e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_fill_bandwidth=math.inf,  # a part of the above
     dot_efficiency=0.86,  # [K] likewise, the slope from M=1024 to 2048
     stream_efficiency=0.51,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
     vector_bandwidth=1.09e12,  # [K] bf16 added to f32[2048,1152]
@@ -151,6 +156,7 @@ TPU_V5E = Chip(
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=True,  # [K]
     dot_fill_seconds=7.5e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_fill_bandwidth=math.inf,  # a part of the above
     dot_efficiency=0.83,  # [K] likewise, the slope from M=1024 to 2048
     stream_efficiency=0.67,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
     vector_bandwidth=0.45e12,  # [K] bf16 added to f32[2048,1152]
@@ -175,6 +181,7 @@ TPU_V6E = Chip(
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
     dot_fill_seconds=7.8e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_fill_bandwidth=math.inf,  # a part of the above
     dot_efficiency=0.60,  # [K] likewise, the slope from M=1024 to 2048
     stream_efficiency=0.84,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
     vector_bandwidth=1.42e12,  # [K] bf16 added to f32[2048,1152]
@@ -199,6 +206,7 @@ H100 = Chip(
     cmem_bytes=50 * _MIB,  # [N] L2
     overlaps_own_collectives=True,  # each runs on a stream of its own
     dot_fill_seconds=4e-6,
+    dot_fill_bandwidth=math.inf,
     dot_efficiency=1.0,
     stream_efficiency=0.9,  # an assumption: 90% of the peak, as a plain copy reaches
     vector_bandwidth=3.0e12,  # a device-to-device copy on an H100 SXM, read and written

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHUNKS = (2, 4, 8)
 # A predicted gain that is smaller than this is within the model's error, and blocking is kept.
-WORTHWHILE = 0.02
+WORTHWHILE = 0.015
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Choice:
         gain = blocking.seconds / fastest.seconds
         if best is blocking:
             return (
-                f"{fastest.schedule} would gain {gain - 1:.1%}, less than the {WORTHWHILE:.0%} that "
+                f"{fastest.schedule} would gain {gain - 1:.1%}, less than the {WORTHWHILE:.1%} that "
                 "is worth leaving blocking for"
             )
         return (

@@ -78,7 +78,9 @@ def choose_schedule(
     mapped = jax.shard_map(
         look, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere, check_vma=False
     )
-    jax.eval_shape(mapped, lhs, list(rhs) if isinstance(rhs, Sequence) else rhs)
+    # A mesh of its own, also where it is called within somebody's shard_map.
+    with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(mapped, lhs, list(rhs) if isinstance(rhs, Sequence) else rhs)
     return found[0]
 
 

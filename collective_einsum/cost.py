@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 # Rows and columns of a matrix unit.
-TILE = 128
+TILE, TILE_ROWS = 128, 8
+# Times that a TPU reads and writes a result whose lanes lax scatters: seen in the compiler's
+# schedules, with blocks of whole tiles, with others, and as a dimension of their own.
+ALIGNED_PASSES, UNALIGNED_PASSES, APART_PASSES = 2.1, 2.85, 3.6
+# Likewise of a gather that is an all-reduce: zeros are written first.
+REDUCED_PASSES = 2.45
+# Devices up to which a block for each of them is sent on its way at once.
+STRAIGHT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +104,8 @@ def dot_seconds(problem: Problem, **shrunk: float) -> float:
     if any(part < 1 and c not in op.out for c, part in shrunk.items()):
         # A part of the sum: what was summed before is read and written in 32 bits.
         computed = max(computed, 8 * out / chip.hbm_bandwidth)
-    return (max(computed, streamed + beside) + chip.dot_fill_seconds) * problem.rights
+    fill = chip.dot_fill_seconds + sizes[1] / chip.dot_fill_bandwidth
+    return (max(computed + fill, streamed + beside + chip.dot_fill_seconds)) * problem.rights
 
 
 def _tiles(size: float) -> float:
@@ -135,10 +143,47 @@ def blocking_seconds(problem: Problem, axes: Sequence[str], whole: float) -> flo
 
 
 def _scatter_blocking(problem: Problem, end: End) -> float:
-    """lax.psum_scatter as compiled: over one axis of a TPU an all-reduce and a slice of it."""
+    """lax.psum_scatter as compiled: of lanes, over one axis of a TPU, an all-reduce and a slice."""
     seconds = blocking_seconds(problem, end.axes, problem.sent(end))
-    doubled = problem.chip.torus_dims > 0 and len(end.axes) == 1 and problem.n(end) > 1
-    return 2 * seconds if doubled else seconds
+    of_lanes = _of_lanes(problem, end) and len(end.axes) == 1
+    return 2 * seconds if of_lanes or _parts_tiles(problem, end) else seconds
+
+
+def _gather_blocking(problem: Problem, end: End) -> float:
+    """lax.all_gather as compiled; see `_gather_reduces`."""
+    seconds = blocking_seconds(problem, end.axes, problem.sent(end))
+    return 2 * seconds if _gather_reduces(problem, end) else seconds
+
+
+def _gather_reduces(problem: Problem, end: End) -> bool:
+    """Whether a TPU gathers by an all-reduce: lanes of less than a tile of rows, or three axes."""
+    op = problem.op
+    rows = problem.elements(op.lhs) / problem.sizes[end.label]
+    lanes = problem.chip.torus_dims > 0 and op.lhs[-1] == end.label
+    return lanes and (rows < TILE_ROWS or len(end.axes) > 2)
+
+
+def _parts_tiles(problem: Problem, end: End) -> bool:
+    """Whether blocks of rows are no whole tiles: a TPU then makes an all-reduce of their scatter."""
+    out, n = problem.op.out, problem.n(end)
+    leads = out[0] == end.label and len(out) > 1 and n > 1 and problem.chip.torus_dims > 0
+    rows = problem.elements(out[:-1]) // n
+    return leads and rows % TILE_ROWS != 0
+
+
+def _of_lanes(problem: Problem, end: End) -> bool:
+    """Whether a TPU scatters the lanes of the result: its last dimension."""
+    return problem.chip.torus_dims > 0 and problem.op.out[-1] == end.label and problem.n(end) > 1
+
+
+def _scatter_passes(problem: Problem, end: End, part: float = 1) -> float:
+    """What a scatter of lanes by lax costs beside the links: blocks are cut out, or moved apart."""
+    if not _of_lanes(problem, end):
+        return 0.0
+    whole_tiles = problem.sizes[end.label] / problem.n(end) % TILE == 0
+    passes = ALIGNED_PASSES if whole_tiles else UNALIGNED_PASSES
+    seconds = pass_seconds(problem, part * passes * problem.sent(end))
+    return seconds + problem.chip.dot_fill_seconds * problem.rights
 
 
 def _ends(problem: Problem) -> tuple[float, float]:
@@ -146,7 +191,7 @@ def _ends(problem: Problem) -> tuple[float, float]:
     op = problem.op
     gather = 0.0
     if op.gather is not None:
-        gather = blocking_seconds(problem, op.gather.axes, problem.sent(op.gather))
+        gather = _gather_blocking(problem, op.gather)
     scatter = _scatter_blocking(problem, op.scatter) if op.scatter is not None else 0.0
     if op.reduce:
         whole = problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
@@ -158,8 +203,12 @@ def estimate(problem: Problem, schedule: Schedule) -> Estimate:
     """The cost of `problem` under `schedule`."""
     if schedule.kind == "blocking":
         gather, scatter = _ends(problem)
-        sent = gather + scatter
-        return Estimate(schedule, dot_seconds(problem), sent, sent, _whole_bytes(problem))
+        sent, compute = gather + scatter, dot_seconds(problem)
+        if problem.op.scatter is not None:
+            compute += _scatter_passes(problem, problem.op.scatter)
+        if problem.op.gather is not None and _gather_reduces(problem, problem.op.gather):
+            compute += pass_seconds(problem, REDUCED_PASSES * problem.sent(problem.op.gather))
+        return Estimate(schedule, compute, sent, sent, _whole_bytes(problem))
     if schedule.kind == "chunked" or problem.op.reduce:
         return _chunked(problem, schedule)
     return _ring(problem, schedule)
@@ -178,14 +227,18 @@ def _whole_bytes(problem: Problem) -> int:
 def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     """Assembling and slicing in passes; what the first and last chunks send has nothing beside it."""
     op, count = problem.op, schedule.chunks
-    gather, scatter = _ends(problem)
-    if op.scatter is not None:
-        scatter = blocking_seconds(problem, op.scatter.axes, problem.sent(op.scatter))
+    if count == 1 and op.scatter is not None:
+        return _whole(problem, op.scatter, schedule)
+    gather, scatter = (
+        blocking_seconds(problem, end.axes, problem.sent(end)) if end is not None else 0.0
+        for end in (op.gather, op.scatter)
+    )
+    scatter += _ends(problem)[1] if op.reduce else 0.0
     passes = 0.0
-    if op.gather is not None and (count > 1 or op.scatter is None):
+    if op.gather is not None:
         passes += 2 * problem.sent(op.gather)
     if op.scatter is not None:
-        passes += 2 * problem.sent(op.scatter) * (1 if count == 1 else 1.5)
+        passes += 3 * problem.sent(op.scatter)
     if op.reduce:
         passes += 5 * problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
     cut = {schedule.label: 1 / count} if schedule.label is not None else {}
@@ -198,6 +251,31 @@ def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     exposed = gather + scatter - hidden
     compute = dots + pass_seconds(problem, passes)
     return Estimate(schedule, compute, gather + scatter, exposed, _whole_bytes(problem))
+
+
+def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
+    """One chunk: lax's collectives, but results before the last are scattered beside dots."""
+    op, n = problem.op, problem.n(end)
+    gather, _ = _ends(problem)
+    each = problem.sent(end) / problem.rights
+    scatter = blocking_seconds(problem, end.axes, each)
+    # The blocks of a dimension that is not the first must be moved apart, by the dot and after it.
+    passes, apart = 2 * each * problem.rights * _parts_tiles(problem, end), 0.0
+    if op.out[0] != end.label:
+        passes = APART_PASSES * each * problem.rights
+        apart = problem.chip.dot_fill_seconds * problem.rights
+    dots, straight, exposed = dot_seconds(problem), 0.0, scatter
+    if op.form == "each" and n <= STRAIGHT:
+        # Half of all blocks go half way round: each link carries a third more than in a ring.
+        straight = scatter * 4 / 3
+        late = max(0.0, straight - dots / problem.rights)
+        exposed += (problem.rights - 1) * late
+        passes += (problem.rights - 1) * each * (2 * (n - 1) / n + 1)
+    else:
+        exposed *= problem.rights
+    busy = gather + scatter + (problem.rights - 1) * max(straight, scatter)
+    compute = dots + apart + pass_seconds(problem, passes)
+    return Estimate(schedule, compute, busy, gather + exposed, _whole_bytes(problem))
 
 
 def _all_axes(op: Operation) -> list[tuple[str, ...]]:
@@ -225,25 +303,41 @@ def _ring(problem: Problem, schedule: Schedule) -> Estimate:
     shard = problem.sizes[turning.label] // n
     found = lanes(around, schedule.direction, max(2, shard))
     span = max(2, shard)
-    time, links = _turns(problem, turning, found, span, whole / around / strands)
+    time, links = _turns(problem, turning, found, span, whole / around / strands, strands)
     compute = _dots(problem, turning, found, span)
     exposed = max(0.0, time - compute) + inner + other
     compute += _sliced_bytes(problem, turning, around)
     block = problem.elements(op.out) / around * problem.rights
     memory = 2 * whole / around
     if turning is op.scatter:
-        # Each hop adds what arrived in a pass of its own: a sum in 32 bits, two on the wire.
-        adds = sum(lane.hops * lane.size / span for lane in found)
-        compute += adds * pass_seconds(problem, block * (4 + 2 * op.sum_wire.itemsize))
+        compute += _additions(problem, found, span, block)
+        if len(turning.axes) > 1:
+            compute += _scatter_passes(problem, turning, 1 / around)
         memory += 4 * block
     elif turning.label not in op.out:
         memory += 4 * block * around
-    elif strands > 1:
-        # Pieces of shards are put together before the last stage, and in the result.
-        compute += pass_seconds(
-            problem, 2 * whole / around + 2 * around * block * op.dtype.itemsize
-        )
+    else:
+        # Every piece of the result is put into its place, and those of strands before the last stage.
+        pieces = whole / around if strands > 1 else 0.0
+        compute += pass_seconds(problem, 2 * (pieces + around * block * op.dtype.itemsize))
     return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
+
+
+def _additions(problem: Problem, found: Sequence[Lane], span: int, block: float) -> float:
+    """What a scatter ring adds: in the dots' own loops, if it is there before the dot and whole.
+
+    The last sum of a single result lands after its own dot, those of a single lane after every dot;
+    they are added in passes, of a sum in 32 bits and two on the wire.
+    """
+    wire = problem.op.sum_wire.itemsize
+    adds = sum(lane.hops * lane.size / span for lane in found)
+    apart = 0.0
+    if any(lane.size < span for lane in found):
+        apart = adds
+    elif problem.op.form == "sum" or problem.rights == 1:
+        apart = adds if len(found) == 1 else sum(lane.size / span for lane in found)
+    fused = (adds - apart) * block * wire / problem.chip.hbm_bandwidth
+    return fused + apart * pass_seconds(problem, block * (4 + 2 * wire))
 
 
 def _sliced_bytes(problem: Problem, turning: End, around: int) -> float:
@@ -272,21 +366,25 @@ def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> f
 
 
 def _turns(
-    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float
+    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, strands: int
 ) -> tuple[float, float]:
-    """Seconds of a ring with its dots, hop by hop, and seconds that its links are busy."""
+    """Seconds of a ring with its dots, hop by hop, and seconds that its links are busy.
+
+    The TPU compiler starts a hop one dot before it must land, so that one dot hides it, however many
+    there are between two hops.
+    """
     axis = turning.axes[0]
     around = problem.axis_sizes[axis]
     last = max((lane.hops for lane in found), default=0)
-    own = dot_seconds(problem, **{turning.label: 1 / around})
-    time, busy = 0.0, 0.0
-    beside = own
+    one = dot_seconds(problem, **{turning.label: 1 / around}) / strands
+    time, busy = one * strands, 0.0
     for hop in range(1, last + 1):
         active = [lane for lane in found if lane.hops >= hop]
         hops = max(hop_seconds(problem, axis, sent * lane.size / span) for lane in active)
-        time += max(beside, hops)
+        time += max(0.0, hops - one)
         busy += hops
-        beside = sum(
+        dots = [
             dot_seconds(problem, **{turning.label: lane.size / span / around}) for lane in active
-        )
-    return time + beside, busy
+        ]
+        time, one = time + sum(dots), max(dots) / strands
+    return time, busy

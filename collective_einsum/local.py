@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from . import blocks, ring
 
 if TYPE_CHECKING:
     from .operation import Operation
+
+# The smallest tile of an array of a TPU: rows and lanes.
+TILE_ROWS, LANES = 8, 128
 
 
 def products(op: Operation, lhs: Sequence[Any], rhs: Sequence[Any]) -> list[Any]:
@@ -31,9 +35,15 @@ def lax_scatter(op: Operation, y: Any, axes: tuple[str, ...]) -> Any:
     """The device's block of the sum of `y` over `axes`, by `lax.psum_scatter`.
 
     Of a dimension of its own: along a dimension that is split over lanes, the TPU compiler makes an
-    all-reduce and a slice of it, which move twice the bytes.
+    all-reduce and a slice of it, which move twice the bytes. It does so too with blocks that are no
+    whole tiles, if of rows; so those travel as rows of lanes.
     """
     dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
     n = ring.total(axes)
     y = blocks.split(op.wire(y), dim, (n, y.shape[dim] // n))
+    block = (*y.shape[:dim], *y.shape[dim + 1 :])
+    rows = math.prod(block[:-1])
+    if dim == 0 and len(block) > 1 and rows % TILE_ROWS and math.prod(block) % LANES == 0:
+        flat = lax.psum_scatter(y.reshape(n, -1, LANES), axes, scatter_dimension=0, tiled=False)
+        return flat.reshape(block)
     return lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=False)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from . import blocks, ring, stages
 from .collective import all_reduce_steps
+from .cost import STRAIGHT
 from .local import lax_gather, lax_scatter, products
 from .ring import Steps
 
 if TYPE_CHECKING:
-    from .operation import Operation
+    from .operation import End, Operation
 
 
 def _scattered(op: Operation, y: Any) -> Steps:
@@ -49,14 +50,37 @@ def _pieces(x: Any, labels: str, label: str, lo: int, size: int) -> Any:
     return blocks.cut(x, labels.index(label), lo, size) if label in labels else x
 
 
+def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]:
+    """One chunk: each result is scattered during the next one's dot.
+
+    Nothing hides the gather and the last scatter: they are lax's own, which need no assembling.
+    """
+    if op.gather is not None:
+        lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
+    if op.form == "sum" or ring.total(end.axes) > STRAIGHT:
+        return [lax_scatter(op, y, end.axes) for y in products(op, lhs, rhs)]
+    dim = op.out.index(end.label)
+    results, moving, arriving = [], None, None
+    for i, each in enumerate(rhs):
+        y = op.product(lhs[0], each)
+        if moving is not None:
+            arriving, y = ring.together(arriving, y)
+            results.append(ring.finish(moving, arriving))
+        if i == len(rhs) - 1:
+            results.append(lax_scatter(op, y, end.axes))
+            break
+        moving = stages.straight_reduce_scatter(
+            y, end.axes, dim, wire=op.wire, accumulator=op.accumulator
+        )
+        arriving = next(moving)
+    return results
+
+
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
     label, count = op.schedule.label, op.schedule.chunks
     if count == 1 and op.scatter is not None:
-        # No other chunk hides anything: lax's own collectives, which need no assembling.
-        if op.gather is not None:
-            lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
-        return [lax_scatter(op, y, op.scatter.axes) for y in products(op, lhs, rhs)]
+        return _whole(op, op.scatter, lhs, rhs)
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     cuts = blocks.pieces_of(sizes[label], count) if label is not None else [(0, 0)]
 

@@ -75,9 +75,8 @@ def together(*values: Any) -> tuple[Any, ...]:
 Steps = Generator[Any, Any, Any]
 
 
-def finish(steps: Steps) -> Any:
-    """Runs a collective to its end by itself."""
-    state = None
+def finish(steps: Steps, state: Any = None) -> Any:
+    """Runs a collective to its end by itself, from where it yielded what is now `state`."""
     while True:
         try:
             state = steps.send(state)

@@ -253,17 +253,11 @@ def check_both_ends(
     gather_axes: tuple[str, ...],
     scatter_axes: tuple[str, ...],
 ) -> None:
-    """A gather and a scatter around one einsum must concern different labels and different axes.
+    """A gather and a scatter around one einsum must concern different axes.
 
     Raises:
-      ValueError: they share a label or an axis.
+      ValueError: they share an axis.
     """
-    if gather == scatter:
-        raise ValueError(
-            f"einsum {spec}: gather and scatter are both {gather!r}. Gathering a label over "
-            f"{gather_axes!r} to scatter it over {scatter_axes!r} is a change of sharding: use "
-            "all_to_all, or two different labels"
-        )
     shared = tuple(axis for axis in gather_axes if axis in scatter_axes)
     if shared:
         raise ValueError(

@@ -7,6 +7,7 @@ are those of the best possible algorithm, the hops the sum over the axes instead
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -228,31 +229,46 @@ def scatter_stage(
 
 def all_to_all(x: Any, axes: tuple[str, ...], split: int, concat: int) -> Steps:
     """Block `i` of dimension `split` to device `i`; what arrives is joined along `concat`."""
-    sizes = tuple(lax.axis_size(axis) for axis in axes)
-    n = math.prod(sizes)
-    here = lax.axis_index(axes)
-    x = blocks.split(x, split, (n, x.shape[split] // n))
-    mine = lax.dynamic_index_in_dim(x, here, split, keepdims=False)
-    shape = list(mine.shape)
+    arriving = yield _straight(x, axes, split)
+    n = len(arriving)
+    shape = list(arriving[0].shape)
     shape.insert(concat, n)
     whole = lax.empty(tuple(shape), x.dtype)
-    places = [lax.axis_index(axis) for axis in axes]
-
-    def number(offsets: tuple[int, ...], sign: int) -> Any:
-        at: Any = 0
-        for place, by, size in zip(places, offsets, sizes, strict=True):
-            at = at * size + (place + sign * by) % size
-        return at
-
-    offsets = [
-        tuple((flat // math.prod(sizes[i + 1 :])) % size for i, size in enumerate(sizes))
-        for flat in range(n)
-    ]
-    arriving = []
-    for by in offsets:
-        block = lax.dynamic_index_in_dim(x, number(by, 1), split, keepdims=False)
-        arriving.append(ring.exchange(block, axes, by) if any(by) else block)
-    arriving = yield arriving
-    for by, block in zip(offsets, arriving, strict=True):
-        whole = lax.dynamic_update_index_in_dim(whole, block, number(by, -1), concat)
+    for by, block in zip(_offsets(axes), arriving, strict=True):
+        whole = lax.dynamic_update_index_in_dim(whole, block, _device(axes, by, -1), concat)
     return blocks.merge(whole, concat, 2)
+
+
+def straight_reduce_scatter(
+    x: Any, axes: tuple[str, ...], dim: int, *, wire: Callable[[Any], Any], accumulator: Any
+) -> Steps:
+    """As `reduce_scatter`, every block straight to its device: more bytes, but in one superstep."""
+    arriving = yield _straight(wire(x), axes, dim)
+    # The own block first, not rounded for the wire.
+    n = len(arriving)
+    here = blocks.take(x, dim, (n,), 0, lax.axis_index(axes), 0, x.shape[dim] // n)
+    return sum((block.astype(accumulator) for block in arriving[1:]), here.astype(accumulator))
+
+
+def _straight(x: Any, axes: tuple[str, ...], dim: int) -> list[Any]:
+    """The blocks of `dim` that every device has for this one, by `_offsets`, all in flight at once."""
+    n = ring.total(axes)
+    x = blocks.split(x, dim, (n, x.shape[dim] // n))
+    arriving = []
+    for by in _offsets(axes):
+        block = lax.dynamic_index_in_dim(x, _device(axes, by, 1), dim, keepdims=False)
+        arriving.append(ring.exchange(block, axes, by) if any(by) else block)
+    return arriving
+
+
+def _offsets(axes: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """The places further along `axes` of every device, this one first."""
+    return list(itertools.product(*(range(lax.axis_size(axis)) for axis in axes)))
+
+
+def _device(axes: tuple[str, ...], by: tuple[int, ...], sign: int) -> Any:
+    """The number of the device `by` places further along `axes`, or, with sign -1, before."""
+    at: Any = 0
+    for axis, places in zip(axes, by, strict=True):
+        at = at * lax.axis_size(axis) + (lax.axis_index(axis) + sign * places) % lax.axis_size(axis)
+    return at

@@ -107,7 +107,6 @@ def test_einsums(mesh_of: MeshOf, function: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("gather", "scatter", "axes", "words"),
     [
-        ("k", "k", ("x", "y"), "gather and scatter are both 'k'... use all_to_all"),
         ("k", "n", ("x", "x"), "share the axis 'x'"),
         ("k", "n", (("x", "y"), "y"), "share the axis 'y'"),
     ],
