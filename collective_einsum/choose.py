@@ -78,8 +78,8 @@ def choose_schedule(
     mapped = jax.shard_map(
         look, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere, check_vma=False
     )
-    # A mesh of its own, also where it is called within somebody's shard_map.
-    with jax.sharding.use_abstract_mesh(mesh):
+    # No mesh but its own, also where it is called within somebody's shard_map.
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         jax.eval_shape(mapped, lhs, list(rhs) if isinstance(rhs, Sequence) else rhs)
     return found[0]
 

@@ -7,6 +7,7 @@ primitive's, its only residuals are its operands, the local shards.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
@@ -48,13 +48,9 @@ class Op(Protocol):
         ...
 
 
-operation_p = Primitive("collective_einsum")
-operation_p.multiple_results = True
-
-
 def apply(op: Op, *operands: Any) -> list[Any]:
     """`op.run`, with its derivatives. All operands come to vary over the same axes."""
-    return operation_p.bind(*vary(operands, op.axes), op=op)
+    return _primitive().bind(*vary(operands, op.axes), op=op)
 
 
 def vary(operands: Sequence[Any], axes: tuple[str, ...]) -> list[Any]:
@@ -104,7 +100,7 @@ def _invariant(aval: Any, axes: tuple[str, ...]) -> ShapedArray:
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Any:
-    results = operation_p.bind(*primals, op=op)
+    results = _primitive().bind(*primals, op=op)
     known = [None if type(t) is ad.Zero else t for t in tangents]
     found = op.tangents(primals, known)
     return results, [
@@ -137,14 +133,21 @@ def _cast(ct: Any, dtype: Any) -> Any:
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:
     op, operands = op.batched(dims, operands)
-    results = operation_p.bind(*operands, op=op)
+    results = _primitive().bind(*operands, op=op)
     return results, [0] * len(results)
 
 
-operation_p.def_abstract_eval(_abstract)
-ad.primitive_jvps[operation_p] = _jvp
-ad.primitive_transposes[operation_p] = _transpose
-batching.primitive_batchers[operation_p] = _batch
-mlir.register_lowering(
-    operation_p, mlir.lower_fun(lambda *operands, op: _run(op, *operands), multiple_results=True)
-)
+@functools.cache
+def _primitive() -> Any:
+    """The primitive with its rules; made at its first use, since jax.extend is slow to import."""
+    from jax.extend.core import Primitive
+
+    made = Primitive("collective_einsum")
+    made.multiple_results = True
+    made.def_abstract_eval(_abstract)
+    ad.primitive_jvps[made] = _jvp
+    ad.primitive_transposes[made] = _transpose
+    batching.primitive_batchers[made] = _batch
+    lowering = mlir.lower_fun(lambda *operands, op: _run(op, *operands), multiple_results=True)
+    mlir.register_lowering(made, lowering)
+    return made

@@ -20,8 +20,8 @@ class Schedule:
 
     Attributes:
       kind: "blocking" (lax's collective, then the einsum), "ring" (a dot for every hop of the ring),
-        or "chunked" (a dimension cut into `chunks`, whose ring collectives run during the dots of
-        other chunks; one chunk is a ring collective beside the whole einsum).
+        or "chunked" (a dimension cut into `chunks`, whose collectives run during the dots of other
+        chunks; with one chunk each of several results is scattered during the next one's dot).
       direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
         half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops.
       chunks: how many chunks, for "chunked".

@@ -28,6 +28,8 @@ CASES = [
     Case("bmk,kn->bnm", gather="b", scatter="m"),
     Case("mk,kn->mn", gather="k", operand="rhs", scatter="m", cuts="n"),
     Case("bmk,bkn->bmn", gather="n", operand="rhs", scatter="b"),
+    # Rows that come over some axes and leave over others.
+    Case("mk,kn->mn", gather="m", scatter="m"),
 ]
 # (mesh shape, gather axes, scatter axes)
 MESHES = [
@@ -107,6 +109,7 @@ def test_every_schedule(mesh_of: MeshOf) -> None:
     both(mesh_of, MESHES[2], CASES[0], all_schedules)
 
 
-@pytest.mark.parametrize("where", [MESHES[3], MESHES[6]], ids=mesh_id)
-def test_a_sequence(mesh_of: MeshOf, where: Any) -> None:
-    both(mesh_of, where, CASES[0], few_schedules, rights=1)
+@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
+@pytest.mark.parametrize("where", [MESHES[2], MESHES[3], MESHES[6]], ids=mesh_id)
+def test_a_sequence(mesh_of: MeshOf, where: Any, case: Case) -> None:
+    both(mesh_of, where, case, few_schedules, rights=2)

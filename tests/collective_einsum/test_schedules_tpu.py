@@ -120,3 +120,50 @@ def test_blocking_hides_nothing(v4: Target) -> None:
     assert not found.permutes_in_flight_during_dots()
     assert found.hidden_fraction < 0.1
     assert {link for link, moved in found.link_bytes.items() if moved > 0} == set(BOTH_WAYS)
+
+
+def two_results(v4: Target, schedule: Schedule) -> Timeline:
+    """Two projections of one gathered array, each scattered over x: the first half of a SwiGLU."""
+    mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
+
+    def layers(x: Any, weights: Any) -> Any:
+        def layer(x: Any, w: Any) -> Any:
+            up, gate = ce.all_gather_einsum_reduce_scatter(
+                "mk,kn->mn",
+                x,
+                list(w),
+                gather_axis_name=YZ,
+                gather="m",
+                scatter_axis_name=X,
+                scatter="n",
+                schedule=schedule,
+            )
+            return jnp.tile(up * gate, (1, 4))[: ROWS // 16], None
+
+        return lax.scan(layer, x, weights)[0]
+
+    specs = (P(YZ, X), (P(None, X, YZ), P(None, X, YZ)))
+    program = jax.shard_map(layers, mesh=mesh, in_specs=specs, out_specs=P(YZ, X), check_vma=False)
+    shapes = ((ROWS, 4 * WIDTH), ((LAYERS, 4 * WIDTH, 16 * WIDTH),) * 2)
+    args = jax.tree.map(
+        lambda spec, shape: jax.ShapeDtypeStruct(
+            shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec)
+        ),
+        specs,
+        shapes,
+        is_leaf=lambda spec: isinstance(spec, P),
+    )
+    return replay(v4.compile(program, *args), mesh)
+
+
+def test_a_result_is_scattered_beside_the_next_ones_dot(v4: Target) -> None:
+    found = two_results(v4, Schedule("chunked"))
+    assert found.permutes_in_flight_during_dots(), str(found)
+
+
+def test_additions_are_a_part_of_the_dots(v4: Target) -> None:
+    # What is neither a dot nor waiting: each of six additions, if it were apart, would be a thirtieth
+    # of the dots.
+    found = two_results(v4, Schedule("ring", "latency"))
+    apart = found.compute_seconds - found.dot_seconds
+    assert apart < 0.06 * found.dot_seconds, str(found)

@@ -1,0 +1,150 @@
+"""choose_schedule and "auto": the choice, its table and its reasons, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from collective_einsum import Schedule
+
+from .oracle import MeshOf
+
+GATHER = {"axis_name": "x", "gather": "f"}
+SCATTER = {"axis_name": "x", "scatter": "f"}
+
+
+def shaped(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def gather(rows: int, n: int = 4, **options: Any) -> ce.Choice:
+    """One chip's part of a projection out of a hidden dimension of 4608 that is sharded over x."""
+    return ce.choose_schedule(
+        "mf,fe->me", shaped(rows, 4608 // n), shaped(4608, 4608), axis_size=n, **GATHER, **options
+    )
+
+
+def test_rings_for_many_rows_and_blocking_for_few() -> None:
+    assert gather(1).rows[0].exposed <= gather(1).rows[-1].seconds
+    assert gather(8).schedule.kind != "ring"
+    assert gather(2048).schedule.kind == "ring"
+
+
+def test_the_first_row_is_the_choice_and_the_rest_are_in_order() -> None:
+    for rows in (8, 512, 2048):
+        found = gather(rows)
+        assert found.schedule == found.rows[0].schedule
+        rest = [row.seconds for row in found.rows[1:]]
+        assert rest == sorted(rest)
+        assert {row.schedule.kind for row in found.rows} == {"blocking", "ring", "chunked"}
+
+
+def test_blocking_is_left_only_for_a_gain() -> None:
+    for rows in (1, 8, 64, 256, 512, 2048, 8192):
+        found = gather(rows)
+        blocking = next(row for row in found.rows if row.schedule.kind == "blocking")
+        best = found.rows[0]
+        assert best is blocking or best.seconds < 0.99 * blocking.seconds
+
+
+def test_no_estimate_beats_its_own_communication_or_dots() -> None:
+    for row in gather(2048).rows:
+        assert row.seconds >= row.compute
+        assert row.seconds >= row.communication * 0.999 or row.exposed < row.communication
+        assert row.exposed >= 0
+        assert row.memory >= 0
+
+
+def test_it_prints_its_reasons() -> None:
+    many, few = str(gather(2048)), str(gather(8))
+    for text in (many, few):
+        assert "TPU v4, predicted by the cost model" in text
+        for word in ("total us", "compute us", "communication us", "exposed us", "extra MB"):
+            assert word in text
+        assert "chosen: " in text
+    assert "times faster than blocking" in many
+    assert str(gather(2048).schedule) in many.splitlines()[2]
+
+
+def test_faster_links_leave_less_exposed() -> None:
+    slow = dataclasses.replace(ce.TPU_V4, link_bandwidth=ce.TPU_V4.link_bandwidth / 8)
+    for schedule in (Schedule("blocking"), Schedule("ring", "latency")):
+        exposed = [
+            next(row.exposed for row in found.rows if row.schedule == schedule)
+            for found in (gather(512), gather(512, chip=slow))
+        ]
+        assert exposed[0] < exposed[1]
+
+
+def test_one_device_needs_no_schedule() -> None:
+    assert [row.schedule for row in gather(512, n=1).rows] == [Schedule("blocking")]
+
+
+def test_both_ends_and_several_operands() -> None:
+    found = ce.choose_schedule(
+        "me,ef->mf",
+        shaped(2048, 288),
+        [shaped(4608, 4608)] * 2,
+        gather_axis_name=("y", "z"),
+        gather="e",
+        scatter_axis_name="x",
+        scatter="f",
+        axis_size={"x": 4, "y": 4, "z": 4},
+    )
+    ends = {row.schedule.end for row in found.rows if row.schedule.kind == "ring"}
+    assert ends == {"gather", "scatter"}
+    assert "gather 'e' over ('y', 'z'), scatter 'f' over ('x',)" in str(found)
+
+
+def test_it_can_be_asked_within_a_shard_map(mesh_of: MeshOf) -> None:
+    asked = []
+
+    def local(x: Any) -> Any:
+        asked.append(gather(2048).schedule)
+        return x
+
+    mesh = mesh_of((2, 4), "xy")
+    jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(jnp.ones(2))
+    assert asked[0] == gather(2048).schedule
+
+
+def test_auto_is_the_choice(mesh_of: MeshOf) -> None:
+    mesh = mesh_of((8,), "x")
+    x, w = shaped(2048, 8 * 576), shaped(4608, 512)
+
+    def text(schedule: Any) -> str:
+        def local(x: Any, w: Any) -> Any:
+            return ce.all_gather_einsum(
+                "mf,fe->me", x, w, axis_name="x", gather="f", schedule=schedule
+            )
+
+        mapped = jax.shard_map(
+            local, mesh=mesh, in_specs=(P(None, "x"), P()), out_specs=P(), check_vma=False
+        )
+        return jax.jit(mapped).lower(x, w).as_text()
+
+    chosen = ce.choose_schedule(
+        "mf,fe->me", shaped(2048, 576), shaped(4608, 512), axis_size=8, **GATHER
+    ).schedule
+    assert text("auto") == text(chosen)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gather": "f", "axis_size": 4}, "give the axes of the gather"),
+        ({**GATHER, "axis_size": (4, 4)}, "2 size.* for the axes"),
+        ({**GATHER, "axis_size": {"y": 4}}, "lacks the axis 'x'"),
+        ({"axis_name": "x", "gather": "q", "axis_size": 4}, "'q'"),
+        ({**SCATTER, "axis_size": 4}, "'f'"),
+    ],
+)
+def test_errors(options: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ce.choose_schedule("mf,fe->me", shaped(16, 8), shaped(32, 8), **options)
