@@ -22,12 +22,25 @@ _ROOT = Path(__file__).parent.parent
 class Program:
     """What compiling gave: the scheduled HLO, how long it took, and bytes of a chip's memory.
 
-    `temporary_bytes` are those beyond arguments and results.
+    `temporary_bytes` are those beyond arguments and results; `chip_bytes` are all, of which donated
+    arguments count once.
     """
 
     text: str
     compile_seconds: float
     temporary_bytes: int
+    chip_bytes: int = 0
+
+    @classmethod
+    def of(cls, binary: jax.stages.Compiled, compile_seconds: float) -> Program:
+        """What there is to keep of a compiled program."""
+        memory = binary.memory_analysis()
+        temporary = chip = 0
+        if memory is not None:
+            temporary = int(memory.temp_size_in_bytes)
+            held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+            chip = int(held - memory.alias_size_in_bytes) + temporary
+        return cls(binary.as_text() or "", compile_seconds, temporary, chip)
 
 
 class Cache:

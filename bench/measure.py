@@ -150,10 +150,7 @@ def _lower(task: Task) -> tuple[jax.stages.Lowered, Mapping[str, str]]:
 def _compile(task: Task, lowered: jax.stages.Lowered, options: Mapping[str, str]) -> Program:
     start = time.perf_counter()
     binary = _target(task.target).compile(lowered, compiler_options=options)
-    seconds = time.perf_counter() - start
-    memory = binary.memory_analysis()
-    temporary = int(memory.temp_size_in_bytes) if memory is not None else 0
-    return Program(binary.as_text() or "", seconds, temporary)
+    return Program.of(binary, time.perf_counter() - start)
 
 
 def timeline(task: Task, cache_directory: str | os.PathLike[str]) -> Timeline:

@@ -130,6 +130,9 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
                 read += 0
             elif user.opcode in _ALIASES:
                 read += min(_read(module, computation, user), whole)
+            elif "output_to_operand_aliasing" in user.attributes:
+                # The same bytes seen in other tiles, by an int8 operand's reader.
+                read += min(_read(module, computation, user), whole)
             elif user.opcode in ("fusion", "call"):
                 inner = module.computations[user.calls[0]]
                 read += _read(module, inner, inner.parameters[place])

@@ -90,6 +90,31 @@ def test_fusion_reads_only_its_slice() -> None:
     assert of_root(module) == (2 * 2 * 8 * 4, read + written)
 
 
+RETILE = """%retile (p0: bf16[9,8,4]) -> bf16[9,8,4] {
+  %p0 = bf16[9,8,4]{2,1,0:T(32,128)} parameter(0)
+  ROOT %c = bf16[9,8,4]{2,1,0:T(8,128)} copy(%p0)
+}"""
+
+
+def test_an_operand_seen_in_other_tiles_is_not_read_whole() -> None:
+    # The compiler's way to slice a stack of int8 weights: a copy that is none, as its aliasing says.
+    through = "%v = bf16[9,8,4]{2,1,0:T(8,128)} fusion(%p0), kind=kLoop, calls=%retile"
+    aliased = through + ", output_to_operand_aliasing={{}: (0, {})}"
+    for line, moved in ((aliased, 8 * 4), (through, 9 * 8 * 4)):
+        looking = SLICE.replace("  %zero", f"  {line}\n  %zero", 1)
+        looking = looking.replace("dynamic-slice(%p0,", "dynamic-slice(%v,")
+        module = entry(
+            """%a = bf16[2,8]{1,0:S(3)} parameter(0)
+            %w = bf16[9,8,4]{2,1,0} parameter(1)
+            %i = s32[]{:S(6)} parameter(2)
+            ROOT %f = bf16[2,4]{1,0} fusion(%a, %w, %i), kind=kOutput, calls=%dot""",
+            RETILE,
+            looking,
+            DOT,
+        )
+        assert of_root(module)[1] == moved * 2 + 2 * 4 * 2
+
+
 UPDATE = """%update (p0: bf16[9,8], p1: bf16[1,8], p2: s32[]) -> bf16[9,8] {
   %p0 = bf16[9,8]{1,0} parameter(0)
   %p1 = bf16[1,8]{1,0} parameter(1)
