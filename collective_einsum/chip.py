@@ -55,6 +55,19 @@ class Chip:
       stream_efficiency: fraction of `hbm_bandwidth` at which a dot reads its larger operand.
       vector_bandwidth: bytes/s, read and written together, of an elementwise pass or a copy.
       int8_convert_rate: elements/s at which int8 weights are widened to bf16 for a bf16 dot.
+      int8_slice_passes: how often int8 weights are read and written when rows of them are sliced.
+      copies_int8_columns: whether slices of columns cost that too, if their dots are short.
+      sum_bytes: size of the largest sum in 32 bits that stays on the chip from one dot that adds to
+        it to the next; 0 where each goes through HBM.
+      sum_bandwidth: bytes/s at which a dot reads a larger sum, beside its own time.
+      remote_dot_waits: share of its arithmetic for which a dot waits whose smaller operand comes
+        from HBM; that of a collective, or of another dot before, is on the chip.
+      scatter_passes: how often a result is read and written when lax scatters its last dimension in
+        blocks that are no whole number of tiles' lanes: blocks of whole tiles, others, and as a
+        dimension of their own.
+      scatter_fill_seconds: fixed cost of that, in seconds.
+      turns_lanes: whether the compiler turns such a result, so that its scatter stays one; else
+        that is an all-reduce and a slice.
     """
 
     name: str
@@ -77,6 +90,14 @@ class Chip:
     stream_efficiency: float
     vector_bandwidth: float
     int8_convert_rate: float
+    int8_slice_passes: float
+    copies_int8_columns: bool
+    sum_bytes: int
+    sum_bandwidth: float
+    remote_dot_waits: float
+    scatter_passes: tuple[float, float, float]
+    scatter_fill_seconds: float
+    turns_lanes: bool
 
     def wraps(self, axis_size: int) -> bool:
         """Whether a mesh axis of `axis_size` chips closes into a ring; else it is a line.
@@ -115,6 +136,14 @@ TPU_V4 = Chip(
     stream_efficiency=0.82,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
     vector_bandwidth=0.59e12,  # [K] bf16 added to f32[2048,1152]
     int8_convert_rate=2.1e12,  # [K] +7.8 us at M=512
+    int8_slice_passes=4.0,  # [K] copied before their dots in rings of int8 weights
+    copies_int8_columns=True,  # [K] likewise
+    sum_bytes=0,  # each sum is charged to HBM, beside the dot's arithmetic
+    sum_bandwidth=math.inf,  # see sum_bytes
+    remote_dot_waits=0.0,  # [K] none seen in [M,4608] x [4608,4608]
+    scatter_passes=(2.1, 2.85, 3.6),  # [K] schedules of [M,4608], scattered in 4, 16, chunks
+    scatter_fill_seconds=7.1e-6,  # as of a dot
+    turns_lanes=False,  # [K] [M,4608] scattered in 4
 )
 
 TPU_V5P = Chip(
@@ -132,12 +161,25 @@ TPU_V5P = Chip(
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
-    dot_fill_seconds=6.4e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_fill_seconds=4.2e-6,  # [K] [64,4608] x [4608,1152]: 12.5 us, less what is streamed
     dot_fill_bandwidth=math.inf,  # a part of the above
-    dot_efficiency=0.86,  # [K] likewise, the slope from M=1024 to 2048
-    stream_efficiency=0.51,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
-    vector_bandwidth=1.09e12,  # [K] bf16 added to f32[2048,1152]
+    # [K] 0.87 is the slope of [M,4608] x [4608,4608], M=512 to 8192; its blocks reach 0.92
+    dot_efficiency=0.88,
+    # [K] [M,4608] x [4608,4608], fitted to M=64 (36 us; M=1 is 0.51) and 256
+    stream_efficiency=0.46,
+    vector_bandwidth=1.39e12,  # [K] sums of a scatter ring of [2048,4608]: 40.6 us for 57 MB
     int8_convert_rate=1.6e13,  # [K] +1.07 us at M=512
+    # [K] fitted to rings of [M,4608] x [4608,4608], rows cut in 4, M=64 and 512
+    int8_slice_passes=3.4,
+    copies_int8_columns=False,  # [K] columns cut in 4
+    sum_bytes=0,  # [K] that of [512,4608] goes through HBM
+    # [K] rings of [M,1152] x [1152,4608]: 1.3e12 to 2.2e12 from M=512 to 8192
+    sum_bandwidth=1.7e12,
+    remote_dot_waits=0.0,  # [K] gathered operands are in HBM too
+    # [K] [2048,4608] in 4: 11 us, in 16: none, in chunks: 31 and 62 us
+    scatter_passes=(0.6, 0.0, 2.6),
+    scatter_fill_seconds=2e-6,  # [K] [64,4608] in 4: 2.7 us
+    turns_lanes=False,  # [K] [M,4608] scattered in 4
 )
 
 TPU_V5E = Chip(
@@ -155,12 +197,28 @@ TPU_V5E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=True,  # [K]
-    dot_fill_seconds=7.5e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    # [K] [64,18432] x [18432,4608] as four dots: 1 us each longer in bf16, 10 us in int8
+    dot_fill_seconds=3e-6,
     dot_fill_bandwidth=math.inf,  # a part of the above
-    dot_efficiency=0.83,  # [K] likewise, the slope from M=1024 to 2048
-    stream_efficiency=0.67,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
-    vector_bandwidth=0.45e12,  # [K] bf16 added to f32[2048,1152]
+    # [K] [M,4608] x [4608,18432], M=512 to 8192, the M rows on the chip: 0.92 to 0.97
+    dot_efficiency=0.95,
+    # [K] [64,4608] x [4608,18432] and [64,18432] x [18432,4608]: 0.64 to 0.75
+    stream_efficiency=0.70,
+    # [K] sums of scatter rings of [2048,18432], by the bytes that the cost model counts: 0.50e12
+    # for one lane, 0.76e12 for two
+    vector_bandwidth=0.55e12,
     int8_convert_rate=4.7e12,  # [K] +3.57 us at M=512
+    int8_slice_passes=4.2,  # [K] rings of [M,18432] x [18432,4608], rows cut in 4: M=64 and 512
+    copies_int8_columns=False,  # [K] columns cut in 4
+    sum_bytes=64 * _MIB,  # [K] that of [512,18432] stays, that of [2048,18432] does not
+    # [K] rings of [M,1152] x [1152,18432]: 0.95e12 for M=2048, 0.46e12 for 8192
+    sum_bandwidth=0.7e12,
+    # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=256 to 8192: 0.09 to 0.43
+    remote_dot_waits=0.17,
+    # [K] [2048,4608] in 4: 31 us; [2048,18432] in chunks: 351; others as v5p
+    scatter_passes=(0.8, 0.0, 2.5),
+    scatter_fill_seconds=2e-6,  # [K] [64,4608] in 4: 3.3 us
+    turns_lanes=False,  # [K] [M,4608] scattered in 4
 )
 
 TPU_V6E = Chip(
@@ -180,12 +238,25 @@ TPU_V6E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     overlaps_own_collectives=False,  # [K]
-    dot_fill_seconds=7.8e-6,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
+    dot_fill_seconds=3e-6,  # [K] [64,18432] x [18432,4608] as four dots: 3.3 us each longer
     dot_fill_bandwidth=math.inf,  # a part of the above
-    dot_efficiency=0.60,  # [K] likewise, the slope from M=1024 to 2048
-    stream_efficiency=0.84,  # [K] [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
-    vector_bandwidth=1.42e12,  # [K] bf16 added to f32[2048,1152]
+    # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=2048 and 8192, the M rows on the
+    # chip: 0.75 to 0.89
+    dot_efficiency=0.80,
+    stream_efficiency=0.82,  # [K] [64,4608] x [4608,18432]; [64,18432] x [18432,4608] is 0.86
+    vector_bandwidth=1.49e12,  # [K] sums of a scatter ring of [2048,18432]: 152 us for 226 MB
     int8_convert_rate=1.3e13,  # [K] +1.28 us at M=512
+    int8_slice_passes=7.0,  # [K] rings of [M,18432] x [18432,4608], rows cut in 4: M=64 and 512
+    copies_int8_columns=False,  # [K] columns cut in 4
+    sum_bytes=64 * _MIB,  # [K] that of [512,18432] stays, that of [2048,18432] does not
+    # [K] rings of [M,1152] x [1152,18432]: 0.97e12 for M=2048, 0.85e12 for 8192
+    sum_bandwidth=0.95e12,
+    # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=256 to 8192: 0.16 to 0.38
+    remote_dot_waits=0.28,
+    # [K] [2048,4608] in 4: 6.6 us; [2048,18432] in chunks: 26; others as v5p
+    scatter_passes=(0.4, 0.0, 0.5),
+    scatter_fill_seconds=2e-6,  # [K] [64,4608] in 4: 2.7 us
+    turns_lanes=True,  # [K] [M,4608] scattered in 4
 )
 
 # No compiler gives Hopper's cycles: its dots are peaks of the instruction set, and its fill and hop
@@ -211,6 +282,14 @@ H100 = Chip(
     stream_efficiency=0.9,  # an assumption: 90% of the peak, as a plain copy reaches
     vector_bandwidth=3.0e12,  # a device-to-device copy on an H100 SXM, read and written
     int8_convert_rate=132 * 64 * 1.83e9,  # 64 conversions a cycle and SM (CUDA C++ guide, cc 9.0)
+    int8_slice_passes=0.0,
+    copies_int8_columns=False,
+    sum_bytes=0,
+    sum_bandwidth=math.inf,  # assumed to pass beside the dot
+    remote_dot_waits=0.0,
+    scatter_passes=(0.0, 0.0, 0.0),  # NCCL scatters any blocks
+    scatter_fill_seconds=0.0,
+    turns_lanes=False,
 )
 
 # The H200 is an H100 with more and faster memory [N].

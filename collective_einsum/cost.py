@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 # Rows and columns of a matrix unit.
 TILE, TILE_ROWS = 128, 8
-# Times that a TPU reads and writes a result whose lanes lax scatters: seen in the compiler's
-# schedules, with blocks of whole tiles, with others, and as a dimension of their own.
-ALIGNED_PASSES, UNALIGNED_PASSES, APART_PASSES = 2.1, 2.85, 3.6
-# Likewise of a gather that is an all-reduce: zeros are written first.
+# A TPU scatters the last dimension as it stands where a row of a block has a multiple of these bytes:
+# seen in bf16 on v4, v5p, v5e and v6e, blocks of 128 to 5760 columns, and in f32 on v4.
+ROW_BYTES = 512
+# Times that a TPU reads and writes an operand that an all-reduce gathers: zeros are written first.
 REDUCED_PASSES = 2.45
+# Likewise of an operand that is gathered in strands over several axes, by lanes that cut them: seen
+# in gathers over three axes (v4: 1.7, v5p: 3) and over two lines (v5e: 2.1, v6e: 2.8).
+CUT_PASSES = 2.0
+# Likewise of a result whose columns are made in strands, where one strand writes and reads it once:
+# seen on v4, v5p, v5e and v6e, 10 to 17.
+STRANDS_PASSES = 12.0
 # Devices up to which a block for each of them is sent on its way at once.
 STRAIGHT = 16
 
@@ -81,8 +87,11 @@ class Problem:
         return self.elements(self.op.out) * self.op.sum_wire.itemsize * self.rights
 
 
-def dot_seconds(problem: Problem, **shrunk: float) -> float:
-    """One dot, of all right operands, with some labels made smaller by a factor."""
+def dot_seconds(problem: Problem, waits: float = 0.0, **shrunk: float) -> float:
+    """One dot, of all right operands, with some labels made smaller by a factor.
+
+    `waits` is the share of its arithmetic that it stands still for an operand.
+    """
     op, chip = problem.op, problem.chip
     labels = "".join(dict.fromkeys(op.lhs + op.rhs))
     left = problem.elements(op.lhs, **shrunk)
@@ -101,11 +110,18 @@ def dot_seconds(problem: Problem, **shrunk: float) -> float:
     )
     widened = (right if problem.rhs_bytes == 1 else left) if integers else 0
     computed = flops / peak + 0.25 * widened / chip.int8_convert_rate
-    if any(part < 1 and c not in op.out for c, part in shrunk.items()):
+    summed = any(part < 1 and c not in op.out for c, part in shrunk.items())
+    if summed and 4 * out > chip.sum_bytes:
         # A part of the sum: what was summed before is read and written in 32 bits.
         computed = max(computed, 8 * out / chip.hbm_bandwidth)
     fill = chip.dot_fill_seconds + sizes[1] / chip.dot_fill_bandwidth
-    return (max(computed + fill, streamed + beside + chip.dot_fill_seconds)) * problem.rights
+    seconds = max(computed + fill, streamed + beside + chip.dot_fill_seconds)
+    return (seconds + waits * flops / peak) * problem.rights
+
+
+def _whole_dot(problem: Problem) -> float:
+    """The dot of the whole operands; what was gathered is on the chip already."""
+    return dot_seconds(problem, problem.chip.remote_dot_waits if problem.op.gather is None else 0)
 
 
 def _tiles(size: float) -> float:
@@ -122,10 +138,9 @@ def _wraps(problem: Problem, axis: str) -> bool:
 
 
 def hop_seconds(problem: Problem, axis: str, sent: float) -> float:
-    """One hop of a ring, every device sending `sent` bytes one way; a line pays twice."""
-    return sent / problem.chip.link_bandwidth * (1 if _wraps(problem, axis) else 2) + (
-        problem.chip.hop_seconds
-    )
+    """One hop of a ring, every device sending `sent` bytes one way; ends of a line are far apart."""
+    hops = 1 if _wraps(problem, axis) else problem.axis_sizes[axis] - 1
+    return sent / problem.chip.link_bandwidth + hops * problem.chip.hop_seconds
 
 
 def blocking_seconds(problem: Problem, axes: Sequence[str], whole: float) -> float:
@@ -143,9 +158,9 @@ def blocking_seconds(problem: Problem, axes: Sequence[str], whole: float) -> flo
 
 
 def _scatter_blocking(problem: Problem, end: End) -> float:
-    """lax.psum_scatter as compiled: of lanes, over one axis of a TPU, an all-reduce and a slice."""
+    """lax.psum_scatter as compiled: of lanes, over one axis, mostly an all-reduce and a slice."""
     seconds = blocking_seconds(problem, end.axes, problem.sent(end))
-    of_lanes = _of_lanes(problem, end) and len(end.axes) == 1
+    of_lanes = _of_lanes(problem, end) and len(end.axes) == 1 and not problem.chip.turns_lanes
     return 2 * seconds if of_lanes or _parts_tiles(problem, end) else seconds
 
 
@@ -156,11 +171,12 @@ def _gather_blocking(problem: Problem, end: End) -> float:
 
 
 def _gather_reduces(problem: Problem, end: End) -> bool:
-    """Whether a TPU gathers by an all-reduce: lanes of less than a tile of rows, or three axes."""
+    """Whether a TPU gathers lanes by an all-reduce: parts of tiles both ways, or of three axes."""
     op = problem.op
     rows = problem.elements(op.lhs) / problem.sizes[end.label]
+    parts = rows < TILE_ROWS and problem.sizes[end.label] / problem.n(end) % TILE != 0
     lanes = problem.chip.torus_dims > 0 and op.lhs[-1] == end.label
-    return lanes and (rows < TILE_ROWS or len(end.axes) > 2)
+    return lanes and (parts or len(end.axes) > 2)
 
 
 def _parts_tiles(problem: Problem, end: End) -> bool:
@@ -172,8 +188,10 @@ def _parts_tiles(problem: Problem, end: End) -> bool:
 
 
 def _of_lanes(problem: Problem, end: End) -> bool:
-    """Whether a TPU scatters the lanes of the result: its last dimension."""
-    return problem.chip.torus_dims > 0 and problem.op.out[-1] == end.label and problem.n(end) > 1
+    """Whether a TPU must move lanes of the result, its last dimension, to scatter them."""
+    op, n = problem.op, problem.n(end)
+    moved = problem.sizes[end.label] / n * op.sum_wire.itemsize % ROW_BYTES != 0
+    return problem.chip.torus_dims > 0 and op.out[-1] == end.label and n > 1 and moved
 
 
 def _scatter_passes(problem: Problem, end: End, part: float = 1) -> float:
@@ -181,9 +199,10 @@ def _scatter_passes(problem: Problem, end: End, part: float = 1) -> float:
     if not _of_lanes(problem, end):
         return 0.0
     whole_tiles = problem.sizes[end.label] / problem.n(end) % TILE == 0
-    passes = ALIGNED_PASSES if whole_tiles else UNALIGNED_PASSES
+    aligned, unaligned, _ = problem.chip.scatter_passes
+    passes = aligned if whole_tiles else unaligned
     seconds = pass_seconds(problem, part * passes * problem.sent(end))
-    return seconds + problem.chip.dot_fill_seconds * problem.rights
+    return seconds + problem.chip.scatter_fill_seconds * problem.rights
 
 
 def _ends(problem: Problem) -> tuple[float, float]:
@@ -203,7 +222,7 @@ def estimate(problem: Problem, schedule: Schedule) -> Estimate:
     """The cost of `problem` under `schedule`."""
     if schedule.kind == "blocking":
         gather, scatter = _ends(problem)
-        sent, compute = gather + scatter, dot_seconds(problem)
+        sent, compute = gather + scatter, _whole_dot(problem)
         if problem.op.scatter is not None:
             compute += _scatter_passes(problem, problem.op.scatter)
         if problem.op.gather is not None and _gather_reduces(problem, problem.op.gather):
@@ -262,9 +281,9 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     # The blocks of a dimension that is not the first must be moved apart, by the dot and after it.
     passes, apart = 2 * each * problem.rights * _parts_tiles(problem, end), 0.0
     if op.out[0] != end.label:
-        passes = APART_PASSES * each * problem.rights
-        apart = problem.chip.dot_fill_seconds * problem.rights
-    dots, straight, exposed = dot_seconds(problem), 0.0, scatter
+        passes = problem.chip.scatter_passes[2] * each * problem.rights
+        apart = problem.chip.scatter_fill_seconds * problem.rights
+    dots, straight, exposed = _whole_dot(problem), 0.0, scatter
     if op.form == "each" and n <= STRAIGHT:
         # Half of all blocks go half way round: each link carries a third more than in a ring.
         straight = scatter * 4 / 3
@@ -300,6 +319,9 @@ def _ring(problem: Problem, schedule: Schedule) -> Estimate:
         strands = len(turning.axes)
     whole = problem.sent(turning)
     inner = blocking_seconds(problem, turning.axes[1:], whole / around)
+    if strands > 1:
+        # Strands gather the other axes on the links of all of them.
+        inner *= (strands - 1) / strands
     shard = problem.sizes[turning.label] // n
     found = lanes(around, schedule.direction, max(2, shard))
     span = max(2, shard)
@@ -318,8 +340,13 @@ def _ring(problem: Problem, schedule: Schedule) -> Estimate:
         memory += 4 * block * around
     else:
         # Every piece of the result is put into its place, and those of strands before the last stage.
-        pieces = whole / around if strands > 1 else 0.0
-        compute += pass_seconds(problem, 2 * (pieces + around * block * op.dtype.itemsize))
+        moved = 2.0 * around * block * op.dtype.itemsize
+        if strands > 1:
+            # Seen with int8 weights too: these pieces are no wider than lhs.
+            moved = STRANDS_PASSES * around * block * min(op.dtype.itemsize, problem.lhs_bytes)
+            cut = any(lane.size < span for lane in found)
+            moved += 2 * whole / around + (CUT_PASSES * whole if cut else 0.0)
+        compute += pass_seconds(problem, moved)
     return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
 
 
@@ -343,16 +370,27 @@ def _additions(problem: Problem, found: Sequence[Lane], span: int, block: float)
 def _sliced_bytes(problem: Problem, turning: End, around: int) -> float:
     """What the TPU compiler spends on slices of an int8 operand that it copies before their dots.
 
-    Seen in its schedules: rows are always copied; columns where a dot of them is shorter than a pass
-    over the operand.
+    Seen in its schedules: rows are always copied; columns, on some chips, where a dot of them is
+    shorter than a pass over the operand.
     """
-    op = problem.op
-    if problem.rhs_bytes > 1 or turning.label not in op.rhs or not problem.chip.torus_dims:
+    op, chip = problem.op, problem.chip
+    if problem.rhs_bytes > 1 or turning.label not in op.rhs:
         return 0.0
-    copied = pass_seconds(problem, 2 * problem.elements(op.rhs) * problem.rights)
-    if turning.label == op.rhs[-1] and dot_seconds(problem, **{turning.label: 1 / around}) > copied:
-        return 0.0
-    return 2 * copied
+    size = problem.elements(op.rhs) * problem.rights
+    if turning.label == op.rhs[-1]:
+        dot = dot_seconds(problem, **{turning.label: 1 / around})
+        if not chip.copies_int8_columns or dot > pass_seconds(problem, 2 * size):
+            return 0.0
+    return pass_seconds(problem, chip.int8_slice_passes * size)
+
+
+def _hop_dot(problem: Problem, turning: End, part: float) -> float:
+    """The dot of a part of a shard that came, or that will leave."""
+    seconds = dot_seconds(problem, **{turning.label: part})
+    whole = 4 * problem.elements(problem.op.out) * problem.rights
+    if turning.label in problem.op.out or whole / problem.rights <= problem.chip.sum_bytes:
+        return seconds
+    return seconds + whole / problem.chip.sum_bandwidth
 
 
 def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> float:
@@ -361,7 +399,7 @@ def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> f
     seconds = dot_seconds(problem, **{turning.label: 1 / around})
     for lane in found:
         part = lane.size / span / around
-        seconds += lane.hops * dot_seconds(problem, **{turning.label: part})
+        seconds += lane.hops * _hop_dot(problem, turning, part)
     return seconds
 
 
@@ -380,11 +418,15 @@ def _turns(
     time, busy = one * strands, 0.0
     for hop in range(1, last + 1):
         active = [lane for lane in found if lane.hops >= hop]
-        hops = max(hop_seconds(problem, axis, sent * lane.size / span) for lane in active)
-        time += max(0.0, hops - one)
-        busy += hops
-        dots = [
-            dot_seconds(problem, **{turning.label: lane.size / span / around}) for lane in active
-        ]
+        parts = [sent * lane.size / span for lane in active]
+        if _wraps(problem, axis):
+            parts = [max(parts)]
+        elif turning is problem.op.gather:
+            # Each lane of a line takes links both ways, and all leave at once.
+            parts = [sum(parts)]
+        hops = [hop_seconds(problem, axis, part) for part in parts]
+        time += sum(max(0.0, each - one) for each in hops)
+        busy += sum(hops)
+        dots = [_hop_dot(problem, turning, lane.size / span / around) for lane in active]
         time, one = time + sum(dots), max(dots) / strands
     return time, busy
