@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax import lax
 
-from .chip import Chip, chip_for
+from .chip import Chip
+from .chips import chip_for
 from .cost import Estimate, Problem, estimate
 from .schedule import DIRECTIONS, Direction, Schedule, as_schedule
 

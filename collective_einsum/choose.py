@@ -9,7 +9,8 @@ import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from . import checks, choice, problem
-from .chip import TPU_V4, Chip
+from .chip import Chip
+from .chips import TPU_V4
 
 AxisName = str | tuple[str, ...]
 

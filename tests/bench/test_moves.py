@@ -8,7 +8,7 @@ import pytest
 
 from bench import hlo
 from bench.moves import move_seconds
-from collective_einsum.chip import H100, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+from collective_einsum.chips import H100, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 
 CMEM = "{1,0:T(8,128)(2,1)S(3)}"
 HBM = "{1,0:T(8,128)(2,1)}"

@@ -16,7 +16,7 @@ from bench.replay import replay, replay_module
 from bench.target import Target, target
 from bench.timeline import Timeline
 from bench.topology import Torus
-from collective_einsum.chip import TPU_V4
+from collective_einsum.chips import TPU_V4
 
 # One cycle is a microsecond, one byte over a link a microsecond, HBM is ten times a link.
 CHIP = dataclasses.replace(

@@ -10,7 +10,7 @@ import pytest
 
 from bench import target as targets
 from bench.target import target
-from collective_einsum import chip as chips
+from collective_einsum import chips
 
 
 def test_emulated() -> None:

@@ -10,8 +10,9 @@ import pytest
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from collective_einsum import chip as chips
-from collective_einsum.chip import Chip, chip_for
+from collective_einsum import chips
+from collective_einsum.chip import Chip
+from collective_einsum.chips import chip_for
 
 TPUS = {
     "v4": chips.TPU_V4,

@@ -15,8 +15,8 @@ from collective_einsum import Schedule
 
 from .oracle import MeshOf
 
-GATHER = {"axis_name": "x", "gather": "f"}
-SCATTER = {"axis_name": "x", "scatter": "f"}
+GATHER: dict[str, Any] = {"axis_name": "x", "gather": "f"}
+SCATTER: dict[str, Any] = {"axis_name": "x", "scatter": "f"}
 
 
 def shaped(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:

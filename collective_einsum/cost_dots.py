@@ -1,0 +1,117 @@
+"""What the parts of an operation cost that no link takes part in: dots, and passes over memory.
+
+They follow the compiler's own accounts, of which `Chip` holds the constants. All of it is predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .chip import Chip
+from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from .operation import End, Operation
+
+# Rows and columns of a matrix unit.
+TILE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The predicted cost of an operation under one schedule, on one device.
+
+    Attributes:
+      schedule: the schedule.
+      compute: seconds of dots and of passes over memory.
+      communication: seconds that the links are busy.
+      exposed: seconds of communication with no computation beside it.
+      memory: bytes beside operands and results.
+    """
+
+    schedule: Schedule
+    compute: float
+    communication: float
+    exposed: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole."""
+        return self.compute + self.exposed
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An operation with everything that its cost depends on."""
+
+    op: Operation
+    sizes: Mapping[str, int]
+    lhs_bytes: int
+    rhs_bytes: int
+    rights: int
+    axis_sizes: Mapping[str, int]
+    chip: Chip
+
+    def elements(self, labels: str, **shrunk: float) -> float:
+        """How many elements an array of these labels has, some of its labels made smaller."""
+        return math.prod(self.sizes[c] * shrunk.get(c, 1) for c in labels)
+
+    def n(self, end: End) -> int:
+        """The number of devices of a collective."""
+        return math.prod(self.axis_sizes[axis] for axis in end.axes)
+
+    def sent(self, end: End) -> float:
+        """Bytes of the whole, on one device, that a collective gathers or scatters."""
+        if end is self.op.gather:
+            return self.elements(self.op.lhs) * self.lhs_bytes
+        return self.elements(self.op.out) * self.op.sum_wire.itemsize * self.rights
+
+
+def dot_seconds(problem: Problem, waits: float = 0.0, **shrunk: float) -> float:
+    """One dot, of all right operands, with some labels made smaller by a factor.
+
+    `waits` is the share of its arithmetic that it stands still for an operand.
+    """
+    op, chip = problem.op, problem.chip
+    labels = "".join(dict.fromkeys(op.lhs + op.rhs))
+    left = problem.elements(op.lhs, **shrunk)
+    right = problem.elements(op.rhs, **shrunk)
+    out = problem.elements(op.out, **shrunk)
+    # The matrix unit works on whole tiles.
+    whole = {c: _tiles(problem.sizes[c] * part) / problem.sizes[c] for c, part in shrunk.items()}
+    flops = 2 * problem.elements(labels, **whole)
+    # The operand with more bytes is streamed from memory, the rest passes through on-chip memory.
+    sizes = sorted((left * problem.lhs_bytes, right * problem.rhs_bytes))
+    streamed = sizes[1] / (chip.stream_efficiency * chip.hbm_bandwidth)
+    beside = (sizes[0] + out * op.dtype.itemsize) / chip.vector_bandwidth
+    peak = chip.dot_efficiency * chip.bf16_flops
+    integers = min(problem.lhs_bytes, problem.rhs_bytes) == 1 and (
+        max(problem.lhs_bytes, problem.rhs_bytes) > 1
+    )
+    widened = (right if problem.rhs_bytes == 1 else left) if integers else 0
+    computed = flops / peak + 0.25 * widened / chip.int8_convert_rate
+    summed = any(part < 1 and c not in op.out for c, part in shrunk.items())
+    if summed and 4 * out > chip.sum_bytes:
+        # A part of the sum: what was summed before is read and written in 32 bits.
+        computed = max(computed, 8 * out / chip.hbm_bandwidth)
+    fill = chip.dot_fill_seconds + sizes[1] / chip.dot_fill_bandwidth
+    seconds = max(computed + fill, streamed + beside + chip.dot_fill_seconds)
+    return (seconds + waits * flops / peak) * problem.rights
+
+
+def whole_dot(problem: Problem) -> float:
+    """The dot of the whole operands; what was gathered is on the chip already."""
+    return dot_seconds(problem, problem.chip.remote_dot_waits if problem.op.gather is None else 0)
+
+
+def _tiles(size: float) -> float:
+    return -(-size // TILE) * TILE if size >= TILE else size
+
+
+def pass_seconds(problem: Problem, moved: float) -> float:
+    """A pass over memory that reads and writes `moved` bytes in all."""
+    return moved / problem.chip.vector_bandwidth

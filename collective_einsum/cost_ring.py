@@ -1,0 +1,147 @@
+"""What an operation costs under a ring schedule, hop by hop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .cost_dots import Estimate, Problem, dot_seconds, pass_seconds
+from .cost_lax import blocking_seconds, ends_seconds, hop_seconds, scatter_passes, wraps
+from .ring import Lane, lanes
+from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from .operation import End
+
+# Times that a TPU reads and writes an operand that is gathered in strands over several axes, by lanes
+# that cut them: seen in gathers over three axes (v4: 1.7, v5p: 3) and over two lines (v5e: 2.1, v6e:
+# 2.8).
+CUT_PASSES = 2.0
+# Likewise of a result whose columns are made in strands, where one strand writes and reads it once:
+# seen on v4, v5p, v5e and v6e, 10 to 17.
+STRANDS_PASSES = 12.0
+
+
+def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimate:
+    """The cost of `problem` with the ring of one of its ends, `turning`."""
+    op = problem.op
+    gather, scatter = ends_seconds(problem)
+    other = scatter if turning is op.gather else gather
+    axis, n = turning.axes[0], problem.n(turning)
+    around = problem.axis_sizes[axis]
+    strands = 1
+    if turning is op.gather and turning.label not in op.rhs:
+        strands = len(turning.axes)
+    whole = problem.sent(turning)
+    inner = blocking_seconds(problem, turning.axes[1:], whole / around)
+    if strands > 1:
+        # Strands gather the other axes on the links of all of them.
+        inner *= (strands - 1) / strands
+    shard = problem.sizes[turning.label] // n
+    found = lanes(around, schedule.direction, max(2, shard))
+    span = max(2, shard)
+    time, links = _turns(problem, turning, found, span, whole / around / strands, strands)
+    compute = _dots(problem, turning, found, span)
+    exposed = max(0.0, time - compute) + inner + other
+    compute += _sliced_bytes(problem, turning, around)
+    block = problem.elements(op.out) / around * problem.rights
+    memory = 2 * whole / around
+    if turning is op.scatter:
+        compute += _additions(problem, found, span, block)
+        if len(turning.axes) > 1:
+            compute += scatter_passes(problem, turning, 1 / around)
+        memory += 4 * block
+    elif turning.label not in op.out:
+        memory += 4 * block * around
+    else:
+        # Every piece of the result is put into its place, and those of strands before the last stage.
+        moved = 2.0 * around * block * op.dtype.itemsize
+        if strands > 1:
+            # Seen with int8 weights too: these pieces are no wider than lhs.
+            moved = STRANDS_PASSES * around * block * min(op.dtype.itemsize, problem.lhs_bytes)
+            cut = any(lane.size < span for lane in found)
+            moved += 2 * whole / around + (CUT_PASSES * whole if cut else 0.0)
+        compute += pass_seconds(problem, moved)
+    return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
+
+
+def _additions(problem: Problem, found: Sequence[Lane], span: int, block: float) -> float:
+    """What a scatter ring adds: in the dots' own loops, if it is there before the dot and whole.
+
+    The last sum of a single result lands after its own dot, those of a single lane after every dot;
+    they are added in passes, of a sum in 32 bits and two on the wire.
+    """
+    wire = problem.op.sum_wire.itemsize
+    adds = sum(lane.hops * lane.size / span for lane in found)
+    apart = 0.0
+    if any(lane.size < span for lane in found):
+        apart = adds
+    elif problem.op.form == "sum" or problem.rights == 1:
+        apart = adds if len(found) == 1 else sum(lane.size / span for lane in found)
+    fused = (adds - apart) * block * wire / problem.chip.hbm_bandwidth
+    return fused + apart * pass_seconds(problem, block * (4 + 2 * wire))
+
+
+def _sliced_bytes(problem: Problem, turning: End, around: int) -> float:
+    """What the TPU compiler spends on slices of an int8 operand that it copies before their dots.
+
+    Seen in its schedules: rows are always copied; columns, on some chips, where a dot of them is
+    shorter than a pass over the operand.
+    """
+    op, chip = problem.op, problem.chip
+    if problem.rhs_bytes > 1 or turning.label not in op.rhs:
+        return 0.0
+    size = problem.elements(op.rhs) * problem.rights
+    if turning.label == op.rhs[-1]:
+        dot = dot_seconds(problem, **{turning.label: 1 / around})
+        if not chip.copies_int8_columns or dot > pass_seconds(problem, 2 * size):
+            return 0.0
+    return pass_seconds(problem, chip.int8_slice_passes * size)
+
+
+def _hop_dot(problem: Problem, turning: End, part: float) -> float:
+    """The dot of a part of a shard that came, or that will leave."""
+    seconds = dot_seconds(problem, **{turning.label: part})
+    whole = 4 * problem.elements(problem.op.out) * problem.rights
+    if turning.label in problem.op.out or whole / problem.rights <= problem.chip.sum_bytes:
+        return seconds
+    return seconds + whole / problem.chip.sum_bandwidth
+
+
+def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> float:
+    """The dots of every turn and of the own block."""
+    around = problem.axis_sizes[turning.axes[0]]
+    seconds = dot_seconds(problem, **{turning.label: 1 / around})
+    for lane in found:
+        part = lane.size / span / around
+        seconds += lane.hops * _hop_dot(problem, turning, part)
+    return seconds
+
+
+def _turns(
+    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, strands: int
+) -> tuple[float, float]:
+    """Seconds of a ring with its dots, hop by hop, and seconds that its links are busy.
+
+    The TPU compiler starts a hop one dot before it must land, so that one dot hides it, however many
+    there are between two hops.
+    """
+    axis = turning.axes[0]
+    around = problem.axis_sizes[axis]
+    last = max((lane.hops for lane in found), default=0)
+    one = dot_seconds(problem, **{turning.label: 1 / around}) / strands
+    time, busy = one * strands, 0.0
+    for hop in range(1, last + 1):
+        active = [lane for lane in found if lane.hops >= hop]
+        parts = [sent * lane.size / span for lane in active]
+        if wraps(problem, axis):
+            parts = [max(parts)]
+        elif turning is problem.op.gather:
+            # Each lane of a line takes links both ways, and all leave at once.
+            parts = [sum(parts)]
+        hops = [hop_seconds(problem, axis, part) for part in parts]
+        time += sum(max(0.0, each - one) for each in hops)
+        busy += sum(hops)
+        dots = [_hop_dot(problem, turning, lane.size / span / around) for lane in active]
+        time, one = time + sum(dots), max(dots) / strands
+    return time, busy
