@@ -136,7 +136,9 @@ def _problem(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str
     sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))
     if op.gather is not None and op.gather.label not in op.rhs:
         sizes[op.gather.label] *= math.prod(axes[axis] for axis in op.gather.axes)
-    return Problem(op, sizes, lhs.dtype.itemsize, rhs.dtype.itemsize, len(values) - 1, axes, chip)
+    # Operands of other widths count as so much of the first one.
+    rights = sum(math.prod(x.shape) for x in values[1:]) / max(math.prod(rhs.shape), 1)
+    return Problem(op, sizes, lhs.dtype.itemsize, rhs.dtype.itemsize, rights, axes, chip)
 
 
 def resolve(

@@ -52,7 +52,7 @@ class Problem:
     sizes: Mapping[str, int]
     lhs_bytes: int
     rhs_bytes: int
-    rights: int
+    rights: float
     axis_sizes: Mapping[str, int]
     chip: Chip
 

@@ -103,11 +103,15 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
     dim, axes = op.out.index(end.label), end.axes
     groups = [(lhs, [each]) for each in rhs] if op.form == "each" else [(lhs, rhs)]
     around = [stages.last_stage(axes, 1)[0] for _ in groups]
-    sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
-    shard = sizes[end.label] // around[0].blocks
+    # Results may be of different widths.
+    shards = [
+        dict(zip(op.lhs + op.rhs, (*a[0].shape, *b[0].shape), strict=True))[end.label]
+        // each.blocks
+        for (a, b), each in zip(groups, around, strict=True)
+    ]
 
     def partial(s: int, lane: Lane | None, offset: Any, sums: Sequence[Any]) -> Any:
-        place = (0, shard) if lane is None else (lane.lo, lane.size)
+        place = (0, shards[s]) if lane is None else (lane.lo, lane.size)
 
         def piece(x: Any, labels: str) -> Any:
             if end.label not in labels:
@@ -127,7 +131,7 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
             around,
             partial,
             dim,
-            [shard] * len(groups),
+            shards,
             op.schedule.direction,
             wire=op.wire,
             rolls=op.schedule.rolls,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import pytest
 
 import collective_einsum as ce
@@ -113,3 +114,43 @@ def test_every_schedule(mesh_of: MeshOf) -> None:
 @pytest.mark.parametrize("where", [MESHES[2], MESHES[3], MESHES[6]], ids=mesh_id)
 def test_a_sequence(mesh_of: MeshOf, where: Any, case: Case) -> None:
     both(mesh_of, where, case, few_schedules, rights=2)
+
+
+def test_results_of_different_widths(mesh_of: MeshOf) -> None:
+    mesh = mesh_of((2, 4), "xy")
+    lhs = random((8, 6, 10))
+    several = [random((8, 20, n), i) for i, n in enumerate((16, 8, 24))]
+    weights = [random((8, 6, n // 4), 7 + i) for i, n in enumerate((16, 8, 24))]
+
+    def by_ours(lhs: Any, *several: Any, schedule: Any) -> Any:
+        return ce.all_gather_einsum_reduce_scatter(
+            "mk,kn->mn",
+            lhs,
+            list(several),
+            gather_axis_name="x",
+            gather="k",
+            scatter_axis_name="y",
+            scatter="n",
+            schedule=schedule,
+            precision="highest",
+        )
+
+    def every(lhs: Any, weights: Any, *several: Any) -> Any:
+        found = {}
+        for schedule in all_schedules("m"):
+
+            def loss(lhs: Any, *several: Any, schedule: Any = schedule) -> Any:
+                results = by_ours(lhs, *several, schedule=schedule)
+                return sum((y * w).sum() for y, w in zip(results, weights, strict=True))
+
+            gradients = jax.grad(loss, argnums=tuple(range(4)))(lhs, *several)
+            found[str(schedule)] = (by_ours(lhs, *several, schedule=schedule), gradients)
+        return found
+
+    got = on_devices(mesh, ("x", "y"), every, lhs, weights, *several)
+    case = CASES[0]
+    for i, right in enumerate(several):
+        assert_close({s: ys[i] for s, (ys, _) in got.items()}, case.expected(lhs, right, 2, 4))
+    reference = got["blocking"][1]
+    for i, wanted in enumerate(reference):
+        assert_close({s: gradients[i] for s, (_, gradients) in got.items()}, wanted)
