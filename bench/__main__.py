@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="")
     _add_collectives(commands, shared)
     _add_timeline(commands, shared)
+    _add_layers(commands, shared)
     return parser
 
 
@@ -97,6 +98,28 @@ def _add_timeline(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--png", metavar="FILE", help="draw it")
     command.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev")
+
+
+def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "layers",
+        parents=[shared],
+        help="what a layer of a decoder costs, per phase and layout",
+        description="On a slice: compiles steps of a decoder and replays them; without sizes, the "
+        "configurations of the paper. On cpu:N and attached: runs a small decoder and checks it.",
+    )
+    command.set_defaults(run=_layers)
+    command.add_argument("--target", default=TARGET, help=f"slice, cpu:N or attached ({TARGET})")
+    command.add_argument("--model", default="palm-540b", help="name of a model (palm-540b)")
+    command.add_argument("--phase", choices=("decode", "prefill"), help="one phase, with sizes:")
+    command.add_argument("--batch", type=int, default=64, help="sequences (64)")
+    command.add_argument("--length", type=int, default=2048, help="context or prompt (2048)")
+    command.add_argument("--weights", default="bf16", choices=("bf16", "int8"))
+    command.add_argument("--feedforward", default="WS 2D", help="layout, such as 'WG XYZ' (WS 2D)")
+    command.add_argument("--attention", default="batch xyz", help="layout (batch xyz)")
+    command.add_argument(
+        "--schedules", type=_words, default=("blocking", "auto"), help="(blocking,auto)"
+    )
 
 
 def _main_job(options: argparse.Namespace) -> int:
@@ -147,6 +170,43 @@ def _collectives(options: argparse.Namespace) -> int:
     print(f"\n{report.print_summary(rows)}")
     if options.json:
         report.save_json(options.json, rows=rows)
+    return 0
+
+
+def _layers(options: argparse.Namespace) -> int:
+    if options.target.startswith("cpu:") or options.target == "attached":
+        if options.target == "attached":
+            os.environ.pop("JAX_PLATFORMS")
+        from bench import layers_run
+        from bench.target import target
+
+        where = target(options.target)
+        found = layers_run.run(where)
+        print(layers_run.print_rows(found, where))
+        return 0 if all(row.passed for row in found) else 1
+    from bench import layers, phases, report
+
+    wanted = phases.chosen(
+        options.model,
+        options.phase,
+        options.batch,
+        options.length,
+        options.weights,
+        options.feedforward,
+        options.attention,
+        options.schedules,
+    )
+    progress = _Progress()
+    rows: dict[int, Any] = {}
+    measured = layers.measure_all(wanted, options.target, options.cache, options.workers)
+    for place, row in measured:
+        rows[place] = row
+        progress.show(f"compiled {len(rows)} of {len(wanted)}: {row.phase}")
+    progress.clear()
+    ordered = [rows[place] for place in sorted(rows)]
+    print(f"{options.model} on {options.target}\n\n{layers.print_rows(ordered)}")
+    if options.json:
+        report.save_json(options.json, rows=ordered)
     return 0
 
 

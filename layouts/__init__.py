@@ -1,1 +1,40 @@
-"""Transformer layouts built on collective einsums."""
+"""Transformer layouts built on collective einsums: the partitionings of "Efficiently Scaling
+Transformer Inference" (arXiv 2211.05102), as layers and as a whole decoder."""
+
+from .attention import attention as attention
+from .block import parallel_block as parallel_block
+from .block import serial_block as serial_block
+from .cache import Cache as Cache
+from .cache import Entries as Entries
+from .cache import Prefix as Prefix
+from .config import MT_NLG_530B as MT_NLG_530B
+from .config import PALM_8B as PALM_8B
+from .config import PALM_62B as PALM_62B
+from .config import PALM_540B as PALM_540B
+from .config import ModelConfig as ModelConfig
+from .config import Rotary as Rotary
+from .config import model as model
+from .decoder import decode_step as decode_step
+from .decoder import prefill as prefill
+from .feedforward import feedforward as feedforward
+from .generate import generate as generate
+from .lowering import lower_decode_step as lower_decode_step
+from .lowering import lower_prefill as lower_prefill
+from .params import quantize as quantize
+from .partitioning import Partitioning as Partitioning
+from .partitioning import cache_specs as cache_specs
+from .partitioning import default_decode as default_decode
+from .partitioning import default_prefill as default_prefill
+from .partitioning import param_specs as param_specs
+from .partitioning import shardings as shardings
+from .placement import BatchSharded as BatchSharded
+from .placement import HeadSharded as HeadSharded
+from .projections import WeightGathered as WeightGathered
+from .projections import WeightStationary1D as WeightStationary1D
+from .projections import WeightStationary2D as WeightStationary2D
+from .projections import activation_spec as activation_spec
+from .sampling import Sampling as Sampling
+from .state import init as init
+from .state import init_cache as init_cache
+from .state import move_cache as move_cache
+from .state import shared_prefix as shared_prefix

@@ -1,0 +1,171 @@
+"""The decoder's programs that are timed: a model, a phase, its sizes, and how it is partitioned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import layouts
+from layouts import (
+    BatchSharded,
+    HeadSharded,
+    ModelConfig,
+    Partitioning,
+    WeightGathered,
+    WeightStationary1D,
+    WeightStationary2D,
+)
+
+FEEDFORWARDS = {
+    "WS 1D": WeightStationary1D(),
+    "WS 2D": WeightStationary2D(),
+    "WG X": WeightGathered(("x",)),
+    "WG XY": WeightGathered(("x", "y")),
+    "WG XYZ": WeightGathered(("x", "y", "z")),
+}
+ATTENTIONS = {
+    "heads": HeadSharded(),
+    "batch z": BatchSharded(("z",)),
+    "batch yz": BatchSharded(("y", "z")),
+    "batch xyz": BatchSharded(("x", "y", "z")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One step of a decoder.
+
+    Attributes:
+      model: name of a `ModelConfig`, such as "palm-540b".
+      kind: "decode", a token for each sequence, or "prefill", whole prompts.
+      batch: sequences.
+      length: positions of the cache (all read), or of the prompts.
+      weights: "bf16" or "int8".
+      feedforward, attention: keys of `FEEDFORWARDS` and `ATTENTIONS`.
+      schedule: of the collective einsums, "auto" or "blocking".
+      layers: instead of the model's; 0 for those.
+    """
+
+    model: str
+    kind: str
+    batch: int
+    length: int
+    weights: str = "bf16"
+    feedforward: str = "WS 2D"
+    attention: str = "batch xyz"
+    schedule: str = "auto"
+    layers: int = 0
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model, with as many layers as asked for."""
+        config = layouts.model(self.model)
+        return dataclasses.replace(config, layers=self.layers or config.layers)
+
+    @property
+    def plan(self) -> Partitioning:
+        """The layouts."""
+        return Partitioning(FEEDFORWARDS[self.feedforward], ATTENTIONS[self.attention])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one step takes in."""
+        return self.batch * (self.length if self.kind == "prefill" else 1)
+
+    @property
+    def name(self) -> str:
+        """The phase and its sizes."""
+        return f"{self.kind} {self.batch} x {self.length}"
+
+    def __str__(self) -> str:
+        parts = (self.model, self.name, self.weights, self.feedforward, self.attention)
+        return ", ".join((*parts, self.schedule))
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The program that `layouts.decode_step` or `layouts.prefill` runs.
+
+        Raises ValueError if the layouts do not fit the mesh or the batch.
+        """
+        options: dict[str, Any] = {
+            "batch": self.batch,
+            "weights": self.weights,
+            "plan": self.plan,
+            "schedule": self.schedule,
+        }
+        if self.kind == "decode":
+            return layouts.lower_decode_step(self.config, mesh, context=self.length, **options)
+        return layouts.lower_prefill(self.config, mesh, length=self.length, **options)
+
+
+def published(model: str) -> tuple[Phase, ...]:
+    """The configurations of "Efficiently Scaling Transformer Inference", tables 2 and 3, for a model:
+    low latency and high throughput, decode and prefill."""
+    decode, prefill = (model, "decode"), (model, "prefill")
+    return (
+        Phase(*decode, 64, 2048, "int8"),
+        Phase(*decode, 64, 2048, "bf16"),
+        Phase(*decode, 512, 2048, "bf16"),
+        Phase(*prefill, 1, 2048, "int8", attention="heads"),
+        Phase(*prefill, 512, 2048, "bf16", "WG XYZ"),
+    )
+
+
+def chosen(
+    model: str,
+    kind: str | None,
+    batch: int,
+    length: int,
+    weights: str,
+    feedforward: str,
+    attention: str,
+    schedules: Sequence[str],
+) -> list[Phase]:
+    """One phase with its sizes, or without a kind those of `published`, under each schedule.
+
+    Raises ValueError for a layout or a model that there is not.
+    """
+    layouts.model(model)
+    for word, name, known in (
+        ("feedforward", feedforward, FEEDFORWARDS),
+        ("attention", attention, ATTENTIONS),
+    ):
+        if name not in known:
+            raise ValueError(f"there is no {word} layout {name!r}; choose one of {tuple(known)}")
+    phases = [Phase(model, kind, batch, length, weights, feedforward, attention)] if kind else []
+    return [
+        dataclasses.replace(phase, schedule=schedule)
+        for phase in phases or published(model)
+        for schedule in schedules
+    ]
+
+
+def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
+    """Flops of the model's parameters, without padding and embedding, over the peak of all chips.
+
+    Args:
+      phase: whose tokens count.
+      chips: how many.
+      peak_flops: bf16 flop/s of one.
+      seconds: of all layers.
+    """
+    config = phase.config
+    embedding = config.vocab * config.d_model * (1 if config.tied_embedding else 2)
+    flops = 2 * (config.parameters - embedding) * phase.tokens
+    return flops / (chips * peak_flops * seconds)
+
+
+def split(timeline: Any) -> Mapping[str, float]:
+    """Seconds of a timeline by what they are spent on; attention is all of its named scope."""
+    found = {"matmul": 0.0, "attention": 0.0, "exposed": 0.0, "rest": 0.0}
+    for event in timeline.events:
+        if event.row == "stall":
+            found["exposed" if event.kind == "collective" else "rest"] += event.seconds
+        elif event.row == "compute":
+            scored = "attend" in event.op_name.split("/")
+            dot = "matmul" if event.kind == "dot" else "rest"
+            found["attention" if scored else dot] += event.seconds
+    return found

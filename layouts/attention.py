@@ -1,0 +1,208 @@
+"""Attention on local shards: the projections, the rotary embedding and the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import axes as ax
+from .axes import WEIGHT_AXES, ScheduleLike
+from .cache import Entries
+from .columns import from_attention, to_attention
+from .config import ModelConfig
+from .feedforward import add_bias
+from .functions import rotate
+from .placement import AttentionLayout, Columns
+from .projections import (
+    FeedForwardLayout,
+    Outgoing,
+    boundary_shard,
+    feature_bias,
+    project_rows,
+)
+from .scores import Segment, attend
+from .step import LayerCall, Past, Step
+
+
+def attention(
+    x: jax.Array,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    attention_layout: AttentionLayout,
+    *,
+    lengths: jax.Array | None = None,
+    past: Past | None = None,
+    prefix: Past | None = None,
+    mesh: Any = None,
+    schedule: ScheduleLike = "auto",
+) -> tuple[jax.Array, Past]:
+    """Causal attention of a block, without its norm, on local shards inside shard_map.
+
+    Args:
+      x: [B_W, T, E over the rest]: new positions, sharded as `activation_spec(layout)` says.
+      weights: of one layer, stored as `block_specs` says: "w_q", "w_k", "w_v", "w_o", and their
+        biases if the config has any.
+      config: heads and rotary embedding.
+      layout: of the projections, that of the block's feedforward.
+      attention_layout: HeadSharded() or BatchSharded(...).
+      lengths: [whole batch] int32, the positions that precede x in `past`; None for none.
+      past: keys and values of this layer, `Entries` of [B, K, S, D], sharded over batch and heads
+        as `place` says; positions from `lengths` on are not read.
+      prefix: keys and values [K, P, D] that come before `past` in every sequence.
+      mesh: given outside of a shard_map, where all of these are global arrays.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+
+    Returns:
+      As `x`; and the new keys and values, `Entries` of [B, K, T, D], for the cache.
+
+    Raises:
+      ValueError: while tracing, in words, for sizes that do not fit.
+    """
+    call = LayerCall(config, layout, attention_layout, schedule)
+    return call(_attention, x, weights, lengths, past, prefix, mesh)
+
+
+def _attention(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    columns, _ = project_heads(ax.rows(x), weights, step, None, [])
+    o, new = attend_columns(columns, weights, step, past, prefix)
+    y = step.feedforward.project_out([o], step.schedule)
+    return add_output_bias(y, weights, step, "b_o").reshape(x.shape), new
+
+
+def project_heads(
+    c: jax.Array,
+    weights: Mapping[str, Any],
+    step: Step,
+    factor: jax.Array | None,
+    others: Sequence[Any],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Columns of q, k and v, and of `others`, which are stored like the feedforward's.
+
+    Args:
+      c: [rows, E over the rest].
+      weights: "w_q", "w_k" and "w_v".
+      step: what layers share.
+      factor: [B_W, T, 1], what q, k and v are still to be multiplied by; None for nothing.
+      others: input matrices of the same activations. Their collectives come after those of
+        attention, whose own can then run beside these larger matmuls.
+
+    Returns:
+      q, k and v as `attend_columns` takes them; and the others as `project_in` leaves them, not
+      multiplied.
+    """
+    heads = [ax.matrix(weights[name], 1) for name in ("w_q", "w_k", "w_v")]
+    layout, place_ = step.feedforward, step.placement
+    stored = [place_.queries.stored, place_.keys.stored, place_.keys.stored]
+    if place_.by_rows:
+        columns = project_rows(c, heads, step.schedule)
+        rest = (
+            layout.project_in(c, others, [WEIGHT_AXES] * len(others), step.schedule)
+            if others
+            else []
+        )
+        if factor is not None:
+            factor = ax.own_block(factor, ("x",), 0)
+    else:
+        made = layout.project_in(
+            c, [*heads, *others], [*stored, *([WEIGHT_AXES] * len(others))], step.schedule
+        )
+        columns, rest = made[:3], made[3:]
+    return [scale_rows(y, factor) for y in columns], rest
+
+
+def scale_rows(y: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """Rows y [B * T, n], each times its factor [B, T, 1]."""
+    return y if factor is None else (y.astype(factor.dtype) * ax.rows(factor)).astype(y.dtype)
+
+
+def add_output_bias(y: jax.Array, weights: Mapping[str, Any], step: Step, *names: str) -> jax.Array:
+    """y plus those of its biases [E] that there are."""
+    for name in names:
+        if name in weights:
+            y = add_bias(y, boundary_shard(step.feedforward, weights[name], step.config.d_model))
+    return y
+
+
+def attend_columns(
+    projected: list[jax.Array],
+    weights: Mapping[str, Any],
+    step: Step,
+    past: Past | None,
+    prefix: Past | None,
+) -> tuple[Outgoing, Past]:
+    """From columns of q, k and v to columns of what attention makes of them.
+
+    Args:
+      projected: [rows, columns] each, as `project_heads` leaves them.
+      weights: for the biases.
+      step: what layers share.
+      past, prefix: as in `attention`.
+
+    Returns:
+      What `project_out` takes, and the new keys and values.
+    """
+    config, place_ = step.config, step.placement
+    q, k, v = (
+        _to_heads(_biased(y, weights, name, step, columns), step, columns)
+        for y, name, columns in zip(
+            projected, "qkv", (place_.queries, place_.keys, place_.keys), strict=True
+        )
+    )
+    q, k = (rotate(each, step.tables, config.rotary) for each in (q, k))
+    new_k, new_v = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+    segments = [_segment(new_k, new_v, step, causal=True)]
+    if past is not None:
+        segments.append(_segment(*past, step, lengths=step.lengths))
+    if prefix is not None:
+        segments.append(_segment(*prefix, step))
+    o = attend(q, segments)
+    columns = place_.queries
+    o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
+    like = past[0] if past is not None else Entries(new_k)
+    outgoing = Outgoing(o, ax.matrix(weights["w_o"], 2), place_.by_rows)
+    return outgoing, (like.like(new_k), like.like(new_v))
+
+
+def _biased(
+    y: jax.Array, weights: Mapping[str, Any], name: str, step: Step, columns: Columns
+) -> jax.Array:
+    if "b_" + name not in weights:
+        return y
+    bias = weights["b_" + name].reshape(-1)
+    if not step.placement.by_rows:
+        bias = feature_bias(step.feedforward, bias, columns.stored, step.schedule)
+    return add_bias(y, bias)
+
+
+def _to_heads(y: jax.Array, step: Step, columns: Columns) -> jax.Array:
+    """[B, T, heads, D] from rows and columns [B * T, n], sharded as attention wants them."""
+    y = to_attention(y, columns, step)
+    return y.reshape(*y.shape[:2], -1, step.config.d_head)
+
+
+def _segment(k: Any, v: Any, step: Step, **how: Any) -> Segment:
+    """Keys and values of the heads that this chip's queries read, as a segment."""
+    parts = [
+        (each.values, each.scale) if isinstance(each, Entries) else (each, None) for each in (k, v)
+    ]
+    table, kept = step.placement.selection, step.placement.queries.kept
+    if table is not None:
+        index = jnp.asarray(table)
+        for axis in kept:
+            index = lax.dynamic_index_in_dim(index, lax.axis_index(axis), 0, keepdims=False)
+        parts = [
+            (
+                jnp.take(values, index, axis=-3),
+                None if scale is None else jnp.take(scale, index, axis=-2),
+            )
+            for values, scale in parts
+        ]
+    (keys, key_scale), (values, value_scale) = parts
+    return Segment(keys, values, key_scale, value_scale, **how)

@@ -1,0 +1,142 @@
+"""The two kinds of block: parallel, with one norm and shared collectives, and serial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from . import axes as ax
+from .attention import add_output_bias, attend_columns, project_heads, scale_rows
+from .axes import WEIGHT_AXES, ScheduleLike
+from .config import ModelConfig
+from .feedforward import hidden
+from .functions import norm_factors, norm_moments, normalize, wide
+from .placement import AttentionLayout
+from .projections import FeedForwardLayout, Outgoing, boundary_axes, boundary_shard
+from .step import LayerCall, Past, Step
+
+
+def parallel_block(
+    x: jax.Array,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    attention_layout: AttentionLayout,
+    *,
+    lengths: jax.Array | None = None,
+    past: Past | None = None,
+    prefix: Past | None = None,
+    mesh: Any = None,
+    schedule: ScheduleLike = "auto",
+) -> tuple[jax.Array, Past]:
+    """x + attention(norm(x)) + feedforward(norm(x)), inside shard_map.
+
+    One gather serves q, k, v and the feedforward's input matrices, and one reduce-scatter both
+    output matrices (section 3.4 of "Efficiently Scaling Transformer Inference").
+
+    Args:
+      weights: of one layer; see `params.py`, and `layouts.param_specs` for how they are stored.
+      x, config, layout, attention_layout, lengths, past, prefix, mesh, schedule: as `attention`.
+
+    Returns:
+      As `attention`.
+
+    Raises:
+      ValueError: while tracing, in words, for sizes that do not fit.
+    """
+    call = LayerCall(config, layout, attention_layout, schedule)
+    return call(parallel, x, weights, lengths, past, prefix, mesh)
+
+
+def serial_block(
+    x: jax.Array,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    attention_layout: AttentionLayout,
+    *,
+    lengths: jax.Array | None = None,
+    past: Past | None = None,
+    prefix: Past | None = None,
+    mesh: Any = None,
+    schedule: ScheduleLike = "auto",
+) -> tuple[jax.Array, Past]:
+    """y = x + attention(norm(x)), and then y + feedforward(norm_ffn(y)); as `parallel_block`."""
+    call = LayerCall(config, layout, attention_layout, schedule)
+    return call(serial, x, weights, lengths, past, prefix, mesh)
+
+
+def block(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    """The block that the config says."""
+    kind = parallel if step.config.block == "parallel" else serial
+    return kind(x, weights, step, past, prefix)
+
+
+def parallel(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    """See `parallel_block`."""
+    c, inverse = normed(x, weights["norm"], step)
+    ffn = _input_names(step.config)
+    columns, inner = project_heads(
+        ax.rows(c), weights, step, inverse, [weights[name] for name in ffn]
+    )
+    o, new = attend_columns(columns, weights, step, past, prefix)
+    inner = [scale_rows(y, inverse) for y in inner]
+    h = hidden(inner, weights, step.config, step.feedforward, step.schedule)
+    y = step.feedforward.project_out([o, Outgoing(h, weights["w_out"])], step.schedule)
+    return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
+
+
+def serial(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    """See `serial_block`."""
+    layout, schedule = step.feedforward, step.schedule
+    c, inverse = normed(x, weights["norm"], step)
+    columns, _ = project_heads(ax.rows(c), weights, step, inverse, [])
+    o, new = attend_columns(columns, weights, step, past, prefix)
+    y = layout.project_out([o], schedule)
+    x = _sum(x, add_output_bias(y, weights, step, "b_o"))
+
+    c, inverse = normed(x, weights["norm_ffn"], step)
+    names = _input_names(step.config)
+    inner = layout.project_in(
+        ax.rows(c), [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
+    )
+    inner = [scale_rows(y, inverse) for y in inner]
+    h = hidden(inner, weights, step.config, layout, schedule)
+    y = layout.project_out([Outgoing(h, weights["w_out"])], schedule)
+    return _sum(x, add_output_bias(y, weights, step, "b_out")), new
+
+
+def normed(
+    x: jax.Array, weights: Mapping[str, jax.Array], step: Step
+) -> tuple[jax.Array, jax.Array | None]:
+    """The norm of x [B_W, T, E over the rest], and what is left to multiply a projection of it by.
+
+    An rmsnorm divides each row by one number, which commutes with a matmul: the number's own
+    reduction over devices then runs beside the matmul, and does not come before it.
+    """
+    config, layout = step.config, step.feedforward
+    weights = {name: boundary_shard(layout, each, config.d_model) for name, each in weights.items()}
+    moments = norm_moments(x, config.norm)
+    moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
+    if config.norm != "rmsnorm":
+        return normalize(x, weights, config, moments), None
+    _, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
+    scaled = x.astype(inverse.dtype) * weights["scale"].astype(inverse.dtype)
+    return scaled.astype(x.dtype), inverse
+
+
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    y = y.reshape(x.shape)
+    return (x.astype(wide(x.dtype)) + y.astype(wide(x.dtype))).astype(x.dtype)
+
+
+def _input_names(config: ModelConfig) -> list[str]:
+    return ["w_in", "w_gate"] if config.gated else ["w_in"]

@@ -1,0 +1,239 @@
+"""The KV cache: what it holds, how it is sharded, and how it grows in place.
+
+Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
+of a matrix. A step reads the cache as it was and attends to its own keys beside it; what is new is
+written afterwards, into the buffer of a donated cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+
+from .axes import Axes
+from .config import ModelConfig
+
+# Up to here each sequence's write is an instruction of its own; further ones are a loop.
+UNROLLED_WRITES = 16
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Keys or values of some positions.
+
+    Attributes:
+      values: [..., positions, D]; int8 if there are scales.
+      scale: [..., positions] float32, or None.
+    """
+
+    values: Any
+    scale: Any = None
+
+    def like(self, x: jax.Array) -> Entries:
+        """`x` [..., positions, D] as it is stored here."""
+        if self.scale is None:
+            return Entries(x.astype(self.values.dtype))
+        q = ce.quantize(x, axis=-1)
+        return Entries(q.values, lax.squeeze(q.scale, [q.scale.ndim - 1]))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix:
+    """What all sequences of a batch begin with, stored once; see `shared_prefix`.
+
+    Attributes:
+      k, v: `Entries` of [layers, K, length, D].
+    """
+
+    k: Entries
+    v: Entries
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+        return self.k.values.shape[-2]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v", "lengths", "prefix"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cache:
+    """Keys and values of every layer, for a batch of sequences.
+
+    Attributes:
+      k, v: `Entries` of [layers, batch, K, max_length, D].
+      lengths: [batch] int32, how many positions each sequence has beside the prefix; whatever
+        stands behind them counts for nothing.
+      prefix: what they all begin with, or None.
+    """
+
+    k: Entries
+    v: Entries
+    lengths: Any
+    prefix: Prefix | None = None
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.k.values.shape[1]
+
+    @property
+    def max_length(self) -> int:
+        """Positions that there is room for, beside the prefix."""
+        return self.k.values.shape[-2]
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions of the shared prefix."""
+        return 0 if self.prefix is None else self.prefix.length
+
+
+def empty_cache(
+    config: ModelConfig,
+    batch: int,
+    max_length: int,
+    dtype: Any = jnp.bfloat16,
+    *,
+    int8: bool = False,
+    prefix: Prefix | None = None,
+    kv_heads: int | None = None,
+) -> Cache:
+    """A cache without positions; under jit with out_shardings, made where it will be.
+
+    Args:
+      config: the model.
+      batch: sequences.
+      max_length: positions for each, beside the prefix.
+      dtype: of keys and values.
+      int8: store them as int8, with a scale for each position and head.
+      prefix: what all sequences begin with.
+      kv_heads: of a shard; all of them unless given.
+
+    Raises:
+      ValueError: a size is not positive, or the prefix is stored in another way.
+    """
+    if batch < 1 or max_length < 1:
+        raise ValueError(
+            f"a cache needs a batch and a max_length of at least 1, got {batch} and {max_length}"
+        )
+    heads = config.stored_kv_heads if kv_heads is None else kv_heads
+    shape = (config.layers, batch, heads, max_length, config.d_head)
+    kind = jnp.dtype(jnp.int8 if int8 else dtype)
+    if prefix is not None and prefix.k.values.dtype != kind:
+        raise ValueError(
+            f"the prefix is stored as {prefix.k.values.dtype} but the cache as {kind}; make both "
+            "with the same dtype and int8"
+        )
+
+    def empty() -> Entries:
+        scale = jnp.ones(shape[:-1], jnp.float32) if int8 else None
+        return Entries(jnp.zeros(shape, kind), scale)
+
+    return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32), prefix)
+
+
+def cache_specs(cache: Cache, batch_axes: Axes, kv_axes: Axes) -> Cache:
+    """The partition spec of every array of a cache, as a cache.
+
+    Args:
+      cache: arrays, or shapes.
+      batch_axes: mesh axes that shard the batch in attention.
+      kv_axes: mesh axes that shard the key-value heads.
+    """
+    own = _specs(cache.k, None, batch_axes or None, kv_axes or None)
+    prefix = None if cache.prefix is None else prefix_specs(cache.prefix, kv_axes)
+    return Cache(own, own, P(), prefix)
+
+
+def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
+    """The partition spec of every array of a prefix, as a prefix."""
+    own = _specs(prefix.k, None, kv_axes or None)
+    return Prefix(own, own)
+
+
+def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = True) -> Entries:
+    """The partition specs of one layer's keys or values: [batch, K, positions, D], or without a
+    batch."""
+    heads = kv_axes or None
+    leading = (batch_axes or None, heads) if batched else (heads,)
+    return _specs(Entries(None, 0 if int8 else None), *leading)
+
+
+def is_int8(past: tuple[Entries, Entries] | None) -> bool:
+    """Whether keys and values are stored as integers with scales."""
+    return past is not None and past[0].scale is not None
+
+
+def _specs(entries: Entries, *leading: Any) -> Entries:
+    scale = None if entries.scale is None else P(*leading, None)
+    return Entries(P(*leading, None, None), scale)
+
+
+def append(entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array) -> Entries:
+    """Writes some positions of each sequence, in place where XLA may.
+
+    Args:
+      entries: [layers, B, K, S, D].
+      new: [layers, B, K, T, D], T at most S.
+      starts: [B], the position of each sequence's first new entry.
+      counts: [B], how many of its T entries to write; those past S are not written either.
+    """
+
+    def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
+        # A window that holds all places, wherever it must begin to lie within the buffer.
+        size, t = buffer.shape[dim], rows.shape[dim]
+
+        def one(b: Any, buffer: jax.Array) -> jax.Array:
+            start = lax.dynamic_index_in_dim(starts, b, keepdims=False)
+            count = lax.dynamic_index_in_dim(counts, b, keepdims=False)
+            window = jnp.minimum(start, size - t)
+            own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
+            at: list[Any] = [0] * buffer.ndim
+            at[1], at[dim] = b, window
+            old = lax.dynamic_slice(buffer, at, own.shape)
+            place = window + jnp.arange(t)
+            fresh = (place >= start) & (place < start + count)
+            fresh = fresh.reshape([-1 if d == dim else 1 for d in range(own.ndim)])
+            if t > 1:
+                own = jnp.roll(own, start - window, axis=dim)
+            return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old), at)
+
+        batch = buffer.shape[1]
+        if batch > UNROLLED_WRITES:
+            return lax.fori_loop(0, batch, one, buffer)
+        for b in range(batch):
+            buffer = one(b, buffer)
+        return buffer
+
+    scale = entries.scale
+    if scale is not None:
+        scale = write(scale, new.scale, 3)
+    return Entries(write(entries.values, new.values, 3), scale)
+
+
+def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
+    """Writes the first positions of one layer, of all sequences, in place where XLA may.
+
+    Args:
+      entries: [layers, B, K, S, D].
+      new: [B, K, T, D], T at most S.
+      layer: which.
+    """
+
+    def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(buffer, rows[None], [layer] + [0] * rows.ndim)
+
+    return jax.tree.map(write, entries, new)

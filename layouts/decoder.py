@@ -1,0 +1,218 @@
+"""The whole decoder under one shard_map: prefill and decode steps.
+
+The same jitted functions run and lower: `lowering` only gives them shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from . import axes as ax
+from . import checks
+from .axes import ScheduleLike
+from .block import block, normed
+from .cache import Cache, Entries, append, fill
+from .config import ModelConfig
+from .embedding import embed, unembed
+from .params import Params, activation_dtype
+from .partitioning import default_decode, default_prefill, param_specs
+from .program import Program
+from .projections import boundary_shard
+from .step import Step, make_step
+
+
+def prefill(
+    config: ModelConfig,
+    mesh: Any,
+    params: Params,
+    cache: Cache,
+    tokens: Any,
+    *,
+    lengths: Any = None,
+    plan: Any = None,
+    schedule: ScheduleLike = "auto",
+) -> tuple[jax.Array, Cache]:
+    """Reads a chunk of tokens into each sequence's cache: a prompt, or what follows one.
+
+    Args:
+      config, mesh: as `init`.
+      params: as `init` made them.
+      cache: as `init_cache` or another step left it, under the same attention layout. Donated: use
+        the one returned.
+      tokens: [batch, T] integers, padded at the end.
+      lengths: [batch] integers, how many of the T count; all of them unless given. 0 leaves a
+        sequence as it is, with meaningless logits.
+      plan: a `Partitioning`; the default one for a prefill of this size unless given.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+
+    Returns:
+      logits [batch, vocab], sharded over the vocabulary, after each sequence's last token, in
+      float32 or wider; and the cache.
+
+    Raises:
+      ValueError: in words, before anything runs, for sizes or tokens that do not fit. Inside a jit,
+      what depends on values cannot be seen.
+    """
+    batch, length = jnp.shape(tokens)
+    if plan is None:
+        plan = default_prefill(config, mesh, batch, length)
+    program = Program(config, mesh, plan, schedule)
+    tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
+    return extender(program)(params, cache, tokens, counts, reads=checks.has_past(cache))
+
+
+def decode_step(
+    config: ModelConfig,
+    mesh: Any,
+    params: Params,
+    cache: Cache,
+    tokens: Any,
+    *,
+    plan: Any = None,
+    schedule: ScheduleLike = "auto",
+) -> tuple[jax.Array, Cache]:
+    """Appends one token to each sequence.
+
+    Args:
+      tokens: [batch] integers.
+      plan: the default one for decoding unless given.
+      config, mesh, params, cache, schedule: as `prefill`; the cache is donated.
+
+    Returns:
+      As `prefill`.
+
+    Raises:
+      ValueError: as `prefill`; also for a full cache, whose lengths are read back to see it.
+    """
+    (batch,) = jnp.shape(tokens)
+    if plan is None:
+        plan = default_decode(config, mesh, batch)
+    program = Program(config, mesh, plan, schedule)
+    tokens, counts = checks.check_step(program, params, cache, jnp.asarray(tokens)[:, None], None)
+    return extender(program)(params, cache, tokens, counts, reads=True)
+
+
+@functools.lru_cache(maxsize=256)
+def extender(program: Program) -> Any:
+    """The jitted step: (params, cache, tokens [batch, T], counts [batch], reads=...).
+
+    `reads` says whether there can be anything in the cache but a prefix. The cache is donated.
+    """
+
+    def run(
+        params: Params, cache: Cache, tokens: jax.Array, counts: jax.Array, *, reads: bool
+    ) -> tuple[jax.Array, Cache]:
+        specs = program.cache_specs(cache)
+        return program.shard_map(
+            functools.partial(extend, program, reads=reads),
+            (param_specs(program.config, program.mesh, params), specs, P(), P()),
+            (program.logit_spec, specs),
+        )(params, cache, tokens, counts)
+
+    return jax.jit(run, static_argnames="reads", donate_argnames="cache")
+
+
+def extend(
+    program: Program,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,
+    counts: jax.Array,
+    *,
+    reads: bool,
+) -> tuple[jax.Array, Cache]:
+    """One step on local shards: reads `counts` of the tokens [batch, T] into each sequence.
+
+    Returns:
+      logits [batch, vocab shard] after each sequence's last token, and the cache.
+    """
+    config, layout = program.config, program.plan.feedforward
+    dtype = activation_dtype(params)
+    step = make_step(
+        config,
+        layout,
+        program.placement,
+        program.schedule,
+        cache.lengths,
+        tokens.shape[1],
+        cache.prefix_length,
+        dtype,
+    )
+    with jax.named_scope("embed"):
+        x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
+    stack = _append if reads else _fill
+    x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, step)
+    with jax.named_scope("unembed"):
+        own = ax.own_block(counts, layout.batch_axes, 0)
+        last = jnp.maximum(own - 1, 0)[:, None, None]
+        x = jnp.take_along_axis(x, last, axis=1)
+        c, inverse = normed(x, params["final_norm"], step)
+        table = params["embedding" if config.tied_embedding else "unembedding"]
+        logits = unembed(c[:, 0], table, layout, program.schedule)
+        if inverse is not None:
+            logits = logits * ax.all_gather(
+                inverse[:, 0], layout.batch_axes, 0, program.schedule
+            ).astype(logits.dtype)
+    cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + counts)
+    return logits, cache
+
+
+def _vectors_cut(blocks: Params, step: Step) -> Params:
+    """The blocks, with this chip's part only of vectors [layers, E]: cut here, not in each layer."""
+    size = step.config.d_model
+
+    def cut(path: Any, x: jax.Array) -> jax.Array:
+        names = {str(getattr(entry, "key", entry)) for entry in path}
+        if names & {"norm", "norm_ffn", "b_o", "b_out"}:
+            return boundary_shard(step.feedforward, x, size)
+        return x
+
+    return jax.tree_util.tree_map_with_path(cut, blocks)
+
+
+def _append(
+    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, step: Step
+) -> tuple[jax.Array, Entries, Entries]:
+    """All blocks, reading the cache as it was; what is new is written once they are done."""
+
+    def one(x: jax.Array, layer: Any) -> Any:
+        weights, past, prefix = layer
+        return block(x, weights, step, past, prefix)
+
+    xs = (blocks, (cache.k, cache.v), _prefix(cache))
+    x, (new_k, new_v) = lax.scan(one, x, xs)
+    own = ax.own_block(counts, step.placement.batch_axes, 0)
+    k, v = (
+        append(entries, new, step.lengths, own)
+        for entries, new in ((cache.k, new_k), (cache.v, new_v))
+    )
+    return x, k, v
+
+
+def _fill(
+    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, step: Step
+) -> tuple[jax.Array, Entries, Entries]:
+    """All blocks on an empty cache, each layer's part written as it is made."""
+    del counts
+
+    def one(carry: Any, layer: Any) -> Any:
+        x, k, v, index = carry
+        weights, prefix = layer
+        x, (new_k, new_v) = block(x, weights, step, None, prefix)
+        k, v = fill(k, k.like(new_k.values), index), fill(v, v.like(new_v.values), index)
+        return (x, k, v, index + 1), None
+
+    carry = (x, cache.k, cache.v, jnp.int32(0))
+    (x, k, v, _), _ = lax.scan(one, carry, (blocks, _prefix(cache)))
+    return x, k, v
+
+
+def _prefix(cache: Cache) -> Any:
+    return None if cache.prefix is None else (cache.prefix.k, cache.prefix.v)

@@ -1,0 +1,129 @@
+"""Embedding and unembedding with tables [vocab, E] sharded over the vocabulary, on local shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import collective_einsum as ce
+
+from . import axes as ax
+from .axes import AXES, Axes, ScheduleLike
+from .config import ModelConfig
+from .functions import wide
+from .projections import FeedForwardLayout, boundary_axes
+
+# Rows looked up at a time fit the on-chip memory of the smallest chip that has some.
+LOOKUP_BYTES = ce.TPU_V4.cmem_bytes
+
+
+def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
+    """The axes that shard the vocabulary: each in turn that divides what is left of it."""
+    left, axes = config.vocab, []
+    for axis in AXES:
+        if left % sizes[axis] == 0:
+            axes.append(axis)
+            left //= sizes[axis]
+    return tuple(axes)
+
+
+def embed(
+    tokens: jax.Array,
+    table: Any,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    dtype: Any,
+    schedule: ScheduleLike,
+) -> jax.Array:
+    """The rows of the table that tokens [batch, T] name, as activations between layers.
+
+    Each chip looks up what its part of the vocabulary has; sums over chips, which leave each chip
+    its part of batch and E, do the rest. A long prompt is read a piece at a time.
+
+    Args:
+      tokens: all of them, on every chip.
+      table: [vocab over `vocab_axes`, E], an array or a Quantized.
+      config: sizes.
+      layout: whose boundary sharding to leave.
+      dtype: of the result.
+      schedule: of the reduce-scatters.
+
+    Returns:
+      [B_W, T, E over the rest].
+    """
+    batch_axes, rest = ax.live(layout.batch_axes), ax.live(boundary_axes(layout))
+    parts = ax.size(batch_axes)
+    batch, length = tokens.shape
+    by_part = tokens.reshape(parts, -1)
+    count = by_part.shape[1]
+    row_bytes = parts * config.d_model * jnp.dtype(dtype).itemsize
+    pieces = -(-count // max(1, LOOKUP_BYTES // row_bytes))
+    piece = -(-count // pieces)
+
+    # Nothing runs beside these sums.
+    alone = "blocking" if schedule == "auto" else schedule
+
+    def look_up(ids: jax.Array) -> jax.Array:
+        rows = _rows(table, ids.reshape(-1), config, dtype)
+        rows = ax.reduce_scatter(rows, batch_axes, 0, alone)
+        return ax.reduce_scatter_columns(rows, rest, schedule)
+
+    if pieces == 1:
+        found = look_up(by_part)
+    else:
+        padded = jnp.pad(by_part, ((0, 0), (0, pieces * piece - count)))
+        cut = jnp.moveaxis(padded.reshape(parts, pieces, piece), 1, 0)
+        found = lax.map(look_up, cut).reshape(pieces * piece, -1)[:count]
+    return found.reshape(batch // parts, length, -1)
+
+
+def _rows(table: Any, ids: jax.Array, config: ModelConfig, dtype: Any) -> jax.Array:
+    """The rows [tokens, E] that this chip has to give, zero elsewhere."""
+    local = table.shape[0]
+    axes = ax.live(vocab_axes(config, {axis: lax.axis_size(axis) for axis in AXES}))
+    first = lax.axis_index(axes) * local if axes else 0
+    index = ids - first
+    mine = (index >= 0) & (index < local)
+    # Where chips hold the same rows, the first of them answers.
+    for axis in AXES:
+        if axis not in axes and lax.axis_size(axis) > 1:
+            mine = mine & (lax.axis_index(axis) == 0)
+    index = jnp.clip(index, 0, local - 1)
+    if isinstance(table, ce.Quantized):
+        scale = jnp.take(table.scale, index, axis=0)
+        rows = (jnp.take(table.values, index, axis=0).astype(scale.dtype) * scale).astype(dtype)
+    else:
+        rows = jnp.take(table, index, axis=0).astype(dtype)
+    return jnp.where(mine[:, None], rows, 0)
+
+
+def unembed(
+    x: jax.Array, table: Any, layout: FeedForwardLayout, schedule: ScheduleLike
+) -> jax.Array:
+    """Logits of rows x [B_W, E over the rest].
+
+    Args:
+      x: normalized.
+      table: [vocab over `vocab_axes`, E], an array or a Quantized.
+      layout: whose boundary sharding x has.
+      schedule: of the gather.
+
+    Returns:
+      [batch, vocab over `vocab_axes`] in the wide dtype, of the whole batch on every chip.
+    """
+    batch_axes, rest = ax.live(layout.batch_axes), boundary_axes(layout)
+    if batch_axes:
+        x = ax.all_gather(x, rest, 1, schedule)
+    return ce.all_gather_einsum(
+        "be,ve->bv",
+        x,
+        table,
+        axis_name=batch_axes or rest or AXES[0],
+        gather="b" if batch_axes or not rest else "e",
+        schedule=schedule,
+        preferred_element_type=wide(x.dtype),
+    )

@@ -1,0 +1,212 @@
+"""The pointwise mathematics of a transformer, the same for one device and for many.
+
+Everything is computed in `wide(dtype)`, float32 for bfloat16, and given back in the dtype that came
+in, unless said otherwise. A function that needs a whole row takes or gives what a caller with a part
+of the row must sum over devices; no function here communicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .config import Activation, ModelConfig, Norm, Rotary
+
+# exp(x) = 2**(x * LOG2_E). Hardware has exp2; what is multiplied by a constant anyway (a query by
+# 1/sqrt(D), a logit by 1/temperature) takes this factor with it for nothing.
+LOG2_E = math.log2(math.e)
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype in which sums and functions of `dtype` are computed: float32, or wider itself."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+
+
+def swish(x: jax.Array) -> jax.Array:
+    """x * sigmoid(x), with the exponential in base 2."""
+    return x / (1 + jnp.exp2(x * -LOG2_E))
+
+
+def activate(x: jax.Array, activation: Activation) -> jax.Array:
+    """The activation, of any shape."""
+    y = x.astype(wide(x.dtype))
+    if activation == "silu":
+        y = swish(y)
+    elif activation == "relu":
+        y = jax.nn.relu(y)
+    else:
+        y = jax.nn.gelu(y, approximate=activation == "gelu_tanh")
+    return y.astype(x.dtype)
+
+
+def feedforward_hidden(
+    inner: jax.Array, gate: jax.Array | None, activation: Activation
+) -> jax.Array:
+    """What stands between the two feedforward matmuls: activation(gate) * inner.
+
+    Without a gate (None), activation(inner). Any shape, the product rounded once.
+    """
+    if gate is None:
+        return activate(inner, activation)
+    narrow = inner.dtype
+    return (activate(gate.astype(wide(narrow)), activation) * inner.astype(wide(narrow))).astype(
+        narrow
+    )
+
+
+def norm_moments(x: jax.Array, kind: Norm) -> jax.Array:
+    """What a norm must know of each row: the sum of squares and, for a layernorm, the sum.
+
+    Args:
+      x: [..., any part of E]. The moments of a whole row are the sum of those of its parts.
+      kind: "rmsnorm" or "layernorm".
+
+    Returns:
+      [..., 1] or [..., 2] in wide(x.dtype).
+    """
+    x = x.astype(wide(x.dtype))
+    squares = jnp.sum(x * x, axis=-1)
+    if kind == "rmsnorm":
+        return squares[..., None]
+    return jnp.stack([squares, jnp.sum(x, axis=-1)], axis=-1)
+
+
+def norm_factors(
+    moments: jax.Array, kind: Norm, size: int, epsilon: float
+) -> tuple[jax.Array | None, jax.Array]:
+    """A row's mean and the inverse of its deviation, so that (x - mean) * inverse is normal.
+
+    Args:
+      moments: of whole rows of `size` numbers, from `norm_moments`.
+      kind: as there.
+      size: E, of the whole row.
+      epsilon: added to the mean square.
+
+    Returns:
+      mean [..., 1] or None for an rmsnorm, and inverse [..., 1]; both in the dtype of `moments`. A
+      matmul after an rmsnorm may be given x * scale and its result multiplied by the inverse.
+    """
+    mean_square = moments[..., :1] / size
+    if kind == "rmsnorm":
+        return None, lax.rsqrt(mean_square + epsilon)
+    mean = moments[..., 1:] / size
+    # A difference of roundings must not reach the root as a negative number.
+    variance = jnp.maximum(mean_square - mean * mean, 0)
+    return mean, lax.rsqrt(variance + epsilon)
+
+
+def normalize(
+    x: jax.Array,
+    weights: Mapping[str, jax.Array],
+    config: ModelConfig,
+    moments: jax.Array | None = None,
+) -> jax.Array:
+    """The config's norm.
+
+    Args:
+      x: [..., E], or a part of E together with `moments`.
+      weights: "scale" and, if config.norm_bias, "bias": the same part of [E].
+      config: the kind, the epsilon and the size of the whole row.
+      moments: `norm_moments` of whole rows; of `x` unless given.
+    """
+    if moments is None:
+        moments = norm_moments(x, config.norm)
+    mean, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
+    y = x.astype(moments.dtype)
+    y = (y if mean is None else y - mean) * inverse * weights["scale"].astype(y.dtype)
+    if "bias" in weights:
+        y = y + weights["bias"].astype(y.dtype)
+    return y.astype(x.dtype)
+
+
+def rotary_tables(
+    positions: jax.Array, rotary: Rotary, d_head: int, dtype: Any = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """Sines and cosines of the angles by which each position turns each pair of dimensions.
+
+    Args:
+      positions: [batch, length] integers.
+      rotary: base and fraction.
+      d_head: D.
+      dtype: of the tables.
+
+    Returns:
+      sin and cos, [batch, length, rotated dimensions / 2]. One pair serves all layers.
+    """
+    dims = rotary.dims(d_head)
+    exponents = jnp.arange(0, dims, 2, dtype=dtype) / dims
+    angles = positions[..., None].astype(dtype) * rotary.base**-exponents
+    return jnp.sin(angles), jnp.cos(angles)
+
+
+def rotate(
+    x: jax.Array, tables: tuple[jax.Array, jax.Array] | None, rotary: Rotary | None
+) -> jax.Array:
+    """Rotary embedding of queries or keys.
+
+    Args:
+      x: [batch, length, heads, D].
+      tables: from `rotary_tables`, for the positions of x; None if `rotary` is.
+      rotary: which dimensions make pairs; None gives x back.
+    """
+    if rotary is None or tables is None:
+        return x
+    sin, cos = (table[:, :, None, :].astype(wide(x.dtype)) for table in tables)
+    turned, rest = jnp.split(x, [rotary.dims(x.shape[-1])], axis=-1)
+    turned = turned.astype(wide(x.dtype))
+    if rotary.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+    else:
+        a, b = jnp.split(turned, 2, axis=-1)
+    pair = (a * cos - b * sin, b * cos + a * sin)
+    if rotary.interleaved:
+        turned = jnp.stack(pair, axis=-1).reshape(turned.shape)
+    else:
+        turned = jnp.concatenate(pair, axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+def attention_scale(d_head: int) -> float:
+    """What queries are multiplied by: 1/sqrt(D), times log2(e) for a softmax in base 2."""
+    return LOG2_E / math.sqrt(d_head)
+
+
+def softmax_base2(scores: jax.Array, visible: jax.Array | None = None, axis: int = -1) -> jax.Array:
+    """2**scores over their sum along `axis`: softmax(s) = softmax_base2(s * LOG2_E).
+
+    Args:
+      scores: any shape, in base 2.
+      visible: booleans that broadcast against it; what is not visible has probability 0, and where
+        nothing is visible all probabilities are 0.
+      axis: the dimension that sums to 1.
+    """
+    s = scores.astype(wide(scores.dtype))
+    if visible is not None:
+        s = jnp.where(visible, s, -jnp.inf)
+    top = jnp.max(s, axis=axis, keepdims=True)
+    powers = jnp.exp2(s - jnp.where(top == -jnp.inf, 0, top))
+    total = jnp.sum(powers, axis=axis, keepdims=True)
+    return (powers / jnp.where(total == 0, 1, total)).astype(scores.dtype)
+
+
+def causal_mask(
+    query_positions: jax.Array, key_positions: jax.Array, key_lengths: jax.Array
+) -> jax.Array:
+    """Which keys each query may see: no later ones, and none beyond its sequence's length.
+
+    Args:
+      query_positions: [batch, length] integers.
+      key_positions: [keys] or [batch, keys] integers.
+      key_lengths: [batch] integers; keys at this position and later are not there.
+
+    Returns:
+      [batch, length, keys] booleans.
+    """
+    keys = jnp.broadcast_to(key_positions, (key_lengths.shape[0], key_positions.shape[-1]))
+    present = keys < key_lengths[:, None]
+    return (keys[:, None, :] <= query_positions[:, :, None]) & present[:, None, :]

@@ -1,0 +1,221 @@
+"""Generation: one program that reads the prompts and draws tokens until every sequence has ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from . import axes as ax
+from . import checks
+from .axes import ScheduleLike
+from .cache import Cache, Prefix, empty_cache, prefix_specs
+from .config import ModelConfig
+from .decoder import extend
+from .embedding import vocab_axes
+from .params import Params, activation_dtype
+from .partitioning import default_decode, param_specs
+from .program import Program
+from .sampling import Sampling, sample
+
+
+def generate(
+    config: ModelConfig,
+    mesh: Any,
+    params: Params,
+    tokens: Any,
+    *,
+    max_new_tokens: int,
+    lengths: Any = None,
+    sampling: Sampling | None = None,
+    seeds: Any = None,
+    end_tokens: Sequence[int] = (),
+    pad_token: int = 0,
+    prefix: Prefix | None = None,
+    plan: Any = None,
+    prefill_plan: Any = None,
+    int8_cache: bool = False,
+    schedule: ScheduleLike = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """Continues prompts, each until it draws an end token or has all that it may have.
+
+    One program, compiled once for these shapes: the prompts are read, and a loop on the devices
+    draws tokens until no sequence is left. What a sequence draws depends on its own prompt, seed
+    and settings only, not on its neighbours in the batch.
+
+    Args:
+      config, mesh: as `init`.
+      params: as `init` made them.
+      tokens: [batch, T] integers, the prompts, padded at the end.
+      max_new_tokens: at most so many for each sequence.
+      lengths: [batch] integers of at least 1, of the prompts; T unless given.
+      sampling: how to choose a token; greedily unless given.
+      seeds: [batch] integers, one for each sequence; 0 unless given.
+      end_tokens: a sequence ends with the first of these that it draws.
+      pad_token: stands after the end.
+      prefix: what all prompts continue, from `shared_prefix`.
+      plan: a `Partitioning` to decode in; the default one unless given.
+      prefill_plan: one to read prompts in, which must shard the cache alike; `plan` unless given.
+      int8_cache: store keys and values as int8.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+
+    Returns:
+      new tokens [batch, max_new_tokens] int32, and how many each sequence drew, its end token
+      included, [batch] int32; the same on all chips.
+
+    Raises:
+      ValueError: in words, before anything runs, for sizes, tokens or settings that do not fit.
+    """
+    batch, length = jnp.shape(tokens)
+    plan = default_decode(config, mesh, batch) if plan is None else plan
+    program = Program(config, mesh, plan, schedule)
+    reader = program
+    if prefill_plan is not None:
+        reader = Program(config, mesh, prefill_plan, schedule)
+        _check_alike(program, reader)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    for token in (*end_tokens, pad_token):
+        if not 0 <= token < config.vocab:
+            raise ValueError(
+                f"end or pad token {token} is not in the vocabulary of {config.name}, 0 to "
+                f"{config.vocab - 1}"
+            )
+    dtype = activation_dtype(params)
+    cache = jax.eval_shape(
+        functools.partial(
+            empty_cache, config, batch, length + max_new_tokens, dtype, int8=int8_cache
+        ),
+        prefix=prefix,
+    )
+    checks.check_batch(batch, config, mesh, reader.plan)
+    tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
+    checks.check_prompts(counts)
+    seeds = jnp.zeros((batch,), jnp.uint32) if seeds is None else jnp.asarray(seeds)
+    run = generator(program, reader, max_new_tokens, tuple(end_tokens), pad_token, int8_cache)
+    return run(params, tokens, counts, sampling or Sampling(), seeds, prefix)
+
+
+def _check_alike(decoder: Program, reader: Program) -> None:
+    """Refuses plans that put the cache in different places.
+
+    Raises:
+      ValueError: they do.
+    """
+    one, other = decoder.placement, reader.placement
+    if (one.batch_axes, one.kv_axes) != (other.batch_axes, other.kv_axes):
+        raise ValueError(
+            f"plan {decoder.plan} shards the cache's batch over {one.batch_axes} and its heads "
+            f"over {one.kv_axes}, but prefill_plan {reader.plan} over {other.batch_axes} and "
+            f"{other.kv_axes}; choose attention layouts that agree, or call prefill, "
+            "layouts.move_cache and decode_step"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def generator(
+    decoder: Program,
+    reader: Program,
+    max_new_tokens: int,
+    end_tokens: tuple[int, ...],
+    pad_token: int,
+    int8_cache: bool,
+) -> Any:
+    """The jitted function behind `generate`."""
+    config, mesh = decoder.config, decoder.mesh
+
+    def run(
+        params: Params,
+        tokens: jax.Array,
+        counts: jax.Array,
+        sampling: Sampling,
+        seeds: jax.Array,
+        prefix: Prefix | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        body = functools.partial(
+            _generate, decoder, reader, max_new_tokens, end_tokens, pad_token, int8_cache
+        )
+        shared = None
+        if prefix is not None:
+            shared = prefix_specs(prefix, decoder.placement.kv_axes)
+        specs = (param_specs(config, mesh, params), P(), P(), P(), P(), shared)
+        return decoder.shard_map(body, specs, (P(), P()))(
+            params, tokens, counts, sampling, seeds, prefix
+        )
+
+    return jax.jit(run)
+
+
+def _generate(
+    decoder: Program,
+    reader: Program,
+    max_new_tokens: int,
+    end_tokens: tuple[int, ...],
+    pad_token: int,
+    int8_cache: bool,
+    params: Params,
+    tokens: jax.Array,
+    counts: jax.Array,
+    sampling: Sampling,
+    seeds: jax.Array,
+    prefix: Prefix | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`generate` on local shards."""
+    batch, length = tokens.shape
+    place = decoder.placement
+    cache = empty_cache(
+        decoder.config,
+        batch // ax.size(place.batch_axes),
+        length + max_new_tokens,
+        activation_dtype(params),
+        int8=int8_cache,
+        prefix=prefix,
+        kv_heads=decoder.config.stored_kv_heads // ax.size(place.kv_axes),
+    )
+    cache = dataclasses.replace(cache, lengths=jnp.zeros((batch,), jnp.int32))
+    axes = vocab_axes(decoder.config, dict(decoder.mesh.shape))
+    ends = jnp.asarray(np.asarray(end_tokens, np.int32))
+
+    def draw(logits: jax.Array, cache: Cache) -> jax.Array:
+        positions = cache.prefix_length + cache.lengths
+        with jax.named_scope("sample"):
+            return sample(logits, sampling, seeds=seeds, positions=positions, axes=axes)
+
+    def put(state: Any, drawn: jax.Array) -> Any:
+        step, _, running, out, drew, cache = state
+        kept = jnp.where(running, drawn, pad_token)
+        out = lax.dynamic_update_slice_in_dim(out, kept[:, None], step, axis=1)
+        drew = drew + running.astype(jnp.int32)
+        running = running & ~jnp.isin(drawn, ends)
+        return step + 1, kept, running, out, drew, cache
+
+    def goes_on(state: Any) -> jax.Array:
+        step, _, running, *_ = state
+        return (step < max_new_tokens) & jnp.any(running)
+
+    def go_on(state: Any) -> Any:
+        _, last, running, *_, cache = state
+        # A sequence that has ended appends nothing.
+        logits, cache = extend(
+            decoder, params, cache, last[:, None], running.astype(jnp.int32), reads=True
+        )
+        return put((*state[:-1], cache), draw(logits, cache))
+
+    logits, cache = extend(reader, params, cache, tokens, counts, reads=False)
+    state = (
+        jnp.int32(0),
+        jnp.zeros((batch,), jnp.int32),
+        jnp.ones((batch,), bool),
+        jnp.full((batch, max_new_tokens), pad_token, jnp.int32),
+        jnp.zeros((batch,), jnp.int32),
+        cache,
+    )
+    state = lax.while_loop(goes_on, go_on, put(state, draw(logits, cache)))
+    return state[3], state[4]

@@ -1,0 +1,125 @@
+"""The programs of `decode_step` and `prefill` from shapes alone, on any mesh with axes x, y and z."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from . import checks
+from .axes import ScheduleLike
+from .cache import empty_cache
+from .config import ModelConfig
+from .decoder import extender
+from .params import params_shapes
+from .partitioning import default_decode, default_prefill, param_specs, shardings
+from .program import Program
+
+WEIGHTS = ("bf16", "int8")
+
+
+def lower_decode_step(
+    config: ModelConfig,
+    mesh: Any,
+    *,
+    batch: int,
+    context: int,
+    weights: str = "bf16",
+    plan: Any = None,
+    schedule: ScheduleLike = "auto",
+    int8_cache: bool = False,
+) -> jax.stages.Lowered:
+    """What `decode_step` runs, lowered for a cache of `context` positions.
+
+    Args:
+      config: the model.
+      mesh: with axes x, y and z; its devices need not be there.
+      batch: sequences.
+      context: positions of the cache, all of which are read.
+      weights: "bf16" or "int8"; activations are bfloat16.
+      plan: a `Partitioning`; the paper's choice for decoding unless given.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+      int8_cache: keys and values are stored as int8.
+
+    Returns:
+      The lowered program; `.compile()` compiles it for the mesh's devices.
+
+    Raises:
+      ValueError: in words, for sizes that do not fit.
+    """
+    checks.check_weights(weights, WEIGHTS)
+    checks.check_mesh_for(config, mesh)
+    plan = default_decode(config, mesh, batch) if plan is None else plan
+    return _lower(config, mesh, plan, schedule, weights, batch, 1, context, int8_cache, True)
+
+
+def lower_prefill(
+    config: ModelConfig,
+    mesh: Any,
+    *,
+    batch: int,
+    length: int,
+    weights: str = "bf16",
+    plan: Any = None,
+    schedule: ScheduleLike = "auto",
+    int8_cache: bool = False,
+) -> jax.stages.Lowered:
+    """What `prefill` runs, lowered for prompts that fill a new cache of `length` positions.
+
+    Args:
+      length: of the prompts and of the cache.
+      plan: a `Partitioning`; the paper's choice for a prefill of this size unless given.
+      config, mesh, batch, weights, schedule, int8_cache: as `lower_decode_step`.
+
+    Returns:
+      As `lower_decode_step`.
+
+    Raises:
+      ValueError: in words, for sizes that do not fit.
+    """
+    checks.check_weights(weights, WEIGHTS)
+    checks.check_mesh_for(config, mesh)
+    if plan is None:
+        weight_bytes = 1 if weights == "int8" else 2
+        plan = default_prefill(config, mesh, batch, length, weight_bytes)
+    return _lower(config, mesh, plan, schedule, weights, batch, length, length, int8_cache, False)
+
+
+def _lower(
+    config: ModelConfig,
+    mesh: Any,
+    plan: Any,
+    schedule: ScheduleLike,
+    weights: str,
+    batch: int,
+    new: int,
+    context: int,
+    int8_cache: bool,
+    reads: bool,
+) -> jax.stages.Lowered:
+    checks.check_batch(batch, config, mesh, plan)
+    program = Program(config, mesh, plan, schedule)
+    params = params_shapes(config, jnp.bfloat16, int8=weights == "int8")
+    cache = jax.eval_shape(
+        lambda: empty_cache(config, batch, context, jnp.bfloat16, int8=int8_cache)
+    )
+    replicated = NamedSharding(mesh, P())
+    return extender(program).lower(
+        _placed(params, shardings(mesh, param_specs(config, mesh, params))),
+        _placed(cache, shardings(mesh, program.cache_specs(cache))),
+        jax.ShapeDtypeStruct((batch, new), jnp.int32, sharding=replicated),
+        jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=replicated),
+        reads=reads,
+    )
+
+
+def _placed(shapes: Any, placed: Any) -> Any:
+    """Shapes with shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        placed,
+    )

@@ -1,0 +1,53 @@
+"""Heads added to a checkpoint so that they divide over a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from collective_einsum import Quantized
+
+from .config import ModelConfig
+from .params import HEAD_DIM, KV_HEAD_DIM, Params, describe
+
+
+def pad_heads(params: Params, config: ModelConfig) -> Params:
+    """Parameters without padding, as a checkpoint has them, padded as `config` says.
+
+    Args:
+      params: floating arrays with `config.heads` and `config.kv_heads` heads.
+      config: the padded model.
+
+    Returns:
+      The same tree, heads added as zeros; the model computes the same.
+
+    Raises:
+      ValueError: an array has another number of heads, or is Quantized.
+    """
+
+    def spread(x: Any, dim: int, present: np.ndarray) -> jax.Array:
+        index = np.where(present, np.cumsum(present) - 1, 0)
+        shape = [-1 if i == dim else 1 for i in range(x.ndim)]
+        return jnp.where(present.reshape(shape), jnp.take(x, index, axis=dim), 0)
+
+    blocks = dict(params["blocks"])
+    real = np.array(config.real_heads)
+    real_kv = np.arange(config.stored_kv_heads) < config.kv_heads
+    for dims, heads, present in (
+        (HEAD_DIM, config.heads, real),
+        (KV_HEAD_DIM, config.kv_heads, real_kv),
+    ):
+        for name, dim in dims.items():
+            if name not in blocks:
+                continue
+            x = blocks[name]
+            if isinstance(x, Quantized) or x.shape[dim] != heads:
+                raise ValueError(
+                    f"pad_heads: blocks/{name} must be a floating array with {heads} heads in "
+                    f"dimension {dim}, got {describe(x)}; pad first, then quantize"
+                )
+            blocks[name] = spread(x, dim, present)
+    return params | {"blocks": blocks}

@@ -1,0 +1,171 @@
+"""A pair of layouts, what it asks of a model and a mesh, and where it puts every array."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+
+from .axes import AXES, WEIGHT_AXES, Axes, check_mesh, size
+from .cache import Cache
+from .cache import cache_specs as cache_parts
+from .config import ModelConfig
+from .doors import spec_of
+from .embedding import vocab_axes
+from .params import Params, params_shapes
+from .placement import AttentionLayout, BatchSharded, HeadSharded, Placement, place
+from .projections import FeedForwardLayout, WeightGathered, WeightStationary2D
+from .step import block_specs
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioning:
+    """The layouts of a phase.
+
+    Attributes:
+      feedforward: WeightStationary1D(), WeightStationary2D() or WeightGathered(...), which is also
+        that of attention's projections.
+      attention: HeadSharded() or BatchSharded(...).
+    """
+
+    feedforward: FeedForwardLayout
+    attention: AttentionLayout
+
+
+def param_specs(config: ModelConfig, mesh: Any, params: Params | None = None) -> Params:
+    """The partition spec of every parameter, the same in all layouts.
+
+    Args:
+      config: the model.
+      mesh: with axes x, y and z; its sizes decide whether key-value heads and the vocabulary can be
+        sharded.
+      params: arrays or shapes, which say what is Quantized; nothing, unless given.
+
+    Raises:
+      ValueError: the mesh has other axes.
+    """
+    sizes = check_mesh(mesh)
+    params = params_shapes(config) if params is None else params
+    by_name = block_specs(config, sizes)
+    table = P(vocab_axes(config, sizes) or None, None)
+
+    def spec(path: Any, x: Any) -> Any:
+        name = str(getattr(path[-1], "key", path[-1]))
+        if name in ("embedding", "unembedding"):
+            return spec_of(x, table)
+        stacked = str(getattr(path[0], "key", path[0])) == "blocks"
+        return spec_of(x, P(None, *by_name.get(name, P())) if stacked else P())
+
+    return jax.tree_util.tree_map_with_path(
+        spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)
+    )
+
+
+def shardings(mesh: Any, specs: Any) -> Any:
+    """`specs` as NamedShardings on a mesh, for out_shardings or device_put."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )
+
+
+def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
+    """Where attention happens under `plan`; see `placement.place`.
+
+    Raises:
+      ValueError: the mesh has other axes, or does not divide the model.
+    """
+    sizes = check_mesh(mesh)
+    check_model(config, sizes)
+    return place(config, plan.feedforward, plan.attention, sizes)
+
+
+def cache_specs(config: ModelConfig, mesh: Any, plan: Any, cache: Cache) -> Cache:
+    """The partition spec of every array of a cache under `plan`."""
+    found = placement(config, mesh, plan)
+    return cache_parts(cache, found.batch_axes, found.kv_axes)
+
+
+def check_model(config: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh that does not divide the model.
+
+    Raises:
+      ValueError: d_model or d_ff does not divide over all chips.
+    """
+    chips = size(AXES, sizes)
+    for name, value in (("d_model", config.d_model), ("d_ff", config.d_ff)):
+        if value % chips:
+            raise ValueError(
+                f"{config.name}: {name}={value} does not divide over the {chips} chips of a mesh "
+                f"{_shape(sizes)}; choose a mesh of fewer chips, or pad {name} to "
+                f"{-(-value // chips) * chips}"
+            )
+
+
+def check_batch(batch: int, config: ModelConfig, mesh: Any, plan: Any) -> None:
+    """Refuses a batch that the layouts cannot shard.
+
+    Raises:
+      ValueError: it does not divide.
+    """
+    sizes = check_mesh(mesh)
+    for what, axes in (
+        (plan.feedforward, plan.feedforward.batch_axes),
+        (plan.attention, placement(config, mesh, plan).batch_axes),
+    ):
+        n = size(axes, sizes)
+        if batch % n:
+            smaller = "HeadSharded()" if what is plan.attention else "WeightStationary2D()"
+            raise ValueError(
+                f"{what} shards the batch over {axes} of a mesh {_shape(sizes)}, {n} chips, which "
+                f"do not divide a batch of {batch}; make the batch a multiple of {n}, shard it "
+                f"over fewer axes, or use {smaller}"
+            )
+
+
+def _shape(sizes: Mapping[str, int]) -> str:
+    return "x".join(str(sizes[axis]) for axis in AXES)
+
+
+def default_decode(config: ModelConfig, mesh: Any, batch: int) -> Partitioning:
+    """The paper's choice for decoding: 2D weight-stationary (section 3.2.4), and attention sharded
+    over batch where heads share keys and values (section 3.3), as far as the batch goes."""
+    sizes = check_mesh(mesh)
+    options: list[Axes] = [AXES, WEIGHT_AXES, ("z",)]
+    axes = next((a for a in options if batch % size(a, sizes) == 0), None)
+    if config.kv_heads == config.heads or axes is None:
+        return Partitioning(WeightStationary2D(), HeadSharded())
+    return Partitioning(WeightStationary2D(), BatchSharded(axes))
+
+
+def default_prefill(
+    config: ModelConfig, mesh: Any, batch: int, length: int, weight_bytes: float = 2
+) -> Partitioning:
+    """The paper's choice for reading prompts: the layout that moves the fewest bytes.
+
+    Bytes are those of figure 3: two matrices E x F, activations of 2 bytes, and K - 1 of K parts
+    counted as K; batch-sharded attention where the batch divides over all chips.
+
+    Args:
+      config, mesh: sizes.
+      batch, length: of the prompts.
+      weight_bytes: of one weight.
+    """
+    sizes = check_mesh(mesh)
+    chips, tokens = size(AXES, sizes), batch * length
+    e, f = config.d_model, config.d_ff
+    least = 2 * 2 * tokens * (e / sizes["x"] + f / size(WEIGHT_AXES, sizes))
+    best = Partitioning(WeightStationary2D(), HeadSharded())
+    for count in (1, 2, 3):
+        n = size(AXES[:count], sizes)
+        activations = 2 * 2 * tokens * e / n if n < chips else 0
+        moved = weight_bytes * 2 * e * f * n / chips + activations
+        if batch % n == 0 and moved < least:
+            attention = BatchSharded() if batch % chips == 0 else HeadSharded()
+            best, least = Partitioning(WeightGathered(AXES[:count]), attention), moved
+    return best

@@ -1,0 +1,301 @@
+"""The feedforward layouts of "Efficiently Scaling Transformer Inference", sections 3.2.1 to 3.2.3.
+
+A layout is how activations come to weights: all of them take weights stored E_x F_yz (and F_yz E_x),
+so one copy serves prefill in one layout and decode in another. What a layout does is two steps,
+`project_in` from the boundary of a layer to features, and `project_out` back; attention's
+projections take the same two. Everything here works on local shards inside a shard_map over x, y
+and z, but for the partition specs.
+
+"Features" are the columns of a projection: F of the feedforward, heads times D of attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+
+from . import axes as ax
+from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
+from .functions import wide
+
+
+class Outgoing(NamedTuple):
+    """Columns on their way through an output matrix, back to the boundary of a layer.
+
+    Attributes:
+      h: [rows, columns over features(("y", "z"))]; or, if `by_rows`, [rows over x, columns over
+        yz].
+      w: [columns over yz, E over x].
+      by_rows: whether x cuts rows.
+    """
+
+    h: jax.Array
+    w: Any
+    by_rows: bool = False
+
+
+class FeedForwardLayout(Protocol):
+    """What every feedforward layout can do; x, y, z are mesh axes and W its `batch_axes`.
+
+    Rows are the positions of all the sequences that a chip has between layers.
+    """
+
+    @property
+    def batch_axes(self) -> Axes:
+        """The axes over which activations are sharded by batch, between layers and inside."""
+        ...
+
+    def features(self, sharded: Axes) -> Axes:
+        """The axes, major first, of what `project_in` makes with columns stored over `sharded`."""
+        ...
+
+    def project_in(
+        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+    ) -> list[jax.Array]:
+        """c [rows, E over the rest] times each weight [E_x, columns over its `sharded`].
+
+        Returns [rows, columns over `features(sharded)`] for each.
+        """
+        ...
+
+    def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
+        """The sum of h times w over all terms, with one reduce-scatter: [rows, E over the rest]."""
+        ...
+
+
+def boundary_axes(layout: FeedForwardLayout) -> Axes:
+    """The axes that shard E between layers: those that do not shard the batch."""
+    return tuple(axis for axis in AXES if axis not in layout.batch_axes)
+
+
+def activation_spec(layout: FeedForwardLayout) -> P:
+    """The partition spec of activations [batch, length, E] between layers."""
+    return P(layout.batch_axes or None, None, boundary_axes(layout) or None)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightStationary2D:
+    """Weights stay where they are, E over x and F over yz (section 3.2.2).
+
+    x is BLE_xyz; all-gather over yz; matmul; reduce-scatter over x to BLF_yzx; the nonlinearity;
+    all-gather over x; matmul; reduce-scatter over yz.
+    """
+
+    @property
+    def batch_axes(self) -> Axes:
+        """None: all chips work on the whole batch."""
+        return ()
+
+    def features(self, sharded: Axes) -> Axes:
+        """Columns are scattered over x after the sum over E_x."""
+        return (*sharded, "x")
+
+    def project_in(
+        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+    ) -> list[jax.Array]:
+        """See `FeedForwardLayout`."""
+        del sharded
+        return _gather_and_scatter(c, weights, "f", schedule)
+
+    def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
+        """See `FeedForwardLayout`."""
+        return _stationary_out(terms, ["m" if term.by_rows else "f" for term in terms], schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightStationary1D:
+    """Weights stay where they are, F over as many chips as yz has (section 3.2.1).
+
+    On a mesh whose x is 1 this is the paper's: all-gather of BLE; both matmuls; reduce-scatter.
+    Weights are stored E_x F_yz, so where x is longer E stays sharded over it, and the sums over E_x
+    are all-reduced before the nonlinearity, which every chip along x then does for itself.
+    """
+
+    @property
+    def batch_axes(self) -> Axes:
+        """None: all chips work on the whole batch."""
+        return ()
+
+    def features(self, sharded: Axes) -> Axes:
+        """Columns stay as they are stored."""
+        return sharded
+
+    def project_in(
+        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+    ) -> list[jax.Array]:
+        """See `FeedForwardLayout`."""
+        del sharded
+        partial = ce.all_gather_einsum(
+            "me,ef->mf", c, list(weights), axis_name=WEIGHT_AXES, gather="e", schedule=schedule
+        )
+        return [ax.all_reduce(each, ("x",), schedule) for each in partial]
+
+    def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
+        """See `FeedForwardLayout`."""
+        return _stationary_out(terms, ["m" if term.by_rows else None for term in terms], schedule)
+
+
+def project_rows(c: jax.Array, weights: Sequence[Any], schedule: ScheduleLike) -> list[jax.Array]:
+    """`project_in` of a weight-stationary layout, with rows cut over x instead of columns.
+
+    For what goes on to be sharded by batch anyway. Returns [rows over x, columns as stored] for
+    each weight.
+    """
+    return _gather_and_scatter(c, weights, "m", schedule)
+
+
+def _gather_and_scatter(
+    c: jax.Array, weights: Sequence[Any], scatter: str, schedule: ScheduleLike
+) -> list[jax.Array]:
+    return ce.all_gather_einsum_reduce_scatter(
+        "me,ef->mf",
+        c,
+        list(weights),
+        gather_axis_name=WEIGHT_AXES,
+        gather="e",
+        scatter_axis_name="x",
+        scatter=scatter,
+        schedule=schedule,
+    )
+
+
+def _stationary_out(
+    terms: Sequence[Outgoing], gathers: Sequence[str | None], schedule: ScheduleLike
+) -> jax.Array:
+    """`project_out` of weight-stationary layouts; `gathers` are the labels that x cuts, if any."""
+    spec, ends = "mf,fe->me", {"scatter": "e", "schedule": schedule}
+    if len(terms) == 1:
+        (h, w, _), (gather,) = terms[0], gathers
+        if gather is None:
+            return ce.einsum_reduce_scatter(spec, h, w, axis_name=WEIGHT_AXES, **ends)
+        return ce.all_gather_einsum_reduce_scatter(
+            spec,
+            h,
+            w,
+            gather_axis_name="x",
+            gather=gather,
+            scatter_axis_name=WEIGHT_AXES,
+            **ends,
+        )
+    parts = [
+        ax.local_einsum(spec, h, w)
+        if gather is None
+        else ce.all_gather_einsum(
+            spec,
+            h,
+            w,
+            axis_name="x",
+            gather=gather,
+            schedule=schedule,
+            preferred_element_type=wide(h.dtype),
+        )
+        for (h, w, _), gather in zip(terms, gathers, strict=True)
+    ]
+    return _sum_scattered(parts, terms[0].h.dtype, WEIGHT_AXES, schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightGathered:
+    """Weights are all-gathered over `axes` just before use, activations stay (section 3.2.3).
+
+    The batch is sharded over `axes`, E over the other axes; what is left of the weights' sharding
+    is the 1D weight-stationary layout.
+
+    Attributes:
+      axes: ("x",), ("x", "y") or ("x", "y", "z").
+    """
+
+    axes: Axes = AXES
+
+    def __post_init__(self) -> None:
+        given = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        if given not in (("x",), ("x", "y"), AXES):
+            raise ValueError(
+                f"WeightGathered(axes={self.axes!r}): weights are stored E_x F_yz and gathered over "
+                'x first: choose ("x",), ("x", "y") or ("x", "y", "z")'
+            )
+        object.__setattr__(self, "axes", given)
+
+    @property
+    def batch_axes(self) -> Axes:
+        """The axes that weights are gathered over."""
+        return self.axes
+
+    def features(self, sharded: Axes) -> Axes:
+        """Columns stay sharded over what is not gathered."""
+        return tuple(axis for axis in sharded if axis not in self.axes)
+
+    def project_in(
+        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+    ) -> list[jax.Array]:
+        """See `FeedForwardLayout`."""
+        c = ax.all_gather(c, boundary_axes(self), 1, schedule)
+        results = []
+        for w, axes in zip(weights, sharded, strict=True):
+            # The larger gather, of columns, is the one to hide; without one, that of E.
+            columns = ax.live([axis for axis in axes if axis in self.axes])
+            if columns:
+                w = ax.all_gather(w, ("x",), 0, schedule)
+            results.append(
+                ce.all_gather_einsum(
+                    "me,ef->mf",
+                    c,
+                    w,
+                    axis_name=columns or "x",
+                    gather="f" if columns else "e",
+                    schedule=schedule,
+                )
+            )
+        return results
+
+    def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
+        """See `FeedForwardLayout`."""
+        columns = ax.live([axis for axis in WEIGHT_AXES if axis in self.axes])
+        parts = []
+        for h, w, _ in terms:
+            if columns:
+                w = ax.all_gather(w, ("x",), 1, schedule)
+            parts.append(
+                ce.all_gather_einsum(
+                    "mf,fe->me",
+                    h,
+                    w,
+                    axis_name=columns or "x",
+                    gather="f" if columns else "e",
+                    schedule=schedule,
+                    preferred_element_type=wide(h.dtype),
+                )
+            )
+        return _sum_scattered(parts, terms[0].h.dtype, boundary_axes(self), schedule)
+
+
+def _sum_scattered(
+    parts: Sequence[jax.Array], dtype: Any, axes: Axes, schedule: ScheduleLike
+) -> jax.Array:
+    """The sum of `parts` [rows, E], over devices too: E over `axes`."""
+    return ax.reduce_scatter_columns(sum(parts[1:], parts[0]).astype(dtype), axes, schedule)
+
+
+def feature_bias(
+    layout: FeedForwardLayout, bias: jax.Array, sharded: Axes, schedule: ScheduleLike
+) -> jax.Array:
+    """A bias, stored like the columns of its matrix, as `project_in` leaves those columns."""
+    have = layout.features(sharded)
+    bias = ax.all_gather(bias, [axis for axis in sharded if axis not in have], 0, schedule)
+    return ax.own_block(bias, [axis for axis in have if axis not in sharded], 0)
+
+
+def boundary_shard(layout: FeedForwardLayout, vector: jax.Array, size: int) -> jax.Array:
+    """This device's part of a vector [..., size], as activations are sharded between layers.
+
+    What is its part already stays as it is.
+    """
+    if vector.shape[-1] != size:
+        return vector
+    return ax.own_block(vector, boundary_axes(layout), vector.ndim - 1)

@@ -1,0 +1,206 @@
+"""The decoder on one device, as plainly as jnp can say it: what every sharded one must equal.
+
+Letters: B batch, L length of what is new, S positions in the cache, E d_model, F d_ff, H heads,
+K key-value heads, G = H / K, D d_head, V vocab. Parameters are described in params.py. Float64
+parameters are computed in float64 throughout. Sizes are not checked here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from collective_einsum import Quantized
+
+from .config import ModelConfig
+from .functions import (
+    attention_scale,
+    causal_mask,
+    feedforward_hidden,
+    normalize,
+    rotary_tables,
+    rotate,
+    softmax_base2,
+    wide,
+)
+from .params import Params, activation_dtype
+from .sampling import Sampling, sample
+
+Cache = dict[str, Any]
+
+_draw = jax.jit(sample)
+
+
+def empty_cache(config: ModelConfig, batch: int, max_length: int, dtype: Any) -> Cache:
+    """Keys and values [layers, B, S, K, D] with S = `max_length`, and lengths [B] int32, all 0."""
+    shape = (config.layers, batch, max_length, config.stored_kv_heads, config.d_head)
+    lengths = jnp.zeros((batch,), jnp.int32)
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "lengths": lengths}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def extend(
+    params: Params, config: ModelConfig, tokens: jax.Array, cache: Cache, new: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Appends a chunk of tokens to what each sequence already has in the cache.
+
+    Args:
+      params: global arrays.
+      config: the model.
+      tokens: [B, L] int32.
+      cache: as `empty_cache` or this function left it, with room for all that is new.
+      new: [B] int32, how many of the L tokens count; the rest is padding at the end.
+
+    Returns:
+      logits [B, L, V] in float32 or wider, meaningless where padding is; and the new cache.
+    """
+    start = cache["lengths"]
+    positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    # Where padding would be written lies outside of the cache, so that it is dropped.
+    slots = jnp.where(positions < (start + new)[:, None], positions, cache["k"].shape[2])
+    mask = causal_mask(positions, jnp.arange(cache["k"].shape[2], dtype=jnp.int32), start + new)
+    dtype = activation_dtype(params)
+    tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
+    embedding = params["embedding"]
+    x = _plain(embedding, wide(dtype))[tokens].astype(dtype)
+
+    keys, values = cache["k"], cache["v"]
+    for layer in range(config.layers):
+        p = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
+        y = normalize(x, p["norm"], config)
+        k, v = project(y, p, "k", "ble,ekd->blkd"), project(y, p, "v", "ble,ekd->blkd")
+        k = rotate(k, tables, config.rotary)
+        rows = jnp.arange(tokens.shape[0])[:, None]
+        keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
+        values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")
+        q = rotate(project(y, p, "q", "ble,ehd->blhd"), tables, config.rotary)
+        attended = project(attend(q, keys[layer], values[layer], mask), p, "o", "blhd,hde->ble")
+        if config.block == "parallel":
+            x = x + attended + feedforward(y, p, config)
+        else:
+            x = x + attended
+            x = x + feedforward(normalize(x, p["norm_ffn"], config), p, config)
+
+    x = normalize(x, params["final_norm"], config)
+    table = embedding if config.tied_embedding else params["unembedding"]
+    logits = _matmul("ble,ve->blv", x, table)
+    return logits, {"k": keys, "v": values, "lengths": start + new}
+
+
+def prefill(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    max_length: int,
+) -> tuple[jax.Array, Cache]:
+    """Reads prompts [B, L] of `lengths` [B] into a new cache of `max_length` positions.
+
+    Returns:
+      logits [B, V] after each prompt's last token, and the cache.
+    """
+    cache = empty_cache(config, tokens.shape[0], max_length, activation_dtype(params))
+    logits, cache = extend(params, config, tokens, cache, lengths)
+    return logits[jnp.arange(tokens.shape[0]), lengths - 1], cache
+
+
+def decode_step(
+    params: Params, config: ModelConfig, tokens: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Appends one token to each sequence: tokens [B] and a cache to logits [B, V] and a cache."""
+    logits, cache = extend(params, config, tokens[:, None], cache, jnp.ones_like(tokens))
+    return logits[:, 0], cache
+
+
+def generate(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    seeds: jax.Array | None = None,
+    end_tokens: Sequence[int] = (),
+    pad_token: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Continues prompts [B, L] of `lengths` [B] by up to `max_new_tokens` each.
+
+    Args:
+      params: global arrays.
+      config: the model.
+      tokens: [B, L] int32, padded at the end.
+      lengths: [B] int32, at least 1.
+      max_new_tokens: when to stop a sequence that meets no end token.
+      sampling: how to choose a token; greedily unless given.
+      seeds: [B] integers, one for each sequence; 0 unless given.
+      end_tokens: a sequence ends with the first of these that it draws.
+      pad_token: stands after the end.
+
+    Returns:
+      new tokens [B, max_new_tokens] int32, and how many each sequence drew, its end token included,
+      [B] int32.
+    """
+    batch = tokens.shape[0]
+    seeds = jnp.zeros((batch,), jnp.uint32) if seeds is None else seeds
+    logits, cache = prefill(params, config, tokens, lengths, tokens.shape[1] + max_new_tokens)
+    out = np.full((batch, max_new_tokens), pad_token, np.int32)
+    counts = np.zeros((batch,), np.int32)
+    running = np.ones((batch,), bool)
+    for step in range(max_new_tokens):
+        drawn = _draw(logits, sampling or Sampling(), seeds=seeds, positions=cache["lengths"])
+        out[running, step] = np.asarray(drawn)[running]
+        counts += running
+        running = running & ~np.isin(np.asarray(drawn), np.asarray(end_tokens, np.int32))
+        if not running.any() or step + 1 == max_new_tokens:
+            break
+        logits, cache = decode_step(params, config, drawn, cache)
+    return out, counts
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of q [B, L, H, D] to k, v [B, S, K, D] where mask [B, L, S] is true: [B, L, H, D].
+
+    Query heads h * G to (h + 1) * G - 1 read key-value head h. Wide until the end.
+    """
+    b, length, heads, d = q.shape
+    accumulator = wide(q.dtype)
+    grouped = q.astype(accumulator).reshape(b, length, k.shape[2], -1, d) * attention_scale(d)
+    scores = _matmul("blkgd,bskd->bkgls", grouped, k)
+    weights = softmax_base2(scores, mask[:, None, None])
+    return _matmul("bkgls,bskd->blkgd", weights, v).reshape(b, length, heads, d).astype(q.dtype)
+
+
+def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
+    """The feedforward layer of x [B, L, E]: [B, L, E]."""
+    inner = project(x, block, "in", "ble,ef->blf")
+    gate = project(x, block, "gate", "ble,ef->blf") if config.gated else None
+    hidden = feedforward_hidden(inner, gate, config.activation)
+    return project(hidden, block, "out", "blf,fe->ble")
+
+
+def project(x: jax.Array, block: Params, name: str, spec: str) -> jax.Array:
+    """The einsum of x and the block's w_`name`, plus b_`name` where there is one; x's dtype."""
+    y = _matmul(spec, x, block["w_" + name])
+    bias = block.get("b_" + name)
+    return (y if bias is None else y + bias.astype(y.dtype)).astype(x.dtype)
+
+
+def _matmul(spec: str, x: jax.Array, w: jax.Array | Quantized) -> jax.Array:
+    accumulator = wide(x.dtype)
+    return jnp.einsum(
+        spec, x.astype(accumulator), _plain(w, accumulator), precision=lax.Precision.HIGHEST
+    )
+
+
+def _plain(w: jax.Array | Quantized, dtype: Any) -> jax.Array:
+    """The array that `w` stands for, not rounded to a narrower dtype than `dtype`."""
+    if isinstance(w, Quantized):
+        return w.values.astype(dtype) * w.scale.astype(dtype)
+    return w.astype(dtype)

@@ -1,0 +1,149 @@
+"""Attention of queries to keys and values that lie in several places, on one device.
+
+The keys of a sequence stand in segments: a prefix shared by all sequences, what the cache holds, and
+the chunk that is being read. One softmax runs over all of them without joining them, in base 2 and
+float32. Queries are taken a block at a time, so that the scores of all heads never exist at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from collective_einsum import TPU_V4
+
+from .functions import attention_scale, wide
+
+# The scores of one block of queries fit the on-chip memory of the smallest chip that has some.
+SCORES_BYTES = TPU_V4.cmem_bytes
+# Groups of query blocks; each sees the keys up to its own end. With g groups, (1 + 1/g) / 2 of the
+# scores are computed, and the program grows with g.
+CAUSAL_GROUPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some of the keys and values that queries may see; B batch, K heads, S positions.
+
+    Attributes:
+      keys, values: [B, K, S, D], or [K, S, D] if all sequences share them; integers with scales.
+      key_scale, value_scale: [B, K, S] or [K, S]; None for 1.
+      lengths: [B], how many of the S positions each sequence has; None for all.
+      causal: query t sees positions up to t.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
+    lengths: jax.Array | None = None
+    causal: bool = False
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.keys.shape[-2]
+
+    def first(self, size: int) -> Segment:
+        """The first `size` positions."""
+
+        def cut(x: jax.Array | None, dim: int) -> jax.Array | None:
+            return None if x is None else lax.slice_in_dim(x, 0, size, axis=x.ndim + dim)
+
+        return dataclasses.replace(
+            self,
+            keys=cut(self.keys, -2),
+            values=cut(self.values, -2),
+            key_scale=cut(self.key_scale, -1),
+            value_scale=cut(self.value_scale, -1),
+        )
+
+
+def attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+    """Softmax attention of each query to what it sees of all segments.
+
+    Args:
+      q: [B, T, H, D], not scaled. Heads h * H / K to (h + 1) * H / K - 1 read key-value head h.
+      segments: where the keys are; each query must see at least one.
+
+    Returns:
+      [B, T, H, D] in the dtype of q.
+    """
+    b, t, h, d = q.shape
+    k = segments[0].keys.shape[-3]
+    q = q.reshape(b, t, k, h // k, d)
+    row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
+    count = -(-t // max(1, SCORES_BYTES // row_bytes))
+    if count == 1:
+        return _block(q, segments, 0).reshape(b, t, h, d)
+    groups = min(count, CAUSAL_GROUPS)
+    per_group = -(-count // groups)
+    block = -(-t // (groups * per_group))
+    padded = jnp.pad(q, ((0, 0), (0, groups * per_group * block - t), (0, 0), (0, 0), (0, 0)))
+    results = []
+    for group in range(groups):
+        start = group * per_group * block
+        end = start + per_group * block
+        seen = [s.first(min(end, s.size)) if s.causal else s for s in segments]
+        rows = padded[:, start:end].reshape(b, per_group, block, *q.shape[2:])
+
+        def step(first: jax.Array, rows: jax.Array, seen: Sequence[Segment] = seen):
+            return first + block, _block(rows, seen, first)
+
+        _, blocks = lax.scan(step, jnp.int32(start), jnp.moveaxis(rows, 1, 0))
+        results.append(jnp.moveaxis(blocks, 0, 1).reshape(b, per_group * block, h, d))
+    return jnp.concatenate(results, axis=1)[:, :t]
+
+
+def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) -> jax.Array:
+    """Attention of the queries [B, T, K, G, D] that begin at position `first` of their chunk."""
+    scores = [_scores(q, s, first) for s in segments]
+    tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
+    top = tops[0]
+    for each in tops[1:]:
+        top = jnp.maximum(top, each)
+    total, result = 0.0, 0.0
+    for s, segment in zip(scores, segments, strict=True):
+        powers = jnp.exp2(s - top)
+        total = total + jnp.sum(powers, axis=-1)
+        if segment.value_scale is not None:
+            powers = powers * _over_queries(segment.value_scale)
+        labels = "bksd" if segment.values.ndim == 4 else "ksd"
+        result = result + jnp.einsum(
+            f"bkgts,{labels}->btkgd",
+            powers.astype(q.dtype),
+            segment.values.astype(q.dtype),
+            preferred_element_type=s.dtype,
+        )
+    return (result / jnp.moveaxis(total, 3, 1)[..., None]).astype(q.dtype)
+
+
+def _scores(q: jax.Array, segment: Segment, first: jax.Array | int) -> jax.Array:
+    """Base-2 scores [B, K, G, T, S], -inf where a query does not see a key."""
+    labels = "bksd" if segment.keys.ndim == 4 else "ksd"
+    scores = jnp.einsum(
+        f"btkgd,{labels}->bkgts",
+        q,
+        segment.keys.astype(q.dtype),
+        preferred_element_type=wide(q.dtype),
+    )
+    scores = scores * attention_scale(q.shape[-1])
+    if segment.key_scale is not None:
+        scores = scores * _over_queries(segment.key_scale)
+    positions = jnp.arange(segment.size)
+    if segment.causal:
+        queries = first + jnp.arange(q.shape[1])
+        scores = jnp.where(positions <= queries[:, None], scores, -jnp.inf)
+    if segment.lengths is not None:
+        visible = positions < segment.lengths[:, None]
+        scores = jnp.where(visible[:, None, None, None], scores, -jnp.inf)
+    return scores
+
+
+def _over_queries(scale: jax.Array) -> jax.Array:
+    """[B, K, S] or [K, S] as it multiplies scores [B, K, G, T, S]."""
+    return scale[..., :, None, None, :]

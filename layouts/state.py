@@ -1,0 +1,114 @@
+"""Parameters and caches, each shard made on the chip that keeps it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import checks, params
+from .cache import Cache, Prefix, empty_cache
+from .config import ModelConfig
+from .params import Params
+from .partitioning import cache_specs, default_decode, param_specs, shardings
+
+
+def init(
+    config: ModelConfig,
+    mesh: Any,
+    key: jax.Array,
+    dtype: Any = jnp.bfloat16,
+    *,
+    weights: str = "plain",
+) -> Params:
+    """Random parameters, each shard made on the chip that keeps it.
+
+    Args:
+      config: the model.
+      mesh: with axes x, y and z.
+      key: a `jax.random.key`; the same numbers come out on every mesh.
+      dtype: of every array.
+      weights: "plain", or "int8" for matrices and tables as Quantized that stand for `dtype`.
+
+    Raises:
+      ValueError: the mesh does not divide the model, or `weights` is another word.
+    """
+    checks.check_weights(weights, ("plain", "int8"))
+    checks.check_mesh_for(config, mesh)
+    return _initializer(config, mesh, jnp.dtype(dtype), weights == "int8")(key)
+
+
+@functools.lru_cache(maxsize=64)
+def _initializer(config: ModelConfig, mesh: Any, dtype: Any, int8: bool) -> Any:
+    def make(key: jax.Array) -> Params:
+        made = params.init(key, config, dtype)
+        return params.quantize(made) if int8 else made
+
+    shapes = params.params_shapes(config, dtype, int8=int8)
+    return jax.jit(make, out_shardings=shardings(mesh, param_specs(config, mesh, shapes)))
+
+
+def init_cache(
+    config: ModelConfig,
+    mesh: Any,
+    batch: int,
+    max_length: int,
+    *,
+    plan: Any = None,
+    dtype: Any = jnp.bfloat16,
+    int8: bool = False,
+    prefix: Prefix | None = None,
+) -> Cache:
+    """An empty cache, each shard made on the chip that keeps it.
+
+    Args:
+      config, mesh: as `init`.
+      batch: sequences.
+      max_length: positions for each, beside the prefix.
+      plan: whose attention layout shards it; the default one for decoding unless given.
+      dtype: of keys and values.
+      int8: store them as int8, with a scale for each position and head.
+      prefix: what all sequences begin with, from `shared_prefix`; stored once, not once for each.
+
+    Raises:
+      ValueError: sizes do not fit the mesh, the layout or each other.
+    """
+    plan = default_decode(config, mesh, batch) if plan is None else plan
+    checks.check_batch(batch, config, mesh, plan)
+
+    def make(prefix: Prefix | None) -> Cache:
+        return empty_cache(config, batch, max_length, dtype, int8=int8, prefix=prefix)
+
+    specs = cache_specs(config, mesh, plan, jax.eval_shape(make, prefix))
+    return jax.jit(make, out_shardings=shardings(mesh, specs))(prefix)
+
+
+def shared_prefix(cache: Cache) -> Prefix:
+    """What a cache of one sequence holds, for many sequences to begin with.
+
+    Args:
+      cache: as `prefill` left it: one sequence, full to its last position.
+
+    Raises:
+      ValueError: there are several sequences, room is left, or it begins with a prefix itself.
+    """
+    checks.check_prefix(cache)
+    k, v = jax.tree.map(lambda x: x[:, 0], (cache.k, cache.v))
+    return Prefix(k, v)
+
+
+def move_cache(config: ModelConfig, mesh: Any, cache: Cache, plan: Any) -> Cache:
+    """The cache, sharded as another plan's attention layout says.
+
+    Args:
+      config, mesh: as `init`.
+      cache: any.
+      plan: a `Partitioning`.
+
+    Raises:
+      ValueError: the plan cannot shard the cache's batch.
+    """
+    checks.check_batch(cache.batch, config, mesh, plan)
+    return jax.device_put(cache, shardings(mesh, cache_specs(config, mesh, plan, cache)))

@@ -1,0 +1,136 @@
+"""What the layers of a step share, and how a layer that attends is called by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from . import axes as ax
+from .axes import WEIGHT_AXES, ScheduleLike
+from .cache import Entries, is_int8, layer_specs
+from .config import ModelConfig
+from .doors import on_mesh, weight_specs_of
+from .feedforward import WEIGHT_SPECS
+from .functions import rotary_tables, wide
+from .placement import AttentionLayout, Placement, place, stored_kv_axes
+from .projections import FeedForwardLayout, activation_spec
+
+Past = tuple[Entries, Entries]
+Layer = Callable[..., tuple[jax.Array, Past]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What all layers of one step share.
+
+    Attributes:
+      config, feedforward, placement, schedule: how things are laid out.
+      lengths: [B of this chip in attention], positions already in the cache.
+      tables: of the rotary embedding, for the new positions; None without one.
+      new: T, how many positions are new.
+    """
+
+    config: ModelConfig
+    feedforward: FeedForwardLayout
+    placement: Placement
+    schedule: ScheduleLike
+    lengths: jax.Array
+    tables: tuple[jax.Array, jax.Array] | None
+    new: int
+
+
+def make_step(
+    config: ModelConfig,
+    feedforward: FeedForwardLayout,
+    placement: Placement,
+    schedule: ScheduleLike,
+    lengths: jax.Array,
+    new: int,
+    prefix_length: int,
+    dtype: Any,
+) -> Step:
+    """A `Step` for `new` positions after `lengths` [whole batch], after a shared prefix."""
+    own = ax.own_block(lengths, placement.batch_axes, 0)
+    tables = None
+    if config.rotary is not None:
+        positions = prefix_length + own[:, None] + jnp.arange(new)
+        tables = rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
+    return Step(config, feedforward, placement, schedule, own, tables, new)
+
+
+def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
+    """How the matrices and biases of one layer are stored, by name; norms are whole."""
+    kv = stored_kv_axes(config, sizes) or None
+    return {
+        **WEIGHT_SPECS,
+        "w_q": P("x", WEIGHT_AXES, None),
+        "w_k": P("x", kv, None),
+        "w_v": P("x", kv, None),
+        "w_o": P(WEIGHT_AXES, None, "x"),
+        "b_q": P(WEIGHT_AXES, None),
+        "b_k": P(kv, None),
+        "b_v": P(kv, None),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCall:
+    """How a layer that attends is called by itself, inside a shard_map or on global arrays."""
+
+    config: ModelConfig
+    layout: FeedForwardLayout
+    attention: AttentionLayout
+    schedule: ScheduleLike
+
+    def __call__(
+        self,
+        layer: Layer,
+        x: jax.Array,
+        weights: Mapping[str, Any],
+        lengths: jax.Array | None,
+        past: Past | None,
+        prefix: Past | None,
+        mesh: Any,
+    ) -> tuple[jax.Array, Past]:
+        """The layer's results; arguments as `attention`."""
+        if lengths is None:
+            parts = 1 if mesh is not None else ax.size(self.layout.batch_axes)
+            lengths, past = jnp.zeros((x.shape[0] * parts,), jnp.int32), None
+        if mesh is None:
+            return self._local(layer, x, weights, lengths, past, prefix)
+        sizes = ax.check_mesh(mesh)
+        where = place(self.config, self.layout, self.attention, sizes)
+        spec = activation_spec(self.layout)
+        new = layer_specs(where.batch_axes, where.kv_axes, int8=is_int8(past))
+        before = layer_specs((), where.kv_axes, int8=is_int8(prefix), batched=False)
+        in_specs = (
+            spec,
+            weight_specs_of(weights, block_specs(self.config, sizes)),
+            P(),
+            past and (new, new),
+            prefix and (before, before),
+        )
+        local = functools.partial(self._local, layer)
+        return on_mesh(mesh, local, in_specs, (spec, (new, new)))(x, weights, lengths, past, prefix)
+
+    def _local(
+        self,
+        layer: Layer,
+        x: jax.Array,
+        weights: Mapping[str, Any],
+        lengths: jax.Array,
+        past: Past | None,
+        prefix: Past | None,
+    ) -> tuple[jax.Array, Past]:
+        where = place(self.config, self.layout, self.attention, ax.local_sizes())
+        before = 0 if prefix is None else prefix[0].values.shape[-2]
+        step = make_step(
+            self.config, self.layout, where, self.schedule, lengths, x.shape[1], before, x.dtype
+        )
+        return layer(x, weights, step, past, prefix)

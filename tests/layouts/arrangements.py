@@ -1,0 +1,26 @@
+"""The meshes and layouts that the tests of this folder go through."""
+
+from __future__ import annotations
+
+from layouts import (
+    BatchSharded,
+    HeadSharded,
+    WeightGathered,
+    WeightStationary1D,
+    WeightStationary2D,
+)
+
+MESHES = ((2, 2, 2), (4, 2, 1), (1, 1, 8), (1, 1, 1))
+FEEDFORWARDS = (
+    WeightStationary1D(),
+    WeightStationary2D(),
+    WeightGathered(("x",)),
+    WeightGathered(("x", "y")),
+    WeightGathered(("x", "y", "z")),
+)
+ATTENTIONS = (
+    HeadSharded(),
+    BatchSharded(("z",)),
+    BatchSharded(("y", "z")),
+    BatchSharded(("x", "y", "z")),
+)

@@ -1,0 +1,30 @@
+"""What the tests of this folder share: the tiny models, and random prompts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from layouts.config import (
+    TINY_GEGLU,
+    TINY_GROUPED,
+    TINY_MULTIHEAD,
+    TINY_MULTIQUERY,
+    TINY_PADDED,
+    TINY_RELU,
+    ModelConfig,
+)
+
+TINY = (TINY_MULTIQUERY, TINY_PADDED, TINY_GROUPED, TINY_MULTIHEAD, TINY_GEGLU, TINY_RELU)
+
+
+def name(config: ModelConfig) -> str:
+    """The id of a parametrized test."""
+    return config.name
+
+
+def prompts(config: ModelConfig, batch: int = 3, length: int = 6, seed: int = 0) -> jax.Array:
+    """Random tokens [batch, length] int32."""
+    return jax.random.randint(
+        jax.random.key(seed), (batch, length), 0, config.vocab, dtype=jnp.int32
+    )

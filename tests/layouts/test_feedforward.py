@@ -1,0 +1,166 @@
+"""The feedforward layouts against plain jnp, and what they may move."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+import layouts
+from layouts import reference
+from layouts.config import TINY_GEGLU, TINY_MULTIHEAD, TINY_MULTIQUERY, ModelConfig
+from layouts.doors import weight_specs_of
+from layouts.feedforward import WEIGHT_SPECS
+from layouts.params import init
+
+from .arrangements import FEEDFORWARDS, MESHES
+from .models import name
+
+MODELS = (TINY_MULTIQUERY, TINY_GEGLU, TINY_MULTIHEAD)
+
+
+@functools.cache
+def one_layer(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The feedforward's weights of the last layer."""
+    blocks = init(jax.random.key(0), config, dtype)["blocks"]
+    return {key: blocks[key][-1] for key in WEIGHT_SPECS if key in blocks}
+
+
+def activations(config: ModelConfig) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (8, 2, config.d_model))
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+@pytest.mark.parametrize("config", MODELS, ids=name)
+def test_equals_the_reference(mesh_of: Any, config: Any, layout: Any, shape: Any) -> None:
+    weights, x = one_layer(config), activations(config)
+    mesh = mesh_of(shape, "xyz")
+    y = jax.jit(lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh, schedule="auto"))(
+        x, weights
+    )
+    np.testing.assert_allclose(y, reference.feedforward(x, weights, config), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("schedule", ["latency", "unidirectional", "chunked"])
+@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+def test_equals_the_reference_under_every_schedule(
+    mesh_of: Any, layout: Any, schedule: str
+) -> None:
+    config = TINY_GEGLU
+    weights, x = one_layer(config), activations(config)
+    mesh = mesh_of((2, 2, 2), "xyz")
+    y = jax.jit(
+        lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh, schedule=schedule)
+    )(x, weights)
+    np.testing.assert_allclose(y, reference.feedforward(x, weights, config), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+def test_takes_int8_weights(mesh_of: Any, layout: Any) -> None:
+    config = TINY_GEGLU
+    weights = {
+        key: ce.quantize(w, 0) if key.startswith("w_") else w
+        for key, w in one_layer(config).items()
+    }
+    x, mesh = activations(config), mesh_of((2, 2, 2), "xyz")
+    y = jax.jit(lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh))(x, weights)
+    np.testing.assert_allclose(y, reference.feedforward(x, weights, config), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+def test_bfloat16_is_as_near_to_the_truth_as_one_device(mesh_of: Any, layout: Any) -> None:
+    config = TINY_MULTIQUERY
+    weights = one_layer(config, jnp.bfloat16)
+    x, mesh = activations(config).astype(jnp.bfloat16), mesh_of((2, 2, 2), "xyz")
+    wide_x, wide_w = jax.tree.map(lambda w: w.astype(jnp.float32), (x, weights))
+    truth = np.asarray(reference.feedforward(wide_x, wide_w, config))
+    error, one_device = (
+        np.abs(np.asarray(y, np.float32) - truth).max()
+        for y in (
+            jax.jit(lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh))(x, weights),
+            reference.feedforward(x, weights, config),
+        )
+    )
+    # Partial sums are rounded once more for every device they pass.
+    assert one_device > 0
+    assert error < 4 * one_device
+
+
+def test_runs_inside_a_shard_map_of_the_user(mesh_of: Any) -> None:
+    config, layout = TINY_MULTIQUERY, layouts.WeightStationary2D()
+    weights, x, mesh = one_layer(config), activations(config), mesh_of((2, 2, 2), "xyz")
+    spec = layouts.activation_spec(layout)
+    run = jax.shard_map(
+        lambda x, w: 2 * layouts.feedforward(x, w, config, layout),
+        mesh=mesh,
+        in_specs=(spec, weight_specs_of(weights, WEIGHT_SPECS)),
+        out_specs=spec,
+        check_vma=False,
+    )
+    y = jax.jit(run)(x, weights)
+    expected = 2 * reference.feedforward(x, weights, config)
+    np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_stationary_weights_do_not_move(mesh_of: Any) -> None:
+    """No collective of a stationary layout has a weight's size; those of a gathered one do."""
+    config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
+    weights = one_layer(config)
+    x = jax.random.normal(jax.random.key(1), (8, 1, config.d_model))
+
+    def largest(layout: Any) -> int:
+        text = (
+            jax.jit(
+                lambda x, w: layouts.feedforward(
+                    x, w, config, layout, mesh=mesh, schedule="blocking"
+                )
+            )
+            .lower(x, weights)
+            .compile()
+            .as_text()
+            or ""
+        )
+        found = re.findall(
+            r"f32\[([\d,]+)\]\S* (?:all-gather|all-reduce|reduce-scatter|all-to-all)\(", text
+        )
+        assert found
+        return max(int(np.prod([int(n) for n in dims.split(",")])) for dims in found)
+
+    a_shard = config.d_model * config.d_ff // 8
+    assert largest(layouts.WeightStationary1D()) <= 8 * config.d_ff // 4 < a_shard * 2
+    assert largest(layouts.WeightStationary2D()) <= 8 * config.d_ff // 4
+    assert largest(layouts.WeightGathered(("x", "y", "z"))) >= 8 * a_shard
+
+
+def test_refuses_axes_in_words(mesh_of: Any) -> None:
+    with pytest.raises(ValueError, match=r'gathered over x first: choose \("x",\)'):
+        layouts.WeightGathered(("y",))
+    with pytest.raises(ValueError, match=r"inside a shard_map over .*'x' is not manual here"):
+        layouts.feedforward(
+            activations(TINY_MULTIQUERY),
+            one_layer(TINY_MULTIQUERY),
+            TINY_MULTIQUERY,
+            layouts.WeightStationary2D(),
+        )
+    with pytest.raises(ValueError, match=r"mesh with the axes .*got \('a', 'b', 'c'\)"):
+        layouts.feedforward(
+            activations(TINY_MULTIQUERY),
+            one_layer(TINY_MULTIQUERY),
+            TINY_MULTIQUERY,
+            layouts.WeightStationary2D(),
+            mesh=mesh_of((2, 2, 2), "abc"),
+        )
+
+
+def test_specs() -> None:
+    assert layouts.activation_spec(layouts.WeightStationary2D()) == P(None, None, ("x", "y", "z"))
+    assert layouts.activation_spec(layouts.WeightGathered(("x",))) == P(("x",), None, ("y", "z"))
+    assert layouts.activation_spec(layouts.WeightGathered()) == P(("x", "y", "z"), None, None)

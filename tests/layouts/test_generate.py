@@ -1,0 +1,117 @@
+"""Generation against the reference, token by token, and what a sequence does not depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import layouts
+from layouts import reference
+from layouts.config import TINY_GROUPED, TINY_PADDED
+from layouts.params import init
+
+from .models import name, prompts
+
+BATCH, LENGTH, NEW = 8, 4, 5
+LENGTHS = np.array([4, 1, 3, 2, 4, 1, 2, 3], np.int32)
+SEEDS = np.arange(BATCH, dtype=np.uint32)
+PLANS = (
+    layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded()),
+    layouts.Partitioning(layouts.WeightGathered(("x",)), layouts.HeadSharded()),
+)
+SAMPLINGS = (
+    layouts.Sampling(),
+    layouts.Sampling(temperature=1.0, top_k=20, top_p=0.9),
+)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("config", [TINY_PADDED, TINY_GROUPED], ids=name)
+def test_equals_the_reference(mesh_of: Any, config: Any, plan: Any, sampling: Any) -> None:
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+    options: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "sampling": sampling,
+        # Tokens that come up, so that some sequences end early and others do not.
+        "end_tokens": (20, 46),
+        "pad_token": 63,
+    }
+    drawn, counts = layouts.generate(
+        config,
+        mesh_of((2, 2, 2), "xyz"),
+        params,
+        np.asarray(tokens),
+        lengths=LENGTHS,
+        seeds=SEEDS,
+        plan=plan,
+        **options,
+    )
+    wanted, wanted_counts = reference.generate(
+        params, config, tokens, jnp.asarray(LENGTHS), seeds=jnp.asarray(SEEDS), **options
+    )
+    np.testing.assert_array_equal(drawn, wanted)
+    np.testing.assert_array_equal(counts, wanted_counts)
+
+
+def test_a_sequence_does_not_depend_on_its_neighbours(mesh_of: Any) -> None:
+    config, mesh = TINY_PADDED, mesh_of((2, 2, 2), "xyz")
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+    turned = np.roll(np.arange(BATCH), 3)
+
+    def run(order: np.ndarray) -> np.ndarray:
+        drawn, _ = layouts.generate(
+            config,
+            mesh,
+            params,
+            np.asarray(tokens)[order],
+            lengths=LENGTHS[order],
+            seeds=SEEDS[order],
+            max_new_tokens=NEW,
+            sampling=layouts.Sampling(temperature=1.0),
+        )
+        return np.asarray(drawn)
+
+    np.testing.assert_array_equal(run(turned), run(np.arange(BATCH))[turned])
+
+
+def test_compiles_once(mesh_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config, mesh = TINY_PADDED, mesh_of((2, 2, 2), "xyz")
+    params = init(jax.random.key(0), config, jnp.float32)
+
+    def compiled(seed: int, temperature: float) -> list[str]:
+        caplog.clear()
+        with jax.log_compiles():
+            layouts.generate(
+                config,
+                mesh,
+                params,
+                np.asarray(prompts(config, BATCH, LENGTH, seed)),
+                seeds=SEEDS + np.uint32(seed),
+                max_new_tokens=2,
+                sampling=layouts.Sampling(temperature=temperature),
+            )
+        return [record.getMessage() for record in caplog.records]
+
+    assert any("Compiling" in message for message in compiled(0, 1.0))
+    assert not any("Compiling" in message for message in compiled(1, 0.5))
+
+
+def test_refuses_in_words(mesh_of: Any) -> None:
+    config, mesh = TINY_PADDED, mesh_of((2, 2, 2), "xyz")
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+    with pytest.raises(ValueError, match="max_new_tokens=0 must be at least 1"):
+        layouts.generate(config, mesh, params, tokens, max_new_tokens=0)
+    with pytest.raises(ValueError, match=r"token 64 is not in the vocabulary .* 0 to 63"):
+        layouts.generate(config, mesh, params, tokens, max_new_tokens=1, end_tokens=(64,))
+    lengths = np.array([1, 1, 0, 1, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match="prompt 2 has length 0"):
+        layouts.generate(config, mesh, params, tokens, max_new_tokens=1, lengths=lengths)
+    with pytest.raises(ValueError, match="choose attention layouts that agree"):
+        layouts.generate(
+            config, mesh, params, tokens, max_new_tokens=1, plan=PLANS[0], prefill_plan=PLANS[1]
+        )

@@ -1,0 +1,133 @@
+"""Attention and blocks by themselves: on global arrays, and inside a shard_map of the user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import layouts
+from layouts import reference
+from layouts.cache import Entries
+from layouts.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
+from layouts.doors import weight_specs_of
+from layouts.functions import causal_mask, normalize, rotary_tables, rotate
+from layouts.params import init
+from layouts.step import block_specs
+
+from .models import name
+
+B, T, PAST = 8, 3, 4
+LENGTHS = jnp.array([4, 0, 2, 3, 1, 4, 0, 2], jnp.int32)
+PLANS = (
+    (layouts.WeightStationary2D(), layouts.HeadSharded()),
+    (layouts.WeightStationary2D(), layouts.BatchSharded()),
+    (layouts.WeightStationary1D(), layouts.BatchSharded(("z",))),
+    (layouts.WeightGathered(("x", "y")), layouts.HeadSharded()),
+)
+
+
+def one_layer(config: ModelConfig) -> Any:
+    blocks = init(jax.random.key(0), config, jnp.float32)["blocks"]
+    return jax.tree.map(lambda x: x[-1], blocks)
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def past_of(config: ModelConfig) -> tuple[Entries, Entries]:
+    shape = (B, config.stored_kv_heads, PAST, config.d_head)
+    return Entries(draw(1, *shape)), Entries(draw(2, *shape))
+
+
+def call(layer: Any, mesh_of: Any, config: ModelConfig, plan: Any) -> Any:
+    """The layer on global arrays, jitted: (x, weights, lengths, past) to its results."""
+    mesh = mesh_of((2, 2, 2), "xyz")
+    return jax.jit(
+        lambda x, p, lengths, past: layer(
+            x, p, config, *plan, lengths=lengths, past=past, mesh=mesh
+        )
+    )
+
+
+def attended(y: jax.Array, p: Any, config: ModelConfig, past: Any) -> jax.Array:
+    """The reference's attention of y [B, T, E] after `LENGTHS` positions of a past."""
+    positions = LENGTHS[:, None] + jnp.arange(T)
+    tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head)
+    k, v = (reference.project(y, p, n, "ble,ekd->blkd") for n in "kv")
+    k = rotate(k, tables, config.rotary)
+    rows = jnp.arange(B)[:, None]
+    keys, values = (
+        jnp.concatenate([jnp.swapaxes(old.values, 1, 2), jnp.zeros_like(new)], axis=1)
+        .at[rows, positions]
+        .set(new)
+        for old, new in zip(past, (k, v), strict=True)
+    )
+    q = rotate(reference.project(y, p, "q", "ble,ehd->blhd"), tables, config.rotary)
+    mask = causal_mask(positions, jnp.arange(PAST + T), LENGTHS + T)
+    o = reference.attend(q, keys, values, mask)
+    return reference.project(o, p, "o", "blhd,hde->ble")
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("config", [TINY_GROUPED, TINY_MULTIHEAD], ids=name)
+def test_attention(mesh_of: Any, config: Any, plan: Any) -> None:
+    p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
+    y, (new_k, _) = call(layouts.attention, mesh_of, config, plan)(x, p, LENGTHS, past)
+    np.testing.assert_allclose(y, attended(x, p, config, past), rtol=1e-4, atol=1e-5)
+    assert new_k.values.shape == (B, config.stored_kv_heads, T, config.d_head)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_parallel_block(mesh_of: Any, plan: Any) -> None:
+    config = TINY_GEGLU
+    p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
+    found, _ = call(layouts.parallel_block, mesh_of, config, plan)(x, p, LENGTHS, past)
+    y = normalize(x, p["norm"], config)
+    expected = x + attended(y, p, config, past) + reference.feedforward(y, p, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", PLANS[:2], ids=str)
+def test_serial_block_inside_a_shard_map(mesh_of: Any, plan: Any) -> None:
+    config, mesh = TINY_GROUPED, mesh_of((2, 2, 2), "xyz")
+    p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
+    spec = layouts.activation_spec(plan[0])
+    batch = ("x", "y", "z") if plan[1] == layouts.BatchSharded() else None
+    kv = "y" if batch is None else None
+    held = Entries(P(batch, kv, None, None))
+
+    def body(x: jax.Array, p: Any, lengths: jax.Array, past: Any) -> jax.Array:
+        return layouts.serial_block(x, p, config, *plan, lengths=lengths, past=past)[0]
+
+    found = jax.jit(
+        jax.shard_map(
+            body,
+            mesh=mesh,
+            in_specs=(
+                spec,
+                weight_specs_of(p, block_specs(config, dict(mesh.shape))),
+                P(),
+                (held, held),
+            ),
+            out_specs=spec,
+            check_vma=False,
+        )
+    )(x, p, LENGTHS, past)
+    y = x + attended(normalize(x, p["norm"], config), p, config, past)
+    expected = y + reference.feedforward(normalize(y, p["norm_ffn"], config), p, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_past(mesh_of: Any) -> None:
+    config = TINY_GROUPED
+    p, x = one_layer(config), draw(0, B, T, config.d_model)
+    run = call(layouts.attention, mesh_of, config, PLANS[0])
+    whole, _ = run(x, p, None, None)
+    one, _ = run(x, p, jnp.zeros((B,), jnp.int32), past_of(config))
+    np.testing.assert_allclose(whole, one, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,126 @@
+"""The programs that run, lowered from shapes and compiled for TPU v4, with no TPU there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+import layouts
+from bench import hlo, shapes, work
+from bench.target import target
+from layouts.config import PALM_540B, TINY_MULTIQUERY
+from layouts.decoder import extender
+from layouts.program import Program
+
+AXES = ("x", "y", "z")
+# Large enough for the TPU compiler to lay out as it would a large model, and quick to compile.
+SMALL = dataclasses.replace(
+    PALM_540B, layers=4, d_model=2048, d_ff=8192, heads=12, padded_heads=16, vocab=4096
+)
+BATCH, CONTEXT = 16, 2048
+
+
+@functools.cache
+def slice_of_8() -> Any:
+    return target("v4:2x2x2").mesh((2, 2, 2), AXES)
+
+
+@functools.cache
+def decode(weights: str = "bf16", int8_cache: bool = False) -> Any:
+    return layouts.lower_decode_step(
+        SMALL,
+        slice_of_8(),
+        batch=BATCH,
+        context=CONTEXT,
+        weights=weights,
+        int8_cache=int8_cache,
+    ).compile()
+
+
+def cache_bytes(itemsize: int) -> int:
+    """Of the keys and values on one of 8 chips."""
+    return 2 * SMALL.layers * (BATCH // 8) * CONTEXT * SMALL.d_head * itemsize
+
+
+@pytest.mark.parametrize("int8_cache", [False, True])
+def test_a_decode_step_holds_one_cache(int8_cache: bool) -> None:
+    memory = decode(int8_cache=int8_cache).memory_analysis()
+    cache = cache_bytes(1 if int8_cache else 2)
+    # What comes in is what goes out: the donated buffers.
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < cache / 4
+
+
+def test_no_copy_of_the_cache_in_the_loop() -> None:
+    """Nothing inside the loop over layers makes an array as large as one layer's keys."""
+    module = hlo.parse(decode().as_text() or "")
+    loops = [i for i in module.entry if i.opcode == "while"]
+    assert len(loops) == 1
+    keys = cache_bytes(2) // 2
+    # The loop holds the cache, so that it is known what to look for.
+    assert any(
+        leaf.bytes == keys and CONTEXT in leaf.dims for leaf in shapes.leaves(loops[0].shape)
+    )
+    made = [
+        f"{i.name}: {i.shape}"
+        for i in module.computations[loops[0].called("body")]
+        for leaf in shapes.leaves(i.shape)
+        if not work.is_free(i) and CONTEXT in leaf.dims and leaf.bytes >= keys // SMALL.layers
+    ]
+    assert not made
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_prefill_and_decode_compile(weights: str) -> None:
+    prefill = layouts.lower_prefill(SMALL, slice_of_8(), batch=1, length=256, weights=weights)
+    for compiled in (prefill.compile(), decode(weights)):
+        assert "is_scheduled=true" in (compiled.as_text() or "")
+
+
+def test_lowers_what_runs(mesh_of: Any) -> None:
+    """From shapes comes the very program that comes from the arrays of `decode_step`."""
+    config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
+    plan = layouts.default_decode(config, mesh, 8)
+    lowered = layouts.lower_decode_step(config, mesh, batch=8, context=16, plan=plan)
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.bfloat16)
+    cache = layouts.init_cache(config, mesh, 8, 16, plan=plan)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    tokens, counts = (
+        jax.device_put(jnp.ones(shape, jnp.int32), everywhere) for shape in ((8, 1), (8,))
+    )
+    run = extender(Program(config, mesh, plan))
+    assert run.lower(params, cache, tokens, counts, reads=True).as_text() == lowered.as_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 8, "context": 16, "weights": "fp8"}, "weights='fp8' must be one of 'bf16'"),
+        ({"batch": 0, "context": 16}, "a batch and a max_length of at least 1"),
+        (
+            {
+                "batch": 6,
+                "context": 16,
+                "plan": layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded()),
+            },
+            r"64 chips, which do not divide a batch of 6; make the batch a multiple of 64",
+        ),
+    ],
+)
+def test_refuses_in_words(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layouts.lower_decode_step(PALM_540B, AbstractMesh((4, 4, 4), AXES), **arguments)
+
+
+def test_refuses_a_mesh_that_does_not_divide_the_model() -> None:
+    config = dataclasses.replace(PALM_540B, d_ff=73729)
+    with pytest.raises(ValueError, match=r"d_ff=73729 .* 64 chips of a mesh 4x4x4; .* 73792"):
+        layouts.lower_prefill(config, AbstractMesh((4, 4, 4), AXES), batch=1, length=8)
+    with pytest.raises(ValueError, match=r"mesh with the axes .*got \('data', 'model'\)"):
+        layouts.lower_prefill(PALM_540B, AbstractMesh((4, 4), ("data", "model")), batch=1, length=8)

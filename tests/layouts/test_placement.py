@@ -1,0 +1,120 @@
+"""Which heads and sequences each chip has in attention, by sizes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+import layouts
+from layouts.axes import AXES
+from layouts.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
+from layouts.placement import BatchSharded, HeadSharded, Placement, place
+
+from .arrangements import ATTENTIONS, FEEDFORWARDS
+
+STATIONARY = layouts.WeightStationary2D()
+CUBE = dict.fromkeys(AXES, 4)
+
+
+def grouped(heads: int, kv_heads: int) -> ModelConfig:
+    return dataclasses.replace(TINY_GROUPED, heads=heads, kv_heads=kv_heads, d_head=64)
+
+
+def test_paper() -> None:
+    """PaLM 540B on 4x4x4: heads replicate the one key-value head, batch does not."""
+    heads = place(PALM_540B, STATIONARY, HeadSharded(), CUBE)
+    assert (heads.batch_axes, heads.kv_axes) == ((), ())
+    assert heads.queries.kept == ("y", "z", "x")
+    batch = place(PALM_540B, STATIONARY, BatchSharded(), CUBE)
+    assert (batch.batch_axes, batch.kv_axes, batch.by_rows) == (("x", "y", "z"), (), True)
+    multihead = place(MT_NLG_530B, STATIONARY, HeadSharded(), CUBE)
+    assert multihead.kv_axes == ("y", "z", "x")
+
+
+def local_heads(total: int, kept: tuple[str, ...], sizes: Any, at: Any) -> list[int]:
+    """The query heads of the chip at `at`, from how columns are cut: y, then z, then x."""
+    axes = ["y", "z", *(["x"] if "x" in kept else [])]
+    ids = np.arange(total).reshape([*(sizes[a] for a in axes), -1])
+    own = ids[tuple(at[a] if a in kept else slice(None) for a in axes)]
+    return [int(head) for head in own.reshape(-1)]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 2, 2), (1, 4, 2), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize("config", [grouped(16, k) for k in (1, 2, 4, 8, 16)], ids=str)
+@pytest.mark.parametrize("pair", list(itertools.product(FEEDFORWARDS, ATTENTIONS)), ids=str)
+def test_every_chip_has_the_heads_that_it_reads(pair: Any, config: Any, sizes: Any) -> None:
+    shape = dict(zip(AXES, sizes, strict=True))
+    feedforward, attention = pair
+    found = place(config, feedforward, attention, shape)
+    kept = found.queries.kept
+    for at in itertools.product(*(range(shape[a]) for a in kept)):
+        chip = dict(zip(kept, at, strict=True))
+        queries = local_heads(config.heads, kept, shape, chip)
+        held = kv_heads_of(found, config, shape, chip)
+        read = held if found.selection is None else [held[i] for i in found.selection[at]]
+        run = len(queries) // len(read)
+        assert [read[i // run] for i in range(len(queries))] == [
+            h // config.queries_per_kv for h in queries
+        ]
+
+
+def kv_heads_of(found: Placement, config: ModelConfig, shape: Any, chip: Any) -> list[int]:
+    """The key-value heads that the cache's sharding puts on a chip."""
+    index, count = 0, 1
+    for axis in found.kv_axes:
+        index, count = index * shape[axis] + chip[axis], count * shape[axis]
+    size = config.kv_heads // count
+    return list(range(index * size, (index + 1) * size))
+
+
+def test_refuses_heads_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"48 heads do not divide .* set padded_heads=64"):
+        place(
+            dataclasses.replace(PALM_540B, padded_heads=None),
+            STATIONARY,
+            HeadSharded(),
+            {"x": 2, "y": 8, "z": 4},
+        )
+    odd = dataclasses.replace(TINY_GROUPED, heads=4, kv_heads=1, d_head=6, rotary=None)
+    with pytest.raises(ValueError, match=r"columns of 4 heads .* do not divide over x=4"):
+        place(odd, STATIONARY, HeadSharded(), {"x": 4, "y": 2, "z": 2})
+    with pytest.raises(ValueError, match=r'choose \("z",\), \("y", "z"\) or \("x", "y", "z"\)'):
+        BatchSharded(("x",))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "layout"),
+    # Figure 3 of arXiv 2211.05102: the best layout changes at these numbers of tokens.
+    [
+        (16_384 - 64, layouts.WeightStationary2D()),
+        (16_384 + 64, layouts.WeightGathered(("x",))),
+        (65_536 - 64, layouts.WeightGathered(("x",))),
+        (65_536 + 64, layouts.WeightGathered(("x", "y"))),
+        (786_432 - 64, layouts.WeightGathered(("x", "y"))),
+        (786_432 + 64, layouts.WeightGathered(("x", "y", "z"))),
+    ],
+    ids=str,
+)
+def test_prefill_changes_layout_where_the_paper_does(tokens: int, layout: Any) -> None:
+    config = dataclasses.replace(PALM_540B, d_model=16384, d_ff=65536)
+    mesh = AbstractMesh((4, 4, 4), AXES)
+    plan = layouts.default_prefill(config, mesh, 64, tokens // 64)
+    assert plan.feedforward == layout
+
+
+def test_decoding_shards_the_batch_as_far_as_it_goes() -> None:
+    mesh = AbstractMesh((4, 4, 4), AXES)
+
+    def attention(config: ModelConfig, batch: int) -> Any:
+        return layouts.default_decode(config, mesh, batch).attention
+
+    assert attention(PALM_540B, 64) == BatchSharded(("x", "y", "z"))
+    assert attention(PALM_540B, 16) == BatchSharded(("y", "z"))
+    assert attention(PALM_540B, 4) == BatchSharded(("z",))
+    assert attention(PALM_540B, 1) == HeadSharded()
+    assert attention(MT_NLG_530B, 64) == HeadSharded()

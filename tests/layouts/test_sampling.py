@@ -1,0 +1,288 @@
+"""Draws: their distribution, what top-k and top-p leave, ties, and what they must not depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from layouts.candidates import likeliest
+from layouts.sampling import Sampling, gumbel, sample
+
+VOCAB = 48
+draw = jax.jit(sample)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 2.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def many(logits: np.ndarray, sampling: Sampling, draws: int = 20000) -> np.ndarray:
+    """How often each token is drawn from one row of logits, over seeds and positions."""
+    rows = jnp.broadcast_to(jnp.asarray(logits), (draws, logits.size))
+    numbers = jnp.arange(draws)
+    tokens = draw(rows, sampling, seeds=numbers // 100, positions=numbers % 100)
+    return np.bincount(np.asarray(tokens), minlength=logits.size)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(np.float64(logits) - np.max(logits))
+    return powers / powers.sum()
+
+
+def kept_by_sorting(
+    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
+) -> np.ndarray:
+    """The tokens left of one row, by sorting; ties to the lowest token."""
+    order = np.argsort(-logits, kind="stable")[: top_k or logits.size]
+    mass = np.cumsum(softmax(logits[order] / temperature))
+    count = order.size if top_p in (None, 1) else 1 + int(np.sum(mass < top_p))
+    kept = np.zeros(logits.size, bool)
+    kept[order[:count]] = True
+    return kept
+
+
+def assert_drawn_from(counts: np.ndarray, probabilities: np.ndarray) -> None:
+    """Pearson's chi-square, five standard deviations above its mean at most."""
+    assert not counts[probabilities == 0].any()
+    counts, expected = counts[probabilities > 0], probabilities[probabilities > 0] * counts.sum()
+    # Rare tokens are counted together: the statistic needs a few expected in each class.
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum() + 1e-9)
+    freedom = counts.size - 1
+    statistic = np.sum((counts - expected) ** 2 / np.maximum(expected, 1))
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom) + 5
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    logits = normal(VOCAB)
+    counts = many(logits, Sampling(temperature))
+    assert_drawn_from(counts, softmax(logits / temperature))
+
+
+def test_the_statistic_can_fail() -> None:
+    # The mistake of reading logits in base 2.
+    logits = normal(VOCAB)
+    with pytest.raises(AssertionError):
+        assert_drawn_from(many(logits, Sampling(1.0)), softmax(logits * np.log(2)))
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, None), (None, 0.7), (8, 0.6), (1, None)])
+def test_draws_follow_the_softmax_of_what_is_left(top_k: int | None, top_p: float | None) -> None:
+    logits = normal(VOCAB)
+    kept = kept_by_sorting(logits, 1.5, top_k, top_p)
+    counts = many(logits, Sampling(1.5, top_k, top_p))
+    assert_drawn_from(counts, np.where(kept, softmax(np.where(kept, logits, -np.inf) / 1.5), 0))
+
+
+@jax.jit
+def left(logits: Any, top_k: Any, top_p: Any) -> jax.Array:
+    x = jnp.asarray(logits)
+    scaled = x - jnp.max(x, axis=1, keepdims=True)
+    ids = jnp.arange(x.shape[1], dtype=jnp.int32)
+    return likeliest(x, scaled, ids, top_k=top_k, top_p=top_p, axes=(), vocab=x.shape[1])
+
+
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("top_k", [None, 1, 7, VOCAB, 1000])
+@pytest.mark.parametrize("ties", [False, True])
+def test_what_is_left_is_what_sorting_leaves(
+    ties: bool, top_k: int | None, top_p: float | None
+) -> None:
+    logits = normal(20, VOCAB)
+    logits = np.round(logits) if ties else logits
+    # Both signs, both zeros, and the extremes of magnitude.
+    logits[0, :4] = [0.0, -0.0, 1e-30, -1e-30]
+    logits[1, :2] = [-1e30, -np.inf]
+    logits = np.where(logits == 0, np.float32(0), logits)
+    found = left(logits, top_k, top_p)
+    for row, x in zip(found, logits, strict=True):
+        np.testing.assert_array_equal(row, kept_by_sorting(x, 1.0, top_k, top_p))
+
+
+def test_top_k_of_equal_tokens_leaves_the_lowest() -> None:
+    found = left(np.zeros((2, VOCAB), np.float32), np.array([1, 5]), None)
+    np.testing.assert_array_equal(found.sum(axis=1), [1, 5])
+    assert found[0, 0]
+    assert found[1, :5].all()
+
+
+def test_top_p_of_a_flat_tail() -> None:
+    # 2**18 tokens, each 2**-20 of the likeliest: a quarter of its probability together.
+    logits = np.full((1, 1 + 2**18), -20 * np.log(2), np.float32)
+    logits[0, 0] = 0
+    # 0.8 is the likeliest token itself; 0.9 needs half of the others.
+    assert left(logits, None, 0.799).sum() == 1
+    assert left(logits, None, 0.9).sum() == pytest.approx(2**17, rel=1e-3)
+
+
+def test_a_ruled_out_token_is_never_drawn() -> None:
+    logits = normal(VOCAB)
+    logits[::2] = -np.inf
+    assert not many(logits, Sampling(2.0))[::2].any()
+
+
+def test_greedy_takes_the_lowest_of_the_likeliest() -> None:
+    logits = np.zeros((3, VOCAB), np.float32)
+    logits[1, [40, 7, 9]] = 1.0
+    logits[2, 3], logits[2, :3] = -0.0, -1.0
+    numbers = jnp.arange(3)
+    for sampling in (Sampling(), Sampling(0.0), Sampling(0.0, top_k=4, top_p=0.5)):
+        tokens = draw(jnp.asarray(logits), sampling, seeds=numbers, positions=numbers)
+        np.testing.assert_array_equal(tokens, [0, 7, 3])
+        assert tokens.dtype == jnp.int32
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    logits, numbers = normal(20, VOCAB) * 100, jnp.arange(20)
+    tokens = draw(jnp.asarray(logits), Sampling(1e-37), seeds=numbers, positions=numbers)
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
+
+
+def test_settings_of_each_row() -> None:
+    logits = jnp.asarray(normal(4, VOCAB))
+    seeds, positions = jnp.arange(4), jnp.full((4,), 9)
+    temperature = np.array([0.0, 1.0, 2.0, 2.0], np.float32)
+    top_k, top_p = np.array([3, 48, 2, 9]), np.array([0.9, 1.0, 1.0, 0.4], np.float32)
+    together = draw(logits, Sampling(temperature, top_k, top_p), seeds=seeds, positions=positions)
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = draw(
+            logits[one],
+            Sampling(float(temperature[i]), int(top_k[i]), float(top_p[i])),
+            seeds=seeds[one],
+            positions=positions[one],
+        )
+        assert together[i] == alone[0]
+
+
+EACH = Sampling(np.array([0, 1, 2, 0.5] * 4), 6, np.array([0.1, 1, 0.5, 0.9] * 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "rows", "sampling"),
+    [
+        ((2, 2, 2), ("x", "y", "z"), None, Sampling()),
+        ((2, 2, 2), ("x", "y", "z"), None, Sampling(1.0)),
+        ((2, 2, 2), ("x", "y", "z"), None, Sampling(1.2, top_p=0.8)),
+        ((2, 2, 2), ("z", "x"), "y", Sampling(0.8, top_k=5)),
+        ((2, 2, 2), ("z", "x"), "y", EACH),
+        ((4, 2, 1), ("y", "z"), "x", EACH),
+        ((1, 1, 8), "z", None, EACH),
+        ((1, 1, 1), ("x", "y", "z"), None, EACH),
+    ],
+)
+def test_draws_do_not_depend_on_the_sharding(
+    mesh_of: Callable[..., Mesh],
+    shape: tuple[int, int, int],
+    axes: Any,
+    rows: str | None,
+    sampling: Sampling,
+) -> None:
+    sampling = jax.tree.map(jnp.float32, sampling)
+    logits = np.round(normal(16, VOCAB), 1)
+    seeds, positions = jnp.arange(16) // 4, jnp.arange(16) % 4
+    expected = draw(jnp.asarray(logits), sampling, seeds=seeds, positions=positions)
+    specs = jax.tree.map(lambda x: P(rows) if np.ndim(x) else P(), sampling)
+    sharded = jax.shard_map(
+        lambda x, how, s, p: sample(x, how, seeds=s, positions=p, axes=axes),
+        mesh=mesh_of(shape, ("x", "y", "z")),
+        in_specs=(P(rows, axes), specs, P(rows), P(rows)),
+        out_specs=P(rows),
+    )
+    compiled = jax.jit(sharded).lower(logits, sampling, seeds, positions).compile()
+    np.testing.assert_array_equal(compiled(logits, sampling, seeds, positions), expected)
+    assert "all-gather" not in (compiled.as_text() or "")
+    if sampling.temperature is not None:
+        assert len(np.unique(expected)) > 4
+
+
+def test_a_draw_depends_on_its_own_row_only() -> None:
+    logits, seeds, positions = normal(6, VOCAB), jnp.arange(6) + 10, jnp.arange(6) * 3
+    sampling = Sampling(1.5, top_k=20, top_p=0.9)
+    expected = draw(jnp.asarray(logits), sampling, seeds=seeds, positions=positions)
+    for order in ([5, 4, 3, 2, 1, 0], [2, 0], [3]):
+        index = jnp.array(order)
+        found = draw(
+            jnp.asarray(logits)[index], sampling, seeds=seeds[index], positions=positions[index]
+        )
+        np.testing.assert_array_equal(found, expected[index])
+
+
+def test_the_users_default_generator_changes_no_draw() -> None:
+    logits, numbers = jnp.asarray(normal(6, VOCAB)), jnp.arange(6)
+    expected = sample(logits, Sampling(1.0), seeds=numbers, positions=numbers)
+    with jax.default_prng_impl("rbg"):
+        found = sample(logits, Sampling(1.0), seeds=numbers, positions=numbers)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_noise_is_gumbel_and_independent() -> None:
+    noise = np.asarray(gumbel(jnp.arange(40) // 8, jnp.arange(40) % 8, jnp.arange(4000)))
+    assert np.isfinite(noise).all()
+    # Mean 0.5772 (Euler's constant) and variance pi**2 / 6 of the standard Gumbel distribution.
+    assert noise.mean() == pytest.approx(0.57722, abs=5 * 1.283 / 400)
+    assert noise.var() == pytest.approx(np.pi**2 / 6, rel=0.03)
+    # Of 160000 numbers, exp(-exp(-g)) of them lie below g.
+    for g in (-1.0, 0.0, 2.0, 5.0):
+        assert np.mean(noise < g) == pytest.approx(np.exp(-np.exp(-g)), abs=5 * 0.5 / 400)
+    # Rows differ in seed or position: 5 standard deviations of the correlation of 4000 pairs.
+    correlation = np.corrcoef(noise) - np.eye(40)
+    assert np.abs(correlation).max() < 5 / np.sqrt(4000)
+
+
+def test_changing_a_number_compiles_nothing() -> None:
+    traces = []
+
+    @jax.jit
+    def counted(logits: jax.Array, sampling: Sampling) -> jax.Array:
+        traces.append(sampling)
+        numbers = jnp.arange(2)
+        return sample(logits, sampling, seeds=numbers, positions=numbers)
+
+    for temperature, k in ((1.0, 3), (0.5, 4), (0.0, 1)):
+        counted(jnp.asarray(normal(2, VOCAB)), Sampling(temperature, top_k=k))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, r"temperature=-1\.0 must be finite and not negative"),
+        ({"temperature": float("nan")}, r"temperature=nan must be"),
+        ({"temperature": float("inf")}, r"temperature=inf must be"),
+        ({"temperature": 1.0, "top_k": 0}, r"top_k=0 must be an integer of at least 1"),
+        ({"temperature": 1.0, "top_k": 2.5}, r"top_k=2\.5 must be an integer"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p=0\.0 must be in \(0, 1\]"),
+        ({"temperature": 1.0, "top_p": np.array([0.5, 1.5])}, r"must be in \(0, 1\]"),
+        ({"top_k": 3}, r"do nothing to a greedy choice; give a temperature"),
+    ],
+)
+def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)
+
+
+def test_refuses_shapes() -> None:
+    logits, numbers = jnp.zeros((4, VOCAB)), jnp.arange(4)
+    with pytest.raises(ValueError, match=r"logits of shape \(4, 1, 48\) must be \[batch, vocab\]"):
+        sample(logits[:, None], Sampling(), seeds=numbers, positions=numbers)
+    with pytest.raises(ValueError, match=r"seeds of int32 and shape \(3,\).*shape \(4,\)"):
+        sample(logits, Sampling(), seeds=numbers[:3], positions=numbers)
+    with pytest.raises(ValueError, match=r"positions of float32"):
+        sample(logits, Sampling(), seeds=numbers, positions=jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"sampling.temperature of shape \(3,\).*each of 4 rows"):
+        sample(logits, Sampling(np.ones(3)), seeds=numbers, positions=numbers)
+    with pytest.raises(ValueError, match=r"at most 4194304 tokens exactly.*has 4194305"):
+        jax.eval_shape(
+            lambda x: sample(x, Sampling(1.0, top_p=0.5), seeds=numbers, positions=numbers),
+            jax.ShapeDtypeStruct((4, 2**22 + 1), jnp.float32),
+        )
