@@ -70,10 +70,10 @@ def attention(
 def _attention(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
-    columns, _ = project_heads(ax.rows(x), weights, step, None, [])
+    columns, _ = project_heads(x, weights, step, None, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
     y = step.feedforward.project_out([o], step.schedule)
-    return add_output_bias(y, weights, step, "b_o").reshape(x.shape), new
+    return add_output_bias(y, weights, step, "b_o"), new
 
 
 def project_heads(
@@ -89,7 +89,7 @@ def project_heads(
       c: [rows, E over the rest].
       weights: "w_q", "w_k" and "w_v".
       step: what layers share.
-      factor: [B_W, T, 1], what q, k and v are still to be multiplied by; None for nothing.
+      factor: [rows, 1], what q, k and v are still to be multiplied by; None for nothing.
       others: input matrices of the same activations. Their collectives come after those of
         attention, whose own can then run beside these larger matmuls.
 
@@ -97,7 +97,7 @@ def project_heads(
       q, k and v as `attend_columns` takes them; and the others as `project_in` leaves them, not
       multiplied.
     """
-    heads = [ax.matrix(weights[name], 1) for name in ("w_q", "w_k", "w_v")]
+    heads = [weights[name] for name in ("w_q", "w_k", "w_v")]
     layout, place_ = step.feedforward, step.placement
     stored = [place_.queries.stored, place_.keys.stored, place_.keys.stored]
     if place_.by_rows:
@@ -118,8 +118,8 @@ def project_heads(
 
 
 def scale_rows(y: jax.Array, factor: jax.Array | None) -> jax.Array:
-    """Rows y [B * T, n], each times its factor [B, T, 1]."""
-    return y if factor is None else (y.astype(factor.dtype) * ax.rows(factor)).astype(y.dtype)
+    """Rows y [rows, n], each times its factor [rows, 1]."""
+    return y if factor is None else (y.astype(factor.dtype) * factor).astype(y.dtype)
 
 
 def add_output_bias(y: jax.Array, weights: Mapping[str, Any], step: Step, *names: str) -> jax.Array:
@@ -166,7 +166,7 @@ def attend_columns(
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
     like = past[0] if past is not None else Entries(new_k)
-    outgoing = Outgoing(o, ax.matrix(weights["w_o"], 2), place_.by_rows)
+    outgoing = Outgoing(o, weights["w_o"], place_.by_rows)
     return outgoing, (like.like(new_k), like.like(new_v))
 
 
@@ -175,7 +175,7 @@ def _biased(
 ) -> jax.Array:
     if "b_" + name not in weights:
         return y
-    bias = weights["b_" + name].reshape(-1)
+    bias = weights["b_" + name]
     if not step.placement.by_rows:
         bias = feature_bias(step.feedforward, bias, columns.stored, step.schedule)
     return add_bias(y, bias)

@@ -166,19 +166,6 @@ def rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def matrix(w: Any, split: int) -> Any:
-    """An array, or a Quantized, as a matrix: its first `split` dimensions as rows.
-
-    One that is a matrix already stays as it is.
-    """
-    if isinstance(w, ce.Quantized):
-        values, scale = (matrix(part, split) for part in (w.values, w.scale))
-        return dataclasses.replace(w, values=values, scale=scale)
-    if w.ndim == 2:
-        return w
-    return w.reshape(math.prod(w.shape[:split]), math.prod(w.shape[split:]))
-
-
 def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
     """An einsum without collectives, in the wide dtype of lhs; w is an array or a Quantized.
 

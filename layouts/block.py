@@ -79,12 +79,10 @@ def block(
 def parallel(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
-    """See `parallel_block`."""
+    """See `parallel_block`; x is [rows, E over the rest]."""
     c, inverse = normed(x, weights["norm"], step)
     ffn = _input_names(step.config)
-    columns, inner = project_heads(
-        ax.rows(c), weights, step, inverse, [weights[name] for name in ffn]
-    )
+    columns, inner = project_heads(c, weights, step, inverse, [weights[name] for name in ffn])
     o, new = attend_columns(columns, weights, step, past, prefix)
     inner = [scale_rows(y, inverse) for y in inner]
     h = hidden(inner, weights, step.config, step.feedforward, step.schedule)
@@ -95,10 +93,10 @@ def parallel(
 def serial(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
-    """See `serial_block`."""
+    """See `serial_block`; x is [rows, E over the rest]."""
     layout, schedule = step.feedforward, step.schedule
     c, inverse = normed(x, weights["norm"], step)
-    columns, _ = project_heads(ax.rows(c), weights, step, inverse, [])
+    columns, _ = project_heads(c, weights, step, inverse, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
     y = layout.project_out([o], schedule)
     x = _sum(x, add_output_bias(y, weights, step, "b_o"))
@@ -106,7 +104,7 @@ def serial(
     c, inverse = normed(x, weights["norm_ffn"], step)
     names = _input_names(step.config)
     inner = layout.project_in(
-        ax.rows(c), [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
+        c, [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
     )
     inner = [scale_rows(y, inverse) for y in inner]
     h = hidden(inner, weights, step.config, layout, schedule)
@@ -117,7 +115,7 @@ def serial(
 def normed(
     x: jax.Array, weights: Mapping[str, jax.Array], step: Step
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The norm of x [B_W, T, E over the rest], and what is left to multiply a projection of it by.
+    """The norm of x [rows, E over the rest], and what is left to multiply a projection of it by.
 
     An rmsnorm divides each row by one number, which commutes with a matmul: the number's own
     reduction over devices then runs beside the matmul, and does not come before it.
@@ -134,7 +132,6 @@ def normed(
 
 
 def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    y = y.reshape(x.shape)
     return (x.astype(wide(x.dtype)) + y.astype(wide(x.dtype))).astype(x.dtype)
 
 

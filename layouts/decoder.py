@@ -151,15 +151,14 @@ def extend(
     x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, step)
     with jax.named_scope("unembed"):
         own = ax.own_block(counts, layout.batch_axes, 0)
-        last = jnp.maximum(own - 1, 0)[:, None, None]
-        x = jnp.take_along_axis(x, last, axis=1)
-        c, inverse = normed(x, params["final_norm"], step)
+        ends = jnp.arange(own.shape[0]) * tokens.shape[1] + jnp.maximum(own - 1, 0)
+        c, inverse = normed(jnp.take(x, ends, axis=0), params["final_norm"], step)
         table = params["embedding" if config.tied_embedding else "unembedding"]
-        logits = unembed(c[:, 0], table, layout, program.schedule)
+        logits = unembed(c, table, layout, program.schedule)
         if inverse is not None:
-            logits = logits * ax.all_gather(
-                inverse[:, 0], layout.batch_axes, 0, program.schedule
-            ).astype(logits.dtype)
+            logits = logits * ax.all_gather(inverse, layout.batch_axes, 0, program.schedule).astype(
+                logits.dtype
+            )
     cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + counts)
     return logits, cache
 

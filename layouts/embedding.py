@@ -53,11 +53,10 @@ def embed(
       schedule: of the reduce-scatters.
 
     Returns:
-      [B_W, T, E over the rest].
+      [rows, E over the rest].
     """
     batch_axes, rest = ax.live(layout.batch_axes), ax.live(boundary_axes(layout))
     parts = ax.size(batch_axes)
-    batch, length = tokens.shape
     by_part = tokens.reshape(parts, -1)
     count = by_part.shape[1]
     row_bytes = parts * config.d_model * jnp.dtype(dtype).itemsize
@@ -68,8 +67,9 @@ def embed(
     alone = "blocking" if schedule == "auto" else schedule
 
     def look_up(ids: jax.Array) -> jax.Array:
-        rows = _rows(table, ids.reshape(-1), config, dtype)
-        rows = ax.reduce_scatter(rows, batch_axes, 0, alone)
+        rows = _rows(table, ids, config, dtype)
+        # Of a dimension of its own: otherwise the TPU compiler makes an all-reduce.
+        rows = ax.reduce_scatter(rows, batch_axes, 0, alone).reshape(-1, rows.shape[-1])
         return ax.reduce_scatter_columns(rows, rest, schedule)
 
     if pieces == 1:
@@ -78,11 +78,11 @@ def embed(
         padded = jnp.pad(by_part, ((0, 0), (0, pieces * piece - count)))
         cut = jnp.moveaxis(padded.reshape(parts, pieces, piece), 1, 0)
         found = lax.map(look_up, cut).reshape(pieces * piece, -1)[:count]
-    return found.reshape(batch // parts, length, -1)
+    return found
 
 
 def _rows(table: Any, ids: jax.Array, config: ModelConfig, dtype: Any) -> jax.Array:
-    """The rows [tokens, E] that this chip has to give, zero elsewhere."""
+    """The rows [..., E] of ids [...] that this chip has to give, zero elsewhere."""
     local = table.shape[0]
     axes = ax.live(vocab_axes(config, {axis: lax.axis_size(axis) for axis in AXES}))
     first = lax.axis_index(axes) * local if axes else 0
@@ -92,13 +92,13 @@ def _rows(table: Any, ids: jax.Array, config: ModelConfig, dtype: Any) -> jax.Ar
     for axis in AXES:
         if axis not in axes and lax.axis_size(axis) > 1:
             mine = mine & (lax.axis_index(axis) == 0)
-    index = jnp.clip(index, 0, local - 1)
+    # An index beyond the rows gives zeros.
+    index = jnp.where(mine, index, local)
     if isinstance(table, ce.Quantized):
-        scale = jnp.take(table.scale, index, axis=0)
-        rows = (jnp.take(table.values, index, axis=0).astype(scale.dtype) * scale).astype(dtype)
-    else:
-        rows = jnp.take(table, index, axis=0).astype(dtype)
-    return jnp.where(mine[:, None], rows, 0)
+        scale = jnp.take(table.scale, index, axis=0, mode="fill", fill_value=0)
+        values = jnp.take(table.values, index, axis=0, mode="fill", fill_value=0)
+        return (values.astype(scale.dtype) * scale).astype(dtype)
+    return jnp.take(table, index, axis=0, mode="fill", fill_value=0).astype(dtype)
 
 
 def unembed(
@@ -115,15 +115,22 @@ def unembed(
     Returns:
       [batch, vocab over `vocab_axes`] in the wide dtype, of the whole batch on every chip.
     """
-    batch_axes, rest = ax.live(layout.batch_axes), boundary_axes(layout)
+    batch_axes, rest = ax.live(layout.batch_axes), ax.live(boundary_axes(layout))
+    # The last gather goes with the einsum. Over all axes at once the TPU compiler would make an
+    # all-reduce of it, so the others come first.
     if batch_axes:
+        label, axes = "b", batch_axes[:1]
         x = ax.all_gather(x, rest, 1, schedule)
+        x = ax.all_gather(x, batch_axes[1:], 0, schedule)
+    else:
+        label, axes = "e", rest[:1] or AXES[:1]
+        x = ax.all_gather(x, rest[1:], 1, schedule)
     return ce.all_gather_einsum(
         "be,ve->bv",
         x,
         table,
-        axis_name=batch_axes or rest or AXES[0],
-        gather="b" if batch_axes or not rest else "e",
+        axis_name=axes,
+        gather=label,
         schedule=schedule,
         preferred_element_type=wide(x.dtype),
     )

@@ -28,7 +28,8 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
       ValueError: an array has another number of heads, or is Quantized.
     """
 
-    def spread(x: Any, dim: int, present: np.ndarray) -> jax.Array:
+    def spread(x: Any, dim: int, heads: np.ndarray) -> jax.Array:
+        present = np.repeat(heads, config.d_head)
         index = np.where(present, np.cumsum(present) - 1, 0)
         shape = [-1 if i == dim else 1 for i in range(x.ndim)]
         return jnp.where(present.reshape(shape), jnp.take(x, index, axis=dim), 0)
@@ -44,10 +45,12 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
             if name not in blocks:
                 continue
             x = blocks[name]
-            if isinstance(x, Quantized) or x.shape[dim] != heads:
+            columns = heads * config.d_head
+            if isinstance(x, Quantized) or x.shape[dim] != columns:
                 raise ValueError(
-                    f"pad_heads: blocks/{name} must be a floating array with {heads} heads in "
-                    f"dimension {dim}, got {describe(x)}; pad first, then quantize"
+                    f"pad_heads: blocks/{name} must be a floating array with {heads} heads of "
+                    f"d_head={config.d_head} in dimension {dim}, {columns} in all, got "
+                    f"{describe(x)}; pad first, then quantize"
                 )
             blocks[name] = spread(x, dim, present)
     return params | {"blocks": blocks}

@@ -4,12 +4,14 @@
 
 and in `blocks`, each with `layers` in front:
 
-  "norm": {"scale": [E]}, "w_q": [E, H, D], "w_k": [E, K, D], "w_v": [E, K, D], "w_o": [H, D, E],
-  "w_in": [E, F], "w_gate": [E, F], "w_out": [F, E]
+  "norm": {"scale": [E]}, "w_q": [E, H * D], "w_k": [E, K * D], "w_v": [E, K * D],
+  "w_o": [H * D, E], "w_in": [E, F], "w_gate": [E, F], "w_out": [F, E]
 
 `norm_ffn` is there in serial blocks, `w_gate` if gated, `unembedding` unless tied; with biases, a
-layernorm has a "bias": [E] and each matrix w_* has a b_* of the shape of its output. H and K count
-padded heads. Any matrix, and each table, may be a `collective_einsum.Quantized`.
+layernorm has a "bias": [E] and each matrix w_* has a b_* of as many numbers as it has columns. H and
+K count padded heads, which lie one after another: the TPU compiler copies a matrix in each step
+that is stored in more than two dimensions. Any matrix, and each table, may be a
+`collective_einsum.Quantized`.
 """
 
 from __future__ import annotations
@@ -31,20 +33,11 @@ from .config import ModelConfig
 
 Params = dict[str, Any]
 
-# The dimensions of each matrix that a token is summed over, after the `layers` dimension is scanned
-# away; all others are output channels.
-_SUMMED = {
-    "w_q": (0,),
-    "w_k": (0,),
-    "w_v": (0,),
-    "w_o": (0, 1),
-    "w_in": (0,),
-    "w_gate": (0,),
-    "w_out": (0,),
-}
+# Rows are summed over, columns are output channels.
+_MATRICES = ("w_q", "w_k", "w_v", "w_o", "w_in", "w_gate", "w_out")
 # Embedding and unembedding: one scale for each token, whose row is looked up, or summed over E.
 _TABLES = ("embedding", "unembedding")
-# The dimension of heads in each stacked array.
+# The dimension of heads times D in each stacked array.
 HEAD_DIM = {"w_q": 2, "w_o": 1, "b_q": 1}
 KV_HEAD_DIM = {"w_k": 2, "w_v": 2, "b_k": 1, "b_v": 1}
 
@@ -72,14 +65,10 @@ def _shapes(config: ModelConfig) -> Params:
     block: Params = {"norm": norm}
     if config.block == "serial":
         block["norm_ffn"] = norm
-    block |= {"w_q": (e, h, d), "w_k": (e, k, d), "w_v": (e, k, d), "w_o": (h, d, e)}
+    block |= {"w_q": (e, h * d), "w_k": (e, k * d), "w_v": (e, k * d), "w_o": (h * d, e)}
     block |= {"w_in": (e, f)} | ({"w_gate": (e, f)} if config.gated else {}) | {"w_out": (f, e)}
     if config.biases:
-        block |= {
-            "b" + name[1:]: tuple(s for i, s in enumerate(block[name]) if i not in summed)
-            for name, summed in _SUMMED.items()
-            if name in block
-        }
+        block |= {"b" + name[1:]: block[name][1:] for name in _MATRICES if name in block}
     stacked = jax.tree.map(
         lambda shape: (config.layers, *shape), block, is_leaf=lambda node: isinstance(node, tuple)
     )
@@ -131,7 +120,7 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
     if name == "scale":
         return 1 + uniform * 2.0**-25
     fan_in = {"w_o": config.heads * config.d_head, "w_out": config.d_ff}
-    if name in _SUMMED or name in _TABLES:
+    if name in _MATRICES or name in _TABLES:
         # Keeps the variance of what is multiplied; what layers add to a token's embedding gets more,
         # so that it decides about the next token.
         deviation = (3 if name in fan_in else 1) / math.sqrt(fan_in.get(name, config.d_model))
@@ -147,7 +136,8 @@ def _mask_padding(name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
     if name not in HEAD_DIM or config.stored_heads == config.heads:
         return x
     heads = HEAD_DIM[name] - 1
-    real = np.array(config.real_heads).reshape([-1 if i == heads else 1 for i in range(x.ndim)])
+    real = np.repeat(config.real_heads, config.d_head)
+    real = real.reshape([-1 if i == heads else 1 for i in range(x.ndim)])
     return jnp.where(real, x, 0)
 
 
@@ -160,11 +150,8 @@ def quantize(params: Params) -> Params:
 
     def leaf(path: Any, x: Any) -> Any:
         name = _name(path)
-        if name in _TABLES:
-            return quantize_array(x, axis=1)
-        if name not in _SUMMED:
-            return x
-        return quantize_array(x, axis=[dim + 1 for dim in _SUMMED[name]])
+        # A table has a scale for each row, a stacked matrix for each column: 1 is summed over in both.
+        return quantize_array(x, axis=1) if name in _TABLES or name in _MATRICES else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -211,12 +198,11 @@ def check_params(params: Any, config: ModelConfig) -> None:
 def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:
     name = path.rsplit("/", 1)[-1]
     if isinstance(x, Quantized):
-        if name not in _SUMMED and name not in _TABLES:
+        if name not in _MATRICES and name not in _TABLES:
             raise ValueError(
                 f"{config.name}: params[{path!r}] is Quantized; only matrices and tables may be"
             )
-        summed = (1,) if name in _TABLES else tuple(dim + 1 for dim in _SUMMED[name])
-        scales = tuple(1 if i in summed else size for i, size in enumerate(x.shape))
+        scales = tuple(1 if i == 1 else size for i, size in enumerate(x.shape))
         if tuple(x.scale.shape) != scales:
             raise ValueError(
                 f"{config.name}: params[{path!r}] has scales of shape {tuple(x.scale.shape)}, but "

@@ -184,7 +184,7 @@ def _stationary_out(
             **ends,
         )
     parts = [
-        ax.local_einsum(spec, h, w)
+        ax.local_einsum(spec, h, w).astype(h.dtype)
         if gather is None
         else ce.all_gather_einsum(
             spec,
@@ -193,11 +193,10 @@ def _stationary_out(
             axis_name="x",
             gather=gather,
             schedule=schedule,
-            preferred_element_type=wide(h.dtype),
         )
         for (h, w, _), gather in zip(terms, gathers, strict=True)
     ]
-    return _sum_scattered(parts, terms[0].h.dtype, WEIGHT_AXES, schedule)
+    return _sum_scattered(parts, WEIGHT_AXES, schedule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,17 +268,16 @@ class WeightGathered:
                     axis_name=columns or "x",
                     gather="f" if columns else "e",
                     schedule=schedule,
-                    preferred_element_type=wide(h.dtype),
                 )
             )
-        return _sum_scattered(parts, terms[0].h.dtype, boundary_axes(self), schedule)
+        return _sum_scattered(parts, boundary_axes(self), schedule)
 
 
-def _sum_scattered(
-    parts: Sequence[jax.Array], dtype: Any, axes: Axes, schedule: ScheduleLike
-) -> jax.Array:
+def _sum_scattered(parts: Sequence[jax.Array], axes: Axes, schedule: ScheduleLike) -> jax.Array:
     """The sum of `parts` [rows, E], over devices too: E over `axes`."""
-    return ax.reduce_scatter_columns(sum(parts[1:], parts[0]).astype(dtype), axes, schedule)
+    dtype = parts[0].dtype
+    total = sum((part.astype(wide(dtype)) for part in parts[1:]), parts[0].astype(wide(dtype)))
+    return ax.reduce_scatter_columns(total.astype(dtype), axes, schedule)
 
 
 def feature_bias(

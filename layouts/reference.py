@@ -74,13 +74,13 @@ def extend(
     for layer in range(config.layers):
         p = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
         y = normalize(x, p["norm"], config)
-        k, v = project(y, p, "k", "ble,ekd->blkd"), project(y, p, "v", "ble,ekd->blkd")
+        q, k, v = (project_heads(y, p, name, config) for name in "qkv")
         k = rotate(k, tables, config.rotary)
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
         values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")
-        q = rotate(project(y, p, "q", "ble,ehd->blhd"), tables, config.rotary)
-        attended = project(attend(q, keys[layer], values[layer], mask), p, "o", "blhd,hde->ble")
+        o = attend(rotate(q, tables, config.rotary), keys[layer], values[layer], mask)
+        attended = project(o.reshape(*o.shape[:2], -1), p, "o")
         if config.block == "parallel":
             x = x + attended + feedforward(y, p, config)
         else:
@@ -179,15 +179,20 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
     """The feedforward layer of x [B, L, E]: [B, L, E]."""
-    inner = project(x, block, "in", "ble,ef->blf")
-    gate = project(x, block, "gate", "ble,ef->blf") if config.gated else None
-    hidden = feedforward_hidden(inner, gate, config.activation)
-    return project(hidden, block, "out", "blf,fe->ble")
+    inner = project(x, block, "in")
+    gate = project(x, block, "gate") if config.gated else None
+    return project(feedforward_hidden(inner, gate, config.activation), block, "out")
 
 
-def project(x: jax.Array, block: Params, name: str, spec: str) -> jax.Array:
-    """The einsum of x and the block's w_`name`, plus b_`name` where there is one; x's dtype."""
-    y = _matmul(spec, x, block["w_" + name])
+def project_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
+    """Queries, keys or values [B, L, heads, D] of x [B, L, E]."""
+    y = project(x, block, name)
+    return y.reshape(*y.shape[:2], -1, config.d_head)
+
+
+def project(x: jax.Array, block: Params, name: str) -> jax.Array:
+    """x [B, L, n] times the block's w_`name`, plus b_`name` where there is one; x's dtype."""
+    y = _matmul("bln,nm->blm", x, block["w_" + name])
     bias = block.get("b_" + name)
     return (y if bias is None else y + bias.astype(y.dtype)).astype(x.dtype)
 

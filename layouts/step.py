@@ -69,13 +69,13 @@ def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
     kv = stored_kv_axes(config, sizes) or None
     return {
         **WEIGHT_SPECS,
-        "w_q": P("x", WEIGHT_AXES, None),
-        "w_k": P("x", kv, None),
-        "w_v": P("x", kv, None),
-        "w_o": P(WEIGHT_AXES, None, "x"),
-        "b_q": P(WEIGHT_AXES, None),
-        "b_k": P(kv, None),
-        "b_v": P(kv, None),
+        "w_q": P("x", WEIGHT_AXES),
+        "w_k": P("x", kv),
+        "w_v": P("x", kv),
+        "w_o": P(WEIGHT_AXES, "x"),
+        "b_q": P(WEIGHT_AXES),
+        "b_k": P(kv),
+        "b_v": P(kv),
     }
 
 
@@ -133,4 +133,5 @@ class LayerCall:
         step = make_step(
             self.config, self.layout, where, self.schedule, lengths, x.shape[1], before, x.dtype
         )
-        return layer(x, weights, step, past, prefix)
+        y, new = layer(ax.rows(x), weights, step, past, prefix)
+        return y.reshape(x.shape), new

@@ -59,7 +59,7 @@ def attended(y: jax.Array, p: Any, config: ModelConfig, past: Any) -> jax.Array:
     """The reference's attention of y [B, T, E] after `LENGTHS` positions of a past."""
     positions = LENGTHS[:, None] + jnp.arange(T)
     tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head)
-    k, v = (reference.project(y, p, n, "ble,ekd->blkd") for n in "kv")
+    k, v = (reference.project_heads(y, p, n, config) for n in "kv")
     k = rotate(k, tables, config.rotary)
     rows = jnp.arange(B)[:, None]
     keys, values = (
@@ -68,10 +68,10 @@ def attended(y: jax.Array, p: Any, config: ModelConfig, past: Any) -> jax.Array:
         .set(new)
         for old, new in zip(past, (k, v), strict=True)
     )
-    q = rotate(reference.project(y, p, "q", "ble,ehd->blhd"), tables, config.rotary)
+    q = rotate(reference.project_heads(y, p, "q", config), tables, config.rotary)
     mask = causal_mask(positions, jnp.arange(PAST + T), LENGTHS + T)
     o = reference.attend(q, keys, values, mask)
-    return reference.project(o, p, "o", "blhd,hde->ble")
+    return reference.project(o.reshape(*o.shape[:2], -1), p, "o")
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)

@@ -21,10 +21,11 @@ def test_pad_heads_puts_each_head_in_its_group() -> None:
     found = pad_heads(params, padded)
     check_params(found, padded)
     w_q = np.asarray(params["blocks"]["w_q"])
-    zero = np.zeros_like(w_q[:, :, :1])
+    d = padded.d_head
+    zero = np.zeros_like(w_q[:, :, :d])
     np.testing.assert_array_equal(
         found["blocks"]["w_q"],
-        np.concatenate([w_q[:, :, :3], zero, w_q[:, :, 3:], zero], axis=2),
+        np.concatenate([w_q[:, :, : 3 * d], zero, w_q[:, :, 3 * d :], zero], axis=2),
     )
     np.testing.assert_array_equal(found["blocks"]["w_k"], params["blocks"]["w_k"])
 

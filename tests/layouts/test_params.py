@@ -34,7 +34,7 @@ STORED = {
     "w_gate": P(None, "x", ("y", "z")),
     "w_out": P(None, ("y", "z"), "x"),
     "w_q": P(None, "x", ("y", "z")),
-    "w_o": P(None, ("y", "z"), None, "x"),
+    "w_o": P(None, ("y", "z"), "x"),
 }
 
 
@@ -74,10 +74,10 @@ def test_shapes_of_palm_540b() -> None:
         "final_norm": {"scale": (18432,)},
         "blocks": {
             "norm": {"scale": (118, 18432)},
-            "w_q": (118, 18432, 64, 256),
-            "w_k": (118, 18432, 1, 256),
-            "w_v": (118, 18432, 1, 256),
-            "w_o": (118, 64, 256, 18432),
+            "w_q": (118, 18432, 64 * 256),
+            "w_k": (118, 18432, 256),
+            "w_v": (118, 18432, 256),
+            "w_o": (118, 64 * 256, 18432),
             "w_in": (118, 18432, 73728),
             "w_gate": (118, 18432, 73728),
             "w_out": (118, 73728, 18432),
@@ -88,7 +88,7 @@ def test_shapes_of_palm_540b() -> None:
 def test_shapes_of_biases_are_those_of_the_outputs() -> None:
     shapes = jax.tree.map(lambda x: x.shape, params_shapes(MT_NLG_530B))["blocks"]
     assert shapes["norm_ffn"] == {"scale": (105, 20480), "bias": (105, 20480)}
-    assert shapes["b_q"] == shapes["b_k"] == shapes["b_v"] == (105, 128, 160)
+    assert shapes["b_q"] == shapes["b_k"] == shapes["b_v"] == (105, 128 * 160)
     assert shapes["b_o"] == shapes["b_out"] == (105, 20480)
     assert shapes["b_in"] == (105, 81920)
     assert "b_gate" not in shapes
@@ -128,7 +128,7 @@ def test_a_device_makes_its_shards_and_no_more(mesh_of: Callable[..., Mesh]) -> 
 def test_every_number_is_random_but_padding(config: ModelConfig) -> None:
     params = init(jax.random.key(0), config, jnp.float32)
     blocks = params["blocks"]
-    real = np.array(config.real_heads)
+    real = np.repeat(config.real_heads, config.d_head)
     for path, x in leaves(params).items():
         assert np.unique(np.asarray(x)).size > 0.5 * (x.size - 1), path
         assert np.isfinite(x).all(), path
@@ -179,8 +179,8 @@ def test_quantize_rounds_each_output_channel(config: ModelConfig) -> None:
     for path, x in leaves(shapes).items():
         assert (x.shape, x.dtype) == (leaves(small)[path].shape, leaves(small)[path].dtype), path
     block = small["blocks"]
-    assert block["w_q"].scale.shape == (2, 1, config.stored_heads, 8)
-    assert block["w_o"].scale.shape == (2, 1, 1, 32)
+    assert block["w_q"].scale.shape == (2, 1, config.stored_heads * 8)
+    assert block["w_o"].scale.shape == (2, 1, 32)
     assert block["w_out"].scale.shape == (2, 1, 32)
     assert small["embedding"].scale.shape == (64, 1)
     assert not isinstance(block["norm"]["scale"], Quantized)
@@ -192,8 +192,8 @@ def test_quantize_rounds_each_output_channel(config: ModelConfig) -> None:
         peak = np.abs(np.asarray(block[key].values)).max(
             axis=tuple(i for i, s in enumerate(block[key].scale.shape) if s == 1), keepdims=True
         )
-        empty = np.all(peak == 0, axis=(0, 1, 3)) if key == "w_q" else np.zeros(1, bool)
-        assert empty.sum() == (config.real_heads.count(False) if key == "w_q" else 0), key
+        empty = np.all(peak == 0, axis=(0, 1)) if key == "w_q" else np.zeros(1, bool)
+        assert empty.sum() == (8 * config.real_heads.count(False) if key == "w_q" else 0), key
         assert np.all((peak == 127) | (peak == 0)), key
 
 
@@ -219,8 +219,8 @@ def without(tree: Params, key: str) -> Params:
         ),
         (lambda p: p | {"unembedding": p["embedding"]}, r"'unembedding'.*tied_embedding=True"),
         (
-            lambda p: p | {"blocks": p["blocks"] | {"w_q": p["blocks"]["w_q"][:, :, :6]}},
-            r"'blocks/w_q'\] has shape \(2, 32, 6, 8\).*\(2, 32, 8, 8\) .heads=6.*pad_heads",
+            lambda p: p | {"blocks": p["blocks"] | {"w_q": p["blocks"]["w_q"][:, :, :48]}},
+            r"'blocks/w_q'\] has shape \(2, 32, 48\).*\(2, 32, 64\) .heads=6.*pad_heads",
         ),
         (
             lambda p: p | {"embedding": p["embedding"].astype(jnp.bfloat16)},

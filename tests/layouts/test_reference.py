@@ -50,17 +50,23 @@ def by_loops(params: Any, config: ModelConfig, tokens: list[int]) -> np.ndarray:
             x[a], x[b] = z.real, z.imag
         return x
 
+    def columns(head: int) -> slice:
+        return slice(head * config.d_head, (head + 1) * config.d_head)
+
     def attention(ys: list[np.ndarray], p: Any) -> list[np.ndarray]:
         out = [np.zeros(config.d_model) + p.get("b_o", 0) for _ in ys]
         for head in (h for h, real in enumerate(config.real_heads) if real):
             kv = head // config.queries_per_kv
-            bias = {s: p.get("b_" + s, np.zeros((99, config.d_head))) for s in "qkv"}
-            q = [turn(y @ p["w_q"][:, head] + bias["q"][head], i) for i, y in enumerate(ys)]
-            k = [turn(y @ p["w_k"][:, kv] + bias["k"][kv], i) for i, y in enumerate(ys)]
-            v = [y @ p["w_v"][:, kv] + bias["v"][kv] for y in ys]
+            at = {"q": columns(head), "k": columns(kv), "v": columns(kv)}
+            q, k, v = (
+                [y @ p["w_" + s][:, at[s]] + p.get("b_" + s, np.zeros(999))[at[s]] for y in ys]
+                for s in "qkv"
+            )
+            q, k = ([turn(y, i) for i, y in enumerate(turned)] for turned in (q, k))
             for i in range(len(ys)):
                 s = np.exp([q[i] @ k[j] / math.sqrt(config.d_head) for j in range(i + 1)])
-                out[i] += sum(a * b for a, b in zip(s / s.sum(), v, strict=False)) @ p["w_o"][head]
+                o = sum(a * b for a, b in zip(s / s.sum(), v, strict=False))
+                out[i] += o @ p["w_o"][columns(head)]
         return out
 
     def feedforward(y: np.ndarray, p: Any) -> np.ndarray:
@@ -133,7 +139,7 @@ def test_padded_heads_contribute_exactly_nothing() -> None:
     params, tokens = parameters(bare), prompts(bare)
     padded = pad_heads(params, TINY_PADDED)
     # Whatever a padded query computes, its output matrix is zero.
-    q = padded["blocks"]["w_q"].at[:, :, 6:].set(100.0)
+    q = padded["blocks"]["w_q"].at[:, :, 6 * TINY_PADDED.d_head :].set(100.0)
     wild = padded | {"blocks": padded["blocks"] | {"w_q": q}}
     lengths = jnp.asarray(LENGTHS)
     expected, _ = reference.prefill(params, bare, tokens, lengths, 8)
@@ -146,7 +152,10 @@ def test_padded_heads_contribute_exactly_nothing() -> None:
 def test_a_group_shares_its_key_value_head() -> None:
     many = dataclasses.replace(TINY_GROUPED, kv_heads=TINY_GROUPED.heads)
     params, tokens = parameters(TINY_GROUPED), prompts(TINY_GROUPED)
-    repeated = {k: jnp.repeat(params["blocks"][k], 4, axis=2) for k in ("w_k", "w_v")}
+    repeated = {}
+    for key in ("w_k", "w_v"):
+        by_head = params["blocks"][key].reshape(2, many.d_model, -1, many.d_head)
+        repeated[key] = jnp.repeat(by_head, 4, axis=2).reshape(2, many.d_model, -1)
     every = params | {"blocks": params["blocks"] | repeated}
     lengths = jnp.asarray(LENGTHS)
     expected, _ = reference.prefill(every, many, tokens, lengths, 8)
