@@ -23,6 +23,7 @@ from layouts import (
 FEEDFORWARDS = {
     "WS 1D": WeightStationary1D(),
     "WS 2D": WeightStationary2D(),
+    "WS 2D batch": WeightStationary2D(by_batch=True),
     "WG X": WeightGathered(("x",)),
     "WG XY": WeightGathered(("x", "y")),
     "WG XYZ": WeightGathered(("x", "y", "z")),

@@ -13,6 +13,7 @@ from jax import lax
 
 from . import ring, stages
 from .dtypes import accumulator_dtype
+from .local import psum_scatter
 from .primitive import apply, checks_vma
 from .ring import Steps
 from .schedule import Direction, Schedule
@@ -49,7 +50,7 @@ class Collective:
         if self.kind == "all_gather":
             return lax.all_gather(x, self.axes, axis=self.dim, tiled=True)
         if self.kind == "reduce_scatter":
-            return lax.psum_scatter(x, self.axes, scatter_dimension=self.dim, tiled=True)
+            return psum_scatter(x, self.axes, self.dim)
         if self.kind == "all_to_all":
             return lax.all_to_all(x, self.axes, self.dim, self.concat, tiled=True)
         return lax.psum(x, self.axes)

@@ -32,15 +32,20 @@ def lax_gather(op: Operation, x: Any, axes: tuple[str, ...], dim: int) -> Any:
 
 
 def lax_scatter(op: Operation, y: Any, axes: tuple[str, ...]) -> Any:
-    """The device's block of the sum of `y` over `axes`, by `lax.psum_scatter`.
+    """The device's block of the sum of `y` over `axes`, by `psum_scatter`."""
+    dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
+    return psum_scatter(op.wire(y), axes, dim)
+
+
+def psum_scatter(y: Any, axes: tuple[str, ...], dim: int) -> Any:
+    """`lax.psum_scatter` along `dim`, tiled, as the TPU compiler keeps it one.
 
     Of a dimension of its own: along a dimension that is split over lanes, the TPU compiler makes an
     all-reduce and a slice of it, which move twice the bytes. It does so too with blocks that are no
     whole tiles, if of rows; so those travel as rows of lanes.
     """
-    dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
     n = ring.total(axes)
-    y = blocks.split(op.wire(y), dim, (n, y.shape[dim] // n))
+    y = blocks.split(y, dim, (n, y.shape[dim] // n))
     block = (*y.shape[:dim], *y.shape[dim + 1 :])
     rows = math.prod(block[:-1])
     if dim == 0 and len(block) > 1 and rows % TILE_ROWS and math.prod(block) % LANES == 0:

@@ -242,12 +242,13 @@ def all_to_all(x: Any, axes: tuple[str, ...], split: int, concat: int) -> Steps:
 def straight_reduce_scatter(
     x: Any, axes: tuple[str, ...], dim: int, *, wire: Callable[[Any], Any], accumulator: Any
 ) -> Steps:
-    """As `reduce_scatter`, every block straight to its device: more bytes, but in one superstep."""
+    """As `reduce_scatter`, every block straight to its device: more bytes, but in one superstep.
+
+    The own block is rounded for the wire too, so that the dot need not write its result twice.
+    """
     arriving = yield _straight(wire(x), axes, dim)
-    # The own block first, not rounded for the wire.
-    n = len(arriving)
-    here = blocks.take(x, dim, (n,), 0, lax.axis_index(axes), 0, x.shape[dim] // n)
-    return sum((block.astype(accumulator) for block in arriving[1:]), here.astype(accumulator))
+    own, *others = (block.astype(accumulator) for block in arriving)
+    return sum(others, own)
 
 
 def _straight(x: Any, axes: tuple[str, ...], dim: int) -> list[Any]:

@@ -106,19 +106,19 @@ def reduce_scatter(x: jax.Array, axes: Sequence[str], dim: int, schedule: Schedu
     return ce.reduce_scatter(x, axes, scatter_dimension=dim, schedule=how) if axes else x
 
 
-def reduce_scatter_columns(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax.Array:
-    """Sums of [rows, n] over `axes`, and a block of columns on each device.
-
-    For where nothing is left to run beside it: a ring would only add steps, so "auto" leaves it to
-    lax. Of a dimension of its own, since along one that is split over lanes the TPU compiler makes
-    an all-reduce and a slice.
-    """
+def reduce_scatter_alone(
+    x: jax.Array, axes: Sequence[str], dim: int, schedule: ScheduleLike
+) -> jax.Array:
+    """`reduce_scatter` where nothing is left to run beside it: a ring would only add steps, so
+    "auto" leaves it to lax. Blocks are a dimension of their own: where they cut tiles, the TPU
+    compiler would make an all-reduce and a slice."""
     axes = live(axes)
     if not axes:
         return x
+    blocks = x.reshape(*x.shape[:dim], size(axes), -1, *x.shape[dim + 1 :])
     schedule = "blocking" if schedule == "auto" else schedule
-    blocks = x.reshape(x.shape[0], size(axes), -1)
-    return reduce_scatter(blocks, axes, 1, schedule).reshape(x.shape[0], -1)
+    own = reduce_scatter(blocks, axes, dim, schedule)
+    return own.reshape(*x.shape[:dim], -1, *x.shape[dim + 1 :])
 
 
 def all_reduce(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax.Array:

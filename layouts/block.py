@@ -118,13 +118,14 @@ def normed(
     """The norm of x [rows, E over the rest], and what is left to multiply a projection of it by.
 
     An rmsnorm divides each row by one number, which commutes with a matmul: the number's own
-    reduction over devices then runs beside the matmul, and does not come before it.
+    reduction over devices then runs beside the matmul, and does not come before it. Not where the
+    matmul leaves a chip with other rows.
     """
     config, layout = step.config, step.feedforward
     weights = {name: boundary_shard(layout, each, config.d_model) for name, each in weights.items()}
     moments = norm_moments(x, config.norm)
     moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
-    if config.norm != "rmsnorm":
+    if config.norm != "rmsnorm" or layout.batch_axes != layout.inner_batch_axes:
         return normalize(x, weights, config, moments), None
     _, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
     scaled = x.astype(inverse.dtype) * weights["scale"].astype(inverse.dtype)

@@ -70,7 +70,7 @@ def embed(
         rows = _rows(table, ids, config, dtype)
         # Of a dimension of its own: otherwise the TPU compiler makes an all-reduce.
         rows = ax.reduce_scatter(rows, batch_axes, 0, alone).reshape(-1, rows.shape[-1])
-        return ax.reduce_scatter_columns(rows, rest, schedule)
+        return ax.reduce_scatter_alone(rows, rest, 1, schedule)
 
     if pieces == 1:
         found = look_up(by_part)

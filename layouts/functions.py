@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .config import Activation, ModelConfig, Norm, Rotary
@@ -127,7 +128,7 @@ def normalize(
 def rotary_tables(
     positions: jax.Array, rotary: Rotary, d_head: int, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """Sines and cosines of the angles by which each position turns each pair of dimensions.
+    """Sines and cosines of the angles by which each position turns each dimension.
 
     Args:
       positions: [batch, length] integers.
@@ -136,11 +137,13 @@ def rotary_tables(
       dtype: of the tables.
 
     Returns:
-      sin and cos, [batch, length, rotated dimensions / 2]. One pair serves all layers.
+      sin and cos, [batch, length, D], 0 and 1 where nothing turns. One pair serves all layers.
     """
     dims = rotary.dims(d_head)
     exponents = jnp.arange(0, dims, 2, dtype=dtype) / dims
-    angles = positions[..., None].astype(dtype) * rotary.base**-exponents
+    frequencies = rotary.base**-exponents
+    each = jnp.repeat(frequencies, 2) if rotary.interleaved else jnp.tile(frequencies, 2)
+    angles = positions[..., None].astype(dtype) * jnp.pad(each, (0, d_head - dims))
     return jnp.sin(angles), jnp.cos(angles)
 
 
@@ -157,18 +160,24 @@ def rotate(
     if rotary is None or tables is None:
         return x
     sin, cos = (table[:, :, None, :].astype(wide(x.dtype)) for table in tables)
-    turned, rest = jnp.split(x, [rotary.dims(x.shape[-1])], axis=-1)
-    turned = turned.astype(wide(x.dtype))
-    if rotary.interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-    else:
-        a, b = jnp.split(turned, 2, axis=-1)
-    pair = (a * cos - b * sin, b * cos + a * sin)
-    if rotary.interleaved:
-        turned = jnp.stack(pair, axis=-1).reshape(turned.shape)
-    else:
-        turned = jnp.concatenate(pair, axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+    # The other of each pair by a matmul, which is exact: a TPU moves single lanes slowly.
+    across = jnp.matmul(
+        x,
+        _quarter_turn(rotary, x.shape[-1]).astype(x.dtype),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=sin.dtype,
+    )
+    return (x.astype(cos.dtype) * cos + across * sin).astype(x.dtype)
+
+
+def _quarter_turn(rotary: Rotary, d_head: int) -> np.ndarray:
+    """The matrix [D, D] that turns each pair (a, b) into (-b, a)."""
+    dims = rotary.dims(d_head)
+    first = np.arange(0, dims, 2) if rotary.interleaved else np.arange(dims // 2)
+    second = first + (1 if rotary.interleaved else dims // 2)
+    turn = np.zeros((d_head, d_head), np.float32)
+    turn[first, second], turn[second, first] = 1, -1
+    return turn
 
 
 def attention_scale(d_head: int) -> float:

@@ -116,6 +116,7 @@ def check_batch(batch: int, config: ModelConfig, mesh: Any, plan: Any) -> None:
     sizes = check_mesh(mesh)
     for what, axes in (
         (plan.feedforward, plan.feedforward.batch_axes),
+        (plan.feedforward, plan.feedforward.inner_batch_axes),
         (plan.attention, placement(config, mesh, plan).batch_axes),
     ):
         n = size(axes, sizes)
@@ -134,13 +135,14 @@ def _shape(sizes: Mapping[str, int]) -> str:
 
 def default_decode(config: ModelConfig, mesh: Any, batch: int) -> Partitioning:
     """The paper's choice for decoding: 2D weight-stationary (section 3.2.4), and attention sharded
-    over batch where heads share keys and values (section 3.3), as far as the batch goes."""
+    over batch where heads share keys and values (section 3.3), as far as the batch goes. Where that
+    is over all chips, the feedforward's activations are cut by batch too."""
     sizes = check_mesh(mesh)
     options: list[Axes] = [AXES, WEIGHT_AXES, ("z",)]
     axes = next((a for a in options if batch % size(a, sizes) == 0), None)
     if config.kv_heads == config.heads or axes is None:
         return Partitioning(WeightStationary2D(), HeadSharded())
-    return Partitioning(WeightStationary2D(), BatchSharded(axes))
+    return Partitioning(WeightStationary2D(by_batch=axes == AXES), BatchSharded(axes))
 
 
 def default_prefill(

@@ -28,7 +28,7 @@ class AttentionLayout(Protocol):
 
     @property
     def batch_axes(self) -> Axes:
-        """The axes over which the batch is sharded, beside those of the feedforward layout."""
+        """The axes over which the batch is sharded, beside those of the feedforward layout inside."""
         ...
 
 
@@ -180,7 +180,7 @@ def _place(
     def live(axes: Axes) -> Axes:
         return tuple(axis for axis in axes if sizes[axis] > 1)
 
-    whole = live(feedforward.batch_axes)
+    whole = live(feedforward.inner_batch_axes)
     batch = in_order(live((*whole, *(a for a in attention.batch_axes if a not in whole))))
     by_rows = "x" in batch and "x" not in whole
     moved = tuple(axis for axis in batch if axis not in whole and not (by_rows and axis == "x"))

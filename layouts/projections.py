@@ -43,12 +43,17 @@ class Outgoing(NamedTuple):
 class FeedForwardLayout(Protocol):
     """What every feedforward layout can do; x, y, z are mesh axes and W its `batch_axes`.
 
-    Rows are the positions of all the sequences that a chip has between layers.
+    Rows are the positions of all the sequences that a chip has at that point.
     """
 
     @property
     def batch_axes(self) -> Axes:
-        """The axes over which activations are sharded by batch, between layers and inside."""
+        """The axes over which activations are sharded by batch between layers, major first."""
+        ...
+
+    @property
+    def inner_batch_axes(self) -> Axes:
+        """The same after `project_in`, and before `project_out`."""
         ...
 
     def features(self, sharded: Axes) -> Axes:
@@ -85,27 +90,40 @@ class WeightStationary2D:
 
     x is BLE_xyz; all-gather over yz; matmul; reduce-scatter over x to BLF_yzx; the nonlinearity;
     all-gather over x; matmul; reduce-scatter over yz.
+
+    Attributes:
+      by_batch: what these collectives cut is the batch instead, B_yz LE_x between the layers and
+        B_x LF_yz inside: the same bytes, of whole rows, which a TPU moves without copies.
     """
+
+    by_batch: bool = False
 
     @property
     def batch_axes(self) -> Axes:
-        """None: all chips work on the whole batch."""
-        return ()
+        """None, or y and z if `by_batch`."""
+        return WEIGHT_AXES if self.by_batch else ()
+
+    @property
+    def inner_batch_axes(self) -> Axes:
+        """None, or x if `by_batch`."""
+        return ("x",) if self.by_batch else ()
 
     def features(self, sharded: Axes) -> Axes:
-        """Columns are scattered over x after the sum over E_x."""
-        return (*sharded, "x")
+        """Unless `by_batch`, columns are scattered over x after the sum over E_x."""
+        return sharded if self.by_batch else (*sharded, "x")
 
     def project_in(
         self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`."""
         del sharded
-        return _gather_and_scatter(c, weights, "f", schedule)
+        ends = ("m", "m") if self.by_batch else ("e", "f")
+        return _gather_and_scatter(c, weights, *ends, schedule)
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        return _stationary_out(terms, ["m" if term.by_rows else "f" for term in terms], schedule)
+        gathers = ["m" if self.by_batch or term.by_rows else "f" for term in terms]
+        return _stationary_out(terms, gathers, "m" if self.by_batch else "e", schedule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +138,11 @@ class WeightStationary1D:
     @property
     def batch_axes(self) -> Axes:
         """None: all chips work on the whole batch."""
+        return ()
+
+    @property
+    def inner_batch_axes(self) -> Axes:
+        """None."""
         return ()
 
     def features(self, sharded: Axes) -> Axes:
@@ -138,7 +161,8 @@ class WeightStationary1D:
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        return _stationary_out(terms, ["m" if term.by_rows else None for term in terms], schedule)
+        gathers = ["m" if term.by_rows else None for term in terms]
+        return _stationary_out(terms, gathers, "e", schedule)
 
 
 def project_rows(c: jax.Array, weights: Sequence[Any], schedule: ScheduleLike) -> list[jax.Array]:
@@ -147,18 +171,19 @@ def project_rows(c: jax.Array, weights: Sequence[Any], schedule: ScheduleLike) -
     For what goes on to be sharded by batch anyway. Returns [rows over x, columns as stored] for
     each weight.
     """
-    return _gather_and_scatter(c, weights, "m", schedule)
+    return _gather_and_scatter(c, weights, "e", "m", schedule)
 
 
 def _gather_and_scatter(
-    c: jax.Array, weights: Sequence[Any], scatter: str, schedule: ScheduleLike
+    c: jax.Array, weights: Sequence[Any], gather: str, scatter: str, schedule: ScheduleLike
 ) -> list[jax.Array]:
+    """`project_in` of weight-stationary layouts; the labels are what yz cuts before, and x after."""
     return ce.all_gather_einsum_reduce_scatter(
         "me,ef->mf",
         c,
         list(weights),
         gather_axis_name=WEIGHT_AXES,
-        gather="e",
+        gather=gather,
         scatter_axis_name="x",
         scatter=scatter,
         schedule=schedule,
@@ -166,10 +191,14 @@ def _gather_and_scatter(
 
 
 def _stationary_out(
-    terms: Sequence[Outgoing], gathers: Sequence[str | None], schedule: ScheduleLike
+    terms: Sequence[Outgoing],
+    gathers: Sequence[str | None],
+    scatter: str,
+    schedule: ScheduleLike,
 ) -> jax.Array:
-    """`project_out` of weight-stationary layouts; `gathers` are the labels that x cuts, if any."""
-    spec, ends = "mf,fe->me", {"scatter": "e", "schedule": schedule}
+    """`project_out` of weight-stationary layouts; `gathers` are the labels that x cuts before, if
+    any, and `scatter` is what yz cuts after."""
+    spec, ends = "mf,fe->me", {"scatter": scatter, "schedule": schedule}
     if len(terms) == 1:
         (h, w, _), (gather,) = terms[0], gathers
         if gather is None:
@@ -196,7 +225,7 @@ def _stationary_out(
         )
         for (h, w, _), gather in zip(terms, gathers, strict=True)
     ]
-    return _sum_scattered(parts, WEIGHT_AXES, schedule)
+    return ax.reduce_scatter_alone(_sum(parts), WEIGHT_AXES, "me".index(scatter), schedule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +253,11 @@ class WeightGathered:
     @property
     def batch_axes(self) -> Axes:
         """The axes that weights are gathered over."""
+        return self.axes
+
+    @property
+    def inner_batch_axes(self) -> Axes:
+        """The same."""
         return self.axes
 
     def features(self, sharded: Axes) -> Axes:
@@ -270,14 +304,14 @@ class WeightGathered:
                     schedule=schedule,
                 )
             )
-        return _sum_scattered(parts, boundary_axes(self), schedule)
+        return ax.reduce_scatter_alone(_sum(parts), boundary_axes(self), 1, schedule)
 
 
-def _sum_scattered(parts: Sequence[jax.Array], axes: Axes, schedule: ScheduleLike) -> jax.Array:
-    """The sum of `parts` [rows, E], over devices too: E over `axes`."""
+def _sum(parts: Sequence[jax.Array]) -> jax.Array:
+    """The sum of some arrays, rounded once."""
     dtype = parts[0].dtype
     total = sum((part.astype(wide(dtype)) for part in parts[1:]), parts[0].astype(wide(dtype)))
-    return ax.reduce_scatter_columns(total.astype(dtype), axes, schedule)
+    return total.astype(dtype)
 
 
 def feature_bias(

@@ -14,6 +14,7 @@ MESHES = ((2, 2, 2), (4, 2, 1), (1, 1, 8), (1, 1, 1))
 FEEDFORWARDS = (
     WeightStationary1D(),
     WeightStationary2D(),
+    WeightStationary2D(by_batch=True),
     WeightGathered(("x",)),
     WeightGathered(("x", "y")),
     WeightGathered(("x", "y", "z")),
