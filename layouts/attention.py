@@ -45,7 +45,7 @@ def attention(
 
     Args:
       x: [B_W, T, E over the rest]: new positions, sharded as `activation_spec(layout)` says.
-      weights: of one layer, stored as `block_specs` says: "w_q", "w_k", "w_v", "w_o", and their
+      weights: of one layer, stored as `block_specs` says: "w_q", "w_kv", "w_o", and their
         biases if the config has any.
       config: heads and rotary embedding.
       layout: of the projections, that of the block's feedforward.
@@ -83,23 +83,23 @@ def project_heads(
     factor: jax.Array | None,
     others: Sequence[Any],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Columns of q, k and v, and of `others`, which are stored like the feedforward's.
+    """Columns of q and kv, and of `others`, which are stored like the feedforward's.
 
     Args:
       c: [rows, E over the rest].
-      weights: "w_q", "w_k" and "w_v".
+      weights: "w_q" and "w_kv".
       step: what layers share.
-      factor: [rows, 1], what q, k and v are still to be multiplied by; None for nothing.
+      factor: [rows, 1], what q and kv are still to be multiplied by; None for nothing.
       others: input matrices of the same activations. Their collectives come after those of
         attention, whose own can then run beside these larger matmuls.
 
     Returns:
-      q, k and v as `attend_columns` takes them; and the others as `project_in` leaves them, not
+      q and kv as `attend_columns` takes them; and the others as `project_in` leaves them, not
       multiplied.
     """
-    heads = [weights[name] for name in ("w_q", "w_k", "w_v")]
+    heads = [weights[name] for name in ("w_q", "w_kv")]
     layout, place_ = step.feedforward, step.placement
-    stored = [place_.queries.stored, place_.keys.stored, place_.keys.stored]
+    stored = [place_.queries.stored, place_.keys.stored]
     if place_.by_rows:
         columns = project_rows(c, heads, step.schedule)
         rest = (
@@ -113,7 +113,7 @@ def project_heads(
         made = layout.project_in(
             c, [*heads, *others], [*stored, *([WEIGHT_AXES] * len(others))], step.schedule
         )
-        columns, rest = made[:3], made[3:]
+        columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
 
 
@@ -137,7 +137,7 @@ def attend_columns(
     past: Past | None,
     prefix: Past | None,
 ) -> tuple[Outgoing, Past]:
-    """From columns of q, k and v to columns of what attention makes of them.
+    """From columns of q and kv to columns of what attention makes of them.
 
     Args:
       projected: [rows, columns] each, as `project_heads` leaves them.
@@ -149,12 +149,13 @@ def attend_columns(
       What `project_out` takes, and the new keys and values.
     """
     config, place_ = step.config, step.placement
-    q, k, v = (
+    q, kv = (
         _to_heads(_biased(y, weights, name, step, columns), step, columns)
         for y, name, columns in zip(
-            projected, "qkv", (place_.queries, place_.keys, place_.keys), strict=True
+            projected, ("b_q", "b_kv"), (place_.queries, place_.keys), strict=True
         )
     )
+    k, v = kv[:, :, 0::2], kv[:, :, 1::2]
     q, k = (rotate(each, step.tables, config.rotary) for each in (q, k))
     new_k, new_v = (jnp.swapaxes(each, 1, 2) for each in (k, v))
     segments = [_segment(new_k, new_v, step, causal=True)]
@@ -173,9 +174,9 @@ def attend_columns(
 def _biased(
     y: jax.Array, weights: Mapping[str, Any], name: str, step: Step, columns: Columns
 ) -> jax.Array:
-    if "b_" + name not in weights:
+    if name not in weights:
         return y
-    bias = weights["b_" + name]
+    bias = weights[name]
     if not step.placement.by_rows:
         bias = feature_bias(step.feedforward, bias, columns.stored, step.schedule)
     return add_bias(y, bias)

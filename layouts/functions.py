@@ -140,10 +140,10 @@ def rotary_tables(
       sin and cos, [batch, length, D], 0 and 1 where nothing turns. One pair serves all layers.
     """
     dims = rotary.dims(d_head)
-    exponents = jnp.arange(0, dims, 2, dtype=dtype) / dims
-    frequencies = rotary.base**-exponents
-    each = jnp.repeat(frequencies, 2) if rotary.interleaved else jnp.tile(frequencies, 2)
-    angles = positions[..., None].astype(dtype) * jnp.pad(each, (0, d_head - dims))
+    frequencies = rotary.base ** -(np.arange(0, dims, 2) / dims)
+    each = np.repeat(frequencies, 2) if rotary.interleaved else np.tile(frequencies, 2)
+    each = jnp.asarray(np.pad(each, (0, d_head - dims)), dtype)
+    angles = positions[..., None].astype(dtype) * each
     return jnp.sin(angles), jnp.cos(angles)
 
 

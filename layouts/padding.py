@@ -28,8 +28,8 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
       ValueError: an array has another number of heads, or is Quantized.
     """
 
-    def spread(x: Any, dim: int, heads: np.ndarray) -> jax.Array:
-        present = np.repeat(heads, config.d_head)
+    def spread(x: Any, dim: int, heads: np.ndarray, width: int) -> jax.Array:
+        present = np.repeat(heads, width)
         index = np.where(present, np.cumsum(present) - 1, 0)
         shape = [-1 if i == dim else 1 for i in range(x.ndim)]
         return jnp.where(present.reshape(shape), jnp.take(x, index, axis=dim), 0)
@@ -37,20 +37,20 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
     blocks = dict(params["blocks"])
     real = np.array(config.real_heads)
     real_kv = np.arange(config.stored_kv_heads) < config.kv_heads
-    for dims, heads, present in (
-        (HEAD_DIM, config.heads, real),
-        (KV_HEAD_DIM, config.kv_heads, real_kv),
+    for dims, heads, present, width in (
+        (HEAD_DIM, config.heads, real, config.d_head),
+        (KV_HEAD_DIM, config.kv_heads, real_kv, 2 * config.d_head),
     ):
         for name, dim in dims.items():
             if name not in blocks:
                 continue
             x = blocks[name]
-            columns = heads * config.d_head
+            columns = heads * width
             if isinstance(x, Quantized) or x.shape[dim] != columns:
                 raise ValueError(
                     f"pad_heads: blocks/{name} must be a floating array with {heads} heads of "
-                    f"d_head={config.d_head} in dimension {dim}, {columns} in all, got "
+                    f"{width} in dimension {dim}, {columns} in all, got "
                     f"{describe(x)}; pad first, then quantize"
                 )
-            blocks[name] = spread(x, dim, present)
+            blocks[name] = spread(x, dim, present, width)
     return params | {"blocks": blocks}

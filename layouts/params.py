@@ -4,13 +4,14 @@
 
 and in `blocks`, each with `layers` in front:
 
-  "norm": {"scale": [E]}, "w_q": [E, H * D], "w_k": [E, K * D], "w_v": [E, K * D],
-  "w_o": [H * D, E], "w_in": [E, F], "w_gate": [E, F], "w_out": [F, E]
+  "norm": {"scale": [E]}, "w_q": [E, H * D], "w_kv": [E, K * 2 * D], "w_o": [H * D, E],
+  "w_in": [E, F], "w_gate": [E, F], "w_out": [F, E]
 
 `norm_ffn` is there in serial blocks, `w_gate` if gated, `unembedding` unless tied; with biases, a
 layernorm has a "bias": [E] and each matrix w_* has a b_* of as many numbers as it has columns. H and
-K count padded heads, which lie one after another: the TPU compiler copies a matrix in each step
-that is stored in more than two dimensions. Any matrix, and each table, may be a
+K count padded heads, which lie one after another, and in "w_kv" each as its key and then its value:
+the TPU compiler copies a matrix in each step that is stored in more than two dimensions, and small
+matmuls cost more than their bytes. Any matrix, and each table, may be a
 `collective_einsum.Quantized`.
 """
 
@@ -34,12 +35,12 @@ from .config import ModelConfig
 Params = dict[str, Any]
 
 # Rows are summed over, columns are output channels.
-_MATRICES = ("w_q", "w_k", "w_v", "w_o", "w_in", "w_gate", "w_out")
+_MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out")
 # Embedding and unembedding: one scale for each token, whose row is looked up, or summed over E.
 _TABLES = ("embedding", "unembedding")
-# The dimension of heads times D in each stacked array.
+# The dimension of heads times D, or times 2 D, in each stacked array.
 HEAD_DIM = {"w_q": 2, "w_o": 1, "b_q": 1}
-KV_HEAD_DIM = {"w_k": 2, "w_v": 2, "b_k": 1, "b_v": 1}
+KV_HEAD_DIM = {"w_kv": 2, "b_kv": 1}
 
 
 def params_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16, *, int8: bool = False) -> Params:
@@ -65,7 +66,7 @@ def _shapes(config: ModelConfig) -> Params:
     block: Params = {"norm": norm}
     if config.block == "serial":
         block["norm_ffn"] = norm
-    block |= {"w_q": (e, h * d), "w_k": (e, k * d), "w_v": (e, k * d), "w_o": (h * d, e)}
+    block |= {"w_q": (e, h * d), "w_kv": (e, k * 2 * d), "w_o": (h * d, e)}
     block |= {"w_in": (e, f)} | ({"w_gate": (e, f)} if config.gated else {}) | {"w_out": (f, e)}
     if config.biases:
         block |= {"b" + name[1:]: block[name][1:] for name in _MATRICES if name in block}

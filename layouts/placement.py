@@ -132,7 +132,7 @@ class Placement:
 
 
 def stored_kv_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
-    """The axes over which w_k and w_v are stored: as queries, or none if that does not divide."""
+    """The axes over which w_kv is stored: as queries, or none if that does not divide."""
     divides = config.stored_kv_heads % size(WEIGHT_AXES, sizes) == 0
     return WEIGHT_AXES if divides else ()
 

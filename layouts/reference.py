@@ -74,7 +74,8 @@ def extend(
     for layer in range(config.layers):
         p = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
         y = normalize(x, p["norm"], config)
-        q, k, v = (project_heads(y, p, name, config) for name in "qkv")
+        q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
+        k, v = kv[:, :, 0::2], kv[:, :, 1::2]
         k = rotate(k, tables, config.rotary)
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
@@ -185,7 +186,7 @@ def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
 
 
 def project_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
-    """Queries, keys or values [B, L, heads, D] of x [B, L, E]."""
+    """Queries [B, L, H, D] of x [B, L, E], or keys and values in turn [B, L, 2 * K, D]."""
     y = project(x, block, name)
     return y.reshape(*y.shape[:2], -1, config.d_head)
 

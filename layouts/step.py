@@ -70,12 +70,10 @@ def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
     return {
         **WEIGHT_SPECS,
         "w_q": P("x", WEIGHT_AXES),
-        "w_k": P("x", kv),
-        "w_v": P("x", kv),
+        "w_kv": P("x", kv),
         "w_o": P(WEIGHT_AXES, "x"),
         "b_q": P(WEIGHT_AXES),
-        "b_k": P(kv),
-        "b_v": P(kv),
+        "b_kv": P(kv),
     }
 
 

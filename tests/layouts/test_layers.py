@@ -59,7 +59,8 @@ def attended(y: jax.Array, p: Any, config: ModelConfig, past: Any) -> jax.Array:
     """The reference's attention of y [B, T, E] after `LENGTHS` positions of a past."""
     positions = LENGTHS[:, None] + jnp.arange(T)
     tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head)
-    k, v = (reference.project_heads(y, p, n, config) for n in "kv")
+    kv = reference.project_heads(y, p, "kv", config)
+    k, v = kv[:, :, 0::2], kv[:, :, 1::2]
     k = rotate(k, tables, config.rotary)
     rows = jnp.arange(B)[:, None]
     keys, values = (

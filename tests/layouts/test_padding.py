@@ -27,7 +27,7 @@ def test_pad_heads_puts_each_head_in_its_group() -> None:
         found["blocks"]["w_q"],
         np.concatenate([w_q[:, :, : 3 * d], zero, w_q[:, :, 3 * d :], zero], axis=2),
     )
-    np.testing.assert_array_equal(found["blocks"]["w_k"], params["blocks"]["w_k"])
+    np.testing.assert_array_equal(found["blocks"]["w_kv"], params["blocks"]["w_kv"])
 
 
 def test_pad_heads_refuses_what_has_other_heads() -> None:

@@ -75,8 +75,7 @@ def test_shapes_of_palm_540b() -> None:
         "blocks": {
             "norm": {"scale": (118, 18432)},
             "w_q": (118, 18432, 64 * 256),
-            "w_k": (118, 18432, 256),
-            "w_v": (118, 18432, 256),
+            "w_kv": (118, 18432, 2 * 256),
             "w_o": (118, 64 * 256, 18432),
             "w_in": (118, 18432, 73728),
             "w_gate": (118, 18432, 73728),
@@ -88,7 +87,8 @@ def test_shapes_of_palm_540b() -> None:
 def test_shapes_of_biases_are_those_of_the_outputs() -> None:
     shapes = jax.tree.map(lambda x: x.shape, params_shapes(MT_NLG_530B))["blocks"]
     assert shapes["norm_ffn"] == {"scale": (105, 20480), "bias": (105, 20480)}
-    assert shapes["b_q"] == shapes["b_k"] == shapes["b_v"] == (105, 128 * 160)
+    assert shapes["b_q"] == (105, 128 * 160)
+    assert shapes["b_kv"] == (105, 128 * 2 * 160)
     assert shapes["b_o"] == shapes["b_out"] == (105, 20480)
     assert shapes["b_in"] == (105, 81920)
     assert "b_gate" not in shapes
@@ -143,7 +143,7 @@ def test_arrays_differ_and_follow_the_key() -> None:
     one, two = (init(jax.random.key(k), config, jnp.float32) for k in (0, 1))
     w = one["blocks"]
     assert not np.array_equal(w["w_in"], w["w_gate"])
-    assert not np.array_equal(w["w_k"], w["w_v"])
+    assert not np.array_equal(w["w_kv"][:, :, 0:8], w["w_kv"][:, :, 8:16])
     assert not np.array_equal(w["w_in"][0], w["w_in"][1])
     assert not np.array_equal(one["embedding"], one["unembedding"])
     assert not np.array_equal(w["w_in"], two["blocks"]["w_in"])
@@ -184,7 +184,7 @@ def test_quantize_rounds_each_output_channel(config: ModelConfig) -> None:
     assert block["w_out"].scale.shape == (2, 1, 32)
     assert small["embedding"].scale.shape == (64, 1)
     assert not isinstance(block["norm"]["scale"], Quantized)
-    for key in ("w_q", "w_k", "w_v", "w_o", "w_in", "w_out"):
+    for key in ("w_q", "w_kv", "w_o", "w_in", "w_out"):
         assert block[key].values.dtype == jnp.int8
         error = np.abs(np.asarray(block[key].dequantize()) - np.asarray(params["blocks"][key]))
         assert np.all(error <= 0.501 * np.asarray(block[key].scale)), key

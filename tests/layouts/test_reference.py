@@ -57,10 +57,13 @@ def by_loops(params: Any, config: ModelConfig, tokens: list[int]) -> np.ndarray:
         out = [np.zeros(config.d_model) + p.get("b_o", 0) for _ in ys]
         for head in (h for h, real in enumerate(config.real_heads) if real):
             kv = head // config.queries_per_kv
-            at = {"q": columns(head), "k": columns(kv), "v": columns(kv)}
             q, k, v = (
-                [y @ p["w_" + s][:, at[s]] + p.get("b_" + s, np.zeros(999))[at[s]] for y in ys]
-                for s in "qkv"
+                [y @ p["w_" + s][:, at] + p.get("b_" + s, np.zeros(999))[at] for y in ys]
+                for s, at in (
+                    ("q", columns(head)),
+                    ("kv", columns(2 * kv)),
+                    ("kv", columns(2 * kv + 1)),
+                )
             )
             q, k = ([turn(y, i) for i, y in enumerate(turned)] for turned in (q, k))
             for i in range(len(ys)):
@@ -152,11 +155,9 @@ def test_padded_heads_contribute_exactly_nothing() -> None:
 def test_a_group_shares_its_key_value_head() -> None:
     many = dataclasses.replace(TINY_GROUPED, kv_heads=TINY_GROUPED.heads)
     params, tokens = parameters(TINY_GROUPED), prompts(TINY_GROUPED)
-    repeated = {}
-    for key in ("w_k", "w_v"):
-        by_head = params["blocks"][key].reshape(2, many.d_model, -1, many.d_head)
-        repeated[key] = jnp.repeat(by_head, 4, axis=2).reshape(2, many.d_model, -1)
-    every = params | {"blocks": params["blocks"] | repeated}
+    by_head = params["blocks"]["w_kv"].reshape(2, many.d_model, -1, 2 * many.d_head)
+    repeated = jnp.repeat(by_head, 4, axis=2).reshape(2, many.d_model, -1)
+    every = params | {"blocks": params["blocks"] | {"w_kv": repeated}}
     lengths = jnp.asarray(LENGTHS)
     expected, _ = reference.prefill(every, many, tokens, lengths, 8)
     found, _ = reference.prefill(params, TINY_GROUPED, tokens, lengths, 8)
