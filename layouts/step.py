@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from . import axes as ax
@@ -61,6 +62,8 @@ def make_step(
     if config.rotary is not None:
         positions = prefix_length + own[:, None] + jnp.arange(new)
         tables = rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
+        # The TPU compiler would compute them again in each layer.
+        tables = lax.optimization_barrier(tables)
     return Step(config, feedforward, placement, schedule, own, tables, new)
 
 
