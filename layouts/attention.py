@@ -155,15 +155,16 @@ def attend_columns(
             projected, ("b_q", "b_kv"), (place_.queries, place_.keys), strict=True
         )
     )
-    k, v = kv[:, :, 0::2], kv[:, :, 1::2]
-    q, k = (rotate(each, step.tables, config.rotary) for each in (q, k))
-    new_k, new_v = (jnp.swapaxes(each, 1, 2) for each in (k, v))
-    segments = [_segment(new_k, new_v, step, causal=True)]
-    if past is not None:
-        segments.append(_segment(*past, step, lengths=step.lengths))
-    if prefix is not None:
-        segments.append(_segment(*prefix, step))
-    o = attend(q, segments)
+    with jax.named_scope("attend"):
+        k, v = kv[:, :, 0::2], kv[:, :, 1::2]
+        q, k = (rotate(each, step.tables, config.rotary) for each in (q, k))
+        new_k, new_v = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+        segments = [_segment(new_k, new_v, step, causal=True)]
+        if past is not None:
+            segments.append(_segment(*past, step, lengths=step.lengths))
+        if prefix is not None:
+            segments.append(_segment(*prefix, step))
+        o = attend(q, segments)
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
     like = past[0] if past is not None else Entries(new_k)

@@ -100,8 +100,14 @@ def attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
 
 
 def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) -> jax.Array:
-    """Attention of the queries [B, T, K, G, D] that begin at position `first` of their chunk."""
-    scores = [_scores(q, s, first) for s in segments]
+    """Attention of the queries [B, T, K, G, D] that begin at position `first` of their chunk.
+
+    Those of a key-value head are the rows of a matrix, N = T * G of them.
+    """
+    b, t, k, g, d = q.shape
+    rows = jnp.swapaxes(q, 1, 2).reshape(b, k, t * g, d)
+    places = first + jnp.repeat(jnp.arange(t), g, total_repeat_length=t * g)
+    scores = [_scores(rows, s, places) for s in segments]
     tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     top = tops[0]
     for each in tops[1:]:
@@ -111,39 +117,36 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
         powers = jnp.exp2(s - top)
         total = total + jnp.sum(powers, axis=-1)
         if segment.value_scale is not None:
-            powers = powers * _over_queries(segment.value_scale)
+            powers = powers * segment.value_scale[..., None, :]
         labels = "bksd" if segment.values.ndim == 4 else "ksd"
         result = result + jnp.einsum(
-            f"bkgts,{labels}->btkgd",
+            f"bkns,{labels}->bknd",
             powers.astype(q.dtype),
             segment.values.astype(q.dtype),
             preferred_element_type=s.dtype,
         )
-    return (result / jnp.moveaxis(total, 3, 1)[..., None]).astype(q.dtype)
+    # Otherwise the TPU compiler divides and rounds after what reshapes this, in passes of their own.
+    rows = lax.optimization_barrier((result / total[..., None]).astype(q.dtype))
+    return jnp.swapaxes(rows.reshape(b, k, t, g, d), 1, 2)
 
 
-def _scores(q: jax.Array, segment: Segment, first: jax.Array | int) -> jax.Array:
-    """Base-2 scores [B, K, G, T, S], -inf where a query does not see a key."""
+def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
+    """Base-2 scores [B, K, N, S] of queries [B, K, N, D] that stand at `places` [N] of their chunk;
+    -inf where a query does not see a key."""
     labels = "bksd" if segment.keys.ndim == 4 else "ksd"
     scores = jnp.einsum(
-        f"btkgd,{labels}->bkgts",
+        f"bknd,{labels}->bkns",
         q,
         segment.keys.astype(q.dtype),
         preferred_element_type=wide(q.dtype),
     )
     scores = scores * attention_scale(q.shape[-1])
     if segment.key_scale is not None:
-        scores = scores * _over_queries(segment.key_scale)
+        scores = scores * segment.key_scale[..., None, :]
     positions = jnp.arange(segment.size)
     if segment.causal:
-        queries = first + jnp.arange(q.shape[1])
-        scores = jnp.where(positions <= queries[:, None], scores, -jnp.inf)
+        scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
     if segment.lengths is not None:
         visible = positions < segment.lengths[:, None]
-        scores = jnp.where(visible[:, None, None, None], scores, -jnp.inf)
+        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     return scores
-
-
-def _over_queries(scale: jax.Array) -> jax.Array:
-    """[B, K, S] or [K, S] as it multiplies scores [B, K, G, T, S]."""
-    return scale[..., :, None, None, :]

@@ -28,6 +28,11 @@ BATCH, LENGTH, ROOM = 8, 4, 7
 # Ragged, one of them empty but for its first token.
 LENGTHS = np.array([4, 1, 3, 2, 4, 1, 2, 3], np.int32)
 PAIRS = [(feedforward, attention) for feedforward in FEEDFORWARDS for attention in ATTENTIONS]
+# A parallel block with padded multiquery heads, and a serial one with grouped ones.
+BLOCKS = (TINY_PADDED, TINY_GROUPED)
+WEIGHTS = ("f32", "int8", "bf16")
+KINDS = [(config, weights) for weights in WEIGHTS for config in BLOCKS]
+PLACES = [(pair, shape) for shape in MESHES[1:] for pair in PAIRS]
 
 
 @functools.cache
@@ -92,43 +97,49 @@ def check(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("config", [TINY_PADDED, TINY_GROUPED, TINY_MULTIHEAD], ids=name)
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_every_pair_of_layouts(mesh_of: Any, pair: Any, config: Any) -> None:
-    found = sharded(config, mesh_of((2, 2, 2), "xyz"), layouts.Partitioning(*pair))
-    check(found, expected(config))
-
-
-@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
-@pytest.mark.parametrize("attention", [ATTENTIONS[0], ATTENTIONS[3]], ids=str)
-@pytest.mark.parametrize("feedforward", FEEDFORWARDS, ids=str)
-def test_other_meshes(mesh_of: Any, feedforward: Any, attention: Any, shape: Any) -> None:
-    plan = layouts.Partitioning(feedforward, attention)
-    check(sharded(TINY_GROUPED, mesh_of(shape, "xyz"), plan), expected(TINY_GROUPED))
-
-
-@pytest.mark.parametrize("config", TINY, ids=name)
-def test_every_model(mesh_of: Any, config: Any) -> None:
-    plan = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())
-    check(sharded(config, mesh_of((2, 2, 2), "xyz"), plan), expected(config))
-
-
-@pytest.mark.parametrize("config", [TINY_PADDED, TINY_MULTIHEAD], ids=name)
-@pytest.mark.parametrize("feedforward", FEEDFORWARDS, ids=str)
-def test_int8_weights(mesh_of: Any, feedforward: Any, config: Any) -> None:
-    plan = layouts.Partitioning(feedforward, layouts.BatchSharded(("z",)))
-    found = sharded(config, mesh_of((2, 2, 2), "xyz"), plan, "int8")
-    check(found, expected(config, "int8"))
-
-
-@pytest.mark.parametrize("pair", PAIRS[::3], ids=str)
-def test_bfloat16_is_near_the_truth(mesh_of: Any, pair: Any) -> None:
-    config = TINY_MULTIQUERY
-    found = sharded(config, mesh_of((2, 2, 2), "xyz"), layouts.Partitioning(*pair), "bf16")
-    for one, truth in zip(found, expected(config, "bf16"), strict=True):
-        spread = truth.std()
+def check_sharded(mesh: Any, pair: Any, config: ModelConfig, weights: str) -> None:
+    found = sharded(config, mesh, layouts.Partitioning(*pair), weights)
+    wanted = expected(config, weights)
+    if weights != "bf16":
+        return check(found, wanted)
+    for one, truth in zip(found, wanted, strict=True):
         # bfloat16 has 8 bits; a few roundings a layer, of activations of unit variance.
-        assert np.abs(one - truth).max() < 16 * 2.0**-8 * spread
+        assert np.abs(one - truth).max() < 16 * 2.0**-8 * truth.std()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("config", BLOCKS, ids=name)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_every_combination(mesh_of: Any, pair: Any, config: Any, weights: str) -> None:
+    check_sharded(mesh_of((2, 2, 2), "xyz"), pair, config, weights)
+
+
+@pytest.mark.parametrize(("pair", "shape"), PLACES, ids=str)
+def test_other_meshes(mesh_of: Any, pair: Any, shape: Any) -> None:
+    """Each pair of layouts on each mesh, with blocks and weights in turn."""
+    config, weights = KINDS[(PAIRS.index(pair) + MESHES.index(shape)) % len(KINDS)]
+    check_sharded(mesh_of(shape, "xyz"), pair, config, weights)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("config", "weights"), KINDS, ids=str)
+@pytest.mark.parametrize(("pair", "shape"), PLACES, ids=str)
+def test_every_combination_on_other_meshes(
+    mesh_of: Any, pair: Any, shape: Any, config: Any, weights: str
+) -> None:
+    check_sharded(mesh_of(shape, "xyz"), pair, config, weights)
+
+
+@pytest.mark.parametrize("config", [c for c in TINY if c not in BLOCKS], ids=name)
+def test_every_model(mesh_of: Any, config: Any) -> None:
+    pair = layouts.WeightStationary2D(), layouts.BatchSharded()
+    check_sharded(mesh_of((2, 2, 2), "xyz"), pair, config, "f32")
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
+def test_multihead(mesh_of: Any, attention: Any) -> None:
+    pair = layouts.WeightStationary2D(), attention
+    check_sharded(mesh_of((2, 2, 2), "xyz"), pair, TINY_MULTIHEAD, "f32")
 
 
 def test_int8_cache_is_near_the_truth(mesh_of: Any) -> None:

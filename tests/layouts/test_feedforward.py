@@ -55,6 +55,19 @@ def test_equals_the_reference_under_every_schedule(
     mesh_of: Any, layout: Any, schedule: str
 ) -> None:
     config = TINY_GEGLU
+    by_batch = layout == layouts.WeightStationary2D(by_batch=True)
+    if schedule == "chunked" and by_batch:
+        # All of the gathered rows go into each chunk of columns.
+        with pytest.raises(ValueError, match="no label is given to cut into 4 chunks; use a ring"):
+            layouts.feedforward(
+                activations(config),
+                one_layer(config),
+                config,
+                layout,
+                mesh=mesh_of((2, 2, 2), "xyz"),
+                schedule=schedule,
+            )
+        return
     weights, x = one_layer(config), activations(config)
     mesh = mesh_of((2, 2, 2), "xyz")
     y = jax.jit(
@@ -162,5 +175,7 @@ def test_refuses_axes_in_words(mesh_of: Any) -> None:
 
 def test_specs() -> None:
     assert layouts.activation_spec(layouts.WeightStationary2D()) == P(None, None, ("x", "y", "z"))
+    by_batch = layouts.WeightStationary2D(by_batch=True)
+    assert layouts.activation_spec(by_batch) == P(("y", "z"), None, ("x",))
     assert layouts.activation_spec(layouts.WeightGathered(("x",))) == P(("x",), None, ("y", "z"))
     assert layouts.activation_spec(layouts.WeightGathered()) == P(("x", "y", "z"), None, None)

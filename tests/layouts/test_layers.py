@@ -26,6 +26,7 @@ LENGTHS = jnp.array([4, 0, 2, 3, 1, 4, 0, 2], jnp.int32)
 PLANS = (
     (layouts.WeightStationary2D(), layouts.HeadSharded()),
     (layouts.WeightStationary2D(), layouts.BatchSharded()),
+    (layouts.WeightStationary2D(by_batch=True), layouts.BatchSharded()),
     (layouts.WeightStationary1D(), layouts.BatchSharded(("z",))),
     (layouts.WeightGathered(("x", "y")), layouts.HeadSharded()),
 )
