@@ -115,8 +115,18 @@ def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, default=64, help="sequences (64)")
     command.add_argument("--length", type=int, default=2048, help="context or prompt (2048)")
     command.add_argument("--weights", default="bf16", choices=("bf16", "int8"))
-    command.add_argument("--feedforward", default="WS 2D", help="layout, such as 'WG XYZ' (WS 2D)")
-    command.add_argument("--attention", default="batch xyz", help="layout (batch xyz)")
+    command.add_argument(
+        "--feedforward",
+        type=_words,
+        default=("WS 2D",),
+        help="layouts, such as 'WS 2D,WS 2D batch,WG XYZ' (WS 2D)",
+    )
+    command.add_argument(
+        "--attention",
+        type=_words,
+        default=("batch xyz",),
+        help="layouts, such as 'heads,batch xyz' (batch xyz)",
+    )
     command.add_argument(
         "--schedules", type=_words, default=("blocking", "auto"), help="(blocking,auto)"
     )

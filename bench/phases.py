@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 import layouts
+from collective_einsum.schedule import as_schedule
 from layouts import (
     BatchSharded,
     HeadSharded,
@@ -107,9 +108,9 @@ def published(model: str) -> tuple[Phase, ...]:
     low latency and high throughput, decode and prefill."""
     decode, prefill = (model, "decode"), (model, "prefill")
     return (
-        Phase(*decode, 64, 2048, "int8"),
-        Phase(*decode, 64, 2048, "bf16"),
-        Phase(*decode, 512, 2048, "bf16"),
+        Phase(*decode, 64, 2048, "int8", "WS 2D batch"),
+        Phase(*decode, 64, 2048, "bf16", "WS 2D batch"),
+        Phase(*decode, 512, 2048, "bf16", "WS 2D batch"),
         Phase(*prefill, 1, 2048, "int8", attention="heads"),
         Phase(*prefill, 512, 2048, "bf16", "WG XYZ"),
     )
@@ -121,22 +122,31 @@ def chosen(
     batch: int,
     length: int,
     weights: str,
-    feedforward: str,
-    attention: str,
+    feedforwards: Sequence[str],
+    attentions: Sequence[str],
     schedules: Sequence[str],
 ) -> list[Phase]:
-    """One phase with its sizes, or without a kind those of `published`, under each schedule.
+    """One phase with its sizes under each pair of layouts, or without a kind those of `published`,
+    all under each schedule.
 
-    Raises ValueError for a layout or a model that there is not.
+    Raises ValueError for a layout, a schedule or a model that there is not.
     """
     layouts.model(model)
-    for word, name, known in (
-        ("feedforward", feedforward, FEEDFORWARDS),
-        ("attention", attention, ATTENTIONS),
+    for schedule in schedules:
+        as_schedule(schedule)
+    for word, names, known in (
+        ("feedforward", feedforwards, FEEDFORWARDS),
+        ("attention", attentions, ATTENTIONS),
     ):
-        if name not in known:
-            raise ValueError(f"there is no {word} layout {name!r}; choose one of {tuple(known)}")
-    phases = [Phase(model, kind, batch, length, weights, feedforward, attention)] if kind else []
+        for name in names:
+            if name not in known:
+                raise ValueError(f"there is no {word} layout {name!r}; choose among {tuple(known)}")
+    phases = [
+        Phase(model, kind, batch, length, weights, feedforward, attention)
+        for feedforward in feedforwards
+        for attention in attentions
+        if kind
+    ]
     return [
         dataclasses.replace(phase, schedule=schedule)
         for phase in phases or published(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,8 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     top = tops[0]
     for each in tops[1:]:
         top = jnp.maximum(top, each)
-    total, result = 0.0, 0.0
+    total: Any = 0.0
+    result: Any = 0.0
     for s, segment in zip(scores, segments, strict=True):
         powers = jnp.exp2(s - top)
         total = total + jnp.sum(powers, axis=-1)

@@ -22,6 +22,9 @@ os.environ["XLA_FLAGS"] = " ".join(
             if not flag.startswith("--xla_force_host_platform_device_count")
         ),
         f"--xla_force_host_platform_device_count={DEVICE_COUNT}",
+        # Tests compile far longer than they run.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
     ]
 )
 # libtpu compiles without a TPU if it neither asks the cloud for one nor locks the machine.

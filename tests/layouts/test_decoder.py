@@ -32,7 +32,7 @@ PAIRS = [(feedforward, attention) for feedforward in FEEDFORWARDS for attention 
 BLOCKS = (TINY_PADDED, TINY_GROUPED)
 WEIGHTS = ("f32", "int8", "bf16")
 KINDS = [(config, weights) for weights in WEIGHTS for config in BLOCKS]
-PLACES = [(pair, shape) for shape in MESHES[1:] for pair in PAIRS]
+OTHER_PLACES = [(pair, shape) for shape in MESHES[1:] for pair in PAIRS]
 
 
 @functools.cache
@@ -107,14 +107,21 @@ def check_sharded(mesh: Any, pair: Any, config: ModelConfig, weights: str) -> No
         assert np.abs(one - truth).max() < 16 * 2.0**-8 * truth.std()
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("config", BLOCKS, ids=name)
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_every_combination(mesh_of: Any, pair: Any, config: Any, weights: str) -> None:
+def test_every_pair_of_layouts(mesh_of: Any, pair: Any, config: Any) -> None:
+    check_sharded(mesh_of((2, 2, 2), "xyz"), pair, config, "f32")
+
+
+@pytest.mark.parametrize("weights", WEIGHTS[1:])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_every_kind_of_weights(mesh_of: Any, pair: Any, weights: str) -> None:
+    """With blocks in turn."""
+    config = BLOCKS[(PAIRS.index(pair) + WEIGHTS.index(weights)) % len(BLOCKS)]
     check_sharded(mesh_of((2, 2, 2), "xyz"), pair, config, weights)
 
 
-@pytest.mark.parametrize(("pair", "shape"), PLACES, ids=str)
+@pytest.mark.parametrize(("pair", "shape"), OTHER_PLACES, ids=str)
 def test_other_meshes(mesh_of: Any, pair: Any, shape: Any) -> None:
     """Each pair of layouts on each mesh, with blocks and weights in turn."""
     config, weights = KINDS[(PAIRS.index(pair) + MESHES.index(shape)) % len(KINDS)]
@@ -123,10 +130,9 @@ def test_other_meshes(mesh_of: Any, pair: Any, shape: Any) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("config", "weights"), KINDS, ids=str)
-@pytest.mark.parametrize(("pair", "shape"), PLACES, ids=str)
-def test_every_combination_on_other_meshes(
-    mesh_of: Any, pair: Any, shape: Any, config: Any, weights: str
-) -> None:
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_every_combination(mesh_of: Any, pair: Any, shape: Any, config: Any, weights: str) -> None:
     check_sharded(mesh_of(shape, "xyz"), pair, config, weights)
 
 

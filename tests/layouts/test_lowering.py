@@ -83,6 +83,34 @@ def test_prefill_and_decode_compile(weights: str) -> None:
         assert "is_scheduled=true" in (compiled.as_text() or "")
 
 
+def test_layouts_store_the_weights_alike() -> None:
+    """Prefill under one layout, decode under another: compiled for the same shards of the weights."""
+    mesh = slice_of_8()
+    gathered = layouts.Partitioning(layouts.WeightGathered(), layouts.BatchSharded())
+    prefill = layouts.lower_prefill(SMALL, mesh, batch=BATCH, length=128, plan=gathered).compile()
+    held, read = (
+        jax.tree.map(lambda sharding: sharding.spec, program.input_shardings[0][0])
+        for program in (decode(), prefill)
+    )
+    assert held == read
+    assert held["blocks"]["w_in"] == PartitionSpec(None, "x", ("y", "z"))
+
+
+def test_palm_540b_fits() -> None:
+    """A decode step of all 118 layers, int8 weights, batch 64, context 2048, on 64 chips."""
+    config, mesh = PALM_540B, target("v4:4x4x4").mesh((4, 4, 4), AXES)
+    compiled = layouts.lower_decode_step(
+        config, mesh, batch=64, context=2048, weights="int8"
+    ).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    held = memory.argument_size_in_bytes
+    assert held > config.stored_parameters / 64
+    chip = target("v4:4x4x4").chip
+    assert chip is not None
+    assert held + memory.temp_size_in_bytes < chip.hbm_bytes
+
+
 def test_lowers_what_runs(mesh_of: Any) -> None:
     """From shapes comes the very program that comes from the arrays of `decode_step`."""
     config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")

@@ -1,0 +1,108 @@
+"""What a layer of a decoder costs: the replay's parts, and the run on emulated devices."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+
+import pytest
+
+import layouts
+from bench import __main__ as command
+from bench import layers, layers_run, phases
+from bench.phases import Phase
+from bench.target import target
+
+SLICE = "v4:2x2x2"
+PHASE = Phase("palm-8b", "decode", 8, 256, "bf16", "WS 2D batch")
+
+
+@functools.cache
+def row() -> layers.LayerRow:
+    with tempfile.TemporaryDirectory() as directory:
+        return layers.measure(PHASE, SLICE, directory)
+
+
+def test_the_parts_of_a_layer_make_the_whole() -> None:
+    found = row()
+    assert not found.refused
+    assert found.seconds == pytest.approx(sum(found.parts.values()), rel=1e-3)
+    assert all(found.parts[name] > 0 for name in ("matmul", "attention", "exposed", "rest"))
+    assert found.parts["exposed"] == pytest.approx(sum(found.exposed_by_op.values()), rel=1e-2)
+    assert list(found.exposed_by_op.values()) == sorted(found.exposed_by_op.values(), reverse=True)
+    # Embedding and unembedding are in the step, not in the layers.
+    assert 0.8 * found.step_seconds < found.seconds * PHASE.config.layers < found.step_seconds
+
+
+def test_a_layer_is_no_faster_than_its_bytes() -> None:
+    found, config = row(), PHASE.config
+    chip = target(SLICE).chip
+    assert chip is not None
+    embedding = config.vocab * config.d_model
+    layer_bytes = 2 * (config.parameters - embedding) / config.layers / 8
+    assert found.seconds > layer_bytes / chip.hbm_bandwidth
+    assert found.mfu == pytest.approx(
+        2 * (config.parameters - embedding) * 8 / (8 * chip.bf16_flops) / (found.seconds * 32)
+    )
+    assert 2 * config.parameters / 8 < found.chip_bytes < chip.hbm_bytes
+
+
+def test_the_table_shows_the_row_and_what_it_waits_for() -> None:
+    text = layers.print_rows([row()])
+    assert text.startswith("predicted")
+    for word in ("decode 8 x 256", "WS 2D batch", "MFU", "GiB a chip", "waits for"):
+        assert word in text
+
+
+def test_what_does_not_fit_is_refused_in_the_table() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        found = layers.measure(Phase("palm-8b", "decode", 3, 256), SLICE, directory)
+    assert "do not divide a batch of 3" in found.refused
+    assert "do not divide a batch of 3" in layers.print_rows([found])
+
+
+def test_phases_are_those_asked_for() -> None:
+    found = phases.chosen(
+        "palm-8b", "decode", 8, 256, "int8", ("WS 1D", "WS 2D"), ("heads",), ("blocking", "auto")
+    )
+    assert [(p.feedforward, p.schedule) for p in found] == [
+        ("WS 1D", "blocking"),
+        ("WS 1D", "auto"),
+        ("WS 2D", "blocking"),
+        ("WS 2D", "auto"),
+    ]
+    assert found[0].plan == layouts.Partitioning(
+        layouts.WeightStationary1D(), layouts.HeadSharded()
+    )
+    published = phases.chosen("palm-540b", None, 0, 0, "", (), (), ("auto",))
+    assert len(published) == 5
+    assert {p.kind for p in published} == {"decode", "prefill"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("--feedforward", "WS 3D", "there is no feedforward layout 'WS 3D'; choose among"),
+        ("--attention", "head", "there is no attention layout 'head'; choose among"),
+        ("--model", "palm", "palm"),
+        ("--schedules", "fast", "'fast'"),
+    ],
+)
+def test_a_mistyped_argument_is_answered_in_words(
+    capsys: pytest.CaptureFixture[str], argument: str, value: str, message: str
+) -> None:
+    assert command.main(["layers", "--phase", "decode", argument, value]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_runs_on_emulated_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for names, kept in (("FEEDFORWARDS", "WS 2D batch"), ("ATTENTIONS", "batch xyz")):
+        every = getattr(layers_run, names)
+        monkeypatch.setattr(layers_run, names, {kept: every[kept]})
+    where = target("cpu:8")
+    found = layers_run.run(where)
+    assert [row.passed for row in found] == [True]
+    assert found[0].error > 0
+    text = layers_run.print_rows(found, where)
+    assert "measured" in text
+    assert "WRONG" not in text
