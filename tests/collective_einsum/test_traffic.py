@@ -52,7 +52,7 @@ BLOCKING = {
     "slices": ((P(), P(), P("x", "y")), []),
     "two scatters": (
         (P(None, ("x", "y")), P(("x", "y")), P("y", "x")),
-        ["reduce_scatter 8x32xf32", "reduce_scatter 8x8xf32"],
+        ["reduce_scatter 2x4x8xf32", "reduce_scatter 8x32xf32"],
     ),
     "swap": ((P("x"), P(), P(None, "x")), ["all_gather 2x16xf32"]),
 }
