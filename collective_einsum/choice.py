@@ -132,11 +132,13 @@ def rank(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, in
 
 def _problem(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, int]) -> Problem:
     lhs, rhs = values[0], values[1]
+    if op.form == "each":
+        rhs = max(values[1:], key=lambda x: math.prod(x.shape))
     # A label of both operands is whole in the rhs where the lhs holds a shard of it.
     sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))
     if op.gather is not None and op.gather.label not in op.rhs:
         sizes[op.gather.label] *= math.prod(axes[axis] for axis in op.gather.axes)
-    # Operands of other widths count as so much of the first one.
+    # Operands of other widths count as so much of the widest one.
     rights = sum(math.prod(x.shape) for x in values[1:]) / max(math.prod(rhs.shape), 1)
     return Problem(op, sizes, lhs.dtype.itemsize, rhs.dtype.itemsize, rights, axes, chip)
 

@@ -107,8 +107,9 @@ def test_bfloat16_is_as_near_to_the_truth_as_one_device(mesh_of: Any, layout: An
     assert error < 4 * one_device
 
 
-def test_runs_inside_a_shard_map_of_the_user(mesh_of: Any) -> None:
-    config, layout = TINY_MULTIQUERY, layouts.WeightStationary2D()
+@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+def test_runs_inside_a_shard_map_of_the_user(mesh_of: Any, layout: Any) -> None:
+    config = TINY_MULTIQUERY
     weights, x, mesh = one_layer(config), activations(config), mesh_of((2, 2, 2), "xyz")
     spec = layouts.activation_spec(layout)
     run = jax.shard_map(
@@ -116,7 +117,6 @@ def test_runs_inside_a_shard_map_of_the_user(mesh_of: Any) -> None:
         mesh=mesh,
         in_specs=(spec, weight_specs_of(weights, WEIGHT_SPECS)),
         out_specs=spec,
-        check_vma=False,
     )
     y = jax.jit(run)(x, weights)
     expected = 2 * reference.feedforward(x, weights, config)

@@ -118,7 +118,6 @@ def test_serial_block_inside_a_shard_map(mesh_of: Any, plan: Any) -> None:
                 (held, held),
             ),
             out_specs=spec,
-            check_vma=False,
         )
     )(x, p, LENGTHS, past)
     y = x + attended(normalize(x, p["norm"], config), p, config, past)
