@@ -47,8 +47,8 @@ TPU_V4 = Chip(
     int8_convert_rate=2.1e12,  # [K] +7.8 us at M=512
     int8_slice_passes=4.0,  # [K] copied before their dots in rings of int8 weights
     copies_int8_columns=True,  # [K] likewise
-    sum_bytes=0,  # each sum is charged to HBM, beside the dot's arithmetic
-    sum_bandwidth=math.inf,  # see sum_bytes
+    sum_bytes=256 * _MIB,  # [K] that of [8192,4608] passes beside the dot, of [16384,18432] not
+    sum_bandwidth=0.59e12,  # [K] rings of [16384,4096] and [16384,18432] x [.,18432]: 0.55 to 0.67e12
     remote_dot_waits=0.0,  # [K] none seen in [M,4608] x [4608,4608]
     scatter_passes=(2.1, 2.85, 3.6),  # [K] schedules of [M,4608], scattered in 4, 16, chunks
     scatter_fill_seconds=7.1e-6,  # as of a dot
