@@ -41,9 +41,10 @@ class Chip:
       int8_convert_rate: elements/s at which int8 weights are widened to bf16 for a bf16 dot.
       int8_slice_passes: how often int8 weights are read and written when rows of them are sliced.
       copies_int8_columns: whether slices of columns cost that too, if their dots are short.
-      sum_bytes: size of the largest sum in 32 bits that costs a dot that adds to it nothing, since
-        it stays on the chip or passes beside the arithmetic; 0 where each costs.
-      sum_bandwidth: bytes/s at which a dot reads a larger sum, beside its own time.
+      sum_bytes: size of the largest sum in 32 bits that stays on the chip from one dot that adds to
+        it to the next; a larger one goes through HBM beside the arithmetic.
+      large_sum_bytes: size of the largest sum that costs a dot no more than that.
+      sum_bandwidth: bytes/s at which a dot reads a larger one, in addition to its own time.
       remote_dot_waits: share of its arithmetic for which a dot waits whose smaller operand comes
         from HBM; that of a collective, or of another dot before, is on the chip.
       scatter_passes: how often a result is read and written when lax scatters its last dimension in
@@ -77,6 +78,7 @@ class Chip:
     int8_slice_passes: float
     copies_int8_columns: bool
     sum_bytes: int
+    large_sum_bytes: int
     sum_bandwidth: float
     remote_dot_waits: float
     scatter_passes: tuple[float, float, float]

@@ -103,7 +103,7 @@ def _hop_dot(problem: Problem, turning: End, part: float) -> float:
     """The dot of a part of a shard that came, or that will leave."""
     seconds = dot_seconds(problem, **{turning.label: part})
     whole = 4 * problem.elements(problem.op.out) * problem.rights
-    if turning.label in problem.op.out or whole / problem.rights <= problem.chip.sum_bytes:
+    if turning.label in problem.op.out or whole / problem.rights <= problem.chip.large_sum_bytes:
         return seconds
     return seconds + whole / problem.chip.sum_bandwidth
 
