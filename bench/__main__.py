@@ -190,8 +190,12 @@ def _layers(options: argparse.Namespace) -> int:
         from bench import layers_run
         from bench.target import target
 
-        where = target(options.target)
-        found = layers_run.run(where)
+        where, progress = target(options.target), _Progress()
+        found: list[layers_run.RunRow] = []
+        for row in layers_run.run(where):
+            found.append(row)
+            progress.show(f"checked {len(found)}: {row.feedforward}, {row.attention}")
+        progress.clear()
         print(layers_run.print_rows(found, where))
         return 0 if all(row.passed for row in found) else 1
     from bench import layers, phases, report

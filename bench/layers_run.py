@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -56,8 +57,9 @@ def mesh_of(target: Target) -> jax.sharding.Mesh:
     return target.mesh(sizes, ("x", "y", "z"))
 
 
-def run(target: Target, config: ModelConfig | None = None) -> list[RunRow]:
-    """Prefill and some decode steps under every pair of layouts, against the reference."""
+def run(target: Target, config: ModelConfig | None = None) -> Iterator[RunRow]:
+    """Prefill and some decode steps under every pair of layouts, against the reference; yields each
+    pair as it is done."""
     config = config or TINY_MULTIQUERY
     mesh = mesh_of(target)
     params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
@@ -72,14 +74,12 @@ def run(target: Target, config: ModelConfig | None = None) -> list[RunRow]:
             local, config, jnp.asarray(tokens[:, PROMPT + step], jnp.int32), cache
         )
     pairs = list(itertools.product(FEEDFORWARDS, ATTENTIONS))
-    rows = []
     # On one device they are all the same.
     for feedforward, attention in pairs if mesh.size > 1 else pairs[:1]:
         plan = Partitioning(FEEDFORWARDS[feedforward], ATTENTIONS[attention])
         found, prefilling, decoding = _steps(config, mesh, params, tokens, plan)
         error = float(np.abs(found - np.asarray(want)).max() / np.abs(want).max())
-        rows.append(RunRow(feedforward, attention, error, prefilling, decoding))
-    return rows
+        yield RunRow(feedforward, attention, error, prefilling, decoding)
 
 
 def _steps(
@@ -120,5 +120,6 @@ def print_rows(rows: list[RunRow], target: Target) -> str:
         )
         for row in rows
     ]
-    kind = target.devices[0].device_kind
-    return f"{len(target.devices)} x {kind}, a small model, in float32\n" + table(head, cells)
+    kind, shape = target.devices[0].device_kind, mesh_of(target).shape
+    sides = "x".join(str(shape[axis]) for axis in ("x", "y", "z"))
+    return f"a mesh {sides} of {kind}, a small model, in float32\n" + table(head, cells)

@@ -100,9 +100,10 @@ def test_runs_on_emulated_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         every = getattr(layers_run, names)
         monkeypatch.setattr(layers_run, names, {kept: every[kept]})
     where = target("cpu:8")
-    found = layers_run.run(where)
+    found = list(layers_run.run(where))
     assert [row.passed for row in found] == [True]
     assert found[0].error > 0
     text = layers_run.print_rows(found, where)
     assert "measured" in text
+    assert "a mesh 2x2x2 of cpu" in text
     assert "WRONG" not in text
