@@ -84,11 +84,15 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     gather, _ = ends_seconds(problem)
     each = problem.sent(end) / problem.rights
     scatter = blocking_seconds(problem, end.axes, each)
-    # The blocks of a dimension that is not the first must be moved apart, by the dot and after it.
-    passes, apart = 2 * each * problem.rights * parts_tiles(problem, end), 0.0
+    # The blocks of a dimension that is not the first must be moved apart, by the dot and after it;
+    # so must parts of tiles.
+    passes, apart = 0.0, 0.0
     if op.out[0] != end.label:
         passes = problem.chip.scatter_passes[2] * each * problem.rights
-        apart = problem.chip.scatter_fill_seconds * problem.rights
+        apart = problem.chip.scatter_fill_seconds
+    elif parts_tiles(problem, end):
+        passes = 2 * each * problem.rights
+        apart = problem.chip.scatter_fill_seconds * (problem.rights - 1)
     dots, straight, exposed = whole_dot(problem), 0.0, scatter
     if op.form == "each" and n <= STRAIGHT:
         # Half of all blocks go half way round: each link carries a third more than in a ring.
