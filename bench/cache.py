@@ -16,6 +16,7 @@ import jax
 
 DEFAULT_DIRECTORY = ".bench_cache"
 _ROOT = Path(__file__).parent.parent
+_PACKAGES = ("collective_einsum", "layouts", "bench")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,17 @@ class Cache:
         self._write(self._path(key, "json.gz"), gzip.compress(document, 3))
         self._write(self._path(name, "name"), key.encode())
 
+    def load_row(self, name: str) -> dict[str, Any] | None:
+        """A finished row, if it is there."""
+        try:
+            return json.loads(self._path(name, "row.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def store_row(self, name: str, row: Mapping[str, Any]) -> None:
+        """Keeps a finished row under a name."""
+        self._write(self._path(name, "row.json"), json.dumps(row).encode())
+
     def _path(self, key: str, suffix: str) -> Path:
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{suffix}"
 
@@ -109,9 +121,8 @@ def versions() -> dict[str, str | None]:
 
 
 def _sources() -> str:
-    """A hash of every file that a program's text may depend on."""
+    """A hash of every file that a program's text, or its replay, may depend on."""
     digest = hashlib.sha256()
-    programs = [Path(__file__).with_name(name) for name in ("cases.py", "feedforward.py")]
-    for file in [*sorted((_ROOT / "collective_einsum").glob("*.py")), *programs]:
+    for file in sorted(file for name in _PACKAGES for file in (_ROOT / name).glob("*.py")):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

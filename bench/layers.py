@@ -6,9 +6,7 @@ so that embedding and unembedding are not in it.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 
 from bench.cache import Cache, Program, program_key
 from bench.phases import Phase, mfu, split
+from bench.processes import in_processes
 from bench.replay import replay
 from bench.tables import table
 from bench.target import target
@@ -72,8 +71,8 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     whole = phase.config.layers
     fewer = dataclasses.replace(phase, layers=whole // 2)
     try:
-        long, program = _replayed(phase, mesh, target_name, cache)
-        short, _ = _replayed(fewer, mesh, target_name, cache)
+        long, program = replayed(phase, mesh, target_name, cache)
+        short, _ = replayed(fewer, mesh, target_name, cache)
     except ValueError as error:
         return dataclasses.replace(row, refused=str(error))
     between = whole - whole // 2
@@ -93,7 +92,8 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     )
 
 
-def _replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
+def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
+    """The replay of a phase's program, which the cache may have."""
     lowered = phase.lower(mesh)
     key = program_key(lowered, name, {})
     program = cache.load(key)
@@ -124,18 +124,9 @@ def measure_all(
     workers: int = 2,
 ) -> Iterator[tuple[int, LayerRow]]:
     """Measures phases in processes of their own; yields places and rows as they finish."""
-    context = multiprocessing.get_context("spawn")
-    count = max(1, min(workers, len(phases)))
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
-        places = {
-            pool.submit(measure, phase, target_name, os.fspath(cache_directory)): place
-            for place, phase in enumerate(phases)
-        }
-        try:
-            for future in concurrent.futures.as_completed(places):
-                yield places[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    yield from in_processes(
+        measure, [(phase, target_name, os.fspath(cache_directory)) for phase in phases], workers
+    )
 
 
 def print_rows(rows: Sequence[LayerRow]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ import jax
 from bench.cache import Cache, Program, program_key, source_name
 from bench.cases import Case, mesh_of
 from bench.feedforward import FeedForward
+from bench.processes import in_processes
 from bench.replay import replay
 from bench.target import Target, target
 from bench.timeline import Timeline
@@ -166,18 +165,9 @@ def measure_all(
 
     Yields the place of a task and its row, in the order in which they finish.
     """
-    context = multiprocessing.get_context("spawn")
-    count = max(1, min(workers, len(tasks)))
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
-        places = {
-            pool.submit(measure, task, os.fspath(cache_directory)): place
-            for place, task in enumerate(tasks)
-        }
-        try:
-            for future in concurrent.futures.as_completed(places):
-                yield places[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    yield from in_processes(
+        measure, [(task, os.fspath(cache_directory)) for task in tasks], workers
+    )
 
 
 def _modelled_seconds(task: Task, slice_: Target) -> float:

@@ -29,6 +29,14 @@ FEEDFORWARDS = {
     "WG XY": WeightGathered(("x", "y")),
     "WG XYZ": WeightGathered(("x", "y", "z")),
 }
+# Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
+VARIANTS = {
+    "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
+    "palm-540b multihead": dataclasses.replace(
+        layouts.PALM_540B, layers=8, kv_heads=48, d_head=128
+    ),
+    "palm-540b 8 layers": dataclasses.replace(layouts.PALM_540B, layers=8),
+}
 ATTENTIONS = {
     "heads": HeadSharded(),
     "batch z": BatchSharded(("z",)),
@@ -42,7 +50,7 @@ class Phase:
     """One step of a decoder.
 
     Attributes:
-      model: name of a `ModelConfig`, such as "palm-540b".
+      model: name of a `ModelConfig`, such as "palm-540b", or a key of `VARIANTS`.
       kind: "decode", a token for each sequence, or "prefill", whole prompts.
       batch: sequences.
       length: positions of the cache (all read), or of the prompts.
@@ -65,7 +73,7 @@ class Phase:
     @property
     def config(self) -> ModelConfig:
         """The model, with as many layers as asked for."""
-        config = layouts.model(self.model)
+        config = VARIANTS.get(self.model) or layouts.model(self.model)
         return dataclasses.replace(config, layers=self.layers or config.layers)
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .chip import Chip
@@ -84,23 +84,46 @@ def dot_seconds(problem: Problem, waits: float = 0.0, **shrunk: float) -> float:
     # The matrix unit works on whole tiles.
     whole = {c: _tiles(problem.sizes[c] * part) / problem.sizes[c] for c, part in shrunk.items()}
     flops = 2 * problem.elements(labels, **whole)
-    # The operand with more bytes is streamed from memory, the rest passes through on-chip memory.
-    sizes = sorted((left * problem.lhs_bytes, right * problem.rhs_bytes))
-    streamed = sizes[1] / (chip.stream_efficiency * chip.hbm_bandwidth)
-    beside = (sizes[0] + out * op.dtype.itemsize) / chip.vector_bandwidth
-    peak = chip.dot_efficiency * chip.bf16_flops
     integers = min(problem.lhs_bytes, problem.rhs_bytes) == 1 and (
         max(problem.lhs_bytes, problem.rhs_bytes) > 1
     )
-    widened = (right if problem.rhs_bytes == 1 else left) if integers else 0
-    computed = flops / peak + 0.25 * widened / chip.int8_convert_rate
-    summed = any(part < 1 and c not in op.out for c, part in shrunk.items())
-    if summed and 4 * out > chip.sum_bytes:
+    seconds = matmul_seconds(
+        chip,
+        flops,
+        sorted((left * problem.lhs_bytes, right * problem.rhs_bytes)),
+        out * op.dtype.itemsize,
+        widened=(right if problem.rhs_bytes == 1 else left) if integers else 0,
         # A part of the sum: what was summed before is read and written in 32 bits.
-        computed = max(computed, 8 * out / chip.hbm_bandwidth)
-    fill = chip.dot_fill_seconds + sizes[1] / chip.dot_fill_bandwidth
-    seconds = max(computed + fill, streamed + beside + chip.dot_fill_seconds)
-    return (seconds + waits * flops / peak) * problem.rights
+        summed_bytes=4 * out
+        if any(part < 1 and c not in op.out for c, part in shrunk.items())
+        else 0,
+    )
+    return (seconds + waits * flops / (chip.dot_efficiency * chip.bf16_flops)) * problem.rights
+
+
+def matmul_seconds(
+    chip: Chip,
+    flops: float,
+    operand_bytes: Sequence[float],
+    result_bytes: float,
+    *,
+    widened: float = 0,
+    summed_bytes: float = 0,
+) -> float:
+    """A matmul of operands of these bytes, the smaller first, of which `widened` elements are int8.
+
+    `summed_bytes` are those in 32 bits of a sum that it adds to.
+    """
+    small, large = operand_bytes
+    # The operand with more bytes is streamed from memory, the rest passes through on-chip memory.
+    streamed = large / (chip.stream_efficiency * chip.hbm_bandwidth)
+    beside = (small + result_bytes) / chip.vector_bandwidth
+    computed = flops / (chip.dot_efficiency * chip.bf16_flops)
+    computed += 0.25 * widened / chip.int8_convert_rate
+    if summed_bytes > chip.sum_bytes:
+        computed = max(computed, 2 * summed_bytes / chip.hbm_bandwidth)
+    fill = chip.dot_fill_seconds + large / chip.dot_fill_bandwidth
+    return max(computed + fill, streamed + beside + chip.dot_fill_seconds)
 
 
 def whole_dot(problem: Problem) -> float:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .chip import Chip
 from .cost_dots import TILE, Problem, pass_seconds
 
 if TYPE_CHECKING:
@@ -34,14 +35,16 @@ def hop_seconds(problem: Problem, axis: str, sent: float) -> float:
 
 def blocking_seconds(problem: Problem, axes: Sequence[str], whole: float) -> float:
     """An all-gather or reduce-scatter of `whole` bytes a device by lax, on all links of its axes."""
-    chip = problem.chip
-    n = math.prod(problem.axis_sizes[axis] for axis in axes)
+    return torus_seconds(problem.chip, [problem.axis_sizes[axis] for axis in axes], whole)
+
+
+def torus_seconds(chip: Chip, sides: Sequence[int], whole: float) -> float:
+    """`blocking_seconds` over axes of these sizes."""
+    n = math.prod(sides)
     if n == 1:
         return 0.0
-    links = sum(2 if wraps(problem, a) else 1 for a in axes if problem.axis_sizes[a] > 1)
-    hops = sum(
-        problem.axis_sizes[a] // 2 if wraps(problem, a) else problem.axis_sizes[a] - 1 for a in axes
-    )
+    links = sum(2 if chip.wraps(side) else 1 for side in sides if side > 1)
+    hops = sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
     return whole * (n - 1) / n / (links * chip.link_bandwidth) + hops * chip.hop_seconds
 
 

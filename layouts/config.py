@@ -165,6 +165,13 @@ class ModelConfig:
         """How many parameters are stored, padded heads included."""
         return self._count(self.stored_heads, self.stored_kv_heads)
 
+    @property
+    def layer_parameters(self) -> int:
+        """Those of all layers, padding left out: neither the embedding nor the last norm."""
+        tables = 1 if self.tied_embedding else 2
+        norm = self.d_model * (2 if self.norm_bias else 1)
+        return self.parameters - norm - tables * self.vocab * self.d_model
+
     def _count(self, heads: int, kv_heads: int) -> int:
         norm = self.d_model * (2 if self.norm_bias else 1)
         layer = 2 * self.d_model * self.d_head * (heads + kv_heads)

@@ -1,0 +1,82 @@
+"""What an einsum of a layer costs with the collectives at its ends, under the schedule of "auto"."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from collective_einsum.chip import Chip
+from collective_einsum.choice import rank
+from collective_einsum.cost_dots import Estimate
+from collective_einsum.operation import End, Operation
+from collective_einsum.schedule import Schedule
+
+from .work import Einsum
+
+_DTYPES = {1: jnp.dtype(jnp.int8), 2: jnp.dtype(jnp.bfloat16)}
+
+
+class _Operand(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@functools.lru_cache(maxsize=2**16)
+def seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str) -> Estimate:
+    """The estimate of `schedule="auto"` for overlap "auto", of "blocking" for "none".
+
+    `sizes` are pairs of an axis and how many chips it has.
+    """
+    by_axis = dict(sizes)
+    choice = rank(*_operation(item, by_axis), chip, by_axis)
+    if overlap == "auto":
+        return choice.rows[0]
+    return next(row for row in choice.rows if row.schedule.kind == "blocking")
+
+
+def _operation(item: Einsum, sizes: Mapping[str, int]) -> tuple[Operation, list[_Operand]]:
+    """As `collective_einsum` makes it of a projection: what is gathered is the lhs."""
+    bfloat16, weight = _DTYPES[2], _DTYPES[item.weight_bytes]
+    gather, scatter = (
+        None if end is None else End(end[0], end[1].axes) for end in (item.gather, item.scatter)
+    )
+    lhs, rhs = "me", "ef"
+    left = {"m": item.m, "e": item.e}
+    rights = [{"e": item.e, "f": f} for f in item.f]
+    if item.gathers_weight:
+        lhs, rhs = rhs, lhs
+        left, rights = rights[0], [left]
+    if gather is not None:
+        parts = 1
+        for axis in gather.axes:
+            parts *= sizes[axis]
+        left = left | {gather.label: left[gather.label] // parts}
+    weight_first = item.gathers_weight
+    operands = [
+        _Operand(tuple(left[c] for c in lhs), weight if weight_first else bfloat16),
+        *(
+            _Operand(tuple(right[c] for c in rhs), bfloat16 if weight_first else weight)
+            for right in rights
+        ),
+    ]
+    wide = jnp.dtype(jnp.float32)
+    # The scales of int8 weights are applied before the result is rounded.
+    result = wide if item.weight_bytes == 1 else bfloat16
+    op = Operation(
+        "each",
+        lhs,
+        rhs,
+        "mf",
+        gather,
+        scatter,
+        reduce=(),
+        schedule=Schedule("blocking"),
+        precision=None,
+        accumulator=wide,
+        dtype=result,
+        sum_wire=bfloat16,
+    )
+    return op, operands

@@ -1,0 +1,358 @@
+"""What one layer does on one chip, from sizes alone: its matmuls, its transfers, its attention.
+
+Counted as `block`, `projections` and `attention` do it; letters and partitionings are those of
+"Efficiently Scaling Transformer Inference" (arXiv 2211.05102), sections 3.2 and 3.3. No array is
+made and nothing is traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from .axes import AXES, WEIGHT_AXES, Axes, size
+from .config import ModelConfig
+from .partitioning import Partitioning
+from .placement import Columns, Placement, place
+from .projections import FeedForwardLayout
+
+# Of activations, on the chip and on the links: bfloat16.
+ACTIVATION_BYTES = 2
+
+Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """A collective between chips.
+
+    Attributes:
+      name: what moves.
+      kind: what it is.
+      axes: mesh axes, of sizes above 1.
+      chips: along them all.
+      bytes: on each chip, on the larger side: what a gather makes, what the others begin with.
+    """
+
+    name: str
+    kind: Kind
+    axes: Axes
+    chips: int
+    bytes: float
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that a chip sends: (K - 1)/K of those above over K chips, an all-reduce twice that
+        (appendix A.1)."""
+        share = (self.chips - 1) / self.chips
+        return self.bytes * share * (2 if self.kind == "all-reduce" else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Einsum:
+    """Activations [m, e] times weights [e, f] on one chip, with the collectives at its ends.
+
+    Attributes:
+      names: of the weights.
+      m, e: sizes of the matmuls themselves, after a gather and before a scatter.
+      f: of each weight.
+      weight_bytes: of one element of a weight.
+      gather: the label, "m", "e" or "f", that is gathered, and how.
+      gathers_weight: whether the weight is what is gathered.
+      scatter: the label that is scattered, and how.
+    """
+
+    names: tuple[str, ...]
+    m: int
+    e: int
+    f: tuple[int, ...]
+    weight_bytes: int
+    gather: tuple[str, Transfer] | None = None
+    gathers_weight: bool = False
+    scatter: tuple[str, Transfer] | None = None
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions."""
+        return 2 * self.m * self.e * sum(self.f)
+
+    @property
+    def streamed_bytes(self) -> float:
+        """Bytes of the weights."""
+        return self.e * sum(self.f) * self.weight_bytes
+
+    @property
+    def activation_bytes(self) -> float:
+        """Bytes read and written beside the weights."""
+        return self.m * (self.e + sum(self.f)) * ACTIVATION_BYTES
+
+    @property
+    def transfers(self) -> tuple[Transfer, ...]:
+        """Those at its ends."""
+        return tuple(end[1] for end in (self.gather, self.scatter) if end is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Scores, softmax and the weighted sum of values, on one chip.
+
+    Attributes:
+      sequences: whose queries are here.
+      queries: new positions of each.
+      heads, kv_heads: that are here.
+      d_head: D.
+      past: cached positions that each query sees, beside the new ones up to its own.
+      cache_bytes: of one element of the cache.
+    """
+
+    sequences: float
+    queries: int
+    heads: float
+    kv_heads: float
+    d_head: int
+    past: int
+    cache_bytes: int
+
+    @property
+    def scores(self) -> float:
+        """How many there are: a query sees the cache, and half of the new positions on average."""
+        seen = self.past + (self.queries + 1) / 2
+        return self.sequences * self.heads * self.queries * seen
+
+    @property
+    def flops(self) -> float:
+        """Of q k and of the sum of v: 4 D for each score."""
+        return 4 * self.scores * self.d_head
+
+    @property
+    def streamed_bytes(self) -> float:
+        """Bytes of keys and values in the cache, each read once."""
+        return 2 * self.sequences * self.kv_heads * self.past * self.d_head * self.cache_bytes
+
+
+Item = Einsum | Transfer | Attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is asked of a layer.
+
+    Attributes:
+      batch: sequences.
+      new: positions of each that are read in: 1 for decode, the length of the prompt for prefill.
+      past: positions that are in the cache already.
+      weight_bytes: of one element of a weight: 2 for bf16, 1 for int8.
+      cache_bytes: of one element of the cache.
+    """
+
+    batch: int
+    new: int
+    past: int
+    weight_bytes: int = 2
+    cache_bytes: int = 2
+
+    @property
+    def tokens(self) -> int:
+        """Rows of all activations."""
+        return self.batch * self.new
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    config: ModelConfig
+    layout: FeedForwardLayout
+    placement: Placement
+    sizes: Mapping[str, int]
+    load: Load
+
+    def n(self, axes: Iterable[str]) -> int:
+        return size(tuple(axes), self.sizes)
+
+    def live(self, axes: Iterable[str]) -> Axes:
+        return tuple(axis for axis in axes if self.sizes[axis] > 1)
+
+    def transfer(
+        self, name: str, kind: Kind, axes: Iterable[str], elements: float, each: float
+    ) -> Iterator[Transfer]:
+        """A collective of so many elements of `each` bytes on a chip; none over one chip."""
+        axes = self.live(axes)
+        if axes:
+            yield Transfer(name, kind, axes, self.n(axes), elements * each)
+
+    def moved(self, name: str, kind: Kind, axes: Iterable[str], elements: float) -> Transfer | None:
+        """The same, of activations."""
+        return next(self.transfer(name, kind, axes, elements, ACTIVATION_BYTES), None)
+
+    @property
+    def gathered_axes(self) -> Axes:
+        """The axes that weights are gathered over."""
+        alike = self.layout.batch_axes == self.layout.inner_batch_axes
+        return self.layout.batch_axes if alike else ()
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether the collectives of activations cut rows."""
+        return bool(self.layout.batch_axes) and not self.gathered_axes
+
+    @property
+    def scatters_x(self) -> bool:
+        """Whether sums over E_x are scattered over x; otherwise they are all-reduced."""
+        return self.by_batch or "x" in self.layout.features(())
+
+    def inputs(self, names: Sequence[str]) -> list[tuple[str, int, Axes]]:
+        """Matrices that features come from: name, columns, and the axes these are stored over."""
+        config, where = self.config, self.placement
+        found = {
+            "w_q": (config.stored_heads * config.d_head, where.queries.stored),
+            "w_kv": (2 * config.stored_kv_heads * config.d_head, where.keys.stored),
+        }
+        return [(name, *found.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
+
+    def into(self, names: Sequence[str], *, by_rows: bool = False) -> Iterator[Item]:
+        """`project_in` of some matrices, or `project_rows`."""
+        if self.gathered_axes:
+            yield from self.into_gathered(names)
+            return
+        m, e = self.load.tokens, self.config.d_model // self.sizes["x"]
+        found = self.inputs(names)
+        f = tuple(columns // self.n(stored) for _, columns, stored in found)
+        gather = self.moved("activations", "all-gather", WEIGHT_AXES, m * e)
+        scatters = self.scatters_x or by_rows
+        kind: Kind = "reduce-scatter" if scatters else "all-reduce"
+        sums = self.moved("sums over x", kind, ("x",), m * sum(f))
+        yield Einsum(
+            tuple(names),
+            m,
+            e,
+            f,
+            self.load.weight_bytes,
+            gather and ("m" if self.by_batch else "e", gather),
+            False,
+            (sums and ("m" if self.by_batch or by_rows else "f", sums)) if scatters else None,
+        )
+        if sums and not scatters:
+            yield sums
+
+    def into_gathered(self, names: Sequence[str]) -> Iterator[Item]:
+        """`project_in` of `WeightGathered`."""
+        axes = self.gathered_axes
+        m, e = self.load.tokens // self.n(axes), self.config.d_model
+        kept = self.live(axis for axis in AXES if axis not in axes)
+        yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
+        for name, columns, stored in self.inputs(names):
+            yield from self.weight(name, m, e, columns, stored, "in")
+
+    def weight(
+        self, name: str, m: int, e: int, columns: int, stored: Axes, way: Literal["in", "out"]
+    ) -> Iterator[Item]:
+        """A weight [e, columns], or back, gathered over x and then, with its matmul, over the rest."""
+        over = self.live(axis for axis in stored if axis in self.gathered_axes)
+        left = columns // self.n(axis for axis in stored if axis not in self.gathered_axes)
+        each = self.load.weight_bytes
+        if over:
+            part = e * columns / self.n(stored)
+            yield from self.transfer(name, "all-gather", ("x",), part, each)
+        axes = over or self.live(("x",))
+        gather = next(self.transfer(name, "all-gather", axes, e * left, each), None)
+        inner, outer = (e, left) if way == "in" else (left, e)
+        label = "f" if bool(over) == (way == "in") else "e"
+        yield Einsum((name,), m, inner, (outer,), each, gather and (label, gather), True)
+
+    def out_of(self, names: Sequence[str]) -> Iterator[Item]:
+        """`project_out` of some matrices: gathers over x, the matmuls, one sum over yz."""
+        config, axes = self.config, self.gathered_axes
+        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.d_ff}
+        if axes:
+            m, e = self.load.tokens // self.n(axes), config.d_model
+            for name in names:
+                yield from self.weight(name, m, e, features[name], WEIGHT_AXES, "out")
+            kept = self.live(axis for axis in AXES if axis not in axes)
+            yield from self.transfer("sums", "reduce-scatter", kept, m * e, ACTIVATION_BYTES)
+            return
+        m, e = self.load.tokens, config.d_model // self.sizes["x"]
+        sums = self.moved("sums over yz", "reduce-scatter", WEIGHT_AXES, m * e)
+        alone = len(names) > 1
+        for name in names:
+            f = features[name] // self.n(WEIGHT_AXES)
+            rows = self.by_batch or (name == "w_o" and self.placement.by_rows)
+            gather = None
+            if rows or self.scatters_x:
+                gather = self.moved("features", "all-gather", ("x",), m * f)
+            yield Einsum(
+                (name,),
+                m,
+                f,
+                (e,),
+                self.load.weight_bytes,
+                gather and ("m" if rows else "e", gather),
+                False,
+                None if alone else sums and ("m" if self.by_batch else "f", sums),
+            )
+        if alone and sums:
+            yield sums
+
+    def attention(self) -> Iterator[Item]:
+        """From columns to heads or sequences, the scores, and back."""
+        config, where, load = self.config, self.placement, self.load
+        heads, kv_heads = config.stored_heads, config.stored_kv_heads
+        yield from self.columns("queries", heads * config.d_head, where.queries, back=False)
+        keys = 2 * kv_heads * config.d_head
+        yield from self.columns("keys and values", keys, where.keys, back=False)
+        yield Attention(
+            load.batch / self.n(where.batch_axes),
+            load.new,
+            heads / self.n(where.queries.kept),
+            max(1, kv_heads / self.n(where.kv_axes)),
+            config.d_head,
+            load.past,
+            load.cache_bytes,
+        )
+        yield from self.columns("attended", heads * config.d_head, where.queries, back=True)
+
+    def columns(self, name: str, total: int, how: Columns, *, back: bool) -> Iterator[Transfer]:
+        """To attention or back; see `columns.to_attention`."""
+        moved = self.placement.moved
+        rows = self.load.tokens / self.n(a for a in self.placement.batch_axes if a not in moved)
+        columns = total / self.n(a for a in how.sharded if a not in how.gathered)
+        if how.gathered and not back:
+            yield from self.transfer(
+                name, "all-gather", how.gathered, rows * columns, ACTIVATION_BYTES
+            )
+        if how.exchanged(moved):
+            yield from self.transfer(name, "all-to-all", moved, rows * columns, ACTIVATION_BYTES)
+        elif back:
+            yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
+
+
+def layer_work(
+    config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int], load: Load
+) -> tuple[Item, ...]:
+    """What one layer does on each chip, in order.
+
+    Args:
+      config: the model.
+      plan: the layouts.
+      sizes: of the mesh axes x, y and z.
+      load: what is asked.
+
+    Raises:
+      ValueError: heads cannot be sharded over this mesh.
+    """
+    where = place(config, plan.feedforward, plan.attention, sizes)
+    layer = _Layer(config, plan.feedforward, where, sizes, load)
+    heads = ["w_q", "w_kv"]
+    ffn = ["w_in", "w_gate"] if config.gated else ["w_in"]
+    if config.block == "serial":
+        return (
+            *layer.into(heads, by_rows=where.by_rows),
+            *layer.attention(),
+            *layer.out_of(["w_o"]),
+            *layer.into(ffn),
+            *layer.out_of(["w_out"]),
+        )
+    if where.by_rows:
+        first = (*layer.into(heads, by_rows=True), *layer.into(ffn))
+    else:
+        first = tuple(layer.into([*heads, *ffn]))
+    return (*first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
