@@ -44,6 +44,7 @@ class Cost:
 
     Attributes:
       config, plan, sizes, load, chip: what it is the cost of.
+      items: what a layer does.
       overlap: "none" (every collective by itself, as `schedule="blocking"`) or "auto" (hidden
         behind the einsum beside it as far as the schedule that auto would choose hides it).
       flops: of matmuls and attention.
@@ -64,6 +65,7 @@ class Cost:
     sizes: Mapping[str, int]
     load: Load
     chip: Chip
+    items: tuple[Item, ...]
     overlap: Overlap
     flops: float
     weight_bytes: float
@@ -214,6 +216,7 @@ def cost(
         sizes=dict(sizes),
         load=asked,
         chip=chip,
+        items=items,
         overlap=overlap,
         flops=n * _total(items, "flops"),
         weight_bytes=n * sum(i.streamed_bytes for i in items if isinstance(i, Einsum)),

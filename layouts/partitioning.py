@@ -108,16 +108,22 @@ def check_model(config: ModelConfig, sizes: Mapping[str, int]) -> None:
 
 
 def check_batch(batch: int, config: ModelConfig, mesh: Any, plan: Any) -> None:
-    """Refuses a batch that the layouts cannot shard.
+    """`check_fits` on a mesh."""
+    check_fits(batch, config, check_mesh(mesh), plan)
+
+
+def check_fits(batch: int, config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> None:
+    """Refuses a model that a mesh does not divide, and a batch that the layouts cannot shard.
 
     Raises:
-      ValueError: it does not divide.
+      ValueError: a size does not divide.
     """
-    sizes = check_mesh(mesh)
+    check_model(config, sizes)
+    where = place(config, plan.feedforward, plan.attention, sizes)
     for what, axes in (
         (plan.feedforward, plan.feedforward.batch_axes),
         (plan.feedforward, plan.feedforward.inner_batch_axes),
-        (plan.attention, placement(config, mesh, plan).batch_axes),
+        (plan.attention, where.batch_axes),
     ):
         n = size(axes, sizes)
         if batch % n:
