@@ -7,23 +7,18 @@ An operation has two forms. "each": one lhs, gathered or not, times every rhs, o
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from opt_einsum import parser as oe_parser
 
 from .collective import Collective
 from .execution import execute
 from .primitive import apply, checks_vma
+from .product import fresh_label, product
 from .schedule import Schedule
-
-# Rows of the smallest tile, and the elements from which a matrix is worth a dot.
-ROWS, LARGE = 8, 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,35 +62,8 @@ class Operation:
 
     def product(self, lhs: Any, rhs: Any) -> Any:
         """The einsum of two local pieces, in the accumulator's dtype."""
-        if lhs.dtype != rhs.dtype:
-            wide = _common(lhs.dtype, rhs.dtype, self.accumulator)
-            lhs, rhs = lhs.astype(wide), rhs.astype(wide)
-        spec, rows = (self.lhs, self.rhs, self.out), 1
-        if (
-            min(lhs.size, rhs.size) == self._contracted(lhs, rhs)
-            and max(lhs.size, rhs.size) >= LARGE
-        ):
-            # The TPU compiler makes a vector loop of a single row, 2.7 times slower than a dot.
-            label, rows = fresh_label("".join(spec)), ROWS
-            small = lhs.size < rhs.size
-            side = 0 if small else 1
-            spec = tuple(label + c if i in (side, 2) else c for i, c in enumerate(spec))
-            padded = jnp.broadcast_to((lhs, rhs)[side], (ROWS, *(lhs, rhs)[side].shape))
-            (padded,) = lax.optimization_barrier((padded,))
-            lhs, rhs = (padded, rhs) if small else (lhs, padded)
-        y = jnp.einsum(
-            f"{spec[0]},{spec[1]}->{spec[2]}",
-            lhs,
-            rhs,
-            precision=self.precision,
-            preferred_element_type=self.accumulator,
-        )
-        return y if rows == 1 else y[0]
-
-    def _contracted(self, lhs: Any, rhs: Any) -> int:
-        """The number of terms in one element of a product."""
-        sizes = dict(zip(self.lhs + self.rhs, (*lhs.shape, *rhs.shape), strict=True))
-        return math.prod(size for label, size in sizes.items() if label not in self.out)
+        labels = (self.lhs, self.rhs, self.out)
+        return product(labels, lhs, rhs, accumulator=self.accumulator, precision=self.precision)
 
     def wire(self, total: Any) -> Any:
         """Partial sums as they travel."""
@@ -224,16 +192,3 @@ class Operation:
         if self.reduce:
             words.append("all_reduce")
         return f"{'_'.join(words)}[{self.schedule}]"
-
-
-def fresh_label(used: str) -> str:
-    """A label that is not in use."""
-    return next(c for c in map(oe_parser.get_symbol, itertools.count()) if c not in used)
-
-
-def _common(lhs: Any, rhs: Any, accumulator: Any) -> Any:
-    """One dtype to multiply in: that of the floating operand where the other holds integers."""
-    floating = [d for d in (lhs, rhs) if not jnp.issubdtype(d, jnp.integer)]
-    if len(floating) == 1:
-        return floating[0]
-    return jnp.promote_types(lhs, rhs) if floating else accumulator

@@ -16,9 +16,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from . import collectives, problem
 from .inference import Case, Change, Layout, Plan, infer
-from .operation import fresh_label
 from .primitive import apply, vary
 from .problem import Options
+from .product import fresh_label
 from .schedule import Schedule, as_schedule
 from .sharding import AnyMesh, axes_of_type, partition_spec
 from .spec import Spec

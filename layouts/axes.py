@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import collective_einsum as ce
+from collective_einsum.product import product
 from collective_einsum.schedule import as_schedule
 
 from .functions import wide
@@ -171,6 +173,7 @@ def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
 
     The scale of a Quantized is that of the last dimension of w and of the result.
     """
-    values = w.values.astype(lhs.dtype) if isinstance(w, ce.Quantized) else w
-    y = jnp.einsum(spec, lhs, values, preferred_element_type=wide(lhs.dtype))
+    values = w.values if isinstance(w, ce.Quantized) else w
+    left, right, out = re.split(",|->", spec)
+    y = product((left, right, out), lhs, values, accumulator=wide(lhs.dtype))
     return y * w.scale[0] if isinstance(w, ce.Quantized) else y

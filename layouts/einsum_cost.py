@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from collective_einsum.chip import Chip
 from collective_einsum.choice import rank
-from collective_einsum.cost_dots import Estimate
+from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.operation import End, Operation
 from collective_einsum.schedule import Schedule
 
@@ -24,17 +24,30 @@ class _Operand(NamedTuple):
     dtype: Any
 
 
+class Seconds(NamedTuple):
+    """Of dots and passes, and of communication that nothing hides."""
+
+    compute: float
+    exposed: float
+
+
 @functools.lru_cache(maxsize=2**16)
-def seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str) -> Estimate:
-    """The estimate of `schedule="auto"` for overlap "auto", of "blocking" for "none".
+def seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str) -> Seconds:
+    """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none".
 
     `sizes` are pairs of an axis and how many chips it has.
     """
     by_axis = dict(sizes)
     choice = rank(*_operation(item, by_axis), chip, by_axis)
-    if overlap == "auto":
-        return choice.rows[0]
-    return next(row for row in choice.rows if row.schedule.kind == "blocking")
+    row = choice.rows[0]
+    if overlap == "none":
+        row = next(row for row in choice.rows if row.schedule.kind == "blocking")
+    exposed = row.exposed
+    plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
+    if item.gather_shared and item.gather is not None and plain:
+        gather = item.gather[1]
+        exposed -= torus_seconds(chip, [by_axis[axis] for axis in gather.axes], gather.bytes)
+    return Seconds(row.compute, max(0.0, exposed))
 
 
 def _operation(item: Einsum, sizes: Mapping[str, int]) -> tuple[Operation, list[_Operand]]:

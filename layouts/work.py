@@ -61,6 +61,8 @@ class Einsum:
       gather: the label, "m", "e" or "f", that is gathered, and how.
       gathers_weight: whether the weight is what is gathered.
       scatter: the label that is scattered, and how.
+      gather_shared: whether an einsum before this one has made the same gather; the compiler then
+        makes one of both, unless it is hidden.
     """
 
     names: tuple[str, ...]
@@ -71,6 +73,7 @@ class Einsum:
     gather: tuple[str, Transfer] | None = None
     gathers_weight: bool = False
     scatter: tuple[str, Transfer] | None = None
+    gather_shared: bool = False
 
     @property
     def flops(self) -> float:
@@ -89,8 +92,9 @@ class Einsum:
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:
-        """Those at its ends."""
-        return tuple(end[1] for end in (self.gather, self.scatter) if end is not None)
+        """Those at its ends, but for a shared gather."""
+        ends = (None if self.gather_shared else self.gather, self.scatter)
+        return tuple(end[1] for end in ends if end is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +213,9 @@ class _Layer:
         }
         return [(name, *found.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
 
-    def into(self, names: Sequence[str], *, by_rows: bool = False) -> Iterator[Item]:
+    def into(
+        self, names: Sequence[str], *, by_rows: bool = False, shared: bool = False
+    ) -> Iterator[Item]:
         """`project_in` of some matrices, or `project_rows`."""
         if self.gathered_axes:
             yield from self.into_gathered(names)
@@ -230,6 +236,7 @@ class _Layer:
             gather and ("m" if self.by_batch else "e", gather),
             False,
             (sums and ("m" if self.by_batch or by_rows else "f", sums)) if scatters else None,
+            shared,
         )
         if sums and not scatters:
             yield sums
@@ -352,7 +359,7 @@ def layer_work(
             *layer.out_of(["w_out"]),
         )
     if where.by_rows:
-        first = (*layer.into(heads, by_rows=True), *layer.into(ffn))
+        first = (*layer.into(heads, by_rows=True), *layer.into(ffn, shared=True))
     else:
         first = tuple(layer.into([*heads, *ffn]))
     return (*first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
