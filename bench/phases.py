@@ -11,24 +11,9 @@ from jax.sharding import Mesh
 
 import layouts
 from collective_einsum.schedule import as_schedule
-from layouts import (
-    BatchSharded,
-    HeadSharded,
-    ModelConfig,
-    Partitioning,
-    WeightGathered,
-    WeightStationary1D,
-    WeightStationary2D,
-)
+from layouts import ModelConfig, Partitioning
+from layouts.planner import ATTENTIONS, FEEDFORWARDS
 
-FEEDFORWARDS = {
-    "WS 1D": WeightStationary1D(),
-    "WS 2D": WeightStationary2D(),
-    "WS 2D batch": WeightStationary2D(by_batch=True),
-    "WG X": WeightGathered(("x",)),
-    "WG XY": WeightGathered(("x", "y")),
-    "WG XYZ": WeightGathered(("x", "y", "z")),
-}
 # Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
 VARIANTS = {
     "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
@@ -36,12 +21,6 @@ VARIANTS = {
         layouts.PALM_540B, layers=8, kv_heads=48, d_head=128
     ),
     "palm-540b 8 layers": dataclasses.replace(layouts.PALM_540B, layers=8),
-}
-ATTENTIONS = {
-    "heads": HeadSharded(),
-    "batch z": BatchSharded(("z",)),
-    "batch yz": BatchSharded(("y", "z")),
-    "batch xyz": BatchSharded(("x", "y", "z")),
 }
 
 
@@ -171,9 +150,7 @@ def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
       peak_flops: bf16 flop/s of one.
       seconds: of all layers.
     """
-    config = phase.config
-    embedding = config.vocab * config.d_model * (1 if config.tied_embedding else 2)
-    flops = 2 * (config.parameters - embedding) * phase.tokens
+    flops = 2 * phase.config.layer_parameters * phase.tokens
     return flops / (chips * peak_flops * seconds)
 
 

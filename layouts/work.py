@@ -238,8 +238,9 @@ class _Layer:
             (sums and ("m" if self.by_batch or by_rows else "f", sums)) if scatters else None,
             shared,
         )
-        if sums and not scatters:
-            yield sums
+        if not scatters:
+            for columns in f:
+                yield from self.transfer("sums over x", kind, ("x",), m * columns, ACTIVATION_BYTES)
 
     def into_gathered(self, names: Sequence[str]) -> Iterator[Item]:
         """`project_in` of `WeightGathered`."""
