@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_collectives(commands, shared)
     _add_timeline(commands, shared)
     _add_layers(commands, shared)
+    _add_paper(commands, shared)
     return parser
 
 
@@ -130,6 +131,20 @@ def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--schedules", type=_words, default=("blocking", "auto"), help="(blocking,auto)"
     )
+
+
+def _add_paper(commands: Any, shared: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "paper",
+        parents=[shared],
+        help="the paper's results beside the analytical model's and our programs'",
+        description="Writes report.md with pictures and report.json: what was published, what the "
+        "analytical model says, and what replays of our programs predict. Goes on where it was "
+        "interrupted.",
+    )
+    command.set_defaults(run=_paper)
+    command.add_argument("--full", action="store_true", help="all rows; else some, in minutes")
+    command.add_argument("--out", metavar="DIR", default="paper_report", help="(paper_report)")
 
 
 def _main_job(options: argparse.Namespace) -> int:
@@ -221,6 +236,17 @@ def _layers(options: argparse.Namespace) -> int:
     print(f"{options.model} on {options.target}\n\n{layers.print_rows(ordered)}")
     if options.json:
         report.save_json(options.json, rows=ordered)
+    return 0
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from bench import paper
+
+    progress = _Progress()
+    how: dict[str, Any] = {"full": options.full, "workers": options.workers}
+    text = paper.report(options.out, options.cache, progress=progress.show, **how)
+    progress.clear()
+    print(text)
     return 0
 
 

@@ -24,20 +24,28 @@ _STALL_COLOURS = {"collective": "#CC79A7", "copy": "#F0E442"}
 _US = 1e6
 
 
-def save_png(timeline: Timeline, path: str | os.PathLike[str]) -> None:
-    """Draws a timeline, one row above the other, microseconds to the right.
+def figure_class() -> Any:
+    """matplotlib's Figure, which needs no display.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "drawing a timeline needs matplotlib: pip install -e '.[bench]'"
-        ) from error
+        raise ModuleNotFoundError("drawing needs matplotlib: pip install -e '.[bench]'") from error
+    return Figure
+
+
+def save_png(timeline: Timeline, path: str | os.PathLike[str]) -> None:
+    """Draws a timeline, one row above the other, microseconds to the right.
+
+    Raises ModuleNotFoundError if matplotlib is not installed.
+    """
+    figure_of = figure_class()
+    from matplotlib.patches import Patch
+
     rows = timeline.rows
-    figure = Figure(figsize=(14, 0.9 + 0.45 * len(rows)), layout="constrained")
+    figure = figure_of(figsize=(14, 0.9 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     shown: dict[str, str] = {}
     for place, row in enumerate(rows):

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import layouts
 from collective_einsum.schedule import as_schedule
 from layouts import ModelConfig, Partitioning
+from layouts.embedding import vocab_axes
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
+from layouts.sampling import sample
 
 # Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
 VARIANTS = {
@@ -30,7 +32,8 @@ class Phase:
 
     Attributes:
       model: name of a `ModelConfig`, such as "palm-540b", or a key of `VARIANTS`.
-      kind: "decode", a token for each sequence, or "prefill", whole prompts.
+      kind: "decode", a token for each sequence, "prefill", whole prompts, or "sample", a greedy draw
+        from logits.
       batch: sequences.
       length: positions of the cache (all read), or of the prompts.
       weights: "bf16" or "int8".
@@ -79,6 +82,8 @@ class Phase:
 
         Raises ValueError if the layouts do not fit the mesh or the batch.
         """
+        if self.kind == "sample":
+            return _lower_sample(self.config, mesh, self.batch)
         options: dict[str, Any] = {
             "batch": self.batch,
             "weights": self.weights,
@@ -88,6 +93,21 @@ class Phase:
         if self.kind == "decode":
             return layouts.lower_decode_step(self.config, mesh, context=self.length, **options)
         return layouts.lower_prefill(self.config, mesh, length=self.length, **options)
+
+
+def _lower_sample(config: ModelConfig, mesh: Mesh, batch: int) -> jax.stages.Lowered:
+    """A greedy draw from logits [batch, vocab], sharded as a step leaves them."""
+    axes = vocab_axes(config, dict(mesh.shape))
+    whole, split = PartitionSpec(), PartitionSpec(None, axes or None)
+
+    def draw(logits: jax.Array, seeds: jax.Array) -> jax.Array:
+        return sample(logits, layouts.Sampling(), seeds=seeds, positions=seeds, axes=axes)
+
+    mapped = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(split, whole), out_specs=whole))
+    return mapped.lower(
+        jax.ShapeDtypeStruct((batch, config.vocab), "float32", sharding=NamedSharding(mesh, split)),
+        jax.ShapeDtypeStruct((batch,), "int32", sharding=NamedSharding(mesh, whole)),
+    )
 
 
 def published(model: str) -> tuple[Phase, ...]:

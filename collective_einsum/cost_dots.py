@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .chip import Chip
 from .schedule import Schedule
@@ -55,6 +55,7 @@ class Problem:
     rights: float
     axis_sizes: Mapping[str, int]
     chip: Chip
+    _dots: dict[Any, float] = dataclasses.field(default_factory=dict, repr=False)
 
     def elements(self, labels: str, **shrunk: float) -> float:
         """How many elements an array of these labels has, some of its labels made smaller."""
@@ -76,6 +77,14 @@ def dot_seconds(problem: Problem, waits: float = 0.0, **shrunk: float) -> float:
 
     `waits` is the share of its arithmetic that it stands still for an operand.
     """
+    # Schedules are made of few different dots.
+    key = (waits, *shrunk.items())
+    if key not in problem._dots:
+        problem._dots[key] = _dot_seconds(problem, waits, shrunk)
+    return problem._dots[key]
+
+
+def _dot_seconds(problem: Problem, waits: float, shrunk: Mapping[str, float]) -> float:
     op, chip = problem.op, problem.chip
     labels = "".join(dict.fromkeys(op.lhs + op.rhs))
     left = problem.elements(op.lhs, **shrunk)

@@ -1,6 +1,8 @@
 """Transformer layouts built on collective einsums: the partitionings of "Efficiently Scaling
 Transformer Inference" (arXiv 2211.05102), as layers and as a whole decoder."""
 
+from . import cost as cost
+from . import volume as volume
 from .attention import attention as attention
 from .block import parallel_block as parallel_block
 from .block import serial_block as serial_block
@@ -16,6 +18,8 @@ from .config import Rotary as Rotary
 from .config import model as model
 from .decoder import decode_step as decode_step
 from .decoder import prefill as prefill
+from .defaults import default_decode as default_decode
+from .defaults import default_prefill as default_prefill
 from .feedforward import feedforward as feedforward
 from .generate import generate as generate
 from .lowering import lower_decode_step as lower_decode_step
@@ -23,12 +27,13 @@ from .lowering import lower_prefill as lower_prefill
 from .params import quantize as quantize
 from .partitioning import Partitioning as Partitioning
 from .partitioning import cache_specs as cache_specs
-from .partitioning import default_decode as default_decode
-from .partitioning import default_prefill as default_prefill
 from .partitioning import param_specs as param_specs
 from .partitioning import shardings as shardings
 from .placement import BatchSharded as BatchSharded
 from .placement import HeadSharded as HeadSharded
+from .planner import Option as Option
+from .planner import Plan as Plan
+from .planner import plan as plan
 from .projections import WeightGathered as WeightGathered
 from .projections import WeightStationary1D as WeightStationary1D
 from .projections import WeightStationary2D as WeightStationary2D
@@ -38,3 +43,5 @@ from .state import init as init
 from .state import init_cache as init_cache
 from .state import move_cache as move_cache
 from .state import shared_prefix as shared_prefix
+from .sweep import pareto as pareto
+from .sweep import sweep as sweep

@@ -15,6 +15,7 @@ from typing import Literal
 
 from collective_einsum.chip import Chip
 from collective_einsum.cost_lax import torus_seconds
+from collective_einsum.product import ROWS
 
 from . import einsum_cost
 from .axes import AXES, size
@@ -22,13 +23,14 @@ from .config import ModelConfig
 from .embedding import vocab_axes
 from .memory import Memory, memory
 from .partitioning import Partitioning
+from .scores import CAUSAL_GROUPS
 from .work import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer, layer_work
 
 Overlap = Literal["none", "auto"]
 PHASES = ("decode", "prefill")
 
-# Times that the scores, in 32 bits, are read or written: seen on v4, 3.5 in a step of decoding and 5
-# in a prefill.
+# Times that the scores, in 32 bits, are read or written: seen on v4, 3.5 in a step of decoding and
+# 4.6 in a prefill.
 SCORE_PASSES = 4.0
 # Times that activations are read or written between matmuls: by norms, activation functions, rotary
 # embedding, and the sums of the residual stream. Seen on v4 over 64 to 131072 rows.
@@ -198,7 +200,7 @@ def cost(
       ValueError: the mesh does not divide the model's heads.
     """
     items = layer_work(config, plan, sizes, asked)
-    matmul = attention = exposed = between = 0.0
+    matmul = attention = exposed = between = passes = 0.0
     for item in items:
         if isinstance(item, Einsum):
             found = einsum_cost.seconds(item, _sorted(sizes), chip, overlap)
@@ -206,10 +208,12 @@ def cost(
             between += item.activation_bytes
         elif isinstance(item, Transfer):
             exposed += transfer_seconds(item, sizes, chip)
+            if item.of_lanes and chip.torus_dims:
+                passes += chip.scatter_passes[1] * item.bytes
         else:
             attention += attention_seconds(item, chip)
     n = config.layers
-    rest = LAYER_SECONDS + BETWEEN_PASSES * between / chip.vector_bandwidth
+    rest = LAYER_SECONDS + (BETWEEN_PASSES * between + passes) / chip.vector_bandwidth
     return Cost(
         config=config,
         plan=plan,
@@ -276,7 +280,12 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     """Scores and values: the cache is streamed, and the scores pass the vector units."""
     computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
     streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
-    passes = SCORE_PASSES * 4 * item.scores / chip.vector_bandwidth
+    # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
+    rows = item.queries * item.heads / item.kv_heads
+    scores = item.scores * max(1, ROWS / rows)
+    if item.queries > 1:
+        scores *= 1 + 1 / CAUSAL_GROUPS
+    passes = SCORE_PASSES * 4 * scores / chip.vector_bandwidth
     return max(computed, streamed) + passes + chip.dot_fill_seconds
 
 

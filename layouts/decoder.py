@@ -20,9 +20,10 @@ from .axes import ScheduleLike
 from .block import block, normed
 from .cache import Cache, Entries, append, fill
 from .config import ModelConfig
+from .defaults import default_decode, default_prefill
 from .embedding import embed, unembed
 from .params import Params, activation_dtype
-from .partitioning import default_decode, default_prefill, param_specs
+from .partitioning import param_specs
 from .program import Program
 from .projections import boundary_shard
 from .step import Step, make_step
@@ -62,7 +63,7 @@ def prefill(
     """
     batch, length = jnp.shape(tokens)
     if plan is None:
-        plan = default_prefill(config, mesh, batch, length)
+        plan = default_prefill(config, mesh, batch, length, cache.max_length)
     program = Program(config, mesh, plan, schedule)
     tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
     return extender(program)(params, cache, tokens, counts, reads=checks.has_past(cache))
@@ -93,7 +94,7 @@ def decode_step(
     """
     (batch,) = jnp.shape(tokens)
     if plan is None:
-        plan = default_decode(config, mesh, batch)
+        plan = default_decode(config, mesh, batch, cache.max_length)
     program = Program(config, mesh, plan, schedule)
     tokens, counts = checks.check_step(program, params, cache, jnp.asarray(tokens)[:, None], None)
     return extender(program)(params, cache, tokens, counts, reads=True)

@@ -19,9 +19,10 @@ from .axes import ScheduleLike
 from .cache import Cache, Prefix, empty_cache, prefix_specs
 from .config import ModelConfig
 from .decoder import extend
+from .defaults import default_decode, default_prefill
 from .embedding import vocab_axes
 from .params import Params, activation_dtype
-from .partitioning import default_decode, param_specs
+from .partitioning import param_specs
 from .program import Program
 from .sampling import Sampling, sample
 
@@ -62,7 +63,8 @@ def generate(
       pad_token: stands after the end.
       prefix: what all prompts continue, from `shared_prefix`.
       plan: a `Partitioning` to decode in; the default one unless given.
-      prefill_plan: one to read prompts in, which must shard the cache alike; `plan` unless given.
+      prefill_plan: one to read prompts in, which must shard the cache alike; unless given, `plan`,
+        or the default one for a prefill if neither is.
       int8_cache: store keys and values as int8.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
 
@@ -74,14 +76,18 @@ def generate(
       ValueError: in words, before anything runs, for sizes, tokens or settings that do not fit.
     """
     batch, length = jnp.shape(tokens)
-    plan = default_decode(config, mesh, batch) if plan is None else plan
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    room = length + max_new_tokens
+    if plan is None:
+        plan = default_decode(config, mesh, batch, room)
+        if prefill_plan is None:
+            prefill_plan = default_prefill(config, mesh, batch, length, room)
     program = Program(config, mesh, plan, schedule)
     reader = program
     if prefill_plan is not None:
         reader = Program(config, mesh, prefill_plan, schedule)
         _check_alike(program, reader)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     for token in (*end_tokens, pad_token):
         if not 0 <= token < config.vocab:
             raise ValueError(
@@ -90,9 +96,7 @@ def generate(
             )
     dtype = activation_dtype(params)
     cache = jax.eval_shape(
-        functools.partial(
-            empty_cache, config, batch, length + max_new_tokens, dtype, int8=int8_cache
-        ),
+        functools.partial(empty_cache, config, batch, room, dtype, int8=int8_cache),
         prefix=prefix,
     )
     checks.check_batch(batch, config, mesh, reader.plan)

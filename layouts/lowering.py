@@ -14,8 +14,9 @@ from .axes import ScheduleLike
 from .cache import empty_cache
 from .config import ModelConfig
 from .decoder import extender
+from .defaults import default_decode, default_prefill
 from .params import params_shapes
-from .partitioning import default_decode, default_prefill, param_specs, shardings
+from .partitioning import param_specs, shardings
 from .program import Program
 
 WEIGHTS = ("bf16", "int8")
@@ -40,7 +41,7 @@ def lower_decode_step(
       batch: sequences.
       context: positions of the cache, all of which are read.
       weights: "bf16" or "int8"; activations are bfloat16.
-      plan: a `Partitioning`; the paper's choice for decoding unless given.
+      plan: a `Partitioning`; the planner's choice for decoding unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       int8_cache: keys and values are stored as int8.
 
@@ -52,7 +53,7 @@ def lower_decode_step(
     """
     checks.check_weights(weights, WEIGHTS)
     checks.check_mesh_for(config, mesh)
-    plan = default_decode(config, mesh, batch) if plan is None else plan
+    plan = default_decode(config, mesh, batch, context) if plan is None else plan
     return _lower(config, mesh, plan, schedule, weights, batch, 1, context, int8_cache, True)
 
 
@@ -71,7 +72,7 @@ def lower_prefill(
 
     Args:
       length: of the prompts and of the cache.
-      plan: a `Partitioning`; the paper's choice for a prefill of this size unless given.
+      plan: a `Partitioning`; the planner's choice for a prefill of this size unless given.
       config, mesh, batch, weights, schedule, int8_cache: as `lower_decode_step`.
 
     Returns:
@@ -83,8 +84,7 @@ def lower_prefill(
     checks.check_weights(weights, WEIGHTS)
     checks.check_mesh_for(config, mesh)
     if plan is None:
-        weight_bytes = 1 if weights == "int8" else 2
-        plan = default_prefill(config, mesh, batch, length, weight_bytes)
+        plan = default_prefill(config, mesh, batch, length, length)
     return _lower(config, mesh, plan, schedule, weights, batch, length, length, int8_cache, False)
 
 

@@ -12,15 +12,15 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
-from .axes import AXES, WEIGHT_AXES, Axes, check_mesh, size
+from .axes import AXES, check_mesh, size
 from .cache import Cache
 from .cache import cache_specs as cache_parts
 from .config import ModelConfig
 from .doors import spec_of
 from .embedding import vocab_axes
 from .params import Params, params_shapes
-from .placement import AttentionLayout, BatchSharded, HeadSharded, Placement, place
-from .projections import FeedForwardLayout, WeightGathered, WeightStationary2D
+from .placement import AttentionLayout, Placement, place
+from .projections import FeedForwardLayout
 from .step import block_specs
 
 
@@ -137,43 +137,3 @@ def check_fits(batch: int, config: ModelConfig, sizes: Mapping[str, int], plan: 
 
 def _shape(sizes: Mapping[str, int]) -> str:
     return "x".join(str(sizes[axis]) for axis in AXES)
-
-
-def default_decode(config: ModelConfig, mesh: Any, batch: int) -> Partitioning:
-    """The paper's choice for decoding: 2D weight-stationary (section 3.2.4), and attention sharded
-    over batch where heads share keys and values (section 3.3), as far as the batch goes. Where that
-    is over all chips, the feedforward's activations are cut by batch too."""
-    sizes = check_mesh(mesh)
-    options: list[Axes] = [AXES, WEIGHT_AXES, ("z",)]
-    axes = next((a for a in options if batch % size(a, sizes) == 0), None)
-    if config.kv_heads == config.heads or axes is None:
-        return Partitioning(WeightStationary2D(), HeadSharded())
-    return Partitioning(WeightStationary2D(by_batch=axes == AXES), BatchSharded(axes))
-
-
-def default_prefill(
-    config: ModelConfig, mesh: Any, batch: int, length: int, weight_bytes: float = 2
-) -> Partitioning:
-    """The paper's choice for reading prompts: the layout that moves the fewest bytes.
-
-    Bytes are those of figure 3: two matrices E x F, activations of 2 bytes, and K - 1 of K parts
-    counted as K; batch-sharded attention where the batch divides over all chips.
-
-    Args:
-      config, mesh: sizes.
-      batch, length: of the prompts.
-      weight_bytes: of one weight.
-    """
-    sizes = check_mesh(mesh)
-    chips, tokens = size(AXES, sizes), batch * length
-    e, f = config.d_model, config.d_ff
-    least = 2 * 2 * tokens * (e / sizes["x"] + f / size(WEIGHT_AXES, sizes))
-    best = Partitioning(WeightStationary2D(), HeadSharded())
-    for count in (1, 2, 3):
-        n = size(AXES[:count], sizes)
-        activations = 2 * 2 * tokens * e / n if n < chips else 0
-        moved = weight_bytes * 2 * e * f * n / chips + activations
-        if batch % n == 0 and moved < least:
-            attention = BatchSharded() if batch % chips == 0 else HeadSharded()
-            best, least = Partitioning(WeightGathered(AXES[:count]), attention), moved
-    return best

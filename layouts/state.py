@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from . import checks, params
 from .cache import Cache, Prefix, empty_cache
 from .config import ModelConfig
+from .defaults import default_decode
 from .params import Params
-from .partitioning import cache_specs, default_decode, param_specs, shardings
+from .partitioning import cache_specs, param_specs, shardings
 
 
 def init(
@@ -75,7 +76,7 @@ def init_cache(
     Raises:
       ValueError: sizes do not fit the mesh, the layout or each other.
     """
-    plan = default_decode(config, mesh, batch) if plan is None else plan
+    plan = default_decode(config, mesh, batch, max_length) if plan is None else plan
     checks.check_batch(batch, config, mesh, plan)
 
     def make(prefix: Prefix | None) -> Cache:

@@ -6,9 +6,9 @@ appendix A.2). Two matrices E x F, and (K - 1)/K counted as 1, as there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from .axes import AXES, WEIGHT_AXES, Axes, size
+from .axes import AXES, WEIGHT_AXES, size
 
 
 def weight_stationary_1d(tokens: float, d_model: int, *, element_bytes: float = 2) -> float:
@@ -28,7 +28,7 @@ def weight_gathered(
     d_model: int,
     d_ff: int,
     sizes: Mapping[str, int],
-    axes: Axes,
+    axes: Sequence[str],
     *,
     element_bytes: float = 2,
     weight_bytes: float | None = None,

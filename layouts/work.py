@@ -33,6 +33,7 @@ class Transfer:
       axes: mesh axes, of sizes above 1.
       chips: along them all.
       bytes: on each chip, on the larger side: what a gather makes, what the others begin with.
+      of_lanes: whether a sum by itself is scattered by columns, which a TPU has to move apart.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Transfer:
     axes: Axes
     chips: int
     bytes: float
+    of_lanes: bool = False
 
     @property
     def sent_bytes(self) -> float:
@@ -276,7 +278,8 @@ class _Layer:
             for name in names:
                 yield from self.weight(name, m, e, features[name], WEIGHT_AXES, "out")
             kept = self.live(axis for axis in AXES if axis not in axes)
-            yield from self.transfer("sums", "reduce-scatter", kept, m * e, ACTIVATION_BYTES)
+            sums = self.moved("sums", "reduce-scatter", kept, m * e)
+            yield from self.alone(sums)
             return
         m, e = self.load.tokens, config.d_model // self.sizes["x"]
         sums = self.moved("sums over yz", "reduce-scatter", WEIGHT_AXES, m * e)
@@ -297,8 +300,13 @@ class _Layer:
                 False,
                 None if alone else sums and ("m" if self.by_batch else "f", sums),
             )
-        if alone and sums:
-            yield sums
+        if alone:
+            yield from self.alone(sums)
+
+    def alone(self, sums: Transfer | None) -> Iterator[Transfer]:
+        """`reduce_scatter_alone`."""
+        if sums:
+            yield dataclasses.replace(sums, of_lanes=not self.by_batch)
 
     def attention(self) -> Iterator[Item]:
         """From columns to heads or sequences, the scores, and back."""

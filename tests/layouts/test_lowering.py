@@ -114,7 +114,7 @@ def test_palm_540b_fits() -> None:
 def test_lowers_what_runs(mesh_of: Any) -> None:
     """From shapes comes the very program that comes from the arrays of `decode_step`."""
     config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
-    plan = layouts.default_decode(config, mesh, 8)
+    plan = layouts.default_decode(config, mesh, 8, 16)
     lowered = layouts.lower_decode_step(config, mesh, batch=8, context=16, plan=plan)
     params = layouts.init(config, mesh, jax.random.key(0), jnp.bfloat16)
     cache = layouts.init_cache(config, mesh, 8, 16, plan=plan)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
 import layouts
 from layouts.axes import AXES
@@ -85,36 +84,3 @@ def test_refuses_heads_that_do_not_divide() -> None:
         place(odd, STATIONARY, HeadSharded(), {"x": 4, "y": 2, "z": 2})
     with pytest.raises(ValueError, match=r'choose \("z",\), \("y", "z"\) or \("x", "y", "z"\)'):
         BatchSharded(("x",))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "layout"),
-    # Figure 3 of arXiv 2211.05102: the best layout changes at these numbers of tokens.
-    [
-        (16_384 - 64, layouts.WeightStationary2D()),
-        (16_384 + 64, layouts.WeightGathered(("x",))),
-        (65_536 - 64, layouts.WeightGathered(("x",))),
-        (65_536 + 64, layouts.WeightGathered(("x", "y"))),
-        (786_432 - 64, layouts.WeightGathered(("x", "y"))),
-        (786_432 + 64, layouts.WeightGathered(("x", "y", "z"))),
-    ],
-    ids=str,
-)
-def test_prefill_changes_layout_where_the_paper_does(tokens: int, layout: Any) -> None:
-    config = dataclasses.replace(PALM_540B, d_model=16384, d_ff=65536)
-    mesh = AbstractMesh((4, 4, 4), AXES)
-    plan = layouts.default_prefill(config, mesh, 64, tokens // 64)
-    assert plan.feedforward == layout
-
-
-def test_decoding_shards_the_batch_as_far_as_it_goes() -> None:
-    mesh = AbstractMesh((4, 4, 4), AXES)
-
-    def attention(config: ModelConfig, batch: int) -> Any:
-        return layouts.default_decode(config, mesh, batch).attention
-
-    assert attention(PALM_540B, 64) == BatchSharded(("x", "y", "z"))
-    assert attention(PALM_540B, 16) == BatchSharded(("y", "z"))
-    assert attention(PALM_540B, 4) == BatchSharded(("z",))
-    assert attention(PALM_540B, 1) == HeadSharded()
-    assert attention(MT_NLG_530B, 64) == HeadSharded()

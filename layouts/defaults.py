@@ -1,0 +1,90 @@
+"""The partitioning that a decoder's functions take where none is given: the planner's."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jax.sharding import Mesh
+
+from collective_einsum.chip import Chip
+from collective_einsum.chips import chip_for
+
+from .axes import AXES, check_mesh
+from .config import ModelConfig
+from .partitioning import Partitioning
+from .placement import Placement, place
+from .planner import Option, plan
+
+
+def default_decode(config: ModelConfig, mesh: Any, batch: int, context: int) -> Partitioning:
+    """What `plan` chooses for decoding with bf16 weights and a cache of `context` positions.
+
+    The same for other weights, so that one cache serves them all.
+
+    Raises:
+      ValueError: the mesh has other axes, or no layout divides the model and the batch.
+    """
+    return _decode(config, _shape(mesh), _chip(mesh), batch, context)
+
+
+def default_prefill(
+    config: ModelConfig, mesh: Any, batch: int, length: int, context: int
+) -> Partitioning:
+    """What `plan` chooses for prompts of `length` tokens, of the layouts that shard a cache of
+    `context` positions as `default_decode` does.
+
+    Raises:
+      ValueError: as `default_decode`.
+    """
+    return _prefill(config, _shape(mesh), _chip(mesh), batch, length, context)
+
+
+@functools.lru_cache(maxsize=1024)
+def _decode(
+    config: ModelConfig, shape: tuple[int, ...], chip: Chip, batch: int, context: int
+) -> Partitioning:
+    found = plan(config, chip=chip, mesh_shape=shape, phase="decode", batch=batch, context=context)
+    return _first(found.options).partitioning
+
+
+@functools.lru_cache(maxsize=1024)
+def _prefill(
+    config: ModelConfig, shape: tuple[int, ...], chip: Chip, batch: int, length: int, context: int
+) -> Partitioning:
+    decoder = _placement(config, shape, _decode(config, shape, chip, batch, context))
+
+    def alike(option: Option) -> bool:
+        if option.cost is None:
+            return False
+        reader = _placement(config, shape, option.partitioning)
+        return (reader.batch_axes, reader.kv_axes) == (decoder.batch_axes, decoder.kv_axes)
+
+    found = plan(config, chip=chip, mesh_shape=shape, phase="prefill", batch=batch, length=length)
+    return _first([option for option in found.options if alike(option)]).partitioning
+
+
+def _first(options: Any) -> Option:
+    """The best, whether or not the model believes that it fits: the compiler knows."""
+    option = options[0]
+    if option.cost is None:
+        raise ValueError(option.excluded)
+    return option
+
+
+def _placement(config: ModelConfig, shape: tuple[int, ...], chosen: Partitioning) -> Placement:
+    sizes = dict(zip(AXES, shape, strict=True))
+    return place(config, chosen.feedforward, chosen.attention, sizes)
+
+
+def _shape(mesh: Any) -> tuple[int, ...]:
+    sizes = check_mesh(mesh)
+    return tuple(sizes[axis] for axis in AXES)
+
+
+def _chip(mesh: Any) -> Chip:
+    """The chip of a mesh's devices; of an abstract mesh, the one it was made for."""
+    if isinstance(mesh, Mesh):
+        return chip_for(mesh.devices.flat[0].device_kind)
+    device = getattr(mesh, "abstract_device", None)
+    return chip_for("cpu" if device is None else device.device_kind)

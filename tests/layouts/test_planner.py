@@ -1,0 +1,202 @@
+"""What the planner chooses, and what it says of the rest."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+import collective_einsum as ce
+import layouts
+from bench import paper_forms
+from layouts import BatchSharded, HeadSharded, WeightStationary2D
+from layouts.config import MT_NLG_530B, PALM_540B, TINY_MULTIQUERY
+from layouts.planner import CHIPS
+from layouts.slices import meshes
+
+MESH = (4, 4, 4)
+
+
+def decode(**how: Any) -> layouts.Plan:
+    asked = {"phase": "decode", "batch": 64, "context": 2048, "weights": "int8"}
+    return layouts.plan(PALM_540B, **(asked | how))
+
+
+def test_the_papers_conclusions() -> None:
+    """Sections 3.2.4, 3.3 and 4: for decode, for large prefill, and for one prompt."""
+    chosen = {name: plan.best for name, _, plan in paper_forms.conclusions()}
+    for name in ("decode, batch 512", "decode, batch 64, int8"):
+        assert isinstance(chosen[name].partitioning.feedforward, WeightStationary2D)
+        assert chosen[name].attention == "batch xyz"
+    assert chosen["prefill, batch 512"].feedforward == "WG XYZ"
+    assert chosen["prefill, batch 512"].attention == "batch xyz"
+    assert chosen["prefill, batch 1, int8"].feedforward == "WS 2D"
+    assert chosen["prefill, batch 1, int8"].attention == "heads"
+
+
+def test_prefill_gathers_more_as_batches_grow() -> None:
+    order = ["WS 2D", "WS 2D batch", "WG X", "WG XY", "WG XYZ"]
+    places = [order.index(layout) for _, layout in paper_forms.prefill_crossovers()]
+    assert places == sorted(places)
+    assert places[0] < 2
+    assert places[-1] == 4
+
+
+def test_options_are_ranked_and_the_others_explained() -> None:
+    found = decode(mesh_shape=MESH)
+    seconds = [option.cost.step_seconds for option in found.feasible if option.cost]
+    assert seconds == sorted(seconds)
+    assert found.partitioning == found.best.partitioning
+    assert found.cost.seconds == seconds[0] - found.cost.outside_seconds
+    text = str(found)
+    for word in ("ranked by latency", "predicted", "WS 2D batch, batch xyz", "x: attention"):
+        assert word in text
+    undivided = layouts.plan(PALM_540B, mesh_shape=MESH, phase="prefill", batch=1, length=2048)
+    assert "do not divide a batch of 1" in str(undivided)
+
+
+def test_what_does_not_fit_says_how_much_it_needs() -> None:
+    found = decode(mesh_shape=MESH, batch=512, context=10_000)
+    heads = next(o for o in found.options if (o.feedforward, o.attention) == ("WS 2D", "heads"))
+    assert heads.cost is not None
+    assert not heads.cost.fits
+    assert heads.excluded.startswith("needs ")
+    assert "of 32.0 GiB a chip" in heads.excluded
+    assert heads not in found.feasible
+
+
+def test_nothing_fits() -> None:
+    found = decode(mesh_shape=(1, 1, 1))
+    assert not found.feasible
+    assert "GiB of the 32.0 GiB of a TPU v4; use more chips" in found.nearest
+    assert found.nearest in str(found)
+    with pytest.raises(ValueError, match="use more chips"):
+        _ = found.partitioning
+
+
+def test_nothing_is_fast_enough() -> None:
+    found = decode(mesh_shape=MESH, max_seconds=1e-3)
+    assert "no layout of palm-540b will do for this decode within 1 ms: the nearest" in str(found)
+    assert "which takes" in found.nearest
+
+
+def test_nothing_divides() -> None:
+    found = decode(mesh_shape=(1, 1, 7))
+    assert not found.feasible
+    assert "does not divide over the 7 chips" in found.nearest
+
+
+def test_chooses_the_mesh() -> None:
+    found = decode(chips=128)
+    shapes = {tuple(option.sizes.values()) for option in found.options}
+    assert shapes == {(8, 4, 4), (4, 8, 4), (4, 4, 8)}
+    assert found.best.chips == 128
+
+
+def test_the_cheapest_point_under_a_latency_target() -> None:
+    """Section 4.4 asks for the batch and the chips as well."""
+    found = decode(batch=None, chips=(32, 64), objective="cost", max_seconds=0.040)
+    assert found.cost.step_seconds <= 0.040
+    spent = found.cost.chip_seconds_per_token
+    assert spent <= min(o.cost.chip_seconds_per_token for o in found.feasible if o.cost) * 1.01
+    # A looser target is met at a lower cost, with a larger batch.
+    loose = decode(batch=None, chips=(32, 64), objective="cost", max_seconds=0.2)
+    assert loose.cost.chip_seconds_per_token < spent
+    assert loose.best.batch > found.best.batch
+    fastest = decode(batch=None, chips=(32, 64))
+    assert fastest.cost.step_seconds < found.cost.step_seconds
+
+
+def test_the_fewest_chips_that_meet_a_target() -> None:
+    few, more = (decode(chips=CHIPS, max_seconds=s).fewest_chips for s in (0.1, 0.03))
+    assert few.chips < more.chips
+    assert few.cost is not None
+    assert few.cost.memory.total < ce.TPU_V4.hbm_bytes
+
+
+def test_throughput_wants_the_largest_batch_that_fits() -> None:
+    found = decode(batch=(1, 64, 512), mesh_shape=MESH, objective="throughput")
+    assert found.best.batch == 512
+
+
+def test_same_programs_stand_once() -> None:
+    prefill = layouts.plan(PALM_540B, mesh_shape=MESH, phase="prefill", batch=512, length=2048)
+    gathered = [option for option in prefill.options if option.feedforward == "WG XYZ"]
+    assert [option.attention for option in gathered] == ["batch xyz"]
+
+
+@pytest.mark.parametrize("chip", [ce.TPU_V4, ce.TPU_V5E, ce.H100], ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chips", [1, 6, 8, 64])
+def test_meshes_have_all_chips(chip: ce.Chip, chips: int) -> None:
+    found = meshes(chips, chip)
+    assert found
+    for sizes in found:
+        assert math.prod(sizes.values()) == chips
+    assert len({tuple(sizes.values()) for sizes in found}) == len(found)
+    if chip is ce.TPU_V4 and chips == 64:
+        assert found == [{"x": 4, "y": 4, "z": 4}]
+    if chip is ce.TPU_V5E and chips == 64:
+        assert {tuple(sorted(s.values())) for s in found} == {(1, 8, 8)}
+
+
+def test_a_sweep_and_its_front() -> None:
+    options = layouts.sweep(
+        layouts.PALM_62B, phase="decode", context=2048, chips=(8, 16, 32), batches=(4, 64, 512)
+    )
+    assert {(o.chips, o.batch) for o in options} == {
+        (chips, batch) for chips in (8, 16, 32) for batch in (4, 64, 512)
+    }
+    front = layouts.pareto(options)
+    points = [(o.cost.seconds, o.cost.chip_seconds_per_token) for o in front if o.cost]
+    assert points == sorted(points)
+    assert [spent for _, spent in points] == sorted((s for _, s in points), reverse=True)
+    for option in options:
+        assert option.cost is not None
+        assert any(
+            s <= option.cost.seconds and t <= option.cost.chip_seconds_per_token for s, t in points
+        )
+
+
+def test_the_decoders_default() -> None:
+    mesh = AbstractMesh(MESH, ("x", "y", "z"))
+    planned = layouts.plan(PALM_540B, mesh_shape=MESH, phase="decode", batch=64, context=2048)
+    assert layouts.default_decode(PALM_540B, mesh, 64, 2048) == planned.partitioning
+    assert layouts.default_decode(PALM_540B, mesh, 1, 2048).attention == HeadSharded()
+    assert layouts.default_decode(MT_NLG_530B, mesh, 64, 2048).attention == HeadSharded()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8, 64])
+def test_default_steps_share_a_cache(batch: int) -> None:
+    mesh = AbstractMesh(MESH, ("x", "y", "z"))
+    reader = layouts.default_prefill(PALM_540B, mesh, batch, 2048, 4096)
+    decoder = layouts.default_decode(PALM_540B, mesh, batch, 4096)
+    cache = jax.eval_shape(lambda: layouts.cache.empty_cache(PALM_540B, batch, 4096))
+    specs = [layouts.cache_specs(PALM_540B, mesh, plan, cache) for plan in (reader, decoder)]
+    assert jax.tree.leaves(specs[0]) == jax.tree.leaves(specs[1])
+    if batch == 64:
+        assert reader.attention == BatchSharded()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"objective": "speed"}, "objective='speed' is none of"),
+        ({"overlap": "all"}, "overlap='all' is none of"),
+        ({"mesh_shape": (4, 4)}, "must be three positive integers"),
+        ({"mesh_shape": (4, 4, 4), "chips": 32}, "contradicts mesh_shape"),
+        ({"chips": 0}, "chips=0 must be a positive integer"),
+        ({"batch": -1}, "needs batch=, a positive integer; got -1"),
+        ({"phase": "encode"}, "phase='encode' is neither"),
+    ],
+)
+def test_errors(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode(**how)
+
+
+def test_a_model_that_no_mesh_divides() -> None:
+    found = layouts.plan(TINY_MULTIQUERY, chips=9, phase="decode", batch=9, context=8)
+    assert "d_model=32 does not divide over the 9 chips" in found.nearest
