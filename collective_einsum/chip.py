@@ -43,7 +43,8 @@ class Chip:
       copies_int8_columns: whether slices of columns cost that too, if their dots are short.
       sum_bytes: size of the largest sum in 32 bits that stays on the chip from one dot that adds to
         it to the next; a larger one goes through HBM beside the arithmetic.
-      large_sum_bytes: size of the largest sum that costs a dot no more than that.
+      large_sum_bytes: sizes of the largest sum that costs a dot no more than that, where the rows
+        are of the operand that travels, and where they are of the one that stays.
       sum_bandwidth: bytes/s at which a dot reads a larger one, in addition to its own time.
       remote_dot_waits: share of its arithmetic for which a dot waits whose smaller operand comes
         from HBM; that of a collective, or of another dot before, is on the chip.
@@ -78,7 +79,7 @@ class Chip:
     int8_slice_passes: float
     copies_int8_columns: bool
     sum_bytes: int
-    large_sum_bytes: int
+    large_sum_bytes: tuple[int, int]
     sum_bandwidth: float
     remote_dot_waits: float
     scatter_passes: tuple[float, float, float]

@@ -101,11 +101,14 @@ def _sliced_bytes(problem: Problem, turning: End, around: int) -> float:
 
 def _hop_dot(problem: Problem, turning: End, part: float) -> float:
     """The dot of a part of a shard that came, or that will leave."""
+    op, chip = problem.op, problem.chip
     seconds = dot_seconds(problem, **{turning.label: part})
-    whole = 4 * problem.elements(problem.op.out) * problem.rights
-    if turning.label in problem.op.out or whole / problem.rights <= problem.chip.large_sum_bytes:
+    whole = 4 * problem.elements(op.out) * problem.rights
+    # An operand that stays and has the rows is cut by columns.
+    large = chip.large_sum_bytes[op.out[0] in op.rhs]
+    if turning.label in op.out or whole / problem.rights <= large:
         return seconds
-    return seconds + whole / problem.chip.sum_bandwidth
+    return seconds + whole / chip.sum_bandwidth
 
 
 def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> float:

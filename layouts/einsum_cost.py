@@ -17,7 +17,8 @@ from collective_einsum.schedule import Schedule
 from .work import Einsum
 
 # Share of hidden communication that a step loses all the same, to dots that run beside it and to what
-# cuts and joins their operands: seen on v4 in steps with rings, against their einsums by themselves.
+# cuts and joins their operands, if these are activations: seen on v4 in steps with rings, against
+# their einsums by themselves.
 HIDING_COST = 0.2
 _DTYPES = {1: jnp.dtype(jnp.int8), 2: jnp.dtype(jnp.bfloat16)}
 
@@ -46,7 +47,7 @@ def seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overla
     if overlap == "none":
         row = next(row for row in choice.rows if row.schedule.kind == "blocking")
     hidden = row.communication - row.exposed
-    exposed = row.exposed + HIDING_COST * hidden
+    exposed = row.exposed + (0.0 if item.gathers_weight else HIDING_COST * hidden)
     plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
     if item.gather_shared and item.gather is not None and plain:
         gather = item.gather[1]
