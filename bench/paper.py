@@ -14,7 +14,7 @@ from typing import Any
 from bench import paper_forms, paper_plots
 from bench.cache import versions
 from bench.end_to_end import Workload, workloads
-from bench.paper_rows import Entry, entries
+from bench.paper_rows import NOTES, Entry, entries
 from bench.phases import Phase, mfu
 from bench.regret import Regret, print_regrets, regrets
 from bench.regret import tasks as regret_tasks
@@ -169,6 +169,7 @@ def _markdown(
     for section in dict.fromkeys(line.entry.section for line in lines):
         chosen = [line for line in lines if line.entry.section == section]
         blocks.append(f"## {section}\n\n{_table(chosen)}")
+        blocks += [NOTES[section]] if section in NOTES else []
     if loads:
         blocks.append(_end_to_end(loads, rows))
     blocks += [f"![{title}]({name})" for name, title in pictures.items()]
