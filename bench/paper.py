@@ -172,7 +172,7 @@ def _markdown(
         blocks += [NOTES[section]] if section in NOTES else []
     if loads:
         blocks.append(_end_to_end(loads, rows))
-    blocks += [f"![{title}]({name})" for name, title in pictures.items()]
+    blocks += [f"![{title}]({name})" for title, name in pictures.items()]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -186,10 +186,10 @@ def _table(lines: Sequence[Line]) -> str:
 
 def _cells(line: Line) -> list[str]:
     best, blocking = line.best, line.blocking
-    cells = [line.entry.label, "" if line.published is None else f"{line.published * 1e3:.4g}"]
+    cells = [line.entry.label, "" if line.published is None else _ms(line.published)]
     for which in ("analytical", "blocking", "best"):
         seconds, error = line.seconds(which), line.error(which)
-        text = "does not fit" if seconds is None else f"{seconds * 1e3:.4g}"
+        text = "does not fit" if seconds is None else _ms(seconds)
         cells.append(text if error is None else f"{text} ({error + 1:.2f})")
     if best is None or best.refused:
         return [*cells, "", "", "", ""]
@@ -204,9 +204,13 @@ def _cells(line: Line) -> list[str]:
     return [*cells, faster, f"{used:.1%}", named, f"{best.chip_bytes / 2**30:.1f}"]
 
 
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f}" if seconds >= 1 else f"{seconds * 1e3:.4g}"
+
+
 def _end_to_end(loads: Sequence[Workload], rows: Mapping[Task, StepRow]) -> str:
     def text(seconds: float | None) -> str:
-        return "does not fit" if seconds is None else f"{seconds * 1e3:.4g}"
+        return "does not fit" if seconds is None else _ms(seconds)
 
     cells = [
         (

@@ -151,7 +151,9 @@ def _conclusions() -> str:
     return (
         f"## The paper's choices and the planner's\n\n{table}\n\n"
         "WS 2D batch is 2D weight-stationary with the same bytes cut by rows. For prompts of 2048 "
-        f"tokens in bf16 the planner chooses by batch: {chosen}. Without overlap, and counting the "
-        "feedforward alone, figure 3's formula would change at the same places in the same order; "
-        "the planner counts attention's projections, passes and hidden communication too."
+        f"tokens in bf16 the planner chooses by batch: {chosen}. By figure 3's formula, which counts "
+        "bytes of the feedforward alone, WG X begins at a batch of 8, WG XY at 32 and WG XYZ at 384. "
+        "The order is the same; the planner comes to WG XYZ sooner where the matmuls hide the "
+        "gathering of weights and nothing hides the collectives of activations, which WG XYZ has none "
+        "of."
     )

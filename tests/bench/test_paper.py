@@ -90,7 +90,7 @@ def test_the_quick_report(tmp_path: Path, replays: dict[str, list[Task]]) -> Non
         assert line["blocking_seconds"] == pytest.approx(1.1 * line["analytical_seconds"])
     for name in ("figure_1.png", "figure_3.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-        assert name in report
+        assert f"]({name})" in report
 
 
 def test_the_full_report_has_every_result(tmp_path: Path, replays: dict[str, list[Task]]) -> None:
