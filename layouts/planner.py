@@ -204,12 +204,20 @@ def plan(
         raise ValueError(f"objective={objective!r} is none of {get_args(Objective)}")
     if overlap not in get_args(Overlap):
         raise ValueError(f"overlap={overlap!r} is none of {get_args(Overlap)}")
+    for what, given, kind in (("config", config, ModelConfig), ("chip", chip, Chip)):
+        if not isinstance(given, kind):
+            raise ValueError(
+                f"{what}={given!r} is no {kind.__name__}, such as layouts.PALM_540B or "
+                "collective_einsum.TPU_V4"
+            )
     batches = BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
     sizes = _meshes(chip, mesh_shape, chips)
     loads = [
         load(phase, batch=b, context=context, length=length, weights=weights, cache=cache)
         for b in batches
     ]
+    if not loads or not sizes:
+        raise ValueError(f"batch={batch!r} and chips={chips!r} must each name at least one number")
     options: list[Option] = []
     seen: set[Any] = set()
     for asked, mesh, feedforward, attention in itertools.product(
