@@ -130,7 +130,7 @@ def test_lowers_what_runs(mesh_of: Any) -> None:
     ("arguments", "message"),
     [
         ({"batch": 8, "context": 16, "weights": "fp8"}, "weights='fp8' must be one of 'bf16'"),
-        ({"batch": 0, "context": 16}, "a batch and a max_length of at least 1"),
+        ({"batch": 0, "context": 16}, "needs batch=, a positive integer; got 0"),
         (
             {
                 "batch": 6,
