@@ -42,10 +42,10 @@ def save_all(folder: Path, lines: Sequence[Line]) -> dict[str, str]:
     )
     save("figure_3.png", "Figure 3: bytes that a chip sends; formulas", _volumes)
     for name, start, title in (
-        ("figure_6.png", "Figure 6", "Figure 6: decoding by chips, batch 512"),
-        ("figure_7.png", "Figure 7", "Figure 7: prefill of 2048 tokens by batch"),
-        ("figure_8.png", "Figure 8", "Figure 8: decoding by context, 8 layers, batch 128"),
-        ("figure_b1.png", "Figure B.1", "Figure B.1: prefill of one sequence by length"),
+        ("figure_6.png", "Figure 6:", "Figure 6: decoding by chips, batch 512"),
+        ("figure_7.png", "Figure 7:", "Figure 7: prefill of 2048 tokens by batch"),
+        ("figure_8.png", "Figure 8:", "Figure 8: decoding by context, 8 layers, batch 128"),
+        ("figure_b1.png", "Figure B.1:", "Figure B.1: prefill of one sequence by length"),
     ):
         chosen = [line for line in lines if line.entry.section.startswith(start)]
         if chosen:
@@ -114,7 +114,19 @@ def _lines(figure: Any, lines: Sequence[Line]) -> None:
                     label=f"{kind} {which}".strip(),
                 )
     axes.set(xscale="log", yscale="log", xlabel=_words(lines[0]), ylabel="ms")
+    _plain_numbers(axes, sorted({_number(line) for line in lines}))
     axes.legend(fontsize=7)
+
+
+def _plain_numbers(axes: Any, across: Sequence[float]) -> None:
+    """Ticks at the sizes `across`, and numbers without powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axes.set_xticks(across, [f"{number:g}" for number in across])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _number(line: Line) -> float:
