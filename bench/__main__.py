@@ -131,6 +131,11 @@ def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--schedules", type=_words, default=("blocking", "auto"), help="(blocking,auto)"
     )
+    command.add_argument(
+        "--unrolled",
+        action="store_true",
+        help="each layer's weights in arrays of their own; compiles for minutes",
+    )
 
 
 def _add_paper(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -224,6 +229,7 @@ def _layers(options: argparse.Namespace) -> int:
         options.feedforward,
         options.attention,
         options.schedules,
+        unrolled=options.unrolled,
     )
     progress = _Progress()
     rows: dict[int, Any] = {}

@@ -149,13 +149,14 @@ def print_rows(rows: Sequence[LayerRow]) -> str:
     cells, notes = [], []
     for row in rows:
         phase = row.phase
-        what = (phase.name, phase.weights, phase.feedforward, phase.attention, phase.schedule)
+        what = (phase.name, phase.weights, phase.feedforward, phase.attention)
         if row.refused:
             notes.append(f"{phase}: {row.refused}")
             continue
         cells.append(
             (
                 *what,
+                phase.schedule_name,
                 f"{row.seconds * us:.1f}",
                 *(f"{row.parts[n] * us:.1f}" for n in ("matmul", "attention", "exposed", "rest")),
                 f"{row.mfu:.1%}",
@@ -165,5 +166,5 @@ def print_rows(rows: Sequence[LayerRow]) -> str:
         waits = list(row.exposed_by_op.items())[:OPS_SHOWN]
         if waits:
             ops = ", ".join(f"{name} {seconds * us:.1f} us" for name, seconds in waits)
-            notes.append(f"{phase.name} {phase.weights} {phase.schedule} waits for {ops}")
+            notes.append(f"{phase.name} {phase.weights} {phase.schedule_name} waits for {ops}")
     return "\n".join([table(head, cells), *notes])

@@ -40,6 +40,7 @@ class Phase:
       feedforward, attention: keys of `FEEDFORWARDS` and `ATTENTIONS`.
       schedule: of the collective einsums, "auto" or "blocking".
       layers: instead of the model's; 0 for those.
+      unrolled: whether each layer's weights are arrays of their own; see `layouts.stacking`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Phase:
     attention: str = "batch xyz"
     schedule: str = "auto"
     layers: int = 0
+    unrolled: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -75,7 +77,12 @@ class Phase:
 
     def __str__(self) -> str:
         parts = (self.model, self.name, self.weights, self.feedforward, self.attention)
-        return ", ".join((*parts, self.schedule))
+        return ", ".join((*parts, self.schedule_name))
+
+    @property
+    def schedule_name(self) -> str:
+        """The schedule, and whether the layers are unrolled."""
+        return f"{self.schedule}, unrolled" if self.unrolled else self.schedule
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The program that `layouts.decode_step` or `layouts.prefill` runs.
@@ -89,6 +96,7 @@ class Phase:
             "weights": self.weights,
             "plan": self.plan,
             "schedule": self.schedule,
+            "unrolled": self.unrolled,
         }
         if self.kind == "decode":
             return layouts.lower_decode_step(self.config, mesh, context=self.length, **options)
@@ -132,9 +140,11 @@ def chosen(
     feedforwards: Sequence[str],
     attentions: Sequence[str],
     schedules: Sequence[str],
+    *,
+    unrolled: bool = False,
 ) -> list[Phase]:
     """One phase with its sizes under each pair of layouts, or without a kind those of `published`,
-    all under each schedule.
+    all under each schedule, and `unrolled` or not.
 
     Raises ValueError for a layout, a schedule or a model that there is not.
     """
@@ -155,7 +165,7 @@ def chosen(
         if kind
     ]
     return [
-        dataclasses.replace(phase, schedule=schedule)
+        dataclasses.replace(phase, schedule=schedule, unrolled=unrolled)
         for phase in phases or published(model)
         for schedule in schedules
     ]

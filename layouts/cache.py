@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -211,6 +212,8 @@ def append(entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array)
                 own = jnp.roll(own, start - window, axis=dim)
             return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old), at)
 
+        # The TPU compiler may copy a whole cache to have it in the order that it writes best.
+        buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
         batch = buffer.shape[1]
         if batch > UNROLLED_WRITES:
             return lax.fori_loop(0, batch, one, buffer)

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from . import axes as ax
@@ -26,6 +25,7 @@ from .params import Params, activation_dtype
 from .partitioning import param_specs
 from .program import Program
 from .projections import boundary_shard
+from .stacking import over_layers
 from .step import Step, make_step
 
 
@@ -44,7 +44,7 @@ def prefill(
 
     Args:
       config, mesh: as `init`.
-      params: as `init` made them.
+      params: as `init` made them, stacked or unrolled.
       cache: as `init_cache` or another step left it, under the same attention layout. Donated: use
         the one returned.
       tokens: [batch, T] integers, padded at the end.
@@ -165,7 +165,8 @@ def extend(
 
 
 def _vectors_cut(blocks: Params, step: Step) -> Params:
-    """The blocks, with this chip's part only of vectors [layers, E]: cut here, not in each layer."""
+    """The blocks, with this chip's part only of vectors [layers, E] or [E]: cut here, not in each
+    layer."""
     size = step.config.d_model
 
     def cut(path: Any, x: jax.Array) -> jax.Array:
@@ -183,11 +184,10 @@ def _append(
     """All blocks, reading the cache as it was; what is new is written once they are done."""
 
     def one(x: jax.Array, layer: Any) -> Any:
-        weights, past, prefix = layer
+        weights, (past, prefix) = layer
         return block(x, weights, step, past, prefix)
 
-    xs = (blocks, (cache.k, cache.v), _prefix(cache))
-    x, (new_k, new_v) = lax.scan(one, x, xs)
+    x, (new_k, new_v) = over_layers(one, x, blocks, ((cache.k, cache.v), _prefix(cache)))
     own = ax.own_block(counts, step.placement.batch_axes, 0)
     k, v = (
         append(entries, new, step.lengths, own)
@@ -210,7 +210,7 @@ def _fill(
         return (x, k, v, index + 1), None
 
     carry = (x, cache.k, cache.v, jnp.int32(0))
-    (x, k, v, _), _ = lax.scan(one, carry, (blocks, _prefix(cache)))
+    (x, k, v, _), _ = over_layers(one, carry, blocks, _prefix(cache))
     return x, k, v
 
 

@@ -32,6 +32,7 @@ def lower_decode_step(
     plan: Any = None,
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
+    unrolled: bool = False,
 ) -> jax.stages.Lowered:
     """What `decode_step` runs, lowered for a cache of `context` positions.
 
@@ -44,6 +45,8 @@ def lower_decode_step(
       plan: a `Partitioning`; the planner's choice for decoding unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       int8_cache: keys and values are stored as int8.
+      unrolled: each layer's parameters are arrays of their own, as `init(..., unrolled=True)` makes
+        them, and the step is written out: see `stacking`.
 
     Returns:
       The lowered program; `.compile()` compiles it for the mesh's devices.
@@ -54,7 +57,9 @@ def lower_decode_step(
     checks.check_weights(weights, WEIGHTS)
     checks.check_mesh_for(config, mesh)
     plan = default_decode(config, mesh, batch, context) if plan is None else plan
-    return _lower(config, mesh, plan, schedule, weights, batch, 1, context, int8_cache, True)
+    return _lower(
+        config, mesh, plan, schedule, weights, batch, 1, context, int8_cache, unrolled, reads=True
+    )
 
 
 def lower_prefill(
@@ -67,13 +72,14 @@ def lower_prefill(
     plan: Any = None,
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
+    unrolled: bool = False,
 ) -> jax.stages.Lowered:
     """What `prefill` runs, lowered for prompts that fill a new cache of `length` positions.
 
     Args:
       length: of the prompts and of the cache.
       plan: a `Partitioning`; the planner's choice for a prefill of this size unless given.
-      config, mesh, batch, weights, schedule, int8_cache: as `lower_decode_step`.
+      config, mesh, batch, weights, schedule, int8_cache, unrolled: as `lower_decode_step`.
 
     Returns:
       As `lower_decode_step`.
@@ -85,7 +91,8 @@ def lower_prefill(
     checks.check_mesh_for(config, mesh)
     if plan is None:
         plan = default_prefill(config, mesh, batch, length, length)
-    return _lower(config, mesh, plan, schedule, weights, batch, length, length, int8_cache, False)
+    given = (weights, batch, length, length, int8_cache, unrolled)
+    return _lower(config, mesh, plan, schedule, *given, reads=False)
 
 
 def _lower(
@@ -98,11 +105,13 @@ def _lower(
     new: int,
     context: int,
     int8_cache: bool,
+    unrolled: bool,
+    *,
     reads: bool,
 ) -> jax.stages.Lowered:
     checks.check_batch(batch, config, mesh, plan)
     program = Program(config, mesh, plan, schedule)
-    params = params_shapes(config, jnp.bfloat16, int8=weights == "int8")
+    params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
     cache = jax.eval_shape(
         lambda: empty_cache(config, batch, context, jnp.bfloat16, int8=int8_cache)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from collective_einsum import Quantized
 
 from .config import ModelConfig
 from .params import HEAD_DIM, KV_HEAD_DIM, Params, describe
+from .stacking import is_unrolled
 
 
 def pad_heads(params: Params, config: ModelConfig) -> Params:
@@ -28,13 +30,14 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
       ValueError: an array has another number of heads, or is Quantized.
     """
 
-    def spread(x: Any, dim: int, heads: np.ndarray, width: int) -> jax.Array:
-        present = np.repeat(heads, width)
-        index = np.where(present, np.cumsum(present) - 1, 0)
-        shape = [-1 if i == dim else 1 for i in range(x.ndim)]
-        return jnp.where(present.reshape(shape), jnp.take(x, index, axis=dim), 0)
+    if is_unrolled(params):
+        return params | {"blocks": [_padded(layer, config) for layer in params["blocks"]]}
+    return params | {"blocks": _padded(params["blocks"], config)}
 
-    blocks = dict(params["blocks"])
+
+def _padded(given: Mapping[str, Any], config: ModelConfig) -> Params:
+    """`pad_heads` of blocks: stacked, or of one layer."""
+    blocks = dict(given)
     real = np.array(config.real_heads)
     real_kv = np.arange(config.stored_kv_heads) < config.kv_heads
     for dims, heads, present, width in (
@@ -52,5 +55,13 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
                     f"{width} in dimension {dim}, {columns} in all, got "
                     f"{describe(x)}; pad first, then quantize"
                 )
-            blocks[name] = spread(x, dim, present, width)
-    return params | {"blocks": blocks}
+            blocks[name] = _spread(x, dim, present, width)
+    return blocks
+
+
+def _spread(x: Any, dim: int, heads: np.ndarray, width: int) -> jax.Array:
+    """x with columns of `width` for each of `heads`, zeros where one is False."""
+    present = np.repeat(heads, width)
+    index = np.where(present, np.cumsum(present) - 1, 0)
+    shape = [-1 if i == x.ndim + dim else 1 for i in range(x.ndim)]
+    return jnp.where(present.reshape(shape), jnp.take(x, index, axis=dim), 0)

@@ -13,6 +13,9 @@ K count padded heads, which lie one after another, and in "w_kv" each as its key
 the TPU compiler copies a matrix in each step that is stored in more than two dimensions, and small
 matmuls cost more than their bytes. Any matrix, and each table, may be a
 `collective_einsum.Quantized`.
+
+`blocks` may also be a list of as many such trees as there are layers, without `layers` in front: see
+`stacking`.
 """
 
 from __future__ import annotations
@@ -31,31 +34,38 @@ from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
 
 from .config import ModelConfig
-
-Params = dict[str, Any]
+from .stacking import Params, is_unrolled, layer_of, unroll
 
 # Rows are summed over, columns are output channels.
 _MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out")
 # Embedding and unembedding: one scale for each token, whose row is looked up, or summed over E.
 _TABLES = ("embedding", "unembedding")
-# The dimension of heads times D, or times 2 D, in each stacked array.
-HEAD_DIM = {"w_q": 2, "w_o": 1, "b_q": 1}
-KV_HEAD_DIM = {"w_kv": 2, "b_kv": 1}
+# The dimension of heads times D, or times 2 D, in each array, counted from the last.
+HEAD_DIM = {"w_q": -1, "w_o": -2, "b_q": -1}
+KV_HEAD_DIM = {"w_kv": -1, "b_kv": -1}
 
 
-def params_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16, *, int8: bool = False) -> Params:
+def params_shapes(
+    config: ModelConfig,
+    dtype: Any = jnp.bfloat16,
+    *,
+    int8: bool = False,
+    unrolled: bool = False,
+) -> Params:
     """The parameter tree with a `jax.ShapeDtypeStruct` for each array.
 
     Args:
       config: the model.
       dtype: of every array; floating.
       int8: as `quantize` leaves it: matrices and tables are Quantized, standing for `dtype`.
+      unrolled: with arrays of its own for each layer.
     """
     tree = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),
         _shapes(config),
         is_leaf=lambda node: isinstance(node, tuple),
     )
+    tree = jax.eval_shape(unroll, tree) if unrolled else tree
     return jax.eval_shape(quantize, tree) if int8 else tree
 
 
@@ -92,25 +102,33 @@ def init(key: jax.Array, config: ModelConfig, dtype: Any = jnp.bfloat16) -> Para
       config: the model.
       dtype: of every array; numbers are drawn in float32 and rounded.
     """
+    # A loop compiles one layer: all of PaLM 540B at once took minutes.
+    blocks = lax.map(lambda i: init_layer(key, i, config, dtype), jnp.arange(config.layers))
+    return init_ends(key, config, dtype) | {"blocks": blocks}
 
-    def tree(key: jax.Array, shapes: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(functools.partial(leaf, key), shapes)
 
-    def leaf(key: jax.Array, path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+def init_layer(key: jax.Array, layer: Any, config: ModelConfig, dtype: Any) -> Params:
+    """What `init` makes of one layer."""
+    shapes = layer_of(params_shapes(config, dtype, unrolled=True)["blocks"], 0)
+    own = jax.random.fold_in(jax.random.fold_in(key, 0), layer)
+    return _random(own, shapes, config)
+
+
+def init_ends(key: jax.Array, config: ModelConfig, dtype: Any) -> Params:
+    """What `init` makes beside the blocks."""
+    shapes = params_shapes(config, dtype)
+    del shapes["blocks"]
+    return _random(key, shapes, config)
+
+
+def _random(key: jax.Array, shapes: Any, config: ModelConfig) -> Any:
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         # A number of its own for each array, so that adding one leaves the others as they were.
         own = int.from_bytes("/".join(map(_key, path)).encode(), "big") % (2**31 - 1)
         x = _draw(jax.random.fold_in(key, own), _name(path), shape.shape, config)
         return _mask_padding(_name(path), x, config).astype(shape.dtype)
 
-    shapes = params_shapes(config, dtype)
-    stacked = shapes.pop("blocks")
-    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
-    # A loop compiles one layer: all of PaLM 540B at once took minutes.
-    blocks_key = jax.random.fold_in(key, 0)
-    blocks = lax.map(
-        lambda i: tree(jax.random.fold_in(blocks_key, i), layer), jnp.arange(config.layers)
-    )
-    return tree(key, shapes) | {"blocks": blocks}
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig) -> jax.Array:
@@ -136,7 +154,7 @@ def _mask_padding(name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Zeros in one layer's padded heads."""
     if name not in HEAD_DIM or config.stored_heads == config.heads:
         return x
-    heads = HEAD_DIM[name] - 1
+    heads = x.ndim + HEAD_DIM[name]
     real = np.repeat(config.real_heads, config.d_head)
     real = real.reshape([-1 if i == heads else 1 for i in range(x.ndim)])
     return jnp.where(real, x, 0)
@@ -151,8 +169,10 @@ def quantize(params: Params) -> Params:
 
     def leaf(path: Any, x: Any) -> Any:
         name = _name(path)
-        # A table has a scale for each row, a stacked matrix for each column: 1 is summed over in both.
-        return quantize_array(x, axis=1) if name in _TABLES or name in _MATRICES else x
+        # A table has a scale for each row, a matrix for each column.
+        if name in _TABLES:
+            return quantize_array(x, axis=x.ndim - 1)
+        return quantize_array(x, axis=x.ndim - 2) if name in _MATRICES else x
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -173,7 +193,13 @@ def check_params(params: Any, config: ModelConfig) -> None:
       ValueError: an array is missing or unknown, has another shape, is not floating (or Quantized,
         where that is allowed), or has another dtype than the rest.
     """
-    expected = _leaves(params_shapes(config))
+    unrolled = is_unrolled(params)
+    if unrolled and len(params["blocks"]) != config.layers:
+        raise ValueError(
+            f"{config.name}: params have blocks of {len(params['blocks'])} layers, but the config "
+            f"has {config.layers}"
+        )
+    expected = _leaves(params_shapes(config, unrolled=unrolled))
     given = _leaves(params)
     for path in [*expected, *given]:
         if path not in given:
@@ -203,7 +229,8 @@ def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:
             raise ValueError(
                 f"{config.name}: params[{path!r}] is Quantized; only matrices and tables may be"
             )
-        scales = tuple(1 if i == 1 else size for i, size in enumerate(x.shape))
+        summed = len(x.shape) - (1 if name in _TABLES else 2)
+        scales = tuple(1 if i == summed else size for i, size in enumerate(x.shape))
         if tuple(x.scale.shape) != scales:
             raise ValueError(
                 f"{config.name}: params[{path!r}] has scales of shape {tuple(x.scale.shape)}, but "

@@ -21,6 +21,7 @@ from .embedding import vocab_axes
 from .params import Params, params_shapes
 from .placement import AttentionLayout, Placement, place
 from .projections import FeedForwardLayout
+from .stacking import is_unrolled
 from .step import block_specs
 
 
@@ -54,13 +55,15 @@ def param_specs(config: ModelConfig, mesh: Any, params: Params | None = None) ->
     params = params_shapes(config) if params is None else params
     by_name = block_specs(config, sizes)
     table = P(vocab_axes(config, sizes) or None, None)
+    leading = () if is_unrolled(params) else (None,)
 
     def spec(path: Any, x: Any) -> Any:
         name = str(getattr(path[-1], "key", path[-1]))
         if name in ("embedding", "unembedding"):
             return spec_of(x, table)
-        stacked = str(getattr(path[0], "key", path[0])) == "blocks"
-        return spec_of(x, P(None, *by_name.get(name, P())) if stacked else P())
+        if str(getattr(path[0], "key", path[0])) != "blocks":
+            return spec_of(x, P())
+        return spec_of(x, P(*leading, *by_name.get(name, P())))
 
     return jax.tree_util.tree_map_with_path(
         spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)

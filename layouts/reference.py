@@ -31,6 +31,7 @@ from .functions import (
 )
 from .params import Params, activation_dtype
 from .sampling import Sampling, sample
+from .stacking import layer_of
 
 Cache = dict[str, Any]
 
@@ -72,7 +73,7 @@ def extend(
 
     keys, values = cache["k"], cache["v"]
     for layer in range(config.layers):
-        p = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
+        p = layer_of(params["blocks"], layer)
         y = normalize(x, p["norm"], config)
         q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ def init(
     dtype: Any = jnp.bfloat16,
     *,
     weights: str = "plain",
+    unrolled: bool = False,
 ) -> Params:
     """Random parameters, each shard made on the chip that keeps it.
 
@@ -32,23 +34,43 @@ def init(
       key: a `jax.random.key`; the same numbers come out on every mesh.
       dtype: of every array.
       weights: "plain", or "int8" for matrices and tables as Quantized that stand for `dtype`.
+      unrolled: each layer's parameters are arrays of their own, and steps are written out layer by
+        layer; see `stacking`. The numbers are the same.
 
     Raises:
       ValueError: the mesh does not divide the model, or `weights` is another word.
     """
     checks.check_weights(weights, ("plain", "int8"))
     checks.check_mesh_for(config, mesh)
-    return _initializer(config, mesh, jnp.dtype(dtype), weights == "int8")(key)
+    how = (config, mesh, jnp.dtype(dtype), weights == "int8")
+    if not unrolled:
+        return _initializer(params.init, *how)(key)
+    blocks = [
+        _initializer(params.init_layer, *how)(key, jnp.int32(layer))
+        for layer in range(config.layers)
+    ]
+    return _initializer(params.init_ends, *how)(key) | {"blocks": blocks}
 
 
 @functools.lru_cache(maxsize=64)
-def _initializer(config: ModelConfig, mesh: Any, dtype: Any, int8: bool) -> Any:
-    def make(key: jax.Array) -> Params:
-        made = params.init(key, config, dtype)
+def _initializer(
+    draw: Callable[..., Params], config: ModelConfig, mesh: Any, dtype: Any, int8: bool
+) -> Any:
+    """`draw`, one of those in `params`, jitted."""
+
+    def make(*numbers: jax.Array) -> Params:
+        made = draw(*numbers, config, dtype)
         return params.quantize(made) if int8 else made
 
-    shapes = params.params_shapes(config, dtype, int8=int8)
-    return jax.jit(make, out_shardings=shardings(mesh, param_specs(config, mesh, shapes)))
+    unrolled = draw is not params.init
+    specs = param_specs(
+        config, mesh, params.params_shapes(config, dtype, int8=int8, unrolled=unrolled)
+    )
+    if draw is params.init_layer:
+        specs = specs["blocks"][0]
+    elif unrolled:
+        del specs["blocks"]
+    return jax.jit(make, out_shardings=shardings(mesh, specs))
 
 
 def init_cache(

@@ -1,0 +1,67 @@
+"""The layers' parameters in stacked arrays, through which a step loops, or each layer's in arrays of
+its own, with a step that is written out layer by layer.
+
+The TPU compiler copies whole arrays into on-chip memory before they are needed, and so streams the
+weights of the next matmuls from HBM while this layer communicates; it does not do that with a slice
+of a stacked array. What it gains is a part of each step, the more the fewer rows there are; what it
+costs is a program, and seconds of compiling, for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Params = dict[str, Any]
+
+
+def is_unrolled(params: Mapping[str, Any]) -> bool:
+    """Whether each layer has arrays of its own."""
+    return not isinstance(params.get("blocks", {}), Mapping)
+
+
+def layer_of(blocks: Any, layer: int) -> Any:
+    """The parameters of one layer, stacked or not."""
+    if not isinstance(blocks, Mapping):
+        return blocks[layer]
+    return jax.tree.map(lambda x: x[layer], blocks)
+
+
+def unroll(params: Params) -> Params:
+    """Parameters whose "blocks" are a list with a tree of arrays for each layer, made of stacked ones.
+
+    Shardings are kept. Both are there until the stacked ones are let go: for a model that fills the
+    chips, use `layouts.init(..., unrolled=True)` or load a checkpoint that way.
+    """
+    blocks = params["blocks"]
+    if not isinstance(blocks, Mapping):
+        return params
+    count = jax.tree.leaves(blocks)[0].shape[0]
+    return params | {"blocks": [layer_of(blocks, layer) for layer in range(count)]}
+
+
+def over_layers(
+    one: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, others: Any
+) -> tuple[Any, Any]:
+    """`lax.scan(one, carry, (blocks, others))`, written out if `blocks` are not stacked.
+
+    Args:
+      one: from a carry and one layer's (weights, others) to a carry and what it makes.
+      carry: the first.
+      blocks: stacked, or one tree for each layer.
+      others: a tree of arrays [layers, ...], as they are in either case.
+
+    Returns:
+      The last carry, and what the layers made, stacked.
+    """
+    if isinstance(blocks, Mapping):
+        return lax.scan(one, carry, (blocks, others))
+    made = []
+    for layer, weights in enumerate(blocks):
+        carry, new = one(carry, (weights, layer_of({"others": others}, layer)["others"]))
+        made.append(new)
+    return carry, jax.tree.map(lambda *each: jnp.stack(each), *made)

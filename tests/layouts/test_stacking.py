@@ -1,0 +1,153 @@
+"""Layers whose parameters are arrays of their own: the same numbers, and weights that come early."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import layouts
+from bench import hlo
+from bench.replay import replay
+from bench.shapes import Shape
+from bench.target import target
+from layouts.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
+from layouts.padding import pad_heads
+from layouts.params import check_params
+from layouts.params import init as draw
+from layouts.stacking import is_unrolled, layer_of, unroll
+
+from .models import name, prompts
+
+BATCH, LENGTH, ROOM = 8, 4, 8
+PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())
+SMALL = dataclasses.replace(
+    PALM_540B, layers=4, d_model=4096, d_ff=16384, heads=12, padded_heads=16, vocab=4096
+)
+
+
+def steps(config: ModelConfig, mesh: Any, params: Any, plan: Any = PLAN) -> list[np.ndarray]:
+    """Logits of a prefill, of a chunk after it, and of a step of decoding."""
+    cache = layouts.init_cache(config, mesh, BATCH, ROOM, plan=plan, dtype=jnp.float32)
+    found = []
+    for chunk in (prompts(config, BATCH, LENGTH), prompts(config, BATCH, 2, seed=1)):
+        logits, cache = layouts.prefill(config, mesh, params, cache, chunk, plan=plan)
+        found.append(np.asarray(logits))
+    token = prompts(config, 1, BATCH, seed=2)[0]
+    logits, cache = layouts.decode_step(config, mesh, params, cache, token, plan=plan)
+    return [*found, np.asarray(logits), np.asarray(cache.k.values)]
+
+
+@pytest.mark.parametrize("config", [TINY_PADDED, TINY_GROUPED], ids=name)
+@pytest.mark.parametrize("weights", ["plain", "int8"])
+def test_the_same_numbers(mesh_of: Any, config: ModelConfig, weights: str) -> None:
+    mesh = mesh_of((2, 2, 2), "xyz")
+    stacked, unrolled = (
+        layouts.init(config, mesh, jax.random.key(0), jnp.float32, weights=weights, unrolled=how)
+        for how in (False, True)
+    )
+    assert is_unrolled(unrolled)
+    assert not is_unrolled(stacked)
+    assert len(unrolled["blocks"]) == config.layers
+    for layer in range(config.layers):
+        same = jax.tree.map(
+            np.array_equal, unrolled["blocks"][layer], layer_of(stacked["blocks"], layer)
+        )
+        assert all(jax.tree.leaves(same))
+    specs = layouts.param_specs(config, mesh, unrolled)
+    for x, sharding in zip(
+        jax.tree.leaves(unrolled), jax.tree.leaves(layouts.shardings(mesh, specs)), strict=True
+    ):
+        assert x.sharding.is_equivalent_to(sharding, x.ndim)
+    for one, other in zip(steps(config, mesh, unrolled), steps(config, mesh, stacked), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_generates_the_same_tokens(mesh_of: Any) -> None:
+    mesh, config = mesh_of((2, 2, 2), "xyz"), TINY_PADDED
+    found = [
+        layouts.generate(
+            config,
+            mesh,
+            layouts.init(config, mesh, jax.random.key(0), jnp.float32, unrolled=unrolled),
+            prompts(config, BATCH, LENGTH),
+            max_new_tokens=4,
+            plan=PLAN,
+        )[0]
+        for unrolled in (False, True)
+    ]
+    one, other = map(np.asarray, found)
+    assert np.array_equal(one, other)
+
+
+def test_stacked_arrays_are_unrolled() -> None:
+    params = draw(jax.random.key(0), TINY_PADDED, jnp.float32)
+    found = unroll(params)
+    check_params(found, TINY_PADDED)
+    assert unroll(found) is found
+    assert found["embedding"] is params["embedding"]
+    assert np.array_equal(found["blocks"][1]["w_in"], params["blocks"]["w_in"][1])
+
+
+def test_heads_are_padded_in_each_layer() -> None:
+    padded = dataclasses.replace(TINY_GROUPED, heads=6, padded_heads=8)
+    bare = dataclasses.replace(padded, padded_heads=None)
+    params = draw(jax.random.key(0), bare, jnp.float32)
+    one, other = pad_heads(unroll(params), padded), unroll(pad_heads(params, padded))
+    check_params(one, padded)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def test_another_number_of_layers_is_refused() -> None:
+    params = unroll(draw(jax.random.key(0), TINY_PADDED, jnp.float32))
+    few = params | {"blocks": params["blocks"][:1]}
+    with pytest.raises(ValueError, match=r"blocks of 1 layers, but the config has"):
+        check_params(few, TINY_PADDED)
+    broken = params | {"blocks": [params["blocks"][0], {}, *params["blocks"][2:]]}
+    with pytest.raises(ValueError, match=r"params lack 'blocks/\[1\]/norm/scale'"):
+        check_params(broken, TINY_PADDED)
+
+
+@functools.cache
+def compiled(unrolled: bool, batch: int = 16, context: int = 512) -> str:
+    mesh = target("v4:2x2x2").mesh((2, 2, 2), ("x", "y", "z"))
+    lowered = layouts.lower_decode_step(
+        SMALL, mesh, batch=batch, context=context, plan=PLAN, unrolled=unrolled
+    )
+    text = lowered.compile().as_text()
+    assert text is not None
+    return text
+
+
+def weights_in_flight(text: str) -> int:
+    """Copies of whole weights into on-chip memory that something else runs beside."""
+    found = 0
+    for computation in hlo.parse(text).computations.values():
+        order = list(computation.instructions.values())
+        places = {each.name: place for place, each in enumerate(order)}
+        for each in order:
+            matrix = isinstance(each.shape, Shape) and each.shape.dims == (2048, 4096)
+            if each.opcode == "copy-done" and matrix:
+                found += places[each.name] - places[each.operands[0]] > 1
+    return found
+
+
+def test_weights_are_streamed_ahead() -> None:
+    assert weights_in_flight(compiled(unrolled=True)) >= SMALL.layers
+    assert weights_in_flight(compiled(unrolled=False)) == 0
+    mesh = target("v4:2x2x2").mesh((2, 2, 2), ("x", "y", "z"))
+    fast, slow = (replay(compiled(how), mesh).total_seconds for how in (True, False))
+    assert fast < 0.9 * slow
+
+
+def test_the_cache_is_not_copied() -> None:
+    # More than on-chip memory holds.
+    shape = f"[{SMALL.layers},{64 // 8},1,8192,256]"
+    text = compiled(unrolled=True, batch=64, context=8192)
+    assert shape in text
+    assert not [line for line in text.splitlines() if shape in line and " copy(" in line]
