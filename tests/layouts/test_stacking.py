@@ -22,7 +22,7 @@ from layouts.params import check_params
 from layouts.params import init as draw
 from layouts.stacking import is_unrolled, layer_of, unroll
 
-from .models import name, prompts
+from .models import prompts
 
 BATCH, LENGTH, ROOM = 8, 4, 8
 PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())
@@ -43,8 +43,9 @@ def steps(config: ModelConfig, mesh: Any, params: Any, plan: Any = PLAN) -> list
     return [*found, np.asarray(logits), np.asarray(cache.k.values)]
 
 
-@pytest.mark.parametrize("config", [TINY_PADDED, TINY_GROUPED], ids=name)
-@pytest.mark.parametrize("weights", ["plain", "int8"])
+@pytest.mark.parametrize(
+    ("config", "weights"), [(TINY_PADDED, "int8"), (TINY_GROUPED, "plain")], ids=["int8", "plain"]
+)
 def test_the_same_numbers(mesh_of: Any, config: ModelConfig, weights: str) -> None:
     mesh = mesh_of((2, 2, 2), "xyz")
     stacked, unrolled = (
