@@ -183,12 +183,14 @@ def _specs(entries: Entries, *leading: Any) -> Entries:
     return Entries(P(*leading, None, None), scale)
 
 
-def append(entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array) -> Entries:
+def append(
+    entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array, layer: int = 0
+) -> Entries:
     """Writes some positions of each sequence, in place where XLA may.
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [layers, B, K, T, D], T at most S.
+      new: [layers, B, K, T, D], T at most S; or of some layers, of which `layer` is the first.
       starts: [B], the position of each sequence's first new entry.
       counts: [B], how many of its T entries to write; those past S are not written either.
     """
@@ -202,7 +204,7 @@ def append(entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array)
             count = lax.dynamic_index_in_dim(counts, b, keepdims=False)
             window = jnp.minimum(start, size - t)
             own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
-            at: list[Any] = [0] * buffer.ndim
+            at: list[Any] = [layer, *[0] * (buffer.ndim - 1)]
             at[1], at[dim] = b, window
             old = lax.dynamic_slice(buffer, at, own.shape)
             place = window + jnp.arange(t)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from . import axes as ax
@@ -25,7 +27,7 @@ from .params import Params, activation_dtype
 from .partitioning import param_specs
 from .program import Program
 from .projections import boundary_shard
-from .stacking import over_layers
+from .stacking import at
 from .step import Step, make_step
 
 
@@ -183,16 +185,26 @@ def _append(
 ) -> tuple[jax.Array, Entries, Entries]:
     """All blocks, reading the cache as it was; what is new is written once they are done."""
 
+    own = ax.own_block(counts, step.placement.batch_axes, 0)
+
     def one(x: jax.Array, layer: Any) -> Any:
-        weights, (past, prefix) = layer
+        weights, past, prefix = layer
         return block(x, weights, step, past, prefix)
 
-    x, (new_k, new_v) = over_layers(one, x, blocks, ((cache.k, cache.v), _prefix(cache)))
-    own = ax.own_block(counts, step.placement.batch_axes, 0)
-    k, v = (
-        append(entries, new, step.lengths, own)
-        for entries, new in ((cache.k, new_k), (cache.v, new_v))
-    )
+    def write(entries: Entries, new: Entries, layer: int = 0) -> Entries:
+        return append(entries, new, step.lengths, own, layer)
+
+    k, v, prefix = cache.k, cache.v, _prefix(cache)
+    if isinstance(blocks, Mapping):
+        x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
+        return x, write(k, new_k), write(v, new_v)
+    for layer, weights in enumerate(blocks):
+        x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)))
+        new = jax.tree.map(lambda each: each[None], new)
+        # A layer's part is written once it has been read. All parts at the end would be one large use
+        # of the cache, for which the TPU compiler would bring it into on-chip memory.
+        x, k, v, (new_k, new_v) = lax.optimization_barrier((x, k, v, new))
+        k, v = write(k, new_k, layer), write(v, new_v, layer)
     return x, k, v
 
 
@@ -209,8 +221,13 @@ def _fill(
         k, v = fill(k, k.like(new_k.values), index), fill(v, v.like(new_v.values), index)
         return (x, k, v, index + 1), None
 
-    carry = (x, cache.k, cache.v, jnp.int32(0))
-    (x, k, v, _), _ = over_layers(one, carry, blocks, _prefix(cache))
+    carry, prefix = (x, cache.k, cache.v, jnp.int32(0)), _prefix(cache)
+    if isinstance(blocks, Mapping):
+        carry, _ = lax.scan(one, carry, (blocks, prefix))
+    else:
+        for layer, weights in enumerate(blocks):
+            carry, _ = one(carry, (weights, at(prefix, layer)))
+    x, k, v, _ = carry
     return x, k, v
 
 

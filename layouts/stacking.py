@@ -9,12 +9,10 @@ costs is a program, and seconds of compiling, for each layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 Params = dict[str, Any]
 
@@ -24,11 +22,14 @@ def is_unrolled(params: Mapping[str, Any]) -> bool:
     return not isinstance(params.get("blocks", {}), Mapping)
 
 
+def at(tree: Any, layer: int) -> Any:
+    """One layer's part of a tree of arrays [layers, ...]."""
+    return jax.tree.map(lambda x: x[layer], tree)
+
+
 def layer_of(blocks: Any, layer: int) -> Any:
     """The parameters of one layer, stacked or not."""
-    if not isinstance(blocks, Mapping):
-        return blocks[layer]
-    return jax.tree.map(lambda x: x[layer], blocks)
+    return at(blocks, layer) if isinstance(blocks, Mapping) else blocks[layer]
 
 
 def unroll(params: Params) -> Params:
@@ -41,27 +42,4 @@ def unroll(params: Params) -> Params:
     if not isinstance(blocks, Mapping):
         return params
     count = jax.tree.leaves(blocks)[0].shape[0]
-    return params | {"blocks": [layer_of(blocks, layer) for layer in range(count)]}
-
-
-def over_layers(
-    one: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, others: Any
-) -> tuple[Any, Any]:
-    """`lax.scan(one, carry, (blocks, others))`, written out if `blocks` are not stacked.
-
-    Args:
-      one: from a carry and one layer's (weights, others) to a carry and what it makes.
-      carry: the first.
-      blocks: stacked, or one tree for each layer.
-      others: a tree of arrays [layers, ...], as they are in either case.
-
-    Returns:
-      The last carry, and what the layers made, stacked.
-    """
-    if isinstance(blocks, Mapping):
-        return lax.scan(one, carry, (blocks, others))
-    made = []
-    for layer, weights in enumerate(blocks):
-        carry, new = one(carry, (weights, layer_of({"others": others}, layer)["others"]))
-        made.append(new)
-    return carry, jax.tree.map(lambda *each: jnp.stack(each), *made)
+    return params | {"blocks": [at(blocks, layer) for layer in range(count)]}

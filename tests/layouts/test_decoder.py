@@ -20,6 +20,7 @@ from layouts.config import (
     ModelConfig,
 )
 from layouts.params import init, quantize
+from layouts.stacking import unroll
 
 from .arrangements import ATTENTIONS, FEEDFORWARDS, MESHES
 from .models import TINY, name, prompts
@@ -202,12 +203,17 @@ def test_a_prompt_may_be_read_in_chunks(mesh_of: Any, cuts: Any, attention: Any)
     np.testing.assert_allclose(last, expected(config)[0], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("attention", [ATTENTIONS[0], ATTENTIONS[3]], ids=str)
-def test_a_shared_prefix_is_read_by_all(mesh_of: Any, attention: Any) -> None:
+@pytest.mark.parametrize(
+    ("attention", "unrolled"),
+    [*((each, False) for each in [ATTENTIONS[0], ATTENTIONS[3]]), (layouts.HeadSharded(), True)],
+    ids=str,
+)
+def test_a_shared_prefix_is_read_by_all(mesh_of: Any, attention: Any, unrolled: bool) -> None:
     config, mesh = TINY_GROUPED, mesh_of((2, 2, 2), "xyz")
     one = layouts.Partitioning(layouts.WeightStationary2D(), layouts.HeadSharded())
     plan = layouts.Partitioning(layouts.WeightStationary2D(), attention)
-    params, beginning = parameters(config), np.asarray(prompts(config, 1, 3, seed=5))
+    stacked, beginning = parameters(config), np.asarray(prompts(config, 1, 3, seed=5))
+    params = unroll(stacked) if unrolled else stacked
     first = layouts.init_cache(config, mesh, 1, 3, plan=one, dtype=jnp.float32)
     _, first = layouts.prefill(config, mesh, params, first, beginning, plan=one)
     prefix = layouts.shared_prefix(first)
@@ -225,11 +231,11 @@ def test_a_shared_prefix_is_read_by_all(mesh_of: Any, attention: Any) -> None:
 
     whole = np.concatenate([np.repeat(beginning, BATCH, axis=0), tokens], axis=1)
     logits, plain = reference.prefill(
-        params, config, jnp.asarray(whole), jnp.asarray(LENGTHS + 3), ROOM + 3
+        stacked, config, jnp.asarray(whole), jnp.asarray(LENGTHS + 3), ROOM + 3
     )
     wanted = [logits]
     for token in following(config):
-        logits, plain = reference.decode_step(params, config, token, plain)
+        logits, plain = reference.decode_step(stacked, config, token, plain)
         wanted.append(logits)
     check([np.asarray(x) for x in found], [np.asarray(x) for x in wanted])
 
