@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -194,6 +193,9 @@ def append(
       starts: [B], the position of each sequence's first new entry.
       counts: [B], how many of its T entries to write; those past S are not written either.
     """
+
+    # Not at the top: `import layouts` should bring little beside jax.
+    from jax.experimental.layout import Layout, with_layout_constraint
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
         # A window that holds all places, wherever it must begin to lie within the buffer.
