@@ -1,7 +1,8 @@
 """`python -m bench layers`: what a layer of a decoder costs, per phase and layout.
 
 A step is compiled and replayed with two numbers of layers; what a layer costs is the difference,
-so that embedding and unembedding are not in it.
+so that embedding and unembedding are not in it. Unrolled, a program of fewer layers is no part of one
+of more: there a step's embedding and unembedding are left out by their names.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from bench.timeline import Timeline
 
 # Named by hand: an outermost stall is worth reading, a tail of small ones is not.
 OPS_SHOWN = 3
+# Scopes of a step that are not its layers'.
+OUTSIDE = frozenset(("embed", "unembed"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +72,21 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     mesh = mesh_of(target_name)
     cache = Cache(cache_directory)
     whole = phase.config.layers
-    fewer = dataclasses.replace(phase, layers=whole // 2)
+    rest = 0 if phase.unrolled else whole // 2
     try:
         long, program = replayed(phase, mesh, target_name, cache)
-        short, _ = replayed(fewer, mesh, target_name, cache)
+        if phase.unrolled:
+            short = ends_of(long)
+        else:
+            fewer = dataclasses.replace(phase, layers=rest)
+            short, _ = replayed(fewer, mesh, target_name, cache)
     except ValueError as error:
         return dataclasses.replace(row, refused=str(error))
-    between = whole - whole // 2
-    seconds = (long.total_seconds - short.total_seconds) / between
+    between = whole - rest
     parts, less = split(long), split(short)
+    seconds = (long.total_seconds - short.total_seconds) / between
+    if phase.unrolled:
+        seconds = (sum(parts.values()) - sum(less.values())) / between
     chip = target(target_name).chip
     peak = long.peak_flops if chip is None else chip.bf16_flops
     return dataclasses.replace(
@@ -104,6 +113,12 @@ def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timelin
         program = Program.of(binary, seconds)
         cache.store(key, key, program)
     return replay(program.text, mesh), program
+
+
+def ends_of(timeline: Timeline) -> Timeline:
+    """The events of a step's embedding and unembedding."""
+    kept = tuple(e for e in timeline.events if OUTSIDE & set(e.op_name.split("/")))
+    return dataclasses.replace(timeline, events=kept)
 
 
 def _exposed_by_op(long: Timeline, short: Timeline, layers: int) -> dict[str, float]:

@@ -7,13 +7,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.cache import Cache, source_name
-from bench.layers import mesh_of, replayed
+from bench.layers import ends_of, mesh_of, replayed
 from bench.phases import Phase, split
 from bench.processes import in_processes
-from bench.timeline import Timeline
-
-# Scopes of the step that are not its layers'.
-OUTSIDE = frozenset(("embed", "unembed"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +58,8 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
             raise
         row = dataclasses.replace(row, refused=str(error).splitlines()[0])
     else:
-        parts = split(layers_of(timeline))
+        whole, ends = split(timeline), split(ends_of(timeline))
+        parts = {name: whole[name] - ends[name] for name in whole}
         row = dataclasses.replace(
             row,
             layers_seconds=sum(parts.values()),
@@ -73,12 +70,6 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
         )
     cache.store_row(name, {**dataclasses.asdict(row), "phase": None})
     return row
-
-
-def layers_of(timeline: Timeline) -> Timeline:
-    """A step's timeline without the events of its embedding and unembedding."""
-    kept = tuple(e for e in timeline.events if not OUTSIDE & set(e.op_name.split("/")))
-    return dataclasses.replace(timeline, events=kept)
 
 
 def step_all(

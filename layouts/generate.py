@@ -197,7 +197,8 @@ def _generate(
         kept = jnp.where(running, drawn, pad_token)
         out = lax.dynamic_update_slice_in_dim(out, kept[:, None], step, axis=1)
         drew = drew + running.astype(jnp.int32)
-        running = running & ~jnp.isin(drawn, ends)
+        # The CPU compiler of jax 0.11 crashes on a comparison with no tokens at all.
+        running = running & ~jnp.isin(drawn, ends) if end_tokens else running
         return step + 1, kept, running, out, drew, cache
 
     def goes_on(state: Any) -> jax.Array:
