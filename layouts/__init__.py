@@ -39,6 +39,7 @@ from .projections import WeightStationary1D as WeightStationary1D
 from .projections import WeightStationary2D as WeightStationary2D
 from .projections import activation_spec as activation_spec
 from .sampling import Sampling as Sampling
+from .stacking import unroll as unroll
 from .state import init as init
 from .state import init_cache as init_cache
 from .state import move_cache as move_cache
