@@ -30,6 +30,10 @@ from .projections import boundary_shard
 from .stacking import at
 from .step import Step, make_step
 
+# A cache that is smaller is written layer by layer in an unrolled step: the TPU compiler would bring it
+# whole into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
+ON_CHIP_BYTES = 128 * 2**20
+
 
 def prefill(
     config: ModelConfig,
@@ -198,13 +202,17 @@ def _append(
     if isinstance(blocks, Mapping):
         x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
         return x, write(k, new_k), write(v, new_v)
+    made, early = [], max(each.nbytes for each in jax.tree.leaves((k, v))) < ON_CHIP_BYTES
     for layer, weights in enumerate(blocks):
         x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)))
-        new = jax.tree.map(lambda each: each[None], new)
-        # A layer's part is written once it has been read. All parts at the end would be one large use
-        # of the cache, for which the TPU compiler would bring it into on-chip memory.
-        x, k, v, (new_k, new_v) = lax.optimization_barrier((x, k, v, new))
-        k, v = write(k, new_k, layer), write(v, new_v, layer)
+        made.append(new)
+        if early:
+            new = jax.tree.map(lambda each: each[None], new)
+            x, k, v, (new_k, new_v) = lax.optimization_barrier((x, k, v, new))
+            k, v = write(k, new_k, layer), write(v, new_v, layer)
+    if not early:
+        new_k, new_v = jax.tree.map(lambda *each: jnp.stack(each), *made)
+        k, v = write(k, new_k), write(v, new_v)
     return x, k, v
 
 

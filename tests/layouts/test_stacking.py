@@ -16,6 +16,7 @@ from bench import hlo
 from bench.replay import replay
 from bench.shapes import Shape
 from bench.target import target
+from layouts import decoder
 from layouts.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
 from layouts.padding import pad_heads
 from layouts.params import check_params
@@ -66,6 +67,19 @@ def test_the_same_numbers(mesh_of: Any, config: ModelConfig, weights: str) -> No
     ):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
     for one, other in zip(steps(config, mesh, unrolled), steps(config, mesh, stacked), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_cache_is_written_at_the_end(mesh_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh, config = mesh_of((2, 2, 2), "xyz"), TINY_GROUPED
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32, unrolled=True)
+    found = []
+    for limit in (0, 2**30):
+        monkeypatch.setattr(decoder, "ON_CHIP_BYTES", limit)
+        decoder.extender.cache_clear()
+        found.append(steps(config, mesh, params))
+    decoder.extender.cache_clear()
+    for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
