@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 
@@ -47,6 +48,17 @@ def test_a_layer_is_no_faster_than_its_bytes() -> None:
     assert 2 * config.parameters / 8 < found.chip_bytes < chip.hbm_bytes
 
 
+def test_unrolled_layers_are_a_step_without_its_ends() -> None:
+    phase = dataclasses.replace(PHASE, layers=4, unrolled=True)
+    with tempfile.TemporaryDirectory() as directory:
+        found = layers.measure(phase, SLICE, directory)
+    assert found.seconds == pytest.approx(sum(found.parts.values()))
+    assert 0 < 4 * found.seconds < found.step_seconds
+    # Weights come ahead of their matmuls, as they do not in a loop.
+    assert found.seconds < row().seconds
+    assert "auto, unrolled" in layers.print_rows([found])
+
+
 def test_the_table_shows_the_row_and_what_it_waits_for() -> None:
     text = layers.print_rows([row()])
     assert text.startswith("predicted")
@@ -74,6 +86,10 @@ def test_phases_are_those_asked_for() -> None:
     assert found[0].plan == layouts.Partitioning(
         layouts.WeightStationary1D(), layouts.HeadSharded()
     )
+    again = phases.chosen(
+        "palm-8b", "decode", 8, 256, "int8", ("WS 1D",), ("heads",), ("auto",), unrolled=True
+    )
+    assert [p.schedule_name for p in again] == ["auto, unrolled"]
     published = phases.chosen("palm-540b", None, 0, 0, "", (), (), ("auto",))
     assert len(published) == 5
     assert {p.kind for p in published} == {"decode", "prefill"}
