@@ -19,6 +19,7 @@ from .einsums import all_gather_einsum as all_gather_einsum
 from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
 from .einsums import einsum_all_reduce as einsum_all_reduce
 from .einsums import einsum_reduce_scatter as einsum_reduce_scatter
+from .fold import all_gather_fold as all_gather_fold
 from .quantized import Quantized as Quantized
 from .quantized import quantize as quantize
 from .schedule import Schedule as Schedule

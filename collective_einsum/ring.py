@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .schedule import Direction
+from .tour import tour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +43,35 @@ def lanes(n: int, direction: Direction, size: int) -> tuple[Lane, ...]:
     return tuple(lane for lane in found if lane.hops and lane.size)
 
 
-def shift(x: Any, axis: str, by: int) -> Any:
-    """Every device's `x` handed to the device `by` places further along `axis`."""
-    n = lax.axis_size(axis)
-    pairs = [(i, (i + by) % n) for i in range(n)]
-    return jax.tree.map(lambda leaf: lax.ppermute(leaf, axis, pairs), x)
+def shift(x: Any, axis: str | tuple[str, ...], by: int) -> Any:
+    """Every device's `x` handed to the device `by` places further along `axis`, or the `tour` of
+    several axes."""
+    axes = _in_mesh_order((axis,) if isinstance(axis, str) else axis)
+    stops = tour_of(axes, axes)
+    pairs = [(stop, stops[(i + by) % len(stops)]) for i, stop in enumerate(stops)]
+    return jax.tree.map(lambda leaf: lax.ppermute(leaf, axes, pairs), x)
+
+
+def tour_of(axes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
+    """The devices along several axes in the order of a ring through all of them, each by its number
+    where `order`, of the same axes, says which axis is major."""
+    axes = _in_mesh_order(axes)
+    sizes = [lax.axis_size(axis) for axis in axes]
+    found = []
+    for place in tour(sizes):
+        at = dict(zip(axes, place, strict=True))
+        number = 0
+        for axis in order:
+            number = number * lax.axis_size(axis) + at[axis]
+        found.append(number)
+    return found
 
 
 def exchange(x: Any, axes: tuple[str, ...], by: tuple[int, ...]) -> Any:
     """Every device's `x` handed to the device `by[i]` places further along each `axes[i]`."""
-    # lax.ppermute numbers devices in the order of the mesh, whatever the order of the tuple.
-    mesh_order = jax.sharding.get_abstract_mesh().axis_names
-    ordered = sorted(zip(axes, by, strict=True), key=lambda pair: mesh_order.index(pair[0]))
-    axes, by = tuple(axis for axis, _ in ordered), tuple(places for _, places in ordered)
+    places_of = dict(zip(axes, by, strict=True))
+    axes = _in_mesh_order(axes)
+    by = tuple(places_of[axis] for axis in axes)
     sizes = [lax.axis_size(axis) for axis in axes]
     places = list(itertools.product(*map(range, sizes)))
     number = {place: i for i, place in enumerate(places)}
@@ -63,6 +80,11 @@ def exchange(x: Any, axes: tuple[str, ...], by: tuple[int, ...]) -> Any:
         for place, i in number.items()
     ]
     return lax.ppermute(x, axes, pairs)
+
+
+def _in_mesh_order(axes: tuple[str, ...]) -> tuple[str, ...]:
+    """How lax.ppermute numbers devices, whatever the order of the tuple."""
+    return tuple(sorted(axes, key=jax.sharding.get_abstract_mesh().axis_names.index))
 
 
 def together(*values: Any) -> tuple[Any, ...]:
@@ -87,9 +109,10 @@ def finish(steps: Steps, state: Any = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Strand:
-    """A stream of shards round the ring of one axis; strands on several axes fill all their links."""
+    """A stream of shards round the ring of one axis, or of a tour of several; strands on several
+    axes fill all their links."""
 
-    axis: str
+    axis: str | tuple[str, ...]
     lanes: tuple[Lane, ...]
 
 
@@ -145,7 +168,8 @@ def gather(
             flying, carry = together(*state)
             return (fly(flying, 1), arrive(carry, flying, hop, 1)), None
 
-        (flying, carry), _ = lax.scan(body, (flying, carry), jnp.arange(1, common))
+        # By twos, the compiler need not copy what arrived to where the next hop departs from.
+        (flying, carry), _ = lax.scan(body, (flying, carry), jnp.arange(1, common), unroll=2)
         hop = common
     while hop <= last:
         flying, carry = yield flying, carry

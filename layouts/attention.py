@@ -14,8 +14,7 @@ from .axes import WEIGHT_AXES, ScheduleLike
 from .cache import Entries
 from .columns import from_attention, to_attention
 from .config import ModelConfig
-from .feedforward import add_bias
-from .functions import rotate
+from .functions import add_bias, rotate, scale_rows
 from .placement import AttentionLayout, Columns
 from .projections import (
     FeedForwardLayout,
@@ -115,11 +114,6 @@ def project_heads(
         )
         columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
-
-
-def scale_rows(y: jax.Array, factor: jax.Array | None) -> jax.Array:
-    """Rows y [rows, n], each times its factor [rows, 1]."""
-    return y if factor is None else (y.astype(factor.dtype) * factor).astype(y.dtype)
 
 
 def add_output_bias(y: jax.Array, weights: Mapping[str, Any], step: Step, *names: str) -> jax.Array:

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 
 from . import axes as ax
-from .attention import add_output_bias, attend_columns, project_heads, scale_rows
-from .axes import WEIGHT_AXES, ScheduleLike
+from . import stream_cost
+from .attention import add_output_bias, attend_columns, project_heads
+from .axes import ScheduleLike
 from .config import ModelConfig
-from .feedforward import hidden
+from .feedforward import columns_out, outgoing
 from .functions import norm_factors, norm_moments, normalize, wide
 from .placement import AttentionLayout
-from .projections import FeedForwardLayout, Outgoing, boundary_axes, boundary_shard
+from .projections import FeedForwardLayout, boundary_axes, boundary_shard, whole_rows
 from .step import LayerCall, Past, Step
+from .stream import stream, stream_schedule
 
 
 def parallel_block(
@@ -80,13 +82,21 @@ def parallel(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
     """See `parallel_block`; x is [rows, E over the rest]."""
+    config, layout, schedule = step.config, step.feedforward, step.schedule
     c, inverse = normed(x, weights["norm"], step)
-    ffn = _input_names(step.config)
-    columns, inner = project_heads(c, weights, step, inverse, [weights[name] for name in ffn])
-    o, new = attend_columns(columns, weights, step, past, prefix)
-    inner = [scale_rows(y, inverse) for y in inner]
-    h = hidden(inner, weights, step.config, step.feedforward, step.schedule)
-    y = step.feedforward.project_out([o, Outgoing(h, weights["w_out"])], step.schedule)
+    out = stream_cost.outgoing(config)
+    how = stream_schedule(c.shape[0], weights, config, layout, schedule, out)
+    if how is not None:
+        c = whole_rows(c, layout, config.d_model, schedule)
+        columns, _ = project_heads(c, weights, step, inverse, [])
+        o, new = attend_columns(columns, weights, step, past, prefix)
+        terms = stream(c, inverse, weights, config, layout, [o], how)
+    else:
+        ffn = [weights[name] for name in config.input_names]
+        columns, inner = project_heads(c, weights, step, inverse, ffn)
+        o, new = attend_columns(columns, weights, step, past, prefix)
+        terms = [o, columns_out(inner, inverse, weights, config, layout, schedule)]
+    y = layout.project_out(terms, schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 
 
@@ -102,13 +112,7 @@ def serial(
     x = _sum(x, add_output_bias(y, weights, step, "b_o"))
 
     c, inverse = normed(x, weights["norm_ffn"], step)
-    names = _input_names(step.config)
-    inner = layout.project_in(
-        c, [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
-    )
-    inner = [scale_rows(y, inverse) for y in inner]
-    h = hidden(inner, weights, step.config, layout, schedule)
-    y = layout.project_out([Outgoing(h, weights["w_out"])], schedule)
+    y = layout.project_out(outgoing(c, inverse, weights, step.config, layout, schedule), schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_out")), new
 
 
@@ -134,7 +138,3 @@ def normed(
 
 def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
     return (x.astype(wide(x.dtype)) + y.astype(wide(x.dtype))).astype(x.dtype)
-
-
-def _input_names(config: ModelConfig) -> list[str]:
-    return ["w_in", "w_gate"] if config.gated else ["w_in"]

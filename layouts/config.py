@@ -146,6 +146,11 @@ class ModelConfig:
         )
 
     @property
+    def input_names(self) -> tuple[str, ...]:
+        """The input matrices of the feedforward, as `params` names them."""
+        return ("w_in", "w_gate") if self.gated else ("w_in",)
+
+    @property
     def norm_bias(self) -> bool:
         """Whether norms have a bias."""
         return self.biases and self.norm == "layernorm"

@@ -17,7 +17,7 @@ from collective_einsum.chip import Chip
 from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.product import ROWS
 
-from . import einsum_cost
+from . import einsum_cost, stream_cost
 from .axes import AXES, size
 from .config import ModelConfig
 from .embedding import vocab_axes
@@ -217,6 +217,11 @@ def cost(
                     passes += TURNED_PASSES * item.bytes
         else:
             attention += attention_seconds(item, chip)
+    if overlap == "auto":
+        out = stream_cost.outgoing(config)
+        saving = stream_cost.saving(items, config.input_names, out, sizes, chip)
+        if saving is not None:
+            matmul, exposed = matmul - saving.compute, exposed - saving.exposed
     n = config.layers
     rest = LAYER_SECONDS + (BETWEEN_PASSES * between + passes) / chip.vector_bandwidth
     return Cost(

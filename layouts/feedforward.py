@@ -13,14 +13,16 @@ from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
 from .config import ModelConfig
 from .doors import on_mesh, weight_specs_of
-from .functions import feedforward_hidden, wide
+from .functions import add_bias, hidden, scale_rows
 from .projections import (
     FeedForwardLayout,
     Outgoing,
     activation_spec,
     boundary_shard,
     feature_bias,
+    whole_rows,
 )
+from .stream import BIASES, stream, stream_schedule
 
 # Both matrices of a feedforward, and its biases, by the name that they have in a block.
 WEIGHT_SPECS = {
@@ -31,13 +33,6 @@ WEIGHT_SPECS = {
     "b_gate": P(WEIGHT_AXES),
     "b_out": P(),
 }
-
-
-def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """y + bias, rounded once; y if there is none."""
-    if bias is None:
-        return y
-    return (y.astype(wide(y.dtype)) + bias.astype(wide(y.dtype))).astype(y.dtype)
 
 
 def feedforward(
@@ -73,34 +68,52 @@ def feedforward(
         local = functools.partial(feedforward, config=config, layout=layout, schedule=schedule)
         return on_mesh(mesh, local, specs, spec)(x, weights)
     ax.local_sizes()
-    names = ["w_in", "w_gate"] if config.gated else ["w_in"]
-    inner = layout.project_in(
-        ax.rows(x), [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
-    )
-    h = hidden(inner, weights, config, layout, schedule)
-    y = layout.project_out([Outgoing(h, weights["w_out"])], schedule)
-    y = add_bias(
-        y, _optional(weights, "b_out", lambda b: boundary_shard(layout, b, config.d_model))
-    )
+    terms = outgoing(ax.rows(x), None, weights, config, layout, schedule)
+    y = layout.project_out(terms, schedule)
+    if "b_out" in weights:
+        y = add_bias(y, boundary_shard(layout, weights["b_out"], config.d_model))
     return y.reshape(x.shape)
 
 
-def hidden(
-    inner: Sequence[jax.Array],
+def outgoing(
+    c: jax.Array,
+    factor: jax.Array | None,
     weights: Mapping[str, Any],
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
-) -> jax.Array:
-    """What stands between the two matmuls, from the columns of w_in and, if gated, of w_gate."""
-    biased = [
-        add_bias(
-            y, _optional(weights, name, lambda b: feature_bias(layout, b, WEIGHT_AXES, schedule))
-        )
-        for y, name in zip(inner, ("b_in", "b_gate"), strict=False)
-    ]
-    return feedforward_hidden(biased[0], biased[1] if config.gated else None, config.activation)
+) -> list[Outgoing]:
+    """What `project_out` takes of a feedforward by itself.
+
+    Args:
+      c: [rows, E over the rest].
+      factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
+      weights, config, layout, schedule: as `feedforward`.
+    """
+    how = stream_schedule(c.shape[0], weights, config, layout, schedule, ["w_out"])
+    if how is not None:
+        c = whole_rows(c, layout, config.d_model, schedule)
+        return stream(c, factor, weights, config, layout, [], how)
+    names = config.input_names
+    inner = layout.project_in(
+        c, [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
+    )
+    return [columns_out(inner, factor, weights, config, layout, schedule)]
 
 
-def _optional(weights: Mapping[str, Any], name: str, use: Any) -> Any:
-    return use(weights[name]) if name in weights else None
+def columns_out(
+    inner: Sequence[jax.Array],
+    factor: jax.Array | None,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedule: ScheduleLike,
+) -> Outgoing:
+    """The same from what `project_in` has made of the input matrices."""
+    biases = {
+        name: feature_bias(layout, weights[name], WEIGHT_AXES, schedule)
+        for name in BIASES
+        if name in weights
+    }
+    h = hidden([scale_rows(y, factor) for y in inner], biases, config)
+    return Outgoing(h, weights["w_out"])

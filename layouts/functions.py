@@ -8,7 +8,7 @@ of the row must sum over devices; no function here communicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -219,3 +219,28 @@ def causal_mask(
     keys = jnp.broadcast_to(key_positions, (key_lengths.shape[0], key_positions.shape[-1]))
     present = keys < key_lengths[:, None]
     return (keys[:, None, :] <= query_positions[:, :, None]) & present[:, None, :]
+
+
+def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """y + bias, rounded once; y if there is none."""
+    if bias is None:
+        return y
+    return (y.astype(wide(y.dtype)) + bias.astype(wide(y.dtype))).astype(y.dtype)
+
+
+def scale_rows(y: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """Rows y [rows, n], each times its factor [rows, 1]; y if there is none."""
+    return y if factor is None else (y.astype(factor.dtype) * factor).astype(y.dtype)
+
+
+def hidden(
+    inner: Sequence[jax.Array], biases: Mapping[str, jax.Array], config: ModelConfig
+) -> jax.Array:
+    """What stands between the two matmuls, from columns of w_in and, if gated, of w_gate.
+
+    `biases` holds the same columns of "b_in" and "b_gate", those that there are.
+    """
+    biased = [
+        add_bias(y, biases.get(name)) for y, name in zip(inner, ("b_in", "b_gate"), strict=False)
+    ]
+    return feedforward_hidden(biased[0], biased[1] if config.gated else None, config.activation)

@@ -33,11 +33,13 @@ class Outgoing(NamedTuple):
         yz].
       w: [columns over yz, E over x].
       by_rows: whether x cuts rows.
+      columns_whole: whether w [columns, E over x] has all the columns of h already.
     """
 
     h: jax.Array
     w: Any
     by_rows: bool = False
+    columns_whole: bool = False
 
 
 class FeedForwardLayout(Protocol):
@@ -200,7 +202,7 @@ def _stationary_out(
     any, and `scatter` is what yz cuts after."""
     spec, ends = "mf,fe->me", {"scatter": scatter, "schedule": schedule}
     if len(terms) == 1:
-        (h, w, _), (gather,) = terms[0], gathers
+        (h, w, *_), (gather,) = terms[0], gathers
         if gather is None:
             return ce.einsum_reduce_scatter(spec, h, w, axis_name=WEIGHT_AXES, **ends)
         return ce.all_gather_einsum_reduce_scatter(
@@ -223,7 +225,7 @@ def _stationary_out(
             gather=gather,
             schedule=schedule,
         )
-        for (h, w, _), gather in zip(terms, gathers, strict=True)
+        for (h, w, *_), gather in zip(terms, gathers, strict=True)
     ]
     return ax.reduce_scatter_alone(_sum(parts), WEIGHT_AXES, "me".index(scatter), schedule)
 
@@ -268,7 +270,8 @@ class WeightGathered:
         self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`."""
-        c = ax.all_gather(c, boundary_axes(self), 1, schedule)
+        e = jax.tree.leaves(weights[0])[0].shape[0] * ax.size(("x",))
+        c = whole_rows(c, self, e, schedule)
         results = []
         for w, axes in zip(weights, sharded, strict=True):
             # The larger gather, of columns, is the one to hide; without one, that of E.
@@ -289,9 +292,10 @@ class WeightGathered:
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        columns = ax.live([axis for axis in WEIGHT_AXES if axis in self.axes])
         parts = []
-        for h, w, _ in terms:
+        for h, w, _, columns_whole in terms:
+            gathered = () if columns_whole else WEIGHT_AXES
+            columns = ax.live([axis for axis in gathered if axis in self.axes])
             if columns:
                 w = ax.all_gather(w, ("x",), 1, schedule)
             parts.append(
@@ -321,6 +325,15 @@ def feature_bias(
     have = layout.features(sharded)
     bias = ax.all_gather(bias, [axis for axis in sharded if axis not in have], 0, schedule)
     return ax.own_block(bias, [axis for axis in have if axis not in sharded], 0)
+
+
+def whole_rows(
+    c: jax.Array, layout: FeedForwardLayout, size: int, schedule: ScheduleLike
+) -> jax.Array:
+    """The whole of each row of c [rows, E over the rest]; c where it is that already."""
+    if c.shape[1] == size:
+        return c
+    return ax.all_gather(c, boundary_axes(layout), 1, schedule)
 
 
 def boundary_shard(layout: FeedForwardLayout, vector: jax.Array, size: int) -> jax.Array:

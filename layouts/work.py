@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .axes import AXES, WEIGHT_AXES, Axes, size
 from .config import ModelConfig
-from .partitioning import Partitioning
 from .placement import Columns, Placement, place
 from .projections import FeedForwardLayout
+
+if TYPE_CHECKING:
+    from .partitioning import Partitioning
 
 # Of activations, on the chip and on the links: bfloat16.
 ACTIVATION_BYTES = 2
@@ -164,6 +166,46 @@ class Load:
         return self.batch * self.new
 
 
+def transfer(
+    name: str,
+    kind: Kind,
+    axes: Iterable[str],
+    elements: float,
+    each: float,
+    sizes: Mapping[str, int],
+) -> Iterator[Transfer]:
+    """A collective of so many elements of `each` bytes on a chip; none over one chip."""
+    axes = tuple(axis for axis in axes if sizes[axis] > 1)
+    if axes:
+        yield Transfer(name, kind, axes, size(axes, sizes), elements * each)
+
+
+def gathered_weight(
+    name: str,
+    m: int,
+    e: int,
+    columns: int,
+    stored: Axes,
+    way: Literal["in", "out"],
+    axes: Axes,
+    sizes: Mapping[str, int],
+    each: int,
+) -> Iterator[Item]:
+    """A weight [e, columns], or back, gathered over x and then, with its matmul, over the rest.
+
+    `axes` are those that weights are gathered over, `each` the bytes of an element.
+    """
+    over = tuple(axis for axis in stored if axis in axes and sizes[axis] > 1)
+    left = columns // size(tuple(axis for axis in stored if axis not in axes), sizes)
+    if over:
+        part = e * columns / size(stored, sizes)
+        yield from transfer(name, "all-gather", ("x",), part, each, sizes)
+    gather = next(transfer(name, "all-gather", over or ("x",), e * left, each, sizes), None)
+    inner, outer = (e, left) if way == "in" else (left, e)
+    label = "f" if bool(over) == (way == "in") else "e"
+    yield Einsum((name,), m, inner, (outer,), each, gather and (label, gather), True)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Layer:
     config: ModelConfig
@@ -181,10 +223,7 @@ class _Layer:
     def transfer(
         self, name: str, kind: Kind, axes: Iterable[str], elements: float, each: float
     ) -> Iterator[Transfer]:
-        """A collective of so many elements of `each` bytes on a chip; none over one chip."""
-        axes = self.live(axes)
-        if axes:
-            yield Transfer(name, kind, axes, self.n(axes), elements * each)
+        return transfer(name, kind, axes, elements, each, self.sizes)
 
     def moved(self, name: str, kind: Kind, axes: Iterable[str], elements: float) -> Transfer | None:
         """The same, of activations."""
@@ -256,18 +295,10 @@ class _Layer:
     def weight(
         self, name: str, m: int, e: int, columns: int, stored: Axes, way: Literal["in", "out"]
     ) -> Iterator[Item]:
-        """A weight [e, columns], or back, gathered over x and then, with its matmul, over the rest."""
-        over = self.live(axis for axis in stored if axis in self.gathered_axes)
-        left = columns // self.n(axis for axis in stored if axis not in self.gathered_axes)
+        """`gathered_weight` of this layout."""
         each = self.load.weight_bytes
-        if over:
-            part = e * columns / self.n(stored)
-            yield from self.transfer(name, "all-gather", ("x",), part, each)
-        axes = over or self.live(("x",))
-        gather = next(self.transfer(name, "all-gather", axes, e * left, each), None)
-        inner, outer = (e, left) if way == "in" else (left, e)
-        label = "f" if bool(over) == (way == "in") else "e"
-        yield Einsum((name,), m, inner, (outer,), each, gather and (label, gather), True)
+        axes = self.gathered_axes
+        return gathered_weight(name, m, e, columns, stored, way, axes, self.sizes, each)
 
     def out_of(self, names: Sequence[str]) -> Iterator[Item]:
         """`project_out` of some matrices: gathers over x, the matmuls, one sum over yz."""
@@ -358,7 +389,7 @@ def layer_work(
     where = place(config, plan.feedforward, plan.attention, sizes)
     layer = _Layer(config, plan.feedforward, where, sizes, load)
     heads = ["w_q", "w_kv"]
-    ffn = ["w_in", "w_gate"] if config.gated else ["w_in"]
+    ffn = config.input_names
     if config.block == "serial":
         return (
             *layer.into(heads, by_rows=where.by_rows),

@@ -1,0 +1,130 @@
+"""An all-gather whose shards are used as they arrive, by any computation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import checks, ring
+from .collectives import AxisName
+from .primitive import vary
+from .schedule import Schedule, as_schedule
+
+Carry = TypeVar("Carry")
+# Past this many devices, hops are a loop in the program.
+UNROLLED = 16
+
+
+def all_gather_fold(
+    fn: Callable[[Carry, Any, jax.Array], Carry],
+    init: Carry,
+    shards: Any,
+    *,
+    axis_name: AxisName,
+    schedule: str | Schedule = "auto",
+) -> Carry:
+    """`carry = fn(carry, shards of a device, its index)` for all devices along `axis_name`.
+
+    The all-gather of any arrays, for what is more than one einsum: each hop of the ring runs beside
+    `fn` of what the hop before has brought. Several axes make one ring, through neighbours.
+
+    Args:
+      fn: from the carry, one device's shards and its index, as `lax.axis_index(axis_name)` is there,
+        to the next carry, of the same shapes and dtypes. In which order devices come differs from
+        device to device, so it should not matter, but for roundings. Traced several times.
+      init: the first carry, a pytree of arrays.
+      shards: a pytree of arrays, as large on every device.
+      axis_name: mesh axis or axes.
+      schedule: "auto" and "latency" (shards travel both ways, to the furthest device), or
+        "unidirectional"; "blocking" gathers all of them first, with lax; or a `Schedule` of these.
+
+    Returns:
+      The last carry. Differentiable, as far as `fn` is.
+
+    Raises:
+      ValueError: while tracing, for an unknown axis or schedule, one that cannot serve ("chunked";
+        "bidirectional", which would halve the shards; a `wire_dtype`), no shards, or a carry that
+        `fn` changes the type of.
+    """
+    axes = checks.axis_names(axis_name)
+    n = checks.axis_size(axes)
+    how = _schedule(schedule)
+    init, shards = jax.tree.map(jnp.asarray, (init, shards))
+    leaves, tree = jax.tree.flatten(shards)
+    if not leaves:
+        raise ValueError(f"all_gather_fold over {axis_name!r}: shards hold no array to gather")
+    shards = jax.tree.unflatten(tree, vary(leaves, axes))
+
+    def step(carry: Any, each: Any, index: Any) -> Any:
+        after = jax.tree.map(jnp.asarray, fn(carry, each, jnp.asarray(index, jnp.int32)))
+        _check(carry, after)
+        return after
+
+    with jax.named_scope(f"all_gather_fold[{how}]"):
+        if n == 1:
+            return step(init, shards, 0)
+        if how.kind == "blocking":
+            return _blocking(step, init, shards, axes, n)
+        around = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
+        order = _arrivals(around)
+        steps = ring.gather(
+            [ring.Strand(around, ring.lanes(n, how.direction, 1))],
+            [shards],
+            lambda shard, *_: shard,
+            lambda carry, strand, lane, offset, each: step(
+                init if carry is None else carry, each, order[offset % n]
+            ),
+            rolled=n > UNROLLED if how.rolled is None else how.rolled,
+        )
+        return ring.finish(steps)
+
+
+def _blocking(
+    step: Callable[..., Any], init: Any, shards: Any, axes: tuple[str, ...], n: int
+) -> Any:
+    gathered = jax.tree.map(lambda leaf: lax.all_gather(leaf, axes), shards)
+    carry = step(init, jax.tree.map(lambda leaf: leaf[0], gathered), 0)
+    others = jax.tree.map(lambda leaf: leaf[1:], gathered)
+    after, _ = lax.scan(
+        lambda carry, each: (step(carry, *each), None), carry, (others, jnp.arange(1, n))
+    )
+    return after
+
+
+def _arrivals(axes: tuple[str, ...]) -> jax.Array:
+    """The indices of the devices that are 0, 1, ... places further along the ring than this one."""
+    stops = np.asarray(ring.tour_of(axes, axes))
+    n = len(stops)
+    rolled = stops[(np.argsort(stops)[:, None] + np.arange(n)) % n]
+    return jnp.asarray(rolled, jnp.int32)[lax.axis_index(axes)]
+
+
+def _schedule(schedule: str | Schedule) -> Schedule:
+    how = as_schedule(schedule) or Schedule("ring", "latency")
+    if how.kind == "chunked" or (how.kind == "ring" and how.direction == "bidirectional"):
+        raise ValueError(
+            f"all_gather_fold: schedule {str(how)!r} would cut shards, which are passed to fn whole; "
+            "choose 'auto', 'latency', 'unidirectional' or 'blocking'"
+        )
+    if how.wire_dtype is not None:
+        raise ValueError(
+            f"all_gather_fold: schedule {str(how)!r} has a wire_dtype; cast the shards instead, and "
+            "in fn cast them back"
+        )
+    return dataclasses.replace(how, end="scatter")
+
+
+def _check(before: Any, after: Any) -> None:
+    """Raises if fn does not return a carry like the one that it got."""
+    types = [jax.tree.map(lambda x: (x.shape, x.dtype.name), each) for each in (before, after)]
+    if types[0] != types[1]:
+        raise ValueError(
+            f"all_gather_fold: fn returns a carry of {types[1]} for one of {types[0]}; both must "
+            "have the same structure, shapes and dtypes"
+        )
