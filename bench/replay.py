@@ -56,7 +56,13 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
             f"HLO module {module.name} was compiled for {module.num_partitions} devices but the "
             f"mesh has {len(torus.coords)}; pass the mesh that it was compiled for."
         )
-    walk = _Walk(module, torus, chip)
+    permutes = dict.fromkeys(
+        tuple(instruction.source_target_pairs)
+        for computation in module.computations.values()
+        for instruction in computation
+        if instruction.opcode.startswith("collective-permute")
+    )
+    walk = _Walk(module, torus.telling(permutes), chip)
     walk.computation(module.entry)
     return Timeline(
         name=module.name,
@@ -87,7 +93,7 @@ class _Walk:
 
     def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
         self.module, self.torus, self.chip = module, torus, chip
-        links = dict.fromkeys(torus.links, chip.link_bandwidth)
+        links = dict.fromkeys(torus.told, chip.link_bandwidth)
         self.network = Network({**links, _HBM: chip.hbm_bandwidth})
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
@@ -208,9 +214,10 @@ class _Walk:
             size = route.bytes or moved
             cap, latency = float("inf"), route.hops * self.chip.hop_seconds
             uses.update(route.loads)
-            rows = {
-                self.torus.link_name(link): load * route.bytes for link, load in route.loads.items()
-            }
+            rows: dict[str, float] = {}
+            for link, load in route.loads.items():
+                row = self.torus.link_name(link)
+                rows[row] = max(rows.get(row, 0.0), load * route.bytes)
         if moved:
             uses[_HBM] = moved / size
         flow = Flow(instruction.name, size, uses, cap, latency)

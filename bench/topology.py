@@ -2,20 +2,22 @@
 
 A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the
 first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
-and direction, that of its most loaded link, says how long a transfer takes.
+and direction, that of its most loaded link, says how long a transfer takes. Only permutes may load
+the links of one axis and direction differently; these are then told apart, as `(0, +1, 2)`.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 
 from collective_einsum.chip import Chip
 
-Link = tuple[int, int]
+Link = tuple[int, ...]
+Pairs = Sequence[tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Route:
 class Torus:
     """Places of the devices, in the mesh's flat order.
 
-    `wrapped` says of each axis whether its last chip has a link to its first.
+    `wrapped` says of each axis whether its last chip has a link to its first, and `apart` which link
+    of those of one axis and direction is told from the others as what, by where it starts.
     """
 
     coords: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]
     wrapped: tuple[bool, ...]
     names: tuple[str, ...]
+    apart: Mapping[tuple[tuple[int, ...], Link], Link] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_mesh(cls, mesh: jax.sharding.Mesh, chip: Chip) -> Torus:
@@ -80,8 +84,44 @@ class Torus:
             (axis, sign) for axis, size in enumerate(self.sizes) if size > 1 for sign in (1, -1)
         ]
 
+    @property
+    def told(self) -> list[Link]:
+        """The links as routes name them."""
+        return [told for link in self.links for told in self._told(link)]
+
+    def telling(self, permutes: Iterable[Pairs]) -> Torus:
+        """This torus, its links told apart as far as these permutes load them differently."""
+        loads = [self._crossings(pairs)[0] for pairs in permutes]
+        apart: dict[tuple[tuple[int, ...], Link], Link] = {}
+        for link in self.links:
+            axis, sign = link
+            end = 0 if sign < 0 else self.sizes[axis] - 1
+            starts = [c for c in self.coords if self.wrapped[axis] or c[axis] != end]
+            marks = [tuple(load[start, link] for load in loads) for start in starts]
+            kinds = {mark: (*link, i) for i, mark in enumerate(dict.fromkeys(marks))}
+            if len(kinds) > 1:
+                apart |= {
+                    (start, link): kinds[mark] for start, mark in zip(starts, marks, strict=True)
+                }
+        return dataclasses.replace(self, apart=apart)
+
+    def _told(self, link: Link) -> list[Link]:
+        found = dict.fromkeys(told for (_, each), told in self.apart.items() if each == link)
+        return list(found) or [link]
+
     def permute(self, pairs: Iterable[tuple[int, int]], message_bytes: float) -> Route:
         """A collective-permute: each pair takes the shortest way, one axis after the other."""
+        crossings, longest = self._crossings(pairs)
+        loads: dict[Link, float] = {}
+        for (start, link), count in crossings.items():
+            link = self.apart.get((start, link), link)
+            loads[link] = max(loads.get(link, 0), count)
+        return Route(message_bytes if loads else 0, loads, longest)
+
+    def _crossings(
+        self, pairs: Iterable[tuple[int, int]]
+    ) -> tuple[collections.Counter[tuple[tuple[int, ...], Link]], int]:
+        """How many messages take each link, by where it starts, and the hops of the longest way."""
         crossings: collections.Counter[tuple[tuple[int, ...], Link]] = collections.Counter()
         longest = 0
         for source, target in pairs:
@@ -96,10 +136,7 @@ class Torus:
                     place[axis] = (place[axis] + sign) % size
                 hops += abs(distance)
             longest = max(longest, hops)
-        loads: dict[Link, float] = {}
-        for (_, link), count in crossings.items():
-            loads[link] = max(loads.get(link, 0), count)
-        return Route(message_bytes if loads else 0, loads, longest)
+        return crossings, longest
 
     def all_gather(self, groups: Sequence[Sequence[int]], gathered_bytes: float) -> Route:
         """An all-gather (or, mirrored, a reduce-scatter) of `gathered_bytes` a chip, on all links
@@ -115,7 +152,12 @@ class Torus:
         links = sum((2 if ring else 1) / stride for _, _, ring, stride in spans)
         return Route(
             gathered_bytes * (size - 1) / size / links,
-            {(axis, sign): 1 for axis, *_ in spans for sign in (1, -1)},
+            {
+                link: 1
+                for axis, *_ in spans
+                for sign in (1, -1)
+                for link in self._told((axis, sign))
+            },
             sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans),
         )
 
@@ -134,7 +176,7 @@ class Torus:
         loads: dict[Link, float] = {}
         for axis, n, ring, stride in spans:
             share = (n * n - n % 2) / 8 / n if ring else (n * n // 4) / n
-            loads |= {(axis, sign): share * stride for sign in (1, -1)}
+            loads |= {link: share * stride for sign in (1, -1) for link in self._told((axis, sign))}
         return Route(
             local_bytes if loads else 0,
             loads,

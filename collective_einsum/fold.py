@@ -39,7 +39,10 @@ def all_gather_fold(
         to the next carry, of the same shapes and dtypes. In which order devices come differs from
         device to device, so it should not matter, but for roundings. Traced several times.
       init: the first carry, a pytree of arrays.
-      shards: a pytree of arrays, as large on every device.
+      shards: a pytree of arrays, as large on every device. The items of a list travel one after the
+        other, those of other trees at once. The TPU compiler begins each transfer as late as if it
+        had the links for itself, and not during an operation: as many items as `fn` has large
+        operations (for "latency" twice as many) spread over all of them.
       axis_name: mesh axis or axes.
       schedule: "auto" and "latency" (shards travel both ways, to the furthest device), or
         "unidirectional"; "blocking" gathers all of them first, with lax; or a `Schedule` of these.

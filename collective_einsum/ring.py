@@ -45,11 +45,22 @@ def lanes(n: int, direction: Direction, size: int) -> tuple[Lane, ...]:
 
 def shift(x: Any, axis: str | tuple[str, ...], by: int) -> Any:
     """Every device's `x` handed to the device `by` places further along `axis`, or the `tour` of
-    several axes."""
+    several axes; the items of a list one after the other."""
     axes = _in_mesh_order((axis,) if isinstance(axis, str) else axis)
     stops = tour_of(axes, axes)
     pairs = [(stop, stops[(i + by) % len(stops)]) for i, stop in enumerate(stops)]
-    return jax.tree.map(lambda leaf: lax.ppermute(leaf, axes, pairs), x)
+
+    def send(each: Any) -> Any:
+        return jax.tree.map(lambda leaf: lax.ppermute(leaf, axes, pairs), each)
+
+    if not isinstance(x, list):
+        return send(x)
+    arrived: list[Any] = []
+    for each in x:
+        if arrived:
+            arrived[-1], each = together(arrived[-1], each)
+        arrived.append(send(each))
+    return arrived
 
 
 def tour_of(axes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:

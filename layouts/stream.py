@@ -72,7 +72,7 @@ def stream_schedule(
         )
     ]
     found = saving(items, config.input_names, outgoing, sizes, mesh_chip())
-    return found and ce.Schedule("ring", found.direction)
+    return None if found is None else ce.Schedule("ring", "latency")
 
 
 def stream(
@@ -94,40 +94,47 @@ def stream(
       schedule: from `stream_schedule`.
     """
     axes, names = columns_axes(layout), config.input_names
-    into = {name: ax.all_gather(weights[name], ("x",), 0, schedule) for name in names}
-    into |= {name: weights[name] for name in BIASES if name in weights}
-    out = [*(term.w for term in before), weights["w_out"]]
-    shards = [_values(w) for w in out]
-    whole = [_whole(w, axes) for w in shards]
-    columns = shards[-1].shape[0]
+    shards = {name: ax.all_gather(weights[name], ("x",), 0, schedule) for name in names}
+    out = {f"before_{i}": term.w for i, term in enumerate(before)} | {"w_out": weights["w_out"]}
+    shards |= {name: _values(w) for name, w in out.items()}
+    shards |= {name: weights[name] for name in BIASES if name in weights}
+    ways = 2 if schedule.direction == "latency" else 1
+    columns = shards["w_out"].shape[0]
     h = lax.empty((c.shape[0], columns * ax.size(axes)), c.dtype)
 
-    def arrive(carry: Any, arrived: Any, index: jax.Array) -> Any:
+    def arrive(carry: Any, groups: Any, index: jax.Array) -> Any:
         number, h, whole = carry
-        into, shards = arrived
-        inner = [ax.local_einsum("me,ef->mf", c, into[name]).astype(c.dtype) for name in names]
-        made = hidden([scale_rows(y, factor) for y in inner], into, config)
+        shards = {name: shard for group in groups for name, shard in group.items()}
+        inner = [ax.local_einsum("me,ef->mf", c, shards[name]).astype(c.dtype) for name in names]
+        made = hidden([scale_rows(y, factor) for y in inner], shards, config)
         h = lax.dynamic_update_slice_in_dim(h, made, number * columns, 1)
         # Those of `before` are in order; the rest stands as it came, at places known beforehand.
-        places = [*(index for _ in before), number]
-        whole = [
-            lax.dynamic_update_slice_in_dim(w, shard, place * shard.shape[0], 0)
-            for w, shard, place in zip(whole, shards, places, strict=True)
-        ]
+        whole = {
+            name: lax.dynamic_update_slice_in_dim(
+                w, shards[name], (number if name == "w_out" else index) * shards[name].shape[0], 0
+            )
+            for name, w in whole.items()
+        }
         return number + 1, h, whole
 
     _, h, whole = ce.all_gather_fold(
         arrive,
-        (0, h, whole),
-        (into, shards),
+        (0, h, {name: _whole(shards[name], axes) for name in out}),
+        _groups(shards, ways * len(names)),
         axis_name=axes,
         schedule=schedule,
     )
     terms = [*before, Outgoing(h, weights["w_out"])]
     return [
-        term._replace(w=_with_values(term.w, values), columns_whole=True)
-        for term, values in zip(terms, whole, strict=True)
+        term._replace(w=_with_values(term.w, whole[name]), columns_whole=True)
+        for term, name in zip(terms, out, strict=True)
     ]
+
+
+def _groups(shards: Mapping[str, Any], dots: int) -> list[dict[str, Any]]:
+    """Shards in groups that travel one after the other, each beside one of so many dots."""
+    pairs = list(shards.items())
+    return [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
 
 
 def _values(w: Any) -> jax.Array:

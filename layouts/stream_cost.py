@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from collective_einsum.chip import Chip
+from collective_einsum.choice import WORTHWHILE
 from collective_einsum.cost_dots import matmul_seconds
 from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.ring import lanes
-from collective_einsum.schedule import Direction
 
 from . import einsum_cost
 from .axes import AXES
 from .config import ModelConfig
 from .einsum_cost import Seconds
 from .work import ACTIVATION_BYTES, Einsum, Item, Transfer
-
-# The first wins ties: its hops have fewer others beside them on their links.
-DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "latency")
-
-
-class Saving(NamedTuple):
-    """Seconds that streaming saves, and the direction of its ring."""
-
-    compute: float
-    exposed: float
-    direction: Direction
 
 
 def outgoing(config: ModelConfig) -> tuple[str, ...]:
@@ -41,9 +29,9 @@ def saving(
     out: Sequence[str],
     sizes: Mapping[str, int],
     chip: Chip,
-) -> Saving | None:
+) -> Seconds | None:
     """What streaming these matrices saves of a layer's einsums and transfers, against one gather and
-    matmul after the other; None where that is nothing, or where nothing is gathered."""
+    matmul after the other; None where that is less than is worth it, or nothing is gathered."""
     items = [item for item in items if _streamed(item, (*into, *out))]
     ways = [
         [i for i in items if isinstance(i, Einsum) and i.names[0] in names] for names in (into, out)
@@ -52,12 +40,9 @@ def saving(
         return None
     apart = [_apart(item, sizes, chip) for item in items]
     compute, exposed = (sum(each[i] for each in apart) for i in (0, 1))
-    together: list[tuple[Seconds, Direction]] = [
-        (_together(ways[0], ways[1], way, sizes, chip), way) for way in DIRECTIONS
-    ]
-    best, way = min(together, key=lambda each: sum(each[0]))
-    found = Saving(compute - best.compute, exposed - best.exposed, way)
-    return found if found.compute + found.exposed > 0 else None
+    together = _together(ways[0], ways[1], sizes, chip)
+    found = Seconds(compute - together.compute, exposed - together.exposed)
+    return found if sum(found) > WORTHWHILE * (compute + exposed) else None
 
 
 def _streamed(item: Item, names: Sequence[str]) -> bool:
@@ -77,13 +62,9 @@ def _apart(item: Item, sizes: Mapping[str, int], chip: Chip) -> Seconds:
 
 
 def _together(
-    into: Sequence[Einsum],
-    out: Sequence[Einsum],
-    direction: Direction,
-    sizes: Mapping[str, int],
-    chip: Chip,
+    into: Sequence[Einsum], out: Sequence[Einsum], sizes: Mapping[str, int], chip: Chip
 ) -> Seconds:
-    """Hop by hop: one ring over all axes, shards beside the dots of those that came before."""
+    """Hop by hop: one ring over all axes, a shard each way beside the dots of those before."""
     assert out[0].gather is not None
     n, x = out[0].gather[1].chips, sizes["x"]
     dots = sum(
@@ -101,7 +82,7 @@ def _together(
     hop = (sum(each.streamed_bytes for each in into) + arriving) / n / chip.link_bandwidth
     hop += chip.hop_seconds
     exposed, before = 0.0, 1
-    ways = lanes(n, direction, 1)
+    ways = lanes(n, "latency", 1)
     for number in range(1, max(lane.hops for lane in ways) + 1):
         exposed += max(0.0, hop - before * dots)
         before = sum(lane.hops >= number for lane in ways)
