@@ -59,10 +59,10 @@ def all_gather_fold(
     n = checks.axis_size(axes)
     how = _schedule(schedule)
     init, shards = jax.tree.map(jnp.asarray, (init, shards))
-    leaves, tree = jax.tree.flatten(shards)
-    if not leaves:
+    if not jax.tree.leaves(shards):
         raise ValueError(f"all_gather_fold over {axis_name!r}: shards hold no array to gather")
-    shards = jax.tree.unflatten(tree, vary(leaves, axes))
+    leaves, tree = jax.tree.flatten((init, shards))
+    init, shards = jax.tree.unflatten(tree, vary(leaves, axes))
 
     def step(carry: Any, each: Any, index: Any) -> Any:
         after = jax.tree.map(jnp.asarray, fn(carry, each, jnp.asarray(index, jnp.int32)))

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from bench.topology import Route, Torus
+from collective_einsum.tour import tour
 
 RING = (True,)
 
@@ -113,3 +114,24 @@ def test_all_to_all_is_a_quarter_of_an_all_gather() -> None:
     gather = ring.all_gather([list(range(64))], 64 * 1000.0)
     exchange = ring.all_to_all([list(range(64))], 1000.0)
     assert exchange.bytes * exchange.loads[0, 1] == pytest.approx(gather.bytes / 4, rel=0.02)
+
+
+def test_links_are_told_apart_where_permutes_load_them_differently() -> None:
+    # A ring through all of 4x4, both ways: no link carries more than one of the two, each only some.
+    places = tour([4, 4])
+    stops = [4 * row + column for row, column in places]
+    there = list(zip(stops, [*stops[1:], stops[0]], strict=True))
+    back = [(b, a) for a, b in there]
+    plain = torus(4, 4, wrapped=(True, True))
+    told = plain.telling([there, back])
+    one, other = (told.permute(pairs, 100).loads for pairs in (there, back))
+    assert set(one.values()) == set(other.values()) == {1}
+    assert not set(one) & set(other)
+    # Not told apart, both ways look as if they shared links.
+    assert set(plain.permute(there, 100).loads) & set(plain.permute(back, 100).loads)
+    # What loads all links alike takes all of those that are told apart.
+    everywhere = told.all_gather([list(range(16))], 100).loads
+    assert set(everywhere) == set(told.told) > set(one)
+    # Shifts along an axis load its links alike.
+    shift = [(4 * i + j, 4 * i + (j + 1) % 4) for i in range(4) for j in range(4)]
+    assert plain.telling([shift]).apart == {}

@@ -167,3 +167,38 @@ def test_additions_are_a_part_of_the_dots(v4: Target) -> None:
     found = two_results(v4, Schedule("ring", "latency"))
     apart = found.compute_seconds - found.dot_seconds
     assert apart < 0.06 * found.dot_seconds, str(found)
+
+
+def test_arrivals_are_folded_beside_the_next_hop(v4: Target) -> None:
+    # Half of a feedforward, gated, of matrices that one ring over y and z brings.
+    mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
+
+    def layers(x: Any, up: Any, gate: Any) -> Any:
+        def layer(x: Any, weights: Any) -> Any:
+            def put(h: Any, arrived: Any, index: Any) -> Any:
+                up, gate = arrived
+                piece = (x @ up) * (x @ gate)
+                return lax.dynamic_update_slice_in_dim(h, piece, index * piece.shape[1], 1)
+
+            h = jnp.zeros((ROWS, WIDTH), x.dtype)
+            h = ce.all_gather_fold(put, h, list(weights), axis_name=YZ)
+            return h, None
+
+        return lax.scan(layer, x, (up, gate))[0]
+
+    weights = P(None, None, YZ)
+    program = jax.shard_map(
+        layers, mesh=mesh, in_specs=(P("x"), weights, weights), out_specs=P("x"), check_vma=False
+    )
+    args = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        for shape, spec in (
+            ((4 * ROWS, WIDTH), P("x")),
+            ((LAYERS, WIDTH, WIDTH), weights),
+            ((LAYERS, WIDTH, WIDTH), weights),
+        )
+    ]
+    found = replay(v4.compile(program, *args), mesh)
+    assert found.permutes_in_flight_during_dots(), str(found)
+    assert {link for link, moved in found.link_bytes.items() if moved > 0} == set(ALL_LINKS)
+    assert found.hidden_fraction > 0.5, str(found)

@@ -1,0 +1,108 @@
+"""Weight-gathered layers whose matrices arrive while they multiply, against those that wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import collective_einsum as ce
+import layouts
+from bench.layers import mesh_of as tpu_mesh
+from collective_einsum import TPU_V4
+from layouts import stream_cost
+from layouts.config import (
+    PALM_540B,
+    TINY_GEGLU,
+    TINY_GROUPED,
+    TINY_MULTIHEAD,
+    TINY_MULTIQUERY,
+    ModelConfig,
+)
+from layouts.cost import cost, load
+from layouts.params import init
+
+from .models import name
+
+SCOPE = "all_gather_fold"
+PLANS = (
+    (layouts.WeightGathered(("x", "y")), layouts.HeadSharded()),
+    (layouts.WeightGathered(), layouts.BatchSharded()),
+)
+SIZES = {"x": 4, "y": 4, "z": 4}
+
+
+def one_layer(config: ModelConfig, int8: bool) -> Any:
+    blocks = init(jax.random.key(0), config, jnp.float32)["blocks"]
+    layer = jax.tree.map(lambda x: x[-1], blocks)
+    if not int8:
+        return layer
+    return {key: ce.quantize(w, 0) if key.startswith("w_") else w for key, w in layer.items()}
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f32", "int8"])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize(
+    "config", [TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY], ids=name
+)
+def test_streaming_changes_nothing(
+    mesh_of: Any, config: ModelConfig, plan: Any, shape: Any, int8: bool
+) -> None:
+    weights, mesh = one_layer(config, int8), mesh_of(shape, "xyz")
+    x = jax.random.normal(jax.random.key(1), (8, 3, config.d_model))
+    block = layouts.parallel_block if config.block == "parallel" else layouts.serial_block
+
+    def run(schedule: str) -> Any:
+        return jax.jit(
+            lambda x, w: block(x, w, config, *plan, mesh=mesh, schedule=schedule)[0]
+        ).lower(x, weights)
+
+    blocking, streamed = run("blocking"), run("latency")
+    assert SCOPE in streamed.as_text(debug_info=True)
+    assert SCOPE not in blocking.as_text(debug_info=True)
+    np.testing.assert_allclose(
+        streamed.compile()(x, weights), blocking.compile()(x, weights), rtol=2e-5, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("schedule", ["bidirectional", "chunked"])
+def test_schedules_that_cut_shards_keep_the_matrices_apart(mesh_of: Any, schedule: str) -> None:
+    config, layout = TINY_GEGLU, layouts.WeightGathered()
+    weights, mesh = one_layer(config, False), mesh_of((2, 2, 2), "xyz")
+    x = jnp.zeros((8, 2, config.d_model))
+    lowered = jax.jit(
+        lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh, schedule=schedule)
+    ).lower(x, weights)
+    assert SCOPE not in lowered.as_text(debug_info=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch", "streams"),
+    [
+        (layouts.WeightGathered(), 512, True),
+        (layouts.WeightGathered(("x", "y")), 128, True),
+        # Few rows: the links are the limit, and lax's gather uses all of them.
+        (layouts.WeightGathered(), 4, False),
+        # Over x, rows of the matrices are gathered, not columns.
+        (layouts.WeightGathered(("x",)), 512, False),
+        (layouts.WeightStationary2D(), 512, False),
+    ],
+    ids=str,
+)
+def test_auto_streams_where_that_pays(layout: Any, batch: int, streams: bool) -> None:
+    plan = layouts.Partitioning(layout, layouts.BatchSharded())
+    asked = load("prefill", batch=batch, length=2048)
+    found = cost(PALM_540B, plan, SIZES, asked, TPU_V4)
+    out = stream_cost.outgoing(PALM_540B)
+    saving = stream_cost.saving(found.items, PALM_540B.input_names, out, SIZES, TPU_V4)
+    assert (saving is not None) == streams
+    # The planner counts on what the program does.
+    if batch >= 64:
+        lowered = layouts.lower_prefill(
+            PALM_540B, tpu_mesh("v4:4x4x4"), batch=batch, length=2048, plan=plan
+        )
+        assert (SCOPE in lowered.as_text(debug_info=True)) == streams
