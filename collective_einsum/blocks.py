@@ -99,7 +99,11 @@ def join_shards(pieces: list[Any], dim: int, sizes: list[int]) -> Any:
     return merge(jnp.concatenate(split_up, axis=dim + 1), dim, 2)
 
 
-def pieces_of(size: int, count: int) -> list[tuple[int, int]]:
-    """`size` cut into `count` nearly equal pieces, as (start, length)."""
-    edges = [size * i // count for i in range(count + 1)]
+def pieces_of(size: int, count: int, tile: int = 1) -> list[tuple[int, int]]:
+    """`size` cut into `count` nearly equal pieces, as (start, length); between tiles, if all of them
+    get some."""
+    whole = size // tile
+    if whole < count:
+        tile, whole = 1, size
+    edges = [*(-(-whole * i // count) * tile for i in range(count)), size]
     return [(lo, hi - lo) for lo, hi in itertools.pairwise(edges)]

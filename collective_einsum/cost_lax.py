@@ -27,9 +27,10 @@ def wraps(problem: Problem, axis: str) -> bool:
     return problem.chip.wraps(problem.axis_sizes[axis])
 
 
-def hop_seconds(problem: Problem, axis: str, sent: float) -> float:
-    """One hop of a ring, every device sending `sent` bytes one way; ends of a line are far apart."""
-    hops = 1 if wraps(problem, axis) else problem.axis_sizes[axis] - 1
+def hop_seconds(problem: Problem, axis: str | None, sent: float) -> float:
+    """One hop of a ring, every device sending `sent` bytes one way; ends of a line are far apart,
+    those of a ring through several axes (None) are not."""
+    hops = 1 if axis is None or wraps(problem, axis) else problem.axis_sizes[axis] - 1
     return sent / problem.chip.link_bandwidth + hops * problem.chip.hop_seconds
 
 

@@ -9,17 +9,10 @@ from .cost_dots import Estimate, Problem, dot_seconds, pass_seconds
 from .cost_lax import blocking_seconds, ends_seconds, hop_seconds, scatter_passes, wraps
 from .ring import Lane, lanes
 from .schedule import Schedule
+from .tour import tours
 
 if TYPE_CHECKING:
     from .operation import End
-
-# Times that a TPU reads and writes an operand that is gathered in strands over several axes, by lanes
-# that cut them: seen in gathers over three axes (v4: 1.7, v5p: 3) and over two lines (v5e: 2.1, v6e:
-# 2.8).
-CUT_PASSES = 2.0
-# Likewise of a result whose columns are made in strands, where one strand writes and reads it once:
-# seen on v4, v5p, v5e and v6e, 10 to 17.
-STRANDS_PASSES = 12.0
 
 
 def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimate:
@@ -27,21 +20,17 @@ def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimat
     op = problem.op
     gather, scatter = ends_seconds(problem)
     other = scatter if turning is op.gather else gather
-    axis, n = turning.axes[0], problem.n(turning)
-    around = problem.axis_sizes[axis]
-    strands = 1
-    if turning is op.gather and turning.label not in op.rhs:
-        strands = len(turning.axes)
+    n = problem.n(turning)
+    # Rings through all devices of several axes, or that of the major axis.
+    strands = _touring(problem, turning)
+    around = n if strands else problem.axis_sizes[turning.axes[0]]
     whole = problem.sent(turning)
-    inner = blocking_seconds(problem, turning.axes[1:], whole / around)
-    if strands > 1:
-        # Strands gather the other axes on the links of all of them.
-        inner *= (strands - 1) / strands
+    inner = blocking_seconds(problem, turning.axes[1:], whole / around) if not strands else 0.0
     shard = problem.sizes[turning.label] // n
     found = lanes(around, schedule.direction, max(2, shard))
     span = max(2, shard)
-    time, links = _turns(problem, turning, found, span, whole / around / strands, strands)
-    compute = _dots(problem, turning, found, span)
+    time, links = _turns(problem, turning, found, span, whole / around, strands)
+    compute = _dots(problem, turning, found, span, around, max(1, strands))
     exposed = max(0.0, time - compute) + inner + other
     compute += _sliced_bytes(problem, turning, around)
     block = problem.elements(op.out) / around * problem.rights
@@ -54,13 +43,10 @@ def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimat
     elif turning.label not in op.out:
         memory += 4 * block * around
     else:
-        # Every piece of the result is put into its place, and those of strands before the last stage.
+        # Every piece of the result is put into its place, and strands are cut from what comes.
         moved = 2.0 * around * block * op.dtype.itemsize
-        if strands > 1:
-            # Seen with int8 weights too: these pieces are no wider than lhs.
-            moved = STRANDS_PASSES * around * block * min(op.dtype.itemsize, problem.lhs_bytes)
-            cut = any(lane.size < span for lane in found)
-            moved += 2 * whole / around + (CUT_PASSES * whole if cut else 0.0)
+        if strands > 1 or any(lane.size < span for lane in found):
+            moved += 2 * whole / around
         compute += pass_seconds(problem, moved)
     return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
 
@@ -111,40 +97,50 @@ def _hop_dot(problem: Problem, turning: End, part: float) -> float:
     return seconds + whole / chip.sum_bandwidth
 
 
-def _dots(problem: Problem, turning: End, found: Sequence[Lane], span: int) -> float:
+def _touring(problem: Problem, turning: End) -> int:
+    """Rings through all devices of the axes of an end, 0 where it goes round the major axis."""
+    if turning is not problem.op.gather or turning.label in problem.op.rhs or len(turning.axes) < 2:
+        return 0
+    sizes = tuple(problem.axis_sizes[axis] for axis in turning.axes)
+    return len(tours(sizes, [problem.chip.wraps(size) for size in sizes]))
+
+
+def _dots(
+    problem: Problem, turning: End, found: Sequence[Lane], span: int, around: int, strands: int
+) -> float:
     """The dots of every turn and of the own block."""
-    around = problem.axis_sizes[turning.axes[0]]
-    seconds = dot_seconds(problem, **{turning.label: 1 / around})
+    seconds = strands * dot_seconds(problem, **{turning.label: 1 / around / strands})
     for lane in found:
-        part = lane.size / span / around
-        seconds += lane.hops * _hop_dot(problem, turning, part)
+        part = lane.size / span / around / strands
+        seconds += strands * lane.hops * _hop_dot(problem, turning, part)
     return seconds
 
 
 def _turns(
-    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, strands: int
+    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, tours: int
 ) -> tuple[float, float]:
     """Seconds of a ring with its dots, hop by hop, and seconds that its links are busy.
 
     The TPU compiler starts a hop one dot before it must land, so that one dot hides it, however many
-    there are between two hops.
+    there are between two hops; where two tours have hops at once, two do.
     """
-    axis = turning.axes[0]
-    around = problem.axis_sizes[axis]
+    strands = max(1, tours)
+    around = problem.n(turning) if tours else problem.axis_sizes[turning.axes[0]]
+    axis = None if tours else turning.axes[0]
     last = max((lane.hops for lane in found), default=0)
-    one = dot_seconds(problem, **{turning.label: 1 / around}) / strands
+    one = dot_seconds(problem, **{turning.label: 1 / around / strands})
     time, busy = one * strands, 0.0
     for hop in range(1, last + 1):
         active = [lane for lane in found if lane.hops >= hop]
-        parts = [sent * lane.size / span for lane in active]
-        if wraps(problem, axis):
+        parts = [sent * lane.size / span / strands for lane in active]
+        if axis is None or wraps(problem, axis):
             parts = [max(parts)]
         elif turning is problem.op.gather:
             # Each lane of a line takes links both ways, and all leave at once.
             parts = [sum(parts)]
         hops = [hop_seconds(problem, axis, part) for part in parts]
-        time += sum(max(0.0, each - one) for each in hops)
+        time += sum(max(0.0, each - strands * one) for each in hops)
         busy += sum(hops)
-        dots = [_hop_dot(problem, turning, lane.size / span / around) for lane in active]
-        time, one = time + sum(dots), max(dots) / strands
+        dots = [_hop_dot(problem, turning, lane.size / span / around / strands) for lane in active]
+        time, one = time + strands * sum(dots), max(dots)
     return time, busy

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from . import checks, ring
+from . import checks, ring, stages
 from .collectives import AxisName
 from .primitive import vary
 from .schedule import Schedule, as_schedule
@@ -75,13 +74,14 @@ def all_gather_fold(
         if how.kind == "blocking":
             return _blocking(step, init, shards, axes, n)
         around = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
-        order = _arrivals(around)
+        # One ring, of whole shards; it needs no axis to be closed.
+        (tour,) = stages.touring(around, lambda _: False)
         steps = ring.gather(
-            [ring.Strand(around, ring.lanes(n, how.direction, 1))],
+            [ring.Strand(tour.axis, ring.lanes(n, how.direction, 1), tour.stops)],
             [shards],
             lambda shard, *_: shard,
             lambda carry, strand, lane, offset, each: step(
-                init if carry is None else carry, each, order[offset % n]
+                init if carry is None else carry, each, tour.index(offset)
             ),
             rolled=n > UNROLLED if how.rolled is None else how.rolled,
         )
@@ -98,14 +98,6 @@ def _blocking(
         lambda carry, each: (step(carry, *each), None), carry, (others, jnp.arange(1, n))
     )
     return after
-
-
-def _arrivals(axes: tuple[str, ...]) -> jax.Array:
-    """The indices of the devices that are 0, 1, ... places further along the ring than this one."""
-    stops = np.asarray(ring.tour_of(axes, axes))
-    n = len(stops)
-    rolled = stops[(np.argsort(stops)[:, None] + np.arange(n)) % n]
-    return jnp.asarray(rolled, jnp.int32)[lax.axis_index(axes)]
 
 
 def _schedule(schedule: str | Schedule) -> Schedule:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax import lax
 
-from . import blocks, ring, stages
+from . import blocks, choice, ring, stages
+from .cost_dots import TILE
 from .local import lax_gather, lax_scatter, products
 from .ring import Lane
 
@@ -38,9 +39,8 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
     """A dot for every piece of x that arrives.
 
     Over several axes, where rhs must be sliced along the gathered label, the minor axes are gathered
-    first and the ring is that of the major one, so that every slice is contiguous (others would be
-    copied). Where it need not be, each shard is cut into a strand for each axis and all axes' links
-    are driven at once.
+    first and the ring is that of the major one, so that the slices are long. Where it need not be,
+    rings go through all devices, each with its strand of every shard.
     """
     dim, axes, dtype, shard = (
         op.lhs.index(end.label),
@@ -49,21 +49,19 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
         x.shape[op.lhs.index(end.label)],
     )
     sliced = end.label in op.rhs
-    count = len(axes) if not sliced and shard >= len(axes) else 1
-    cuts = blocks.pieces_of(shard, count)
     moving = op.moving(x)
-    parts = [blocks.cut(moving, dim, lo, size) for lo, size in cuts]
     direction, rolls = op.schedule.direction, op.schedule.rolls
-    if count == 1 and len(axes) > 1:
-        parts = [lax.all_gather(parts[0], axes[1:], axis=dim, tiled=True)]
-    elif count > 1:
-        for stage in range(len(axes) - 1):
-            parts = ring.finish(
-                stages.gather_stage(parts, axes, dim, direction, rolls, stage, [c[1] for c in cuts])
-            )
-    around = stages.last_stage(axes, count)
+    if len(axes) > 1 and not sliced:
+        around: list[stages.Around] = [*stages.touring(axes, choice.mesh_chip().wraps)]
+        around = around[:shard]
+    else:
+        around = stages.last_stage(axes, 1)
+        if len(axes) > 1:
+            moving = lax.all_gather(moving, axes[1:], axis=dim, tiled=True)
+    cuts = blocks.pieces_of(shard, len(around), TILE)
+    parts = [blocks.cut_shards(moving, dim, shard, *each) for each in cuts]
     strands = [
-        ring.Strand(a.axis, ring.lanes(a.n, direction, size))
+        ring.Strand(a.axis, ring.lanes(a.n, direction, size), a.stops)
         for a, (_, size) in zip(around, cuts, strict=True)
     ]
     out_dim = op.out.index(end.label) if end.label in op.out else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from .schedule import Direction
-from .tour import tour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +42,15 @@ def lanes(n: int, direction: Direction, size: int) -> tuple[Lane, ...]:
     return tuple(lane for lane in found if lane.hops and lane.size)
 
 
-def shift(x: Any, axis: str | tuple[str, ...], by: int) -> Any:
-    """Every device's `x` handed to the device `by` places further along `axis`, or the `tour` of
-    several axes; the items of a list one after the other."""
-    axes = _in_mesh_order((axis,) if isinstance(axis, str) else axis)
-    stops = tour_of(axes, axes)
+def shift(x: Any, axis: str | tuple[str, ...], by: int, stops: Sequence[int] = ()) -> Any:
+    """Every device's `x` handed to the device `by` places further along `axis`, or, over several
+    axes, along the ring of `stops`, devices by `number`; the items of a list one after the other."""
+    if isinstance(axis, str):
+        stops = range(lax.axis_size(axis))
     pairs = [(stop, stops[(i + by) % len(stops)]) for i, stop in enumerate(stops)]
 
     def send(each: Any) -> Any:
-        return jax.tree.map(lambda leaf: lax.ppermute(leaf, axes, pairs), each)
+        return jax.tree.map(lambda leaf: lax.ppermute(leaf, axis, pairs), each)
 
     if not isinstance(x, list):
         return send(x)
@@ -63,25 +62,18 @@ def shift(x: Any, axis: str | tuple[str, ...], by: int) -> Any:
     return arrived
 
 
-def tour_of(axes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
-    """The devices along several axes in the order of a ring through all of them, each by its number
-    where `order`, of the same axes, says which axis is major."""
-    axes = _in_mesh_order(axes)
-    sizes = [lax.axis_size(axis) for axis in axes]
-    found = []
-    for place in tour(sizes):
-        at = dict(zip(axes, place, strict=True))
-        number = 0
-        for axis in order:
-            number = number * lax.axis_size(axis) + at[axis]
-        found.append(number)
+def number(place: Mapping[str, int], axes: Sequence[str]) -> int:
+    """A device by its place along each of `axes`, the first one major."""
+    found = 0
+    for axis in axes:
+        found = found * lax.axis_size(axis) + place[axis]
     return found
 
 
 def exchange(x: Any, axes: tuple[str, ...], by: tuple[int, ...]) -> Any:
     """Every device's `x` handed to the device `by[i]` places further along each `axes[i]`."""
     places_of = dict(zip(axes, by, strict=True))
-    axes = _in_mesh_order(axes)
+    axes = in_mesh_order(axes)
     by = tuple(places_of[axis] for axis in axes)
     sizes = [lax.axis_size(axis) for axis in axes]
     places = list(itertools.product(*map(range, sizes)))
@@ -93,7 +85,7 @@ def exchange(x: Any, axes: tuple[str, ...], by: tuple[int, ...]) -> Any:
     return lax.ppermute(x, axes, pairs)
 
 
-def _in_mesh_order(axes: tuple[str, ...]) -> tuple[str, ...]:
+def in_mesh_order(axes: tuple[str, ...]) -> tuple[str, ...]:
     """How lax.ppermute numbers devices, whatever the order of the tuple."""
     return tuple(sorted(axes, key=jax.sharding.get_abstract_mesh().axis_names.index))
 
@@ -120,11 +112,12 @@ def finish(steps: Steps, state: Any = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Strand:
-    """A stream of shards round the ring of one axis, or of a tour of several; strands on several
-    axes fill all their links."""
+    """A stream of shards round the ring of one axis, or of `stops` along several axes, in the order
+    of the mesh; strands on several rings fill all their links."""
 
     axis: str | tuple[str, ...]
     lanes: tuple[Lane, ...]
+    stops: tuple[int, ...] = ()
 
 
 # consume(carry, strand number, lane, offset, piece): the piece came from the device `offset` places
@@ -151,7 +144,7 @@ def gather(
     def fly(flying: Any, hop: int) -> Any:
         return [
             [
-                shift(piece, strand.axis, lane.step) if lane.hops >= hop else piece
+                shift(piece, strand.axis, lane.step, strand.stops) if lane.hops >= hop else piece
                 for lane, piece in zip(strand.lanes, pieces, strict=True)
             ]
             for strand, pieces in zip(strands, flying, strict=True)

@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import blocks, ring
 from .ring import Lane, Steps, Strand
 from .schedule import Direction
+from .tour import Place, tours
 
 
 def order(strand: int, axes: int) -> tuple[int, ...]:
@@ -38,6 +40,9 @@ def strand_dim(shape: tuple[int, ...], dim: int, axes: int) -> int | None:
 
 class Around:
     """One stage of a strand: where the axis that it goes round stands among those of a dimension."""
+
+    axis: str | tuple[str, ...]
+    stops: tuple[int, ...] = ()
 
     def __init__(self, axes: tuple[str, ...], present: tuple[int, ...], j: int) -> None:
         self.axis = axes[j]
@@ -60,6 +65,32 @@ class Around:
         """`x` with what `take` would give replaced by `block`."""
         at = self.index(offset)
         return blocks.put(x, block, dim, self.sizes, self.at, at, lo, size, also)
+
+
+class Touring(Around):
+    """A ring through all devices of several axes, which pass whole shards of a dimension on."""
+
+    def __init__(self, axes: tuple[str, ...], tour: Sequence[Place]) -> None:
+        self.axis = ring.in_mesh_order(axes)
+        places = [dict(zip(self.axis, place, strict=True)) for place in tour]
+        self.stops = tuple(ring.number(place, self.axis) for place in places)
+        self.n = self.blocks = len(tour)
+        self.sizes, self.at = (self.n,), 0
+        # Seen from each device, the devices from it on.
+        numbers = np.asarray([ring.number(place, axes) for place in places])
+        onward = numbers[(np.argsort(numbers)[:, None] + np.arange(self.n)) % self.n]
+        self.onward = jnp.asarray(onward, jnp.int32)[lax.axis_index(axes)]
+
+    def index(self, offset: Any) -> Any:
+        """The number, the first axis major, of the device `offset` further on."""
+        return self.onward[offset % self.n]
+
+
+def touring(axes: tuple[str, ...], closed: Callable[[int], bool]) -> list[Touring]:
+    """One or two rings through all devices of `axes`, which share no link; `closed` says of an axis
+    of a size whether its ends are neighbours."""
+    sizes = [lax.axis_size(axis) for axis in ring.in_mesh_order(axes)]
+    return [Touring(axes, tour) for tour in tours(sizes, [closed(n) for n in sizes])]
 
 
 def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:

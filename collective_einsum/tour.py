@@ -1,8 +1,9 @@
-"""One ring through all the devices of several mesh axes."""
+"""Rings through all the devices of several mesh axes, between neighbours."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 Place = tuple[int, ...]
@@ -26,6 +27,46 @@ def tour(sizes: Sequence[int]) -> list[Place]:
         found += [(row, place) for place in line[1:][:: 1 if row % 2 == 0 else -1]]
     found += [(row, line[0]) for row in reversed(range(sizes[even]))]
     return [(*place[:even], row, *place[even:]) for row, place in found]
+
+
+def tours(sizes: Sequence[int], closed: Sequence[bool]) -> list[list[Place]]:
+    """As many rings through every place as can be made that share no link: two, or just `tour`.
+
+    `closed` says of each axis whether its last place is a neighbour of its first. Two rings: one
+    walks along a closed axis and every time it is round takes a step along a ring through the other
+    axes; the other one takes all the links that are left. Not all sizes allow that.
+    """
+    for axis, n in enumerate(sizes):
+        rest = [m for i, m in enumerate(sizes) if i != axis]
+        rows = tour(rest)
+        several = sum(m > 1 for m in rest) > 1
+        around = any(m % 2 == 0 for m in rest) if several else _closed(rest, closed, axis)
+        fits = len(rows) % n == 0 and math.gcd(len(rows), n - 1) == 1
+        if n < 3 or len(rows) < 3 or not (closed[axis] and around and fits):
+            continue
+        pair = _pair(len(rows), n)
+        return [[(*rows[r][:axis], c, *rows[r][axis:]) for r, c in ring] for ring in pair]
+    return [tour(sizes)]
+
+
+def _closed(rest: Sequence[int], closed: Sequence[bool], axis: int) -> bool:
+    """Whether the one axis of `rest`, all but `axis`, is closed."""
+    others = [c for i, c in enumerate(closed) if i != axis]
+    return all(c for m, c in zip(rest, others, strict=True) if m > 1)
+
+
+def _pair(rows: int, columns: int) -> list[list[tuple[int, int]]]:
+    """Two rings through a torus of so many rows, a multiple of the columns, that share no link."""
+    first = [(t // columns, (t - t // columns) % columns) for t in range(rows * columns)]
+    second, row, column = [], 0, 0
+    for _ in first:
+        second.append((row, column))
+        # The first one leaves a row where row + column + 1 is a multiple of the columns.
+        if (row + column + 1) % columns:
+            row = (row + 1) % rows
+        else:
+            column = (column + 1) % columns
+    return [first, second]
 
 
 def _walk(sizes: Sequence[int]) -> list[Place]:

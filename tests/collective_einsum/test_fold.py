@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
-from collective_einsum.tour import tour
+from collective_einsum.tour import tour, tours
 
 from .oracle import RINGS, TORI, MeshOf, on_devices, random, torus_id
 
@@ -161,14 +161,44 @@ def test_says_what_is_wrong(mesh_of: MeshOf, options: dict[str, Any], words: str
         jax.jit(run).lower(jnp.zeros((8, 2)))
 
 
+def links(ring: list[Any]) -> list[Any]:
+    """Pairs of places, as a ring goes."""
+    return list(zip(ring, [*ring[1:], ring[0]], strict=True))
+
+
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=3))
 def test_a_tour_goes_everywhere_once_and_from_neighbour_to_neighbour(sizes: list[int]) -> None:
     found = tour(sizes)
     assert sorted(found) == list(itertools.product(*map(range, sizes)))
-    steps = [
-        sum(abs(a - b) for a, b in zip(here, there, strict=True))
-        for here, there in zip(found, [*found[1:], found[0]], strict=True)
-    ]
+    steps = [sum(abs(a - b) for a, b in zip(*link, strict=True)) for link in links(found)]
     several = sum(n > 1 for n in sizes) > 1
     if several and any(n % 2 == 0 for n in sizes):
         assert set(steps) == {1}
+
+
+SIDES = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=2, max_size=3)
+
+
+@given(SIDES)
+@example([(4, True), (4, True)])
+@example([(4, True), (4, True), (4, True)])
+@example([(8, True), (4, True)])
+def test_tours_share_no_link(sides: list[tuple[int, bool]]) -> None:
+    sizes, closed = zip(*sides, strict=True)
+    found = tours(sizes, closed)
+    for ring in found:
+        assert sorted(ring) == list(itertools.product(*map(range, sizes)))
+    if len(found) == 1:
+        assert found == [tour(sizes)]
+        return
+    walked = [link for ring in found for link in links(ring)]
+    assert len({frozenset(link) for link in walked}) == len(walked)
+    for link in walked:
+        (axis,) = [i for i, (a, b) in enumerate(zip(*link, strict=True)) if a != b]
+        far = abs(link[0][axis] - link[1][axis])
+        assert far == 1 or (closed[axis] and far == sizes[axis] - 1)
+
+
+def test_a_torus_of_v4_has_two_tours() -> None:
+    assert len(tours((4, 4), (True, True))) == len(tours((4, 4, 4), (True,) * 3)) == 2
+    assert len(tours((4, 4), (True, False))) == len(tours((2, 4), (False, True))) == 1
