@@ -45,7 +45,7 @@ def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimat
     else:
         # Every piece of the result is put into its place, and strands are cut from what comes.
         moved = 2.0 * around * block * op.dtype.itemsize
-        if strands > 1 or any(lane.size < span for lane in found):
+        if strands > 1:
             moved += 2 * whole / around
         compute += pass_seconds(problem, moved)
     return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
