@@ -156,6 +156,14 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
             **options,
         )
 
+    def fold(a: Any, b: Any, schedule: Any) -> Any:
+        def put(h: Any, arrived: Any, index: Any) -> Any:
+            return h.at[index].set(jnp.tanh(einsum("mk,kn->mn", a, arrived)))
+
+        h = jnp.zeros((8, a.shape[0], b.shape[1]), a.dtype)
+        h = ce.all_gather_fold(put, h, b, axis_name=_XY, schedule=schedule)
+        return jnp.concatenate(list(h), axis=1)
+
     def door(a: Any, b: Any, schedule: Any) -> Any:
         return ce.einsum(
             "mk,kn->mn",
@@ -266,6 +274,14 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
             (columns,),
             P(),
             x,
+        ),
+        Check(
+            "all_gather_fold",
+            fold,
+            (x, w),
+            (P(), columns),
+            P(),
+            jnp.tanh(y),
         ),
         Check(
             "reduce_scatter",
