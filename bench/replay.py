@@ -213,7 +213,7 @@ class _Walk:
             route = collective.route(self.torus)
             size = route.bytes or moved
             cap, latency = float("inf"), route.hops * self.chip.hop_seconds
-            uses.update(route.loads)
+            uses |= route.loads
             rows: dict[str, float] = {}
             for link, load in route.loads.items():
                 row = self.torus.link_name(link)

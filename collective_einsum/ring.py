@@ -173,7 +173,9 @@ def gather(
             return (fly(flying, 1), arrive(carry, flying, hop, 1)), None
 
         # By twos, the compiler need not copy what arrived to where the next hop departs from.
-        (flying, carry), _ = lax.scan(body, (flying, carry), jnp.arange(1, common), unroll=2)
+        unroll = 2 if common > 3 else 1
+        hops_between = jnp.arange(1, common)
+        (flying, carry), _ = lax.scan(body, (flying, carry), hops_between, unroll=unroll)
         hop = common
     while hop <= last:
         flying, carry = yield flying, carry
