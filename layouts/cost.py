@@ -21,10 +21,11 @@ from . import einsum_cost, stream_cost
 from .axes import AXES, size
 from .config import ModelConfig
 from .embedding import vocab_axes
+from .items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
 from .memory import Memory, memory
 from .partitioning import Partitioning
 from .scores import CAUSAL_GROUPS
-from .work import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer, layer_work
+from .work import layer_work
 
 Overlap = Literal["none", "auto"]
 PHASES = ("decode", "prefill")

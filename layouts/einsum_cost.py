@@ -14,7 +14,7 @@ from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.operation import End, Operation
 from collective_einsum.schedule import Schedule
 
-from .work import Einsum
+from .items import Einsum
 
 # Share of hidden communication that a step loses all the same, to dots that run beside it and to what
 # cuts and joins their operands, if these are activations: seen on v4 in steps with rings, against

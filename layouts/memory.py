@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from .axes import WEIGHT_AXES, size
 from .config import ModelConfig
 from .embedding import vocab_axes
+from .items import ACTIVATION_BYTES, Einsum, Item, Load
 from .partitioning import Partitioning
 from .placement import place, stored_kv_axes
 from .projections import boundary_axes
 from .scores import SCORES_BYTES
-from .work import ACTIVATION_BYTES, Einsum, Item, Load
 
 # Bytes of a scale, of which int8 weights have one for each column and an int8 cache for each vector.
 SCALE_BYTES = 4

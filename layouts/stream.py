@@ -23,9 +23,9 @@ from . import axes as ax
 from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
 from .config import ModelConfig
 from .functions import hidden, scale_rows
+from .items import ACTIVATION_BYTES, gathered_weight
 from .projections import FeedForwardLayout, Outgoing, WeightGathered
 from .stream_cost import saving
-from .work import ACTIVATION_BYTES, gathered_weight
 
 BIASES = ("b_in", "b_gate")
 
@@ -134,7 +134,8 @@ def stream(
 def _groups(shards: Mapping[str, Any], dots: int) -> list[dict[str, Any]]:
     """Shards in groups that travel one after the other, each beside one of so many dots."""
     pairs = list(shards.items())
-    return [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
+    groups = [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
+    return [group for group in groups if group]
 
 
 def _values(w: Any) -> jax.Array:

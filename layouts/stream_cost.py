@@ -15,7 +15,7 @@ from . import einsum_cost
 from .axes import AXES
 from .config import ModelConfig
 from .einsum_cost import Seconds
-from .work import ACTIVATION_BYTES, Einsum, Item, Transfer
+from .items import ACTIVATION_BYTES, Einsum, Item, Transfer
 
 
 def outgoing(config: ModelConfig) -> tuple[str, ...]:

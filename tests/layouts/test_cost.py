@@ -15,8 +15,8 @@ import layouts
 from bench import paper_forms, published
 from layouts.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
 from layouts.cost import Cost, cost, load, transfer_seconds
+from layouts.items import Einsum, Transfer
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
-from layouts.work import Einsum, Transfer
 
 CUBE = {"x": 4, "y": 4, "z": 4}
 CHIP = ce.TPU_V4

@@ -14,8 +14,9 @@ from bench import hlo, scalars, work
 from bench.traffic import sent_bytes
 from layouts.config import PALM_540B, ModelConfig
 from layouts.cost import load, transfers
+from layouts.items import Attention, Einsum
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
-from layouts.work import Attention, Einsum, layer_work
+from layouts.work import layer_work
 
 # The CPU compiler widens bf16 to 32 bits, on the links too.
 WIDER = 2
