@@ -217,7 +217,8 @@ class _Walk:
             rows: dict[str, float] = {}
             for link, load in route.loads.items():
                 row = self.torus.link_name(link)
-                rows[row] = max(rows.get(row, 0.0), load * route.bytes)
+                carried = load * route.bytes * self.torus.share(link)
+                rows[row] = rows.get(row, 0.0) + carried
         if moved:
             uses[_HBM] = moved / size
         flow = Flow(instruction.name, size, uses, cap, latency)

@@ -105,6 +105,11 @@ class Torus:
                 }
         return dataclasses.replace(self, apart=apart)
 
+    def share(self, told: Link) -> float:
+        """How many of the links of its axis and direction a link as routes name it stands for."""
+        among = [each for (_, link), each in self.apart.items() if link == told[:2]]
+        return among.count(told) / len(among) if among else 1.0
+
     def _told(self, link: Link) -> list[Link]:
         found = dict.fromkeys(told for (_, each), told in self.apart.items() if each == link)
         return list(found) or [link]

@@ -132,6 +132,9 @@ def test_links_are_told_apart_where_permutes_load_them_differently() -> None:
     # What loads all links alike takes all of those that are told apart.
     everywhere = told.all_gather([list(range(16))], 100).loads
     assert set(everywhere) == set(told.told) > set(one)
+    # The two ways, of 16 links each, are half of all 64.
+    assert sum(told.share(link) for link in (*one, *other)) == pytest.approx(2)
+    assert sum(told.share(link) for link in told.told) == pytest.approx(4)
     # Shifts along an axis load its links alike.
     shift = [(4 * i + j, 4 * i + (j + 1) % 4) for i in range(4) for j in range(4)]
     assert plain.telling([shift]).apart == {}

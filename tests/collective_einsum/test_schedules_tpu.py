@@ -202,3 +202,27 @@ def test_arrivals_are_folded_beside_the_next_hop(v4: Target) -> None:
     assert found.permutes_in_flight_during_dots(), str(found)
     assert {link for link, moved in found.link_bytes.items() if moved > 0} == set(ALL_LINKS)
     assert found.hidden_fraction > 0.5, str(found)
+
+
+def test_two_rings_through_all_chips_fill_all_links(v4: Target) -> None:
+    # Columns of a matrix gathered over y and z: two rings of 16 chips, which share no link.
+    mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
+
+    def local(x: Any, w: Any) -> Any:
+        return ce.all_gather_einsum("me,ef->mf", x, w, axis_name=YZ, gather="f", schedule="latency")
+
+    program = jax.shard_map(
+        local, mesh=mesh, in_specs=(P("x"), P(None, YZ)), out_specs=P("x"), check_vma=False
+    )
+    args = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        for shape, spec in (((4 * ROWS, WIDTH), P("x")), ((WIDTH, 4 * WIDTH), P(None, YZ)))
+    ]
+    found = replay(v4.compile(program, *args), mesh)
+    assert found.permutes_in_flight_during_dots(), str(found)
+    moved = {link: each for link, each in found.link_bytes.items() if each > 0}
+    assert set(moved) == set(ALL_LINKS)
+    # Each link carries no more than its part of the least that a gather can move.
+    least = WIDTH * 4 * WIDTH * 2 * 15 / 16 / len(ALL_LINKS)
+    assert max(moved.values()) < 1.25 * least, str(found)
+    assert found.hidden_fraction > 0.5, str(found)
