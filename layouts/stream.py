@@ -103,23 +103,20 @@ def stream(
     h = lax.empty((c.shape[0], columns * ax.size(axes)), c.dtype)
 
     def arrive(carry: Any, groups: Any, index: jax.Array) -> Any:
-        number, h, whole = carry
+        h, whole = carry
         shards = {name: shard for group in groups for name, shard in group.items()}
         inner = [ax.local_einsum("me,ef->mf", c, shards[name]).astype(c.dtype) for name in names]
         made = hidden([scale_rows(y, factor) for y in inner], shards, config)
-        h = lax.dynamic_update_slice_in_dim(h, made, number * columns, 1)
-        # Those of `before` are in order; the rest stands as it came, at places known beforehand.
+        h = lax.dynamic_update_slice_in_dim(h, made, index * columns, 1)
         whole = {
-            name: lax.dynamic_update_slice_in_dim(
-                w, shards[name], (number if name == "w_out" else index) * shards[name].shape[0], 0
-            )
+            name: lax.dynamic_update_slice_in_dim(w, shards[name], index * shards[name].shape[0], 0)
             for name, w in whole.items()
         }
-        return number + 1, h, whole
+        return h, whole
 
-    _, h, whole = ce.all_gather_fold(
+    h, whole = ce.all_gather_fold(
         arrive,
-        (0, h, {name: _whole(shards[name], axes) for name in out}),
+        (h, {name: _whole(shards[name], axes) for name in out}),
         _groups(shards, ways * len(names)),
         axis_name=axes,
         schedule=schedule,
