@@ -103,20 +103,23 @@ def stream(
     h = lax.empty((c.shape[0], columns * ax.size(axes)), c.dtype)
 
     def arrive(carry: Any, groups: Any, index: jax.Array) -> Any:
-        h, whole = carry
+        number, h, whole = carry
         shards = {name: shard for group in groups for name, shard in group.items()}
         inner = [ax.local_einsum("me,ef->mf", c, shards[name]).astype(c.dtype) for name in names]
         made = hidden([scale_rows(y, factor) for y in inner], shards, config)
-        h = lax.dynamic_update_slice_in_dim(h, made, index * columns, 1)
+        h = lax.dynamic_update_slice_in_dim(h, made, number * columns, 1)
+        # Those of `before` are in order; the rest stands as it came, at places known beforehand.
         whole = {
-            name: lax.dynamic_update_slice_in_dim(w, shards[name], index * shards[name].shape[0], 0)
+            name: lax.dynamic_update_slice_in_dim(
+                w, shards[name], (number if name == "w_out" else index) * shards[name].shape[0], 0
+            )
             for name, w in whole.items()
         }
-        return h, whole
+        return number + 1, h, whole
 
-    h, whole = ce.all_gather_fold(
+    _, h, whole = ce.all_gather_fold(
         arrive,
-        (h, {name: _whole(shards[name], axes) for name in out}),
+        (0, h, {name: _whole(shards[name], axes) for name in out}),
         _groups(shards, ways * len(names)),
         axis_name=axes,
         schedule=schedule,
