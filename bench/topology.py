@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -107,12 +108,19 @@ class Torus:
 
     def share(self, told: Link) -> float:
         """How many of the links of its axis and direction a link as routes name it stands for."""
-        among = [each for (_, link), each in self.apart.items() if link == told[:2]]
-        return among.count(told) / len(among) if among else 1.0
+        kinds = self._kinds.get(told[:2])
+        return kinds[told] / kinds.total() if kinds else 1.0
 
     def _told(self, link: Link) -> list[Link]:
-        found = dict.fromkeys(told for (_, each), told in self.apart.items() if each == link)
-        return list(found) or [link]
+        return list(self._kinds.get(link, [link]))
+
+    @functools.cached_property
+    def _kinds(self) -> dict[Link, collections.Counter[Link]]:
+        """How many links of an axis and direction are told as what, where they are told apart."""
+        found: dict[Link, collections.Counter[Link]] = {}
+        for (_, link), told in self.apart.items():
+            found.setdefault(link, collections.Counter())[told] += 1
+        return found
 
     def permute(self, pairs: Iterable[tuple[int, int]], message_bytes: float) -> Route:
         """A collective-permute: each pair takes the shortest way, one axis after the other."""

@@ -102,7 +102,7 @@ def _touring(problem: Problem, turning: End) -> int:
     if turning is not problem.op.gather or turning.label in problem.op.rhs or len(turning.axes) < 2:
         return 0
     sizes = tuple(problem.axis_sizes[axis] for axis in turning.axes)
-    return len(tours(sizes, [problem.chip.wraps(size) for size in sizes]))
+    return len(tours(sizes, tuple(problem.chip.wraps(size) for size in sizes)))
 
 
 def _dots(
@@ -117,16 +117,16 @@ def _dots(
 
 
 def _turns(
-    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, tours: int
+    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, touring: int
 ) -> tuple[float, float]:
     """Seconds of a ring with its dots, hop by hop, and seconds that its links are busy.
 
     The TPU compiler starts a hop one dot before it must land, so that one dot hides it, however many
     there are between two hops; where two tours have hops at once, two do.
     """
-    strands = max(1, tours)
-    around = problem.n(turning) if tours else problem.axis_sizes[turning.axes[0]]
-    axis = None if tours else turning.axes[0]
+    strands = max(1, touring)
+    around = problem.n(turning) if touring else problem.axis_sizes[turning.axes[0]]
+    axis = None if touring else turning.axes[0]
     last = max((lane.hops for lane in found), default=0)
     one = dot_seconds(problem, **{turning.label: 1 / around / strands})
     time, busy = one * strands, 0.0

@@ -55,7 +55,7 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
         around: list[stages.Around] = [*stages.touring(axes, choice.mesh_chip().wraps)]
         around = around[:shard]
     else:
-        around = stages.last_stage(axes, 1)
+        around = [stages.major(axes)]
         if len(axes) > 1:
             moving = lax.all_gather(moving, axes[1:], axis=dim, tiled=True)
     cuts = blocks.pieces_of(shard, len(around), TILE)
@@ -100,7 +100,7 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
     """
     dim, axes = op.out.index(end.label), end.axes
     groups = [(lhs, [each]) for each in rhs] if op.form == "each" else [(lhs, rhs)]
-    around = [stages.last_stage(axes, 1)[0] for _ in groups]
+    around = [stages.major(axes) for _ in groups]
     # Results may be of different widths.
     shards = [
         dict(zip(op.lhs + op.rhs, (*a[0].shape, *b[0].shape), strict=True))[end.label]

@@ -89,8 +89,8 @@ class Touring(Around):
 def touring(axes: tuple[str, ...], closed: Callable[[int], bool]) -> list[Touring]:
     """One or two rings through all devices of `axes`, which share no link; `closed` says of an axis
     of a size whether its ends are neighbours."""
-    sizes = [lax.axis_size(axis) for axis in ring.in_mesh_order(axes)]
-    return [Touring(axes, tour) for tour in tours(sizes, [closed(n) for n in sizes])]
+    sizes = tuple(lax.axis_size(axis) for axis in ring.in_mesh_order(axes))
+    return [Touring(axes, tour) for tour in tours(sizes, tuple(closed(n) for n in sizes))]
 
 
 def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:
@@ -98,10 +98,9 @@ def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:
     return tuple(sorted(order(strand, axes)[: stage + 1]))
 
 
-def last_stage(axes: tuple[str, ...], strands: int) -> list[Around]:
-    """Where each strand goes round last, every other axis being gathered already."""
-    every = tuple(range(len(axes)))
-    return [Around(axes, every, order(s, len(axes))[-1]) for s in range(strands)]
+def major(axes: tuple[str, ...]) -> Around:
+    """The ring of the first axis, every other one being gathered already."""
+    return Around(axes, tuple(range(len(axes))), 0)
 
 
 def all_gather(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ def tour(sizes: Sequence[int]) -> list[Place]:
     return [(*place[:even], row, *place[even:]) for row, place in found]
 
 
-def tours(sizes: Sequence[int], closed: Sequence[bool]) -> list[list[Place]]:
+@functools.cache
+def tours(sizes: tuple[int, ...], closed: tuple[bool, ...]) -> list[list[Place]]:
     """As many rings through every place as can be made that share no link: two, or just `tour`.
 
     `closed` says of each axis whether its last place is a neighbour of its first. Two rings: one
@@ -39,20 +41,15 @@ def tours(sizes: Sequence[int], closed: Sequence[bool]) -> list[list[Place]]:
     for axis, n in enumerate(sizes):
         rest = [m for i, m in enumerate(sizes) if i != axis]
         rows = tour(rest)
-        several = sum(m > 1 for m in rest) > 1
-        around = any(m % 2 == 0 for m in rest) if several else _closed(rest, closed, axis)
+        others = [i for i, m in enumerate(sizes) if i != axis and m > 1]
+        several = len(others) > 1
+        around = any(sizes[i] % 2 == 0 if several else closed[i] for i in others)
         fits = len(rows) % n == 0 and math.gcd(len(rows), n - 1) == 1
         if n < 3 or len(rows) < 3 or not (closed[axis] and around and fits):
             continue
         pair = _pair(len(rows), n)
         return [[(*rows[r][:axis], c, *rows[r][axis:]) for r, c in ring] for ring in pair]
     return [tour(sizes)]
-
-
-def _closed(rest: Sequence[int], closed: Sequence[bool], axis: int) -> bool:
-    """Whether the one axis of `rest`, all but `axis`, is closed."""
-    others = [c for i, c in enumerate(closed) if i != axis]
-    return all(c for m, c in zip(rest, others, strict=True) if m > 1)
 
 
 def _pair(rows: int, columns: int) -> list[list[tuple[int, int]]]:

@@ -170,12 +170,16 @@ def rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
+def values(w: Any) -> jax.Array:
+    """Those of a Quantized, or the array itself."""
+    return w.values if isinstance(w, ce.Quantized) else w
+
+
 def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
     """An einsum without collectives, in the wide dtype of lhs; w is an array or a Quantized.
 
     The scale of a Quantized is that of the last dimension of w and of the result.
     """
-    values = w.values if isinstance(w, ce.Quantized) else w
     left, right, out = re.split(",|->", spec)
-    y = product((left, right, out), lhs, values, accumulator=wide(lhs.dtype))
+    y = product((left, right, out), lhs, values(w), accumulator=wide(lhs.dtype))
     return y * w.scale[0] if isinstance(w, ce.Quantized) else y

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 from collective_einsum.chip import Chip
-from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.product import ROWS
 
 from . import einsum_cost, stream_cost
@@ -207,7 +206,7 @@ def cost(
     matmul = attention = exposed = between = passes = 0.0
     for item in items:
         if isinstance(item, Einsum):
-            found = einsum_cost.seconds(item, _sorted(sizes), chip, overlap)
+            found = einsum_cost.seconds(item, sizes, chip, overlap)
             matmul, exposed = matmul + found.compute, exposed + found.exposed
             between += item.activation_bytes
         elif isinstance(item, Transfer):
@@ -278,10 +277,10 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     """A collective by itself (appendix A.1): (K - 1)/K of its bytes over the bandwidth of its axes;
     an all-reduce twice, and an all-to-all on a ring of K as long as it takes to send an average
     K/4 hops far."""
-    sides = [sizes[axis] for axis in transfer.axes]
     if transfer.kind != "all-to-all":
-        once = torus_seconds(chip, sides, transfer.bytes)
+        once = einsum_cost.gather_seconds(transfer, sizes, chip)
         return once * (2 if transfer.kind == "all-reduce" else 1)
+    sides = [sizes[axis] for axis in transfer.axes]
     far = max(side / (2 * links(chip, side)) for side in sides)
     busy = transfer.bytes * far / (2 * chip.link_bandwidth)
     return busy + _hops(transfer, sizes, chip) * chip.hop_seconds
@@ -321,12 +320,8 @@ def _outside_seconds(
     logits = Einsum(
         ("unembedding",), asked.batch, config.d_model, (tokens,), asked.weight_bytes, None
     )
-    return found + einsum_cost.seconds(logits, _sorted(sizes), chip, "none").compute
+    return found + einsum_cost.seconds(logits, sizes, chip, "none").compute
 
 
 def _total(items: tuple[Item, ...], name: str) -> float:
     return math.fsum(getattr(item, name, 0.0) for item in items)
-
-
-def _sorted(sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple((axis, sizes[axis]) for axis in AXES)

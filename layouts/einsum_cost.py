@@ -14,7 +14,8 @@ from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.operation import End, Operation
 from collective_einsum.schedule import Schedule
 
-from .items import Einsum
+from .axes import AXES
+from .items import Einsum, Transfer
 
 # Share of hidden communication that a step loses all the same, to dots that run beside it and to what
 # cuts and joins their operands, if these are activations: seen on v4 in steps with rings, against
@@ -35,12 +36,18 @@ class Seconds(NamedTuple):
     exposed: float
 
 
-@functools.lru_cache(maxsize=2**16)
-def seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str) -> Seconds:
-    """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none".
+def seconds(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap: str) -> Seconds:
+    """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none"."""
+    return _seconds(item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap)
 
-    `sizes` are pairs of an axis and how many chips it has.
-    """
+
+def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
+    """An all-gather or a reduce-scatter by itself."""
+    return torus_seconds(chip, [sizes[axis] for axis in gather.axes], gather.bytes)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str) -> Seconds:
     by_axis = dict(sizes)
     choice = rank(*_operation(item, by_axis), chip, by_axis)
     row = choice.rows[0]
@@ -50,8 +57,7 @@ def seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overla
     exposed = row.exposed + (0.0 if item.gathers_weight else HIDING_COST * hidden)
     plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
     if item.gather_shared and item.gather is not None and plain:
-        gather = item.gather[1]
-        exposed -= torus_seconds(chip, [by_axis[axis] for axis in gather.axes], gather.bytes)
+        exposed -= gather_seconds(item.gather[1], by_axis, chip)
     return Seconds(row.compute, max(0.0, exposed))
 
 

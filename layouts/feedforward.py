@@ -13,7 +13,7 @@ from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
 from .config import ModelConfig
 from .doors import on_mesh, weight_specs_of
-from .functions import add_bias, hidden, scale_rows
+from .functions import BIASES, add_bias, hidden, scale_rows
 from .projections import (
     FeedForwardLayout,
     Outgoing,
@@ -22,7 +22,7 @@ from .projections import (
     feature_bias,
     whole_rows,
 )
-from .stream import BIASES, stream, stream_schedule
+from .stream import stream, stream_schedule
 
 # Both matrices of a feedforward, and its biases, by the name that they have in a block.
 WEIGHT_SPECS = {

@@ -21,6 +21,8 @@ from .config import Activation, ModelConfig, Norm, Rotary
 # exp(x) = 2**(x * LOG2_E). Hardware has exp2; what is multiplied by a constant anyway (a query by
 # 1/sqrt(D), a logit by 1/temperature) takes this factor with it for nothing.
 LOG2_E = math.log2(math.e)
+# The biases between the two matmuls, as `params` names them.
+BIASES = ("b_in", "b_gate")
 
 
 def wide(dtype: Any) -> Any:
@@ -238,9 +240,7 @@ def hidden(
 ) -> jax.Array:
     """What stands between the two matmuls, from columns of w_in and, if gated, of w_gate.
 
-    `biases` holds the same columns of "b_in" and "b_gate", those that there are.
+    `biases` holds the same columns of `BIASES`, those that there are.
     """
-    biased = [
-        add_bias(y, biases.get(name)) for y, name in zip(inner, ("b_in", "b_gate"), strict=False)
-    ]
+    biased = [add_bias(y, biases.get(name)) for y, name in zip(inner, BIASES, strict=False)]
     return feedforward_hidden(biased[0], biased[1] if config.gated else None, config.activation)

@@ -270,7 +270,7 @@ class WeightGathered:
         self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`."""
-        e = jax.tree.leaves(weights[0])[0].shape[0] * ax.size(("x",))
+        e = ax.values(weights[0]).shape[0] * ax.size(("x",))
         c = whole_rows(c, self, e, schedule)
         results = []
         for w, axes in zip(weights, sharded, strict=True):

@@ -22,12 +22,10 @@ from collective_einsum.schedule import as_schedule
 from . import axes as ax
 from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
 from .config import ModelConfig
-from .functions import hidden, scale_rows
+from .functions import BIASES, hidden, scale_rows
 from .items import ACTIVATION_BYTES, gathered_weight
 from .projections import FeedForwardLayout, Outgoing, WeightGathered
 from .stream_cost import saving
-
-BIASES = ("b_in", "b_gate")
 
 
 def columns_axes(layout: FeedForwardLayout) -> Axes:
@@ -96,7 +94,7 @@ def stream(
     axes, names = columns_axes(layout), config.input_names
     shards = {name: ax.all_gather(weights[name], ("x",), 0, schedule) for name in names}
     out = {f"before_{i}": term.w for i, term in enumerate(before)} | {"w_out": weights["w_out"]}
-    shards |= {name: _values(w) for name, w in out.items()}
+    shards |= {name: ax.values(w) for name, w in out.items()}
     shards |= {name: weights[name] for name in BIASES if name in weights}
     ways = 2 if schedule.direction == "latency" else 1
     columns = shards["w_out"].shape[0]
@@ -136,10 +134,6 @@ def _groups(shards: Mapping[str, Any], dots: int) -> list[dict[str, Any]]:
     pairs = list(shards.items())
     groups = [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
     return [group for group in groups if group]
-
-
-def _values(w: Any) -> jax.Array:
-    return w.values if isinstance(w, ce.Quantized) else w
 
 
 def _with_values(w: Any, values: jax.Array) -> Any:

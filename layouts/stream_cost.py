@@ -8,11 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from collective_einsum.chip import Chip
 from collective_einsum.choice import WORTHWHILE
 from collective_einsum.cost_dots import matmul_seconds
-from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.ring import lanes
 
 from . import einsum_cost
-from .axes import AXES
 from .config import ModelConfig
 from .einsum_cost import Seconds
 from .items import ACTIVATION_BYTES, Einsum, Item, Transfer
@@ -56,9 +54,9 @@ def _streamed(item: Item, names: Sequence[str]) -> bool:
 
 def _apart(item: Item, sizes: Mapping[str, int], chip: Chip) -> Seconds:
     if isinstance(item, Einsum):
-        return einsum_cost.seconds(item, _sorted(sizes), chip, "auto")
+        return einsum_cost.seconds(item, sizes, chip, "auto")
     assert isinstance(item, Transfer)
-    return Seconds(0.0, _seconds(item, sizes, chip))
+    return Seconds(0.0, einsum_cost.gather_seconds(item, sizes, chip))
 
 
 def _together(
@@ -87,7 +85,7 @@ def _together(
         exposed += max(0.0, hop - before * dots)
         before = sum(lane.hops >= number for lane in ways)
     exposed += sum(
-        _seconds(gather, sizes, chip)
+        einsum_cost.gather_seconds(gather, sizes, chip)
         for each in into
         if (gather := _over_x(each, each.streamed_bytes / n, sizes)) is not None
     )
@@ -98,7 +96,7 @@ def _together(
         last = Einsum(
             each.names, each.m, each.e, each.f, each.weight_bytes, gather and ("f", gather), True
         )
-        found = einsum_cost.seconds(last, _sorted(sizes), chip, "auto")
+        found = einsum_cost.seconds(last, sizes, chip, "auto")
         compute, exposed = compute + found.compute, exposed + found.exposed
     return Seconds(compute, exposed)
 
@@ -107,11 +105,3 @@ def _over_x(each: Einsum, size: float, sizes: Mapping[str, int]) -> Transfer | N
     if sizes["x"] == 1:
         return None
     return Transfer(each.names[0], "all-gather", ("x",), sizes["x"], math.ceil(size))
-
-
-def _seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
-    return torus_seconds(chip, [sizes[axis] for axis in gather.axes], gather.bytes)
-
-
-def _sorted(sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple((axis, sizes[axis]) for axis in AXES)
