@@ -104,7 +104,7 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
 def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
     """The replay of a phase's program, which the cache may have."""
     lowered = phase.lower(mesh)
-    key = program_key(lowered, name, {})
+    key = program_key(lowered, name, phase.compiler_options(mesh))
     program = cache.load(key)
     if program is None:
         start = time.perf_counter()

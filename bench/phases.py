@@ -14,6 +14,7 @@ from collective_einsum.schedule import as_schedule
 from layouts import ModelConfig, Partitioning
 from layouts.embedding import vocab_axes
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
+from layouts.program import Program
 from layouts.sampling import sample
 
 # Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
@@ -83,6 +84,12 @@ class Phase:
     def schedule_name(self) -> str:
         """The schedule, and whether the layers are unrolled."""
         return f"{self.schedule}, unrolled" if self.unrolled else self.schedule
+
+    def compiler_options(self, mesh: Mesh) -> dict[str, str]:
+        """That its program is compiled under."""
+        if self.kind == "sample":
+            return {}
+        return Program(self.config, mesh, self.plan, self.schedule).compiler_options
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The program that `layouts.decode_step` or `layouts.prefill` runs.

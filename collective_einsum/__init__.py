@@ -14,6 +14,8 @@ from .collectives import all_gather as all_gather
 from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all
 from .collectives import reduce_scatter as reduce_scatter
+from .compiling import compiler_options as compiler_options
+from .compiling import jit as jit
 from .einsum import einsum as einsum
 from .einsums import all_gather_einsum as all_gather_einsum
 from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter

@@ -29,8 +29,11 @@ class Chip:
       clock_hz: cycles/s of the cores.
       vmem_bytes: software-managed vector memory, in bytes, over all cores of the chip.
       cmem_bytes: on-chip memory shared by the cores, in bytes; 0 where there is none.
-      overlaps_own_collectives: whether the compiler, by its default options, runs a plain
-        all-gather beside an independent dot; where it does not, only permutes overlap.
+      asynchronous: which of lax's collectives ("all_gather", "reduce_scatter", "all_to_all",
+        "all_reduce") the compiler, by its default options, runs beside an independent dot; where it
+        does not, only permutes overlap.
+      asynchronous_by_options: which others it does under `compiler_options`.
+      compiler_options: names and values; see `collective_einsum.compiler_options`.
       dot_fill_seconds: fixed cost of a dot, before its pipeline is full, in seconds. A dot takes
         this, plus the longer of its flops over `dot_efficiency * bf16_flops` and its larger operand
         over `stream_efficiency * hbm_bandwidth` with the rest over `vector_bandwidth`.
@@ -69,7 +72,9 @@ class Chip:
     clock_hz: float
     vmem_bytes: int
     cmem_bytes: int
-    overlaps_own_collectives: bool
+    asynchronous: tuple[str, ...]
+    asynchronous_by_options: tuple[str, ...]
+    compiler_options: tuple[tuple[str, str], ...]
     dot_fill_seconds: float
     dot_fill_bandwidth: float
     dot_efficiency: float

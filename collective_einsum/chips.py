@@ -38,7 +38,12 @@ TPU_V4 = Chip(
     clock_hz=1.05e9,  # Jouppi et al., arXiv 2304.01433; times 8 MXUs x 128 x 128 x 2 is 275e12
     vmem_bytes=2 * 16 * _MIB,  # [J] 16 MiB a core
     cmem_bytes=128 * _MIB,  # [J]
-    overlaps_own_collectives=False,  # [K]
+    asynchronous=(),  # [K]
+    asynchronous_by_options=("all_gather", "all_to_all"),  # [K]
+    compiler_options=(
+        ("xla_enable_async_all_gather", "true"),
+        ("xla_tpu_enable_async_all_to_all", "true"),
+    ),
     dot_fill_seconds=7.1e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
     dot_fill_bandwidth=7.5e12,  # [K] likewise
     dot_efficiency=0.91,  # [K] 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
@@ -71,7 +76,9 @@ TPU_V5P = Chip(
     clock_hz=1.75e9,  # 459e12 over 2 cores x 4 MXUs [J] x 128 x 128 x 2
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
-    overlaps_own_collectives=False,  # [K]
+    asynchronous=(),  # [K]
+    asynchronous_by_options=("all_to_all",),  # [K]
+    compiler_options=(("xla_tpu_enable_async_all_to_all", "true"),),
     dot_fill_seconds=4.2e-6,  # [K] [64,4608] x [4608,1152]: 12.5 us, less what is streamed
     dot_fill_bandwidth=math.inf,  # a part of the above
     # [K] 0.87 is the slope of [M,4608] x [4608,4608], M=512 to 8192; its blocks reach 0.92
@@ -108,7 +115,9 @@ TPU_V5E = Chip(
     clock_hz=1.5e9,  # [S]; 197e12 over 4 MXUs [J] x 128 x 128 x 2
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
-    overlaps_own_collectives=True,  # [K]
+    asynchronous=("all_gather",),  # [K]
+    asynchronous_by_options=("all_to_all",),  # [K]
+    compiler_options=(("xla_tpu_enable_async_all_to_all", "true"),),
     # [K] [64,18432] x [18432,4608] as four dots: 1 us each longer in bf16, 10 us in int8
     dot_fill_seconds=3e-6,
     dot_fill_bandwidth=math.inf,  # a part of the above
@@ -150,7 +159,9 @@ TPU_V6E = Chip(
     clock_hz=1.75e9,
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
-    overlaps_own_collectives=False,  # [K]
+    asynchronous=(),  # [K]
+    asynchronous_by_options=("all_to_all",),  # [K]
+    compiler_options=(("xla_tpu_enable_async_all_to_all", "true"),),
     dot_fill_seconds=3e-6,  # [K] [64,18432] x [18432,4608] as four dots: 3.3 us each longer
     dot_fill_bandwidth=math.inf,  # a part of the above
     # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=2048 and 8192, the M rows on the
@@ -189,7 +200,10 @@ H100 = Chip(
     clock_hz=1.83e9,  # 989.4e12 over 132 SMs x 4096 flops
     vmem_bytes=132 * 228 * 1024,  # [N] shared memory, 228 KiB an SM
     cmem_bytes=50 * _MIB,  # [N] L2
-    overlaps_own_collectives=True,  # each runs on a stream of its own
+    # Each runs on a stream of its own.
+    asynchronous=("all_gather", "reduce_scatter", "all_to_all", "all_reduce"),
+    asynchronous_by_options=(),
+    compiler_options=(),
     dot_fill_seconds=4e-6,
     dot_fill_bandwidth=math.inf,
     dot_efficiency=1.0,

@@ -12,6 +12,7 @@ from jax import lax
 
 from .chip import Chip
 from .chips import chip_for
+from .compiling import with_options
 from .cost import Estimate, Problem, estimate
 from .schedule import DIRECTIONS, Direction, Schedule, as_schedule
 
@@ -160,9 +161,11 @@ def resolve(
 
 
 def resolve_collective(
-    axes: Sequence[str], schedule: str | Schedule, chip: Chip | None
+    kind: str, axes: Sequence[str], schedule: str | Schedule, chip: Chip | None
 ) -> Schedule:
     """The schedule of a collective by itself: what can run beside other work, for "auto".
+
+    `kind` is as in `Chip.asynchronous`.
 
     Raises:
       ValueError: a schedule that cuts einsums into chunks.
@@ -177,7 +180,7 @@ def resolve_collective(
         return given
     chip = chip or mesh_chip()
     alone = math.prod(lax.axis_size(axis) for axis in axes) == 1
-    if alone or chip.overlaps_own_collectives or not chip.torus_dims:
+    if alone or kind in chip.asynchronous or not chip.torus_dims:
         return Schedule("blocking")
     return Schedule("ring", "latency")
 
@@ -185,4 +188,5 @@ def resolve_collective(
 def mesh_chip() -> Chip:
     """The chip of the mesh in scope, known while tracing even where there is no hardware."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return chip_for(device.device_kind if device is not None else jax.devices()[0].device_kind)
+    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
+    return with_options(chip_for(kind))

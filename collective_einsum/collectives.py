@@ -141,7 +141,7 @@ def _run(
             f"{where}: {n} does not divide dimension {dim}, of size {x.shape[dim]}; pad it to "
             f"{-(-x.shape[dim] // n) * n}"
         )
-    chosen = choice.resolve_collective(axes, schedule, chip)
+    chosen = choice.resolve_collective(kind, axes, schedule, chip)
     if kind in ("all_gather", "reduce_scatter") and n > 1 and chosen.direction == "bidirectional":
         shard = x.shape[dim] if kind == "all_gather" else x.shape[dim] // n
         if shard < 2:

@@ -123,7 +123,7 @@ def extender(program: Program) -> Any:
             (program.logit_spec, specs),
         )(params, cache, tokens, counts)
 
-    return jax.jit(run, static_argnames="reads", donate_argnames="cache")
+    return program.jit(run, static_argnames="reads", donate_argnames="cache")
 
 
 def extend(

@@ -25,7 +25,7 @@ def default_decode(config: ModelConfig, mesh: Any, batch: int, context: int) -> 
     Raises:
       ValueError: the mesh has other axes, or no layout divides the model and the batch.
     """
-    return _decode(config, _shape(mesh), _chip(mesh), batch, context)
+    return _decode(config, _shape(mesh), chip_of(mesh), batch, context)
 
 
 def default_prefill(
@@ -37,7 +37,7 @@ def default_prefill(
     Raises:
       ValueError: as `default_decode`.
     """
-    return _prefill(config, _shape(mesh), _chip(mesh), batch, length, context)
+    return _prefill(config, _shape(mesh), chip_of(mesh), batch, length, context)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -82,7 +82,7 @@ def _shape(mesh: Any) -> tuple[int, ...]:
     return tuple(sizes[axis] for axis in AXES)
 
 
-def _chip(mesh: Any) -> Chip:
+def chip_of(mesh: Any) -> Chip:
     """The chip of a mesh's devices; of an abstract mesh, the one it was made for."""
     if isinstance(mesh, Mesh):
         return chip_for(mesh.devices.flat[0].device_kind)

@@ -154,7 +154,7 @@ def generator(
             params, tokens, counts, sampling, seeds, prefix
         )
 
-    return jax.jit(run)
+    return decoder.jit(run)
 
 
 def _generate(

@@ -1,0 +1,101 @@
+"""Compiling with the options under which a chip's compiler runs its own collectives beside other work."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from .chip import Chip
+from .chips import chip_for
+
+_by_options: contextvars.ContextVar[bool] = contextvars.ContextVar("by_options", default=False)
+
+
+def compiler_options(chip: Chip | None = None) -> dict[str, str]:
+    """What `jax.jit(..., compiler_options=...)` takes for the chip's compiler to run more of lax's
+    collectives beside other work; nothing for a chip that has no such options.
+
+    Args:
+      chip: by default that of `jax.devices()`.
+    """
+    return dict(_chip(chip).compiler_options)
+
+
+def jit(function: Callable[..., Any], *, chip: Chip | None = None, **options: Any) -> Any:
+    """`jax.jit` with `compiler_options(chip)`, and with schedules chosen for what they allow.
+
+    Inside of another jit, whose options count, it is `jax.jit` as it stands.
+
+    Args:
+      function: as for `jax.jit`.
+      chip: that it is compiled for; by default that of `jax.devices()`.
+      options: of `jax.jit`, such as `static_argnames`, `donate_argnames` and `out_shardings`; its
+        `compiler_options` are added to the chip's.
+
+    Returns:
+      A function with the `lower` and `trace` of `jax.jit`'s.
+    """
+    return _Jitted(function, _chip(chip), options)
+
+
+def by_options() -> bool:
+    """Whether what is being traced will be compiled under `compiler_options`."""
+    return _by_options.get()
+
+
+def with_options(chip: Chip) -> Chip:
+    """The chip, as its compiler serves what is being traced."""
+    if not by_options():
+        return chip
+    both = tuple(dict.fromkeys((*chip.asynchronous, *chip.asynchronous_by_options)))
+    return dataclasses.replace(chip, asynchronous=both)
+
+
+class _Jitted:
+    """See `jit`."""
+
+    def __init__(self, function: Callable[..., Any], chip: Chip, options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+
+        @functools.wraps(function)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            token = _by_options.set(True)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _by_options.reset(token)
+
+        given = {**dict(chip.compiler_options), **(options.pop("compiler_options", None) or {})}
+        self._inside = jax.jit(function, **options)
+        self._alone = self._inside
+        if chip.compiler_options:
+            self._alone = jax.jit(told, **options, compiler_options=given)
+        elif given:
+            self._alone = jax.jit(function, **options, compiler_options=given)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._inside if _tracing() else self._alone)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """As of `jax.jit`."""
+        return self._alone.lower(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `jax.jit`."""
+        return self._alone.trace(*args, **kwargs)
+
+
+def _chip(chip: Chip | None) -> Chip:
+    return chip_for(jax.devices()[0].device_kind) if chip is None else chip
+
+
+def _tracing() -> bool:
+    """Whether a jit is being traced around this: all of jax's arrays are then traced."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
