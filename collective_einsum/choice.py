@@ -172,10 +172,10 @@ def resolve_collective(
     """
     given = as_schedule(schedule)
     if given is not None:
-        if given.kind == "chunked":
+        if given.kind == "chunked" and (given.direction != "direct" or given.chunks > 1):
             raise ValueError(
                 f"schedule={schedule!r} cuts an einsum into chunks, and a collective has none; "
-                "choose 'auto', 'blocking', 'unidirectional', 'bidirectional' or 'latency'"
+                "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'direct'"
             )
         return given
     chip = chip or mesh_chip()

@@ -42,8 +42,10 @@ class Collective:
         with jax.named_scope(f"{self.kind}[{self.schedule}]"):
             (x,) = operands
             wired = x.astype(self.schedule.wire_dtype or x.dtype)
-            blocking = self.schedule.kind == "blocking"
-            result = self._lax(wired) if blocking else ring.finish(self._steps(x, wired))
+            whole = self.schedule.kind == "blocking" or (
+                self.schedule.direction == "direct" and self.kind in ("all_gather", "all_to_all")
+            )
+            result = self._lax(wired) if whole else ring.finish(self._steps(x, wired))
             return [result.astype(x.dtype)]
 
     def _lax(self, x: Any) -> Any:

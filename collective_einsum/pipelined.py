@@ -79,7 +79,7 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
     label, count = op.schedule.label, op.schedule.chunks
-    if count == 1 and op.scatter is not None:
+    if count == 1 and op.scatter is not None and op.schedule.direction != "direct":
         return _whole(op, op.scatter, lhs, rhs)
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     cuts = blocks.pieces_of(sizes[label], count) if label is not None else [(0, 0)]

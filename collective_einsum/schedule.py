@@ -8,7 +8,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 Kind = Literal["blocking", "ring", "chunked"]
-Direction = Literal["unidirectional", "bidirectional", "latency"]
+Direction = Literal["unidirectional", "bidirectional", "latency", "direct"]
+# Those of rings.
 DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
 # Past this many devices an unrolled ring makes programs that take long to compile.
 ROLL_FROM = 16
@@ -23,7 +24,9 @@ class Schedule:
         or "chunked" (a dimension cut into `chunks`, whose collectives run during the dots of other
         chunks; with one chunk each of several results is scattered during the next one's dot).
       direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
-        half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops.
+        half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops. And for
+        "chunked" alone, "direct": no ring, but lax's all-gather and all-to-all, for compilers that
+        run these beside other work; see `compiler_options`.
       chunks: how many chunks, for "chunked".
       label: the einsum label that is cut into chunks; None for the one that suits (see
         `choose_schedule`).
@@ -46,8 +49,14 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in ("blocking", "ring", "chunked"):
             raise ValueError(f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'")
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"Schedule direction {self.direction!r} is none of {DIRECTIONS}")
+        if self.direction not in (*DIRECTIONS, "direct"):
+            known = (*DIRECTIONS, "direct")
+            raise ValueError(f"Schedule direction {self.direction!r} is none of {known}")
+        if self.direction == "direct" and self.kind == "ring":
+            raise ValueError(
+                "Schedule(kind='ring', direction='direct'): what goes directly goes round no ring; "
+                "use kind='chunked'"
+            )
         if isinstance(self.chunks, bool) or not isinstance(self.chunks, int) or self.chunks < 1:
             raise ValueError(f"Schedule chunks must be a positive integer, got {self.chunks!r}")
         if self.kind != "chunked" and (self.chunks != 1 or self.label is not None):
@@ -85,6 +94,7 @@ NAMED: dict[str, Schedule] = {
     "bidirectional": Schedule("ring", "bidirectional"),
     "latency": Schedule("ring", "latency"),
     "chunked": Schedule("chunked", chunks=4),
+    "direct": Schedule("chunked", "direct"),
 }
 
 

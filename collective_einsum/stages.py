@@ -112,6 +112,8 @@ def all_gather(
     rolls: Callable[[int], bool],
 ) -> Steps:
     """All-gathers `x` along `dim` over `axes`, the first one major; returns the whole."""
+    if direction == "direct":
+        return (yield lax.all_gather(x, axes, axis=dim, tiled=True))
     along = strand_dim(x.shape, dim, len(axes))
     parts, starts = [x], None
     if along is not None:
@@ -183,6 +185,13 @@ def reduce_scatter(
     rolls: Callable[[int], bool],
 ) -> Steps:
     """Sums `x` over `axes`, in `accumulator`, and leaves each device its block of `dim`."""
+    if direction == "direct":
+        n = ring.total(axes)
+        x = blocks.split(wire(x), dim, (n, x.shape[dim] // n))
+        x = yield lax.all_to_all(x, axes, dim, dim, tiled=True)
+        # Written out, so that the compiler makes the sums a part of what they are used for.
+        own, *others = (lax.index_in_dim(x, i, dim, keepdims=False) for i in range(n))
+        return sum((other.astype(accumulator) for other in others), own.astype(accumulator))
     along = strand_dim(x.shape, dim, len(axes))
     parts = [x]
     if along is not None:

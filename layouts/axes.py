@@ -81,6 +81,8 @@ def collective_schedule(schedule: ScheduleLike) -> ScheduleLike:
     given = as_schedule(schedule)
     if given is None:
         return "auto"
+    if given.direction == "direct":
+        return ce.Schedule("chunked", "direct", wire_dtype=given.wire_dtype)
     if given.kind == "blocking":
         return ce.Schedule("blocking", wire_dtype=given.wire_dtype)
     return ce.Schedule("ring", given.direction, rolled=given.rolled, wire_dtype=given.wire_dtype)
