@@ -79,7 +79,8 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
     label, count = op.schedule.label, op.schedule.chunks
-    if count == 1 and op.scatter is not None and op.schedule.direction != "direct":
+    direct = op.schedule.direction == "direct"
+    if count == 1 and op.scatter is not None and not direct:
         return _whole(op, op.scatter, lhs, rhs)
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     cuts = blocks.pieces_of(sizes[label], count) if label is not None else [(0, 0)]
@@ -110,7 +111,9 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     def advance(value: Any) -> Any:
         """One hop of everything in progress, beside the computation of `value`."""
         keys = sorted(running)
-        states, value = ring.together([running[key][1] for key in keys], value)
+        states = [running[key][1] for key in keys]
+        # What is tied to a dot, and goes directly, the TPU scheduler waits for before the dot.
+        states, value = (states, value) if direct else ring.together(states, value)
         for key, state in zip(keys, states, strict=True):
             step(key, running[key][0], state)
         return value

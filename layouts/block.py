@@ -84,6 +84,7 @@ def parallel(
     """See `parallel_block`; x is [rows, E over the rest]."""
     config, layout, schedule = step.config, step.feedforward, step.schedule
     c, inverse = normed(x, weights["norm"], step)
+    inverse = inner_rows(inverse, step)
     out = stream_cost.outgoing(config)
     how = stream_schedule(c.shape[0], weights, config, layout, schedule, out)
     if how is not None:
@@ -106,12 +107,14 @@ def serial(
     """See `serial_block`; x is [rows, E over the rest]."""
     layout, schedule = step.feedforward, step.schedule
     c, inverse = normed(x, weights["norm"], step)
+    inverse = inner_rows(inverse, step)
     columns, _ = project_heads(c, weights, step, inverse, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
     y = layout.project_out([o], schedule)
     x = _sum(x, add_output_bias(y, weights, step, "b_o"))
 
     c, inverse = normed(x, weights["norm_ffn"], step)
+    inverse = inner_rows(inverse, step)
     y = layout.project_out(outgoing(c, inverse, weights, step.config, layout, schedule), schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_out")), new
 
@@ -123,17 +126,26 @@ def normed(
 
     An rmsnorm divides each row by one number, which commutes with a matmul: the number's own
     reduction over devices then runs beside the matmul, and does not come before it. Not where the
-    matmul leaves a chip with other rows.
+    matmul leaves a chip with rows that it did not have.
     """
     config, layout = step.config, step.feedforward
     weights = {name: boundary_shard(layout, each, config.d_model) for name, each in weights.items()}
     moments = norm_moments(x, config.norm)
     moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
-    if config.norm != "rmsnorm" or layout.batch_axes != layout.inner_batch_axes:
+    kept = layout.batch_axes in ((), layout.inner_batch_axes)
+    if config.norm != "rmsnorm" or not kept:
         return normalize(x, weights, config, moments), None
     _, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
     scaled = x.astype(inverse.dtype) * weights["scale"].astype(inverse.dtype)
     return scaled.astype(x.dtype), inverse
+
+
+def inner_rows(inverse: jax.Array | None, step: Step) -> jax.Array | None:
+    """What `normed` leaves to multiply by, of the rows that a chip has after `project_in`."""
+    layout = step.feedforward
+    if inverse is None or layout.batch_axes == layout.inner_batch_axes:
+        return inverse
+    return ax.own_block(inverse, layout.inner_batch_axes, 0)
 
 
 def _sum(x: jax.Array, y: jax.Array) -> jax.Array:

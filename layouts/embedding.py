@@ -70,7 +70,8 @@ def embed(
         rows = _rows(table, ids, config, dtype)
         # Of a dimension of its own: otherwise the TPU compiler makes an all-reduce.
         rows = ax.reduce_scatter(rows, batch_axes, 0, alone).reshape(-1, rows.shape[-1])
-        return ax.reduce_scatter_alone(rows, rest, 1, schedule)
+        rows = ax.reduce_scatter_alone(rows, rest, 1, schedule)
+        return ax.all_reduce(rows, layout.repeated_axes, schedule)
 
     if pieces == 1:
         found = look_up(by_part)

@@ -29,6 +29,7 @@ Objective = Literal["latency", "throughput", "cost"]
 FEEDFORWARDS: dict[str, FeedForwardLayout] = {
     "WS 2D": WeightStationary2D(),
     "WS 2D batch": WeightStationary2D(by_batch=True),
+    "WS 2D whole": WeightStationary2D(by_batch=True, whole=True),
     "WS 1D": WeightStationary1D(),
     "WG X": WeightGathered(("x",)),
     "WG XY": WeightGathered(("x", "y")),

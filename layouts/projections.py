@@ -25,6 +25,10 @@ from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
 from .functions import wide
 
 
+# The einsum of `project_out`.
+_OUT = "mf,fe->me"
+
+
 class Outgoing(NamedTuple):
     """Columns on their way through an output matrix, back to the boundary of a layer.
 
@@ -58,6 +62,11 @@ class FeedForwardLayout(Protocol):
         """The same after `project_in`, and before `project_out`."""
         ...
 
+    @property
+    def repeated_axes(self) -> Axes:
+        """The axes along which chips hold the same activations between layers."""
+        ...
+
     def features(self, sharded: Axes) -> Axes:
         """The axes, major first, of what `project_in` makes with columns stored over `sharded`."""
         ...
@@ -77,8 +86,9 @@ class FeedForwardLayout(Protocol):
 
 
 def boundary_axes(layout: FeedForwardLayout) -> Axes:
-    """The axes that shard E between layers: those that do not shard the batch."""
-    return tuple(axis for axis in AXES if axis not in layout.batch_axes)
+    """The axes that shard E between layers: those that neither shard the batch nor repeat it."""
+    taken = (*layout.batch_axes, *layout.repeated_axes)
+    return tuple(axis for axis in AXES if axis not in taken)
 
 
 def activation_spec(layout: FeedForwardLayout) -> P:
@@ -96,14 +106,31 @@ class WeightStationary2D:
     Attributes:
       by_batch: what these collectives cut is the batch instead, B_yz LE_x between the layers and
         B_x LF_yz inside: the same bytes, of whole rows, which a TPU moves without copies.
+      whole: only with `by_batch`: the sums over yz are all-reduced, BLE_x between the layers. The
+        same bytes as a reduce-scatter and the next layer's all-gather, in one collective and without
+        the copies around two; but the norms and sums between the layers are of all rows, on every
+        chip of yz. For steps of few rows.
     """
 
     by_batch: bool = False
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.whole and not self.by_batch:
+            raise ValueError(
+                "WeightStationary2D(whole=True): whole rows between layers go with rows cut inside "
+                "of them; add by_batch=True"
+            )
 
     @property
     def batch_axes(self) -> Axes:
-        """None, or y and z if `by_batch`."""
-        return WEIGHT_AXES if self.by_batch else ()
+        """None, or y and z if `by_batch` and not `whole`."""
+        return WEIGHT_AXES if self.by_batch and not self.whole else ()
+
+    @property
+    def repeated_axes(self) -> Axes:
+        """None, or y and z if `whole`."""
+        return WEIGHT_AXES if self.whole else ()
 
     @property
     def inner_batch_axes(self) -> Axes:
@@ -119,12 +146,18 @@ class WeightStationary2D:
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`."""
         del sharded
+        if self.whole:
+            return ce.einsum_reduce_scatter(
+                "me,ef->mf", c, list(weights), axis_name="x", scatter="m", schedule=schedule
+            )
         ends = ("m", "m") if self.by_batch else ("e", "f")
         return _gather_and_scatter(c, weights, *ends, schedule)
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
         gathers = ["m" if self.by_batch or term.by_rows else "f" for term in terms]
+        if self.whole:
+            return ax.all_reduce(_stationary_sum(terms, gathers, schedule), WEIGHT_AXES, schedule)
         return _stationary_out(terms, gathers, "m" if self.by_batch else "e", schedule)
 
 
@@ -144,6 +177,11 @@ class WeightStationary1D:
 
     @property
     def inner_batch_axes(self) -> Axes:
+        """None."""
+        return ()
+
+    @property
+    def repeated_axes(self) -> Axes:
         """None."""
         return ()
 
@@ -200,13 +238,13 @@ def _stationary_out(
 ) -> jax.Array:
     """`project_out` of weight-stationary layouts; `gathers` are the labels that x cuts before, if
     any, and `scatter` is what yz cuts after."""
-    spec, ends = "mf,fe->me", {"scatter": scatter, "schedule": schedule}
+    ends = {"scatter": scatter, "schedule": schedule}
     if len(terms) == 1:
         (h, w, *_), (gather,) = terms[0], gathers
         if gather is None:
-            return ce.einsum_reduce_scatter(spec, h, w, axis_name=WEIGHT_AXES, **ends)
+            return ce.einsum_reduce_scatter(_OUT, h, w, axis_name=WEIGHT_AXES, **ends)
         return ce.all_gather_einsum_reduce_scatter(
-            spec,
+            _OUT,
             h,
             w,
             gather_axis_name="x",
@@ -214,11 +252,19 @@ def _stationary_out(
             scatter_axis_name=WEIGHT_AXES,
             **ends,
         )
+    y = _stationary_sum(terms, gathers, schedule)
+    return ax.reduce_scatter_alone(y, WEIGHT_AXES, "me".index(scatter), schedule)
+
+
+def _stationary_sum(
+    terms: Sequence[Outgoing], gathers: Sequence[str | None], schedule: ScheduleLike
+) -> jax.Array:
+    """What `_stationary_out` sums over yz: [rows, E over x]."""
     parts = [
-        ax.local_einsum(spec, h, w).astype(h.dtype)
+        ax.local_einsum(_OUT, h, w).astype(h.dtype)
         if gather is None
         else ce.all_gather_einsum(
-            spec,
+            _OUT,
             h,
             w,
             axis_name="x",
@@ -227,7 +273,7 @@ def _stationary_out(
         )
         for (h, w, *_), gather in zip(terms, gathers, strict=True)
     ]
-    return ax.reduce_scatter_alone(_sum(parts), WEIGHT_AXES, "me".index(scatter), schedule)
+    return _sum(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +307,11 @@ class WeightGathered:
     def inner_batch_axes(self) -> Axes:
         """The same."""
         return self.axes
+
+    @property
+    def repeated_axes(self) -> Axes:
+        """None."""
+        return ()
 
     def features(self, sharded: Axes) -> Axes:
         """Columns stay sharded over what is not gathered."""

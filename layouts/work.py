@@ -63,7 +63,7 @@ class _Layer:
     @property
     def by_batch(self) -> bool:
         """Whether the collectives of activations cut rows."""
-        return bool(self.layout.batch_axes) and not self.gathered_axes
+        return bool(self.layout.inner_batch_axes) and not self.gathered_axes
 
     @property
     def scatters_x(self) -> bool:
@@ -89,7 +89,8 @@ class _Layer:
         m, e = self.load.tokens, self.config.d_model // self.sizes["x"]
         found = self.inputs(names)
         f = tuple(columns // self.n(stored) for _, columns, stored in found)
-        gather = self.moved("activations", "all-gather", WEIGHT_AXES, m * e)
+        apart = tuple(axis for axis in WEIGHT_AXES if axis not in self.layout.repeated_axes)
+        gather = self.moved("activations", "all-gather", apart, m * e)
         scatters = self.scatters_x or by_rows
         kind: Kind = "reduce-scatter" if scatters else "all-reduce"
         sums = self.moved("sums over x", kind, ("x",), m * sum(f))
@@ -138,8 +139,9 @@ class _Layer:
             yield from self.alone(sums)
             return
         m, e = self.load.tokens, config.d_model // self.sizes["x"]
-        sums = self.moved("sums over yz", "reduce-scatter", WEIGHT_AXES, m * e)
-        alone = len(names) > 1
+        kind: Kind = "all-reduce" if self.layout.repeated_axes else "reduce-scatter"
+        sums = self.moved("sums over yz", kind, WEIGHT_AXES, m * e)
+        alone = len(names) > 1 or bool(self.layout.repeated_axes)
         for name in names:
             f = features[name] // self.n(WEIGHT_AXES)
             rows = self.by_batch or (name == "w_o" and self.placement.by_rows)
