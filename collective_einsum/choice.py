@@ -77,8 +77,11 @@ class Choice:
         return "\n".join([*lines, f"chosen: {self.schedule}, since {self.reason}"])
 
 
-def candidates(op: Operation, sizes: Mapping[str, int], n: int) -> list[Schedule]:
-    """Every schedule that can serve an operation on `n` devices, blocking first."""
+def candidates(op: Operation, sizes: Mapping[str, int], n: int, chip: Chip) -> list[Schedule]:
+    """Every schedule that can serve an operation on `n` devices, blocking first.
+
+    What goes directly only where the chip's compiler runs it beside other work.
+    """
     found = [Schedule("blocking")]
     if n == 1:
         return found
@@ -93,11 +96,19 @@ def candidates(op: Operation, sizes: Mapping[str, int], n: int) -> list[Schedule
             found.append(Schedule("ring", direction))
             if len(ends) == 2:
                 found.append(Schedule("ring", direction, end="gather"))
-    found.append(Schedule("chunked"))
-    for label in _cuttable(op):
-        found += [
-            Schedule("chunked", chunks=k, label=label) for k in CHUNKS if sizes[label] >= 8 * k
-        ]
+    needed = {"all_gather"} if op.gather is not None else set()
+    needed |= {"all_to_all"} if op.scatter is not None else set()
+    ways: list[Direction] = ["latency"]
+    if not op.reduce and needed <= set(chip.asynchronous):
+        ways.append("direct")
+    for way in ways:
+        found.append(Schedule("chunked", way))
+        for label in _cuttable(op):
+            found += [
+                Schedule("chunked", way, chunks=k, label=label)
+                for k in CHUNKS
+                if sizes[label] >= 8 * k
+            ]
     return found
 
 
@@ -109,11 +120,17 @@ def _cuttable(op: Operation) -> list[str]:
     return [c for c in dict.fromkeys(moved) if c not in taken and (c in op.out or not summed)]
 
 
-def rank(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str, int]) -> Choice:
+def rank(
+    op: Operation,
+    values: Sequence[Any],
+    chip: Chip,
+    axes: Mapping[str, int],
+    beside: float = 0.0,
+) -> Choice:
     """All candidates for an operation on these local operands, ranked by cost."""
-    problem = _problem(op, values, chip, axes)
+    problem = dataclasses.replace(_problem(op, values, chip, axes), beside=beside)
     n = math.prod(axes[axis] for axis in op.axes)
-    rows = [estimate(problem, each) for each in candidates(op, problem.sizes, n)]
+    rows = [estimate(problem, each) for each in candidates(op, problem.sizes, n, chip)]
     rows.sort(key=lambda row: row.seconds)
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
     if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
@@ -145,13 +162,17 @@ def _problem(op: Operation, values: Sequence[Any], chip: Chip, axes: Mapping[str
 
 
 def resolve(
-    op: Operation, values: Sequence[Any], schedule: str | Schedule, chip: Chip | None
+    op: Operation,
+    values: Sequence[Any],
+    schedule: str | Schedule,
+    chip: Chip | None,
+    beside: float = 0.0,
 ) -> Schedule:
     """The schedule that was asked for, complete; for "auto", the one of `rank`."""
     given = as_schedule(schedule)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
     if given is None:
-        return rank(op, values, chip or mesh_chip(), axes).schedule
+        return rank(op, values, chip or mesh_chip(), axes, beside).schedule
     if given.kind == "chunked" and given.chunks > 1 and given.label is None:
         problem = _problem(op, values, chip or mesh_chip(), axes)
         labels = [c for c in _cuttable(op) if problem.sizes[c] >= given.chunks]

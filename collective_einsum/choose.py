@@ -28,6 +28,7 @@ def choose_schedule(
     axis_size: int | Sequence[int] | Mapping[str, int],
     preferred_element_type: Any = None,
     wire_dtype: Any = None,
+    beside: float = 0.0,
     chip: Chip = TPU_V4,
 ) -> choice.Choice:
     """The schedules of an einsum with its collectives, ranked by predicted cost; `print` shows why.
@@ -47,6 +48,7 @@ def choose_schedule(
       axis_size: the size of the axis; a sequence for a tuple of axes; or sizes by name.
       preferred_element_type: dtype of the result.
       wire_dtype: dtype on the links.
+      beside: as `all_gather_einsum`.
       chip: whose costs to reckon with.
 
     Returns:
@@ -67,7 +69,10 @@ def choose_schedule(
     names = tuple(dict.fromkeys(name for each in used for name in checks.axis_names(each)))
     sizes = _sizes(names, axis_size)
     options = problem.Options(
-        preferred_element_type=preferred_element_type, wire_dtype=wire_dtype, chip=chip
+        preferred_element_type=preferred_element_type,
+        wire_dtype=wire_dtype,
+        beside=beside,
+        chip=chip,
     )
     found: list[choice.Choice] = []
 

@@ -1,4 +1,4 @@
-"""Compiling with the options under which a chip's compiler runs its own collectives beside other work."""
+"""Compiling under the options with which a chip's compiler runs its collectives beside other work."""
 
 from __future__ import annotations
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .cost_dots import Estimate, Problem, dot_seconds, pass_seconds, whole_dot
-from .cost_lax import blocking_seconds, ends_seconds, gather_reduces, parts_tiles, scatter_passes
+from .cost_lax import (
+    all_to_all_seconds,
+    blocking_seconds,
+    ends_seconds,
+    gather_reduces,
+    parts_tiles,
+    scatter_passes,
+)
 from .cost_ring import ring_estimate
 from .schedule import Schedule
 
@@ -52,6 +59,8 @@ def _whole_bytes(problem: Problem) -> int:
 def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     """Assembling and slicing in passes; what the first and last chunks send has nothing beside it."""
     op, count = problem.op, schedule.chunks
+    if schedule.direction == "direct":
+        return _direct(problem, schedule)
     if count == 1 and op.scatter is not None:
         return _whole(problem, op.scatter, schedule)
     gather, scatter = (
@@ -105,6 +114,37 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     busy = gather + scatter + (problem.rights - 1) * max(straight, scatter)
     compute = dots + apart + pass_seconds(problem, passes)
     return Estimate(schedule, compute, busy, gather + exposed, _whole_bytes(problem))
+
+
+def _direct(problem: Problem, schedule: Schedule) -> Estimate:
+    """lax's all-gathers and all-to-alls beside the dots of other chunks and results, but for the
+    first gather and the last scatter; of the one without the other, beside what else there is."""
+    op, count = problem.op, schedule.chunks
+    parts = count * problem.rights
+    cut = {schedule.label: 1 / count} if schedule.label is not None else {}
+    dots = count * dot_seconds(problem, **cut) if cut else whole_dot(problem)
+    gather, scatter, passes = 0.0, 0.0, 0.0
+    if op.gather is not None:
+        gather = blocking_seconds(problem, op.gather.axes, problem.sent(op.gather) / count)
+        if schedule.label is not None and op.lhs[0] != schedule.label:
+            passes += 2 * problem.sent(op.gather)
+    if op.scatter is not None:
+        whole = problem.sent(op.scatter)
+        scatter = all_to_all_seconds(problem, op.scatter.axes, whole / parts)
+        # What arrives is read once more, and moved apart if it is not rows.
+        passes += whole
+        if op.out[0] != op.scatter.label:
+            passes += problem.chip.scatter_passes[2] * whole
+    if count > 1:
+        passes += 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
+    late = (count - 1) * max(0.0, gather - dots / count)
+    late += (parts - 1) * max(0.0, scatter - dots / parts)
+    ends = [gather, max(0.0, scatter - problem.beside)]
+    if op.scatter is None:
+        ends = [max(0.0, gather - problem.beside)]
+    compute = dots + pass_seconds(problem, passes)
+    busy = count * gather + parts * scatter
+    return Estimate(schedule, compute, busy, sum(ends) + late, _whole_bytes(problem))
 
 
 def _all_axes(op: Operation) -> list[tuple[str, ...]]:

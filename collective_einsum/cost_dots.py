@@ -55,6 +55,7 @@ class Problem:
     rights: float
     axis_sizes: Mapping[str, int]
     chip: Chip
+    beside: float = 0.0
     _dots: dict[Any, float] = dataclasses.field(default_factory=dict, repr=False)
 
     def elements(self, labels: str, **shrunk: float) -> float:

@@ -49,6 +49,19 @@ def torus_seconds(chip: Chip, sides: Sequence[int], whole: float) -> float:
     return whole * (n - 1) / n / (links * chip.link_bandwidth) + hops * chip.hop_seconds
 
 
+def all_to_all_seconds(problem: Problem, axes: Sequence[str], sent: float) -> float:
+    """An all-to-all by lax of `sent` bytes a device."""
+    return exchange_seconds(problem.chip, [problem.axis_sizes[axis] for axis in axes], sent)
+
+
+def exchange_seconds(chip: Chip, sides: Sequence[int], sent: float) -> float:
+    """`all_to_all_seconds` over axes of these sizes: the middle of the longest carries the most."""
+    sides = [side for side in sides if side > 1]
+    far = max((side / (2 * (2 if chip.wraps(side) else 1)) for side in sides), default=0.0)
+    hops = sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
+    return sent * far / (2 * chip.link_bandwidth) + hops * chip.hop_seconds
+
+
 def _scatter_blocking(problem: Problem, end: End) -> float:
     """lax.psum_scatter as compiled: of lanes, over one axis, mostly an all-reduce and a slice."""
     seconds = blocking_seconds(problem, end.axes, problem.sent(end))

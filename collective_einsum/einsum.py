@@ -99,7 +99,7 @@ def einsum(
     simple, operands, layouts = _simplified(parsed, (lhs, rhs), layouts, mesh, dtype)
     shape = tuple(sizes[label] for label in parsed.out)
     out = sharding.result_layout(simple, out_sharding, shape, *layouts, mesh)
-    options = Options(schedule, precision, dtype, found.accumulator, wire_dtype, chip)
+    options = Options(schedule, precision, dtype, found.accumulator, wire_dtype, chip=chip)
     op = sharded.Sharded(simple, (*layouts, out), mesh, options, found.result if scales else None)
     y = sharded.run(*operands, op=op, by_options=compiling.by_options())
     for scale in scales:

@@ -21,6 +21,7 @@ def all_gather_einsum(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
+    beside: float = 0.0,
     chip: Chip | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` of operands one of which is all-gathered on the way.
@@ -49,6 +50,9 @@ def all_gather_einsum(
       preferred_element_type: dtype of the result; by default that of `jnp.einsum`.
       accumulator_dtype: dtype of dots and sums; float32 unless the result is wider, or integer.
       wire_dtype: dtype on the links; by default that of the gathered operand.
+      beside: seconds of other work, which "auto" may reckon to run beside a collective of lax's that
+        the compiler makes asynchronous: beside the gather, or with a scatter beside that of the last
+        result; see `compiler_options`.
       chip: whose costs "auto" reckons with; by default told from the mesh.
 
     Returns:
@@ -58,7 +62,7 @@ def all_gather_einsum(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip
+        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
     return run(spec, lhs, rhs, Ends(gather=(gather, axis_name)), options)
 
@@ -75,6 +79,7 @@ def einsum_reduce_scatter(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
+    beside: float = 0.0,
     chip: Chip | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, a block of it on each.
@@ -89,7 +94,7 @@ def einsum_reduce_scatter(
       scatter: the label of the output that each device keeps its block of.
       wire_dtype: dtype of partial sums on the links; by default that of the result.
       spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
-        chip: as `all_gather_einsum`. The scale of a `Quantized` must be the same on all devices.
+        beside, chip: as `all_gather_einsum`. The scale of a `Quantized` must be the same on all devices.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.
@@ -98,7 +103,7 @@ def einsum_reduce_scatter(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip
+        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
     return run(spec, lhs, rhs, Ends(scatter=(scatter, axis_name)), options)
 
@@ -114,6 +119,7 @@ def einsum_all_reduce(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
+    beside: float = 0.0,
     chip: Chip | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, as by `lax.psum`.
@@ -123,7 +129,7 @@ def einsum_all_reduce(
 
     Args:
       spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
-        wire_dtype, chip: as `einsum_reduce_scatter`. There is no dot here for each hop: a ring
+        wire_dtype, beside, chip: as `einsum_reduce_scatter`. There is no dot here for each hop: a ring
         schedule is the einsum and then the ring, and "chunked" is what overlaps.
 
     Returns:
@@ -133,7 +139,7 @@ def einsum_all_reduce(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip
+        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
     return run(spec, lhs, rhs, Ends(reduce=axis_name), options)
 
@@ -152,6 +158,7 @@ def all_gather_einsum_reduce_scatter(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
+    beside: float = 0.0,
     chip: Chip | None = None,
 ) -> Any:
     """An all-gather before the einsum and a reduce-scatter after it, over different axes.
@@ -164,7 +171,7 @@ def all_gather_einsum_reduce_scatter(
       gather_axis_name, gather: what is gathered, as `all_gather_einsum`.
       scatter_axis_name, scatter: what is scattered, as `einsum_reduce_scatter`.
       spec, lhs, rhs, schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype,
-        chip: as there. `wire_dtype` is that of both collectives.
+        beside, chip: as there. `wire_dtype` is that of both collectives.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.
@@ -173,7 +180,7 @@ def all_gather_einsum_reduce_scatter(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip
+        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
     ends = Ends(gather=(gather, gather_axis_name), scatter=(scatter, scatter_axis_name))
     return run(spec, lhs, rhs, ends, options)

@@ -32,6 +32,7 @@ class Options:
     preferred_element_type: Any = None
     accumulator_dtype: Any = None
     wire_dtype: Any = None
+    beside: float = 0.0
     chip: Chip | None = None
 
 
@@ -58,7 +59,8 @@ def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.
     """The schedules that `run` chooses from, for the first of the results that it makes at once."""
     op, values = _operation(_groups(text, lhs, rhs, ends, options)[0])
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
-    return choice.rank(op, values, options.chip or choice.mesh_chip(), axes)
+    chip = options.chip or choice.mesh_chip()
+    return choice.rank(op, values, chip, axes, options.beside)
 
 
 def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:
@@ -285,7 +287,8 @@ def _apply(problems: list[_Problem]) -> list[Any]:
     """All results of problems that share lhs and spec."""
     first = problems[0]
     op, values = _operation(problems)
-    schedule = choice.resolve(op, values, first.options.schedule, first.options.chip)
+    options = first.options
+    schedule = choice.resolve(op, values, options.schedule, options.chip, options.beside)
     for p in problems:
         check_schedule(
             schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=p.ends.reduce is not None

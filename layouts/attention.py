@@ -81,6 +81,7 @@ def project_heads(
     step: Step,
     factor: jax.Array | None,
     others: Sequence[Any],
+    beside: float = 0.0,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Columns of q and kv, and of `others`, which are stored like the feedforward's.
 
@@ -91,6 +92,7 @@ def project_heads(
       factor: [rows, 1], what q and kv are still to be multiplied by; None for nothing.
       others: input matrices of the same activations. Their collectives come after those of
         attention, whose own can then run beside these larger matmuls.
+      beside: seconds of work that the last of their scatters can run beside.
 
     Returns:
       q and kv as `attend_columns` takes them; and the others as `project_in` leaves them, not
@@ -102,16 +104,15 @@ def project_heads(
     if place_.by_rows:
         columns = project_rows(c, heads, step.schedule)
         rest = (
-            layout.project_in(c, others, [WEIGHT_AXES] * len(others), step.schedule)
+            layout.project_in(c, others, [WEIGHT_AXES] * len(others), step.schedule, beside)
             if others
             else []
         )
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
     else:
-        made = layout.project_in(
-            c, [*heads, *others], [*stored, *([WEIGHT_AXES] * len(others))], step.schedule
-        )
+        axes = [*stored, *([WEIGHT_AXES] * len(others))]
+        made = layout.project_in(c, [*heads, *others], axes, step.schedule, beside)
         columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
 

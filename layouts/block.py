@@ -14,6 +14,7 @@ from .axes import ScheduleLike
 from .config import ModelConfig
 from .feedforward import columns_out, outgoing
 from .functions import norm_factors, norm_moments, normalize, wide
+from .overlap import beside_attention, in_turn
 from .placement import AttentionLayout
 from .projections import FeedForwardLayout, boundary_axes, boundary_shard, whole_rows
 from .step import LayerCall, Past, Step
@@ -94,9 +95,12 @@ def parallel(
         terms = stream(c, inverse, weights, config, layout, [o], how)
     else:
         ffn = [weights[name] for name in config.input_names]
-        columns, inner = project_heads(c, weights, step, inverse, ffn)
+        beside = beside_attention(step, past)
+        columns, inner = project_heads(c, weights, step, inverse, ffn, beside)
         o, new = attend_columns(columns, weights, step, past, prefix)
-        terms = [o, columns_out(inner, inverse, weights, config, layout, schedule)]
+        inner, o, turns = in_turn(inner, o, beside)
+        h = columns_out(inner, inverse, weights, config, layout, schedule)
+        terms = [o, h._replace(in_turn=turns)]
     y = layout.project_out(terms, schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 

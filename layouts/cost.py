@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from collective_einsum.chip import Chip
+from collective_einsum.cost_lax import exchange_seconds
 from collective_einsum.product import ROWS
 
 from . import einsum_cost, stream_cost
@@ -280,10 +281,7 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     if transfer.kind != "all-to-all":
         once = einsum_cost.gather_seconds(transfer, sizes, chip)
         return once * (2 if transfer.kind == "all-reduce" else 1)
-    sides = [sizes[axis] for axis in transfer.axes]
-    far = max(side / (2 * links(chip, side)) for side in sides)
-    busy = transfer.bytes * far / (2 * chip.link_bandwidth)
-    return busy + _hops(transfer, sizes, chip) * chip.hop_seconds
+    return exchange_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
 
 
 def attention_seconds(item: Attention, chip: Chip) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -23,7 +24,6 @@ import collective_einsum as ce
 from . import axes as ax
 from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
 from .functions import wide
-
 
 # The einsum of `project_out`.
 _OUT = "mf,fe->me"
@@ -38,12 +38,15 @@ class Outgoing(NamedTuple):
       w: [columns over yz, E over x].
       by_rows: whether x cuts rows.
       columns_whole: whether w [columns, E over x] has all the columns of h already.
+      in_turn: whether h is gathered beside the matmuls of the terms before, by a collective that the
+        compiler runs beside them.
     """
 
     h: jax.Array
     w: Any
     by_rows: bool = False
     columns_whole: bool = False
+    in_turn: bool = False
 
 
 class FeedForwardLayout(Protocol):
@@ -72,9 +75,16 @@ class FeedForwardLayout(Protocol):
         ...
 
     def project_in(
-        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+        self,
+        c: jax.Array,
+        weights: Sequence[Any],
+        sharded: Sequence[Axes],
+        schedule: ScheduleLike,
+        beside: float = 0.0,
     ) -> list[jax.Array]:
         """c [rows, E over the rest] times each weight [E_x, columns over its `sharded`].
+
+        `beside` are seconds of work that the last scatter can run beside.
 
         Returns [rows, columns over `features(sharded)`] for each.
         """
@@ -142,16 +152,27 @@ class WeightStationary2D:
         return sharded if self.by_batch else (*sharded, "x")
 
     def project_in(
-        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+        self,
+        c: jax.Array,
+        weights: Sequence[Any],
+        sharded: Sequence[Axes],
+        schedule: ScheduleLike,
+        beside: float = 0.0,
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`."""
         del sharded
         if self.whole:
             return ce.einsum_reduce_scatter(
-                "me,ef->mf", c, list(weights), axis_name="x", scatter="m", schedule=schedule
+                "me,ef->mf",
+                c,
+                list(weights),
+                axis_name="x",
+                scatter="m",
+                schedule=schedule,
+                beside=beside,
             )
         ends = ("m", "m") if self.by_batch else ("e", "f")
-        return _gather_and_scatter(c, weights, *ends, schedule)
+        return _gather_and_scatter(c, weights, *ends, schedule, beside)
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
@@ -190,10 +211,15 @@ class WeightStationary1D:
         return sharded
 
     def project_in(
-        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+        self,
+        c: jax.Array,
+        weights: Sequence[Any],
+        sharded: Sequence[Axes],
+        schedule: ScheduleLike,
+        beside: float = 0.0,
     ) -> list[jax.Array]:
-        """See `FeedForwardLayout`."""
-        del sharded
+        """See `FeedForwardLayout`; there is no scatter."""
+        del sharded, beside
         partial = ce.all_gather_einsum(
             "me,ef->mf", c, list(weights), axis_name=WEIGHT_AXES, gather="e", schedule=schedule
         )
@@ -215,7 +241,12 @@ def project_rows(c: jax.Array, weights: Sequence[Any], schedule: ScheduleLike) -
 
 
 def _gather_and_scatter(
-    c: jax.Array, weights: Sequence[Any], gather: str, scatter: str, schedule: ScheduleLike
+    c: jax.Array,
+    weights: Sequence[Any],
+    gather: str,
+    scatter: str,
+    schedule: ScheduleLike,
+    beside: float = 0.0,
 ) -> list[jax.Array]:
     """`project_in` of weight-stationary layouts; the labels are what yz cuts before, and x after."""
     return ce.all_gather_einsum_reduce_scatter(
@@ -227,6 +258,7 @@ def _gather_and_scatter(
         scatter_axis_name="x",
         scatter=scatter,
         schedule=schedule,
+        beside=beside,
     )
 
 
@@ -260,19 +292,20 @@ def _stationary_sum(
     terms: Sequence[Outgoing], gathers: Sequence[str | None], schedule: ScheduleLike
 ) -> jax.Array:
     """What `_stationary_out` sums over yz: [rows, E over x]."""
-    parts = [
-        ax.local_einsum(_OUT, h, w).astype(h.dtype)
-        if gather is None
-        else ce.all_gather_einsum(
-            _OUT,
-            h,
-            w,
-            axis_name="x",
-            gather=gather,
-            schedule=schedule,
+    parts: list[jax.Array] = []
+    for term, gather in zip(terms, gathers, strict=True):
+        h, w = term.h, term.w
+        if gather is not None and term.in_turn and parts:
+            h = ax.all_gather(h, ("x",), "mf".index(gather), schedule)
+            # The sum so far first, which the next matmul adds to.
+            h, before = lax.optimization_barrier((h, _sum(parts)))
+            parts, gather = [before], None
+        if gather is None:
+            parts.append(ax.local_einsum(_OUT, h, w).astype(h.dtype))
+            continue
+        parts.append(
+            ce.all_gather_einsum(_OUT, h, w, axis_name="x", gather=gather, schedule=schedule)
         )
-        for (h, w, *_), gather in zip(terms, gathers, strict=True)
-    ]
     return _sum(parts)
 
 
@@ -318,9 +351,15 @@ class WeightGathered:
         return tuple(axis for axis in sharded if axis not in self.axes)
 
     def project_in(
-        self, c: jax.Array, weights: Sequence[Any], sharded: Sequence[Axes], schedule: ScheduleLike
+        self,
+        c: jax.Array,
+        weights: Sequence[Any],
+        sharded: Sequence[Axes],
+        schedule: ScheduleLike,
+        beside: float = 0.0,
     ) -> list[jax.Array]:
-        """See `FeedForwardLayout`."""
+        """See `FeedForwardLayout`; there is no scatter."""
+        del beside
         e = ax.values(weights[0]).shape[0] * ax.size(("x",))
         c = whole_rows(c, self, e, schedule)
         results = []
@@ -344,8 +383,9 @@ class WeightGathered:
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
         parts = []
-        for h, w, _, columns_whole in terms:
-            gathered = () if columns_whole else WEIGHT_AXES
+        for term in terms:
+            h, w = term.h, term.w
+            gathered = () if term.columns_whole else WEIGHT_AXES
             columns = ax.live([axis for axis in gathered if axis in self.axes])
             if columns:
                 w = ax.all_gather(w, ("x",), 1, schedule)
