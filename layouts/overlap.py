@@ -23,9 +23,11 @@ MUCH = 1.5
 
 
 def beside_attention(step: Step, past: Past | None) -> float:
-    """Seconds of attention that the last of the projections' scatters can run beside; 0 where the
-    schedule is given, or where the compiler runs none of its own beside anything."""
-    chip = mesh_chip()
+    """Seconds of attention that the last of the projections' scatters can run beside, if these are of
+    rows; 0 where the schedule is given, or where the compiler runs none of its own beside work."""
+    chip, layout = mesh_chip(), step.feedforward
+    if layout.inner_batch_axes in ((), layout.batch_axes):
+        return 0.0
     if as_schedule(step.schedule) is not None or "all_to_all" not in chip.asynchronous:
         return 0.0
     config, where = step.config, step.placement
@@ -42,26 +44,28 @@ def beside_attention(step: Step, past: Past | None) -> float:
 
 
 def in_turn(
-    inner: Sequence[jax.Array], o: Outgoing, attention: float
+    made: Sequence[jax.Array], o: Outgoing, attention: float
 ) -> tuple[Sequence[jax.Array], Outgoing, bool]:
-    """The feedforward's columns and their factor, behind attention if that is to come first.
+    """The feedforward's columns, behind attention if that is to come first.
 
     The last scatter over x, and the gather after the nonlinearity, are a chain, which the compiler
     hides behind attention as far as that goes. Where attention is much shorter, the scatter is to
     run beside it, and the gather beside its output matrix.
 
     Args:
-      inner: what `project_in` made.
+      made: what `project_in` made of the feedforward's matrices.
       o: what attention sends out.
-      attention: from `beside_attention`.
+      attention: what `project_in` reckoned with, of `beside_attention`.
 
     Returns:
-      inner, o, and whether the gather of what is made of inner is to run beside `o`'s matmul.
+      made, o, and whether the gather of what is made of these is to run beside `o`'s matmul.
     """
-    chip, sides = mesh_chip(), [lax.axis_size("x")]
-    size = inner[0].size * inner[0].dtype.itemsize * sides[0]
+    sides = [lax.axis_size("x")]
+    if not attention or sides == [1]:
+        return made, o, False
+    chip, size = mesh_chip(), made[0].size * made[0].dtype.itemsize * sides[0]
     chain = exchange_seconds(chip, sides, size) + torus_seconds(chip, sides, size)
-    if not attention or sides == [1] or chain < MUCH * attention:
-        return inner, o, False
-    h, *inner = lax.optimization_barrier((o.h, *inner))
-    return inner, o._replace(h=h), True
+    if chain < MUCH * attention:
+        return made, o, False
+    h, *made = lax.optimization_barrier((o.h, *made))
+    return made, o._replace(h=h), True
