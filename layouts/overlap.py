@@ -17,7 +17,6 @@ from .items import Attention
 from .projections import Outgoing
 from .step import Past, Step
 
-
 # How much longer than attention a chain is that is worth parting sums from the nonlinearity after them.
 MUCH = 1.5
 
