@@ -41,8 +41,8 @@ TPU_V4 = Chip(
     asynchronous=(),  # [K]
     asynchronous_by_options=("all_gather", "all_to_all"),  # [K]
     compiler_options=(
-        ("xla_enable_async_all_gather", "true"),
-        ("xla_tpu_enable_async_all_to_all", "true"),
+        ("xla_enable_async_all_gather", True),
+        ("xla_tpu_enable_async_all_to_all", True),
     ),
     dot_fill_seconds=7.1e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
     dot_fill_bandwidth=7.5e12,  # [K] likewise
@@ -78,7 +78,7 @@ TPU_V5P = Chip(
     cmem_bytes=0,  # [J]
     asynchronous=(),  # [K]
     asynchronous_by_options=("all_to_all",),  # [K]
-    compiler_options=(("xla_tpu_enable_async_all_to_all", "true"),),
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     dot_fill_seconds=4.2e-6,  # [K] [64,4608] x [4608,1152]: 12.5 us, less what is streamed
     dot_fill_bandwidth=math.inf,  # a part of the above
     # [K] 0.87 is the slope of [M,4608] x [4608,4608], M=512 to 8192; its blocks reach 0.92
@@ -117,7 +117,7 @@ TPU_V5E = Chip(
     cmem_bytes=0,  # [J]
     asynchronous=("all_gather",),  # [K]
     asynchronous_by_options=("all_to_all",),  # [K]
-    compiler_options=(("xla_tpu_enable_async_all_to_all", "true"),),
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     # [K] [64,18432] x [18432,4608] as four dots: 1 us each longer in bf16, 10 us in int8
     dot_fill_seconds=3e-6,
     dot_fill_bandwidth=math.inf,  # a part of the above
@@ -161,7 +161,7 @@ TPU_V6E = Chip(
     cmem_bytes=0,  # [J]
     asynchronous=(),  # [K]
     asynchronous_by_options=("all_to_all",),  # [K]
-    compiler_options=(("xla_tpu_enable_async_all_to_all", "true"),),
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     dot_fill_seconds=3e-6,  # [K] [64,18432] x [18432,4608] as four dots: 3.3 us each longer
     dot_fill_bandwidth=math.inf,  # a part of the above
     # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=2048 and 8192, the M rows on the
@@ -236,7 +236,7 @@ _CHIP_OF_KIND: dict[str, Chip] = {
     "TPU v6e": TPU_V6E,
     "NVIDIA H100 80GB HBM3": H100,
     "NVIDIA H200": H200,
-    "cpu": TPU_V4,
+    "cpu": replace(TPU_V4, compiler_options=()),
 }
 
 
@@ -244,8 +244,8 @@ def chip_for(device_kind: str) -> Chip:
     """The chip that a jax device of this kind is.
 
     `device_kind` is `jax.Device.device_kind`, or that of
-    `jax.sharding.get_abstract_mesh().abstract_device` while tracing. "cpu" gives TPU_V4: on
-    emulated devices a schedule is chosen as it would be there.
+    `jax.sharding.get_abstract_mesh().abstract_device` while tracing. "cpu" gives TPU_V4, but
+    for options of its compiler: on emulated devices a schedule is chosen as it would be there.
 
     Raises:
       ValueError: if no chip is known by that kind; the message lists those that are.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextvars
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from .chip import Chip
 from .chips import chip_for
 
-_by_options: contextvars.ContextVar[bool] = contextvars.ContextVar("by_options", default=False)
+# A part of the keys of jax's caches: what was traced without the options is not taken for them.
+_by_options = jax.make_user_context(default_value=False)
 
 
-def compiler_options(chip: Chip | None = None) -> dict[str, str]:
+def compiler_options(chip: Chip | None = None) -> dict[str, bool | str]:
     """What `jax.jit(..., compiler_options=...)` takes for the chip's compiler to run more of lax's
     collectives beside other work; nothing for a chip that has no such options.
 
@@ -45,9 +46,16 @@ def jit(function: Callable[..., Any], *, chip: Chip | None = None, **options: An
     return _Jitted(function, _chip(chip), options)
 
 
+@contextlib.contextmanager
+def knowing_options() -> Iterator[None]:
+    """What is traced meanwhile will be compiled under `compiler_options`."""
+    with _by_options(True):
+        yield
+
+
 def by_options() -> bool:
     """Whether what is being traced will be compiled under `compiler_options`."""
-    return _by_options.get()
+    return bool(_by_options.value)
 
 
 def with_options(chip: Chip) -> Chip:
@@ -66,11 +74,8 @@ class _Jitted:
 
         @functools.wraps(function)
         def told(*args: Any, **kwargs: Any) -> Any:
-            token = _by_options.set(True)
-            try:
+            with knowing_options():
                 return function(*args, **kwargs)
-            finally:
-                _by_options.reset(token)
 
         given = {**dict(chip.compiler_options), **(options.pop("compiler_options", None) or {})}
         self._inside = jax.jit(function, **options)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from . import checks, compiling, dtypes, sharded, sharding
+from . import checks, dtypes, sharded, sharding
 from . import spec as specs
 from .chip import Chip
 from .inference import Layout
@@ -101,7 +101,7 @@ def einsum(
     out = sharding.result_layout(simple, out_sharding, shape, *layouts, mesh)
     options = Options(schedule, precision, dtype, found.accumulator, wire_dtype, chip=chip)
     op = sharded.Sharded(simple, (*layouts, out), mesh, options, found.result if scales else None)
-    y = sharded.run(*operands, op=op, by_options=compiling.by_options())
+    y = sharded.run(*operands, op=op)
     for scale in scales:
         of_scale = tuple(a if n > 1 else () for a, n in zip(out, scale.shape, strict=True))
         y = y * _laid_out(scale, of_scale, mesh).astype(y.dtype)

@@ -206,12 +206,9 @@ def _sorted(x: Any, have: tuple[str, ...], want: tuple[str, ...]) -> Any:
     return lax.ppermute(x, axes, list(zip(holders, wanters, strict=True)))
 
 
-@functools.partial(jax.jit, static_argnames=("op", "by_options"), inline=True)
-def run(lhs: Any, rhs: Any, op: Sharded, by_options: bool) -> Any:
-    """The result; compiled where the caller is not.
-
-    `by_options` keeps apart what is traced under `compiling.jit` and what is not.
-    """
+@functools.partial(jax.jit, static_argnames="op", inline=True)
+def run(lhs: Any, rhs: Any, op: Sharded) -> Any:
+    """The result; compiled where the caller is not."""
     y = apply(op, lhs, rhs)[0]
     if isinstance(op.mesh, AbstractMesh) or axes_of_type(op.mesh, AxisType.Explicit):
         return y

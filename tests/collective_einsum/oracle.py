@@ -53,7 +53,8 @@ def schedules(cuts: str = "") -> list[str | Schedule]:
         Schedule("ring", "latency", rolled=True),
         Schedule("chunked", "bidirectional"),
         *(Schedule("chunked", "latency", chunks=3, label=label) for label in cuts[:1]),
-        *(Schedule("chunked", "bidirectional", chunks=2, label=label) for label in cuts[1:]),
+        *(Schedule("chunked", "direct", chunks=2, label=label) for label in cuts[1:]),
+        "direct",
     ]
 
 
@@ -64,6 +65,7 @@ def torus_schedules(cuts: str = "") -> list[str | Schedule]:
         Schedule("ring", "latency", rolled=True),
         Schedule("chunked", "bidirectional"),
         *(Schedule("chunked", "latency", chunks=2, label=label) for label in cuts[:1]),
+        "direct",
     ]
 
 
@@ -74,10 +76,11 @@ def all_schedules(cuts: str = "") -> list[str | Schedule]:
         "blocking",
         *(Schedule("ring", d, rolled=rolled) for d in DIRECTIONS for rolled in (False, True)),
         *(Schedule("chunked", d, rolled=rolled) for d in DIRECTIONS for rolled in (False, True)),
+        "direct",
         *(
             Schedule("chunked", direction, chunks=chunks, label=label)
             for label in cuts
-            for chunks, direction in zip((1, 2, 4), DIRECTIONS, strict=True)
+            for chunks, direction in zip((1, 2, 4, 2), (*DIRECTIONS, "direct"), strict=True)
         ),
     ]
 

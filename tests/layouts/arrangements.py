@@ -15,6 +15,7 @@ FEEDFORWARDS = (
     WeightStationary1D(),
     WeightStationary2D(),
     WeightStationary2D(by_batch=True),
+    WeightStationary2D(by_batch=True, whole=True),
     WeightGathered(("x",)),
     WeightGathered(("x", "y")),
     WeightGathered(("x", "y", "z")),

@@ -27,6 +27,7 @@ PLANS = (
     (layouts.WeightStationary2D(), layouts.HeadSharded()),
     (layouts.WeightStationary2D(), layouts.BatchSharded()),
     (layouts.WeightStationary2D(by_batch=True), layouts.BatchSharded()),
+    (layouts.WeightStationary2D(by_batch=True, whole=True), layouts.BatchSharded()),
     (layouts.WeightStationary1D(), layouts.BatchSharded(("z",))),
     (layouts.WeightGathered(("x", "y")), layouts.HeadSharded()),
 )

@@ -1,0 +1,160 @@
+"""Compiler options: which a chip has, how they reach the compiler, and what "auto" makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from bench.replay import replay
+from bench.target import Target, target
+from collective_einsum import compiling
+from collective_einsum.choice import mesh_chip
+
+# An option that every compiler of jaxlib knows.
+CPU = dataclasses.replace(ce.TPU_V4, compiler_options=(("xla_cpu_enable_fast_math", False),))
+
+
+@pytest.fixture(scope="module")
+def v4() -> Target:
+    return target("v4:4x4x4")
+
+
+def test_options_are_the_chips() -> None:
+    assert ce.compiler_options(ce.TPU_V4)["xla_enable_async_all_gather"] is True
+    assert ce.compiler_options(ce.H100) == {}
+    # The emulated devices stand for a v4, but their compiler knows none of its options.
+    assert ce.compiler_options() == {}
+
+
+def test_what_is_traced_knows_its_options() -> None:
+    seen: list[bool] = []
+
+    def look(x: Any) -> Any:
+        seen.append(compiling.by_options())
+        return x + 1
+
+    alone = ce.jit(look, chip=CPU)
+    assert alone(1.0) == 2.0 and seen == [True]
+    # The options of an outer jit count, which has none.
+    assert jax.jit(lambda x: alone(x) * 2)(jnp.ones(3)).tolist() == [4.0] * 3
+    assert seen == [True, False]
+    assert jax.eval_shape(alone, jnp.ones(3)).shape == (3,)
+    assert not compiling.by_options()
+
+
+def test_options_reach_the_compiler() -> None:
+    wrong = dataclasses.replace(CPU, compiler_options=(("xla_no_such_option", True),))
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        ce.jit(jnp.sin, chip=wrong)(1.0)
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        ce.jit(jnp.sin, chip=wrong).lower(1.0).compile()
+    with pytest.raises(Exception, match="xla_another_option"):
+        ce.jit(jnp.sin, chip=CPU, compiler_options={"xla_another_option": True})(1.0)
+
+
+def test_arguments_of_jit_pass_through() -> None:
+    def power(x: Any, n: int, *, negative: bool = False) -> Any:
+        return -(x**n) if negative else x**n
+
+    run = ce.jit(power, chip=CPU, static_argnames=("n", "negative"))
+    assert run(jnp.float32(3), n=2, negative=True) == -9
+    assert run.lower(jnp.float32(3), n=2).compile()(jnp.float32(3)) == 9
+    assert run.__name__ == "power"
+
+
+def test_auto_goes_directly_only_where_that_is_asynchronous() -> None:
+    lhs, rhs = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((512, 4608), (4608, 4608)))
+
+    def chosen(chip: ce.Chip, beside: float) -> ce.Choice:
+        return ce.choose_schedule(
+            "mk,kn->mn",
+            lhs,
+            rhs,
+            axis_name="x",
+            scatter="m",
+            axis_size=4,
+            chip=chip,
+            beside=beside,
+        )
+
+    plain, told = ce.TPU_V4, dataclasses.replace(ce.TPU_V4, asynchronous=("all_to_all",))
+    assert all(row.schedule.direction != "direct" for row in chosen(plain, 1.0).rows)
+    found = chosen(told, 1.0)
+    assert found.schedule == ce.Schedule("chunked", "direct")
+    direct = found.rows[0]
+    assert direct.communication > 0 and direct.exposed == 0
+    # Nothing beside it: its more bytes are all exposed.
+    alone = next(row for row in chosen(told, 0.0).rows if row.schedule == direct.schedule)
+    assert alone.exposed == pytest.approx(direct.communication)
+
+
+def test_the_mesh_s_chip_is_as_its_program_is_compiled(mesh_of: Any) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def look(x: Any) -> Any:
+        seen.append(mesh_chip().asynchronous)
+        return ce.all_gather(x, "x")
+
+    mesh = mesh_of((4,), "x")
+    mapped = jax.shard_map(look, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
+    with compiling.knowing_options():
+        text = jax.jit(mapped).lower(jnp.ones(8)).as_text()
+    assert seen[-1] == ce.TPU_V4.asynchronous_by_options
+    assert "all_gather" in text and "collective_permute" not in text
+    text = jax.jit(mapped).lower(jnp.ones(8)).as_text()
+    assert seen[-1] == () and "collective_permute" in text
+
+
+def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
+    # On v4 lax's all-gather and all-to-all are synchronous; under its options they are not.
+    mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
+    rows, width = 2048, 4608
+
+    def program(x: Any, w: Any) -> Any:
+        up, gate = ce.all_gather_einsum_reduce_scatter(
+            "mk,kn->mn",
+            x,
+            [w, w + 1],
+            gather_axis_name=("y", "z"),
+            gather="m",
+            scatter_axis_name="x",
+            scatter="m",
+            schedule="direct",
+        )
+        return up * gate
+
+    specs = (P(("y", "z"), "x"), P("x", ("y", "z")))
+    mapped = jax.shard_map(
+        program, mesh=mesh, in_specs=specs, out_specs=P("x", ("y", "z")), check_vma=False
+    )
+    shapes = ((rows, 4 * width), (4 * width, 16 * width))
+    args = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
+    ]
+    hidden = [
+        replay(function.lower(*args).compile(), mesh).hidden_fraction
+        for function in (jax.jit(mapped), ce.jit(mapped, chip=ce.TPU_V4))
+    ]
+    # Of three collectives, the all-to-all of the first result.
+    assert hidden[0] == 0 and hidden[1] > 0.25, hidden
+
+
+def test_direct_sums_once(mesh_of: Any) -> None:
+    # Blocks are summed where they arrive, in 32 bits: one rounding, whatever the number of devices.
+    mesh = mesh_of((8,), "x")
+    x = jax.random.normal(jax.random.key(0), (8, 16, 24), jnp.bfloat16)
+
+    def run(x: Any) -> Any:
+        return ce.reduce_scatter(x[0], "x", schedule="direct")
+
+    y = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(x)
+    expected = x.astype(jnp.float32).sum(0).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(y, expected)
