@@ -60,8 +60,11 @@ def by_options() -> bool:
 
 def with_options(chip: Chip) -> Chip:
     """The chip, as its compiler serves what is being traced."""
-    if not by_options():
-        return chip
+    return told(chip) if by_options() else chip
+
+
+def told(chip: Chip) -> Chip:
+    """The chip, as its compiler serves what is compiled under `compiler_options`."""
     both = tuple(dict.fromkeys((*chip.asynchronous, *chip.asynchronous_by_options)))
     return dataclasses.replace(chip, asynchronous=both)
 
@@ -73,7 +76,7 @@ class _Jitted:
         functools.update_wrapper(self, function)
 
         @functools.wraps(function)
-        def told(*args: Any, **kwargs: Any) -> Any:
+        def knowing(*args: Any, **kwargs: Any) -> Any:
             with knowing_options():
                 return function(*args, **kwargs)
 
@@ -81,7 +84,7 @@ class _Jitted:
         self._inside = jax.jit(function, **options)
         self._alone = self._inside
         if chip.compiler_options:
-            self._alone = jax.jit(told, **options, compiler_options=given)
+            self._alone = jax.jit(knowing, **options, compiler_options=given)
         elif given:
             self._alone = jax.jit(function, **options, compiler_options=given)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from collective_einsum.chip import Chip
+from collective_einsum.compiling import told
 from collective_einsum.cost_lax import exchange_seconds
 from collective_einsum.product import ROWS
 
@@ -42,6 +43,13 @@ BETWEEN_PASSES = 0.45
 # What a layer takes beside all that, however small: some 25 small operations one after another. Seen
 # on v4 in decoding; the one figure for fixed overhead, the same for all models and layouts.
 LAYER_SECONDS = 28e-6
+# Of which copies around the collectives between layers, and sums of their shards, take so much; where
+# rows are whole on all chips of yz there are none, but norms and sums read and write all rows so
+# often. Seen on v4, at 64 rows.
+BOUNDARY_SECONDS = 9e-6
+REPEATED_PASSES = 7.0
+# Transfers to attention, which a parallel block's matmuls can run beside.
+FROM_HEADS = ("queries", "keys and values")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,27 +212,35 @@ def cost(
       ValueError: the mesh does not divide the model's heads.
     """
     items = layer_work(config, plan, sizes, asked)
-    matmul = attention = exposed = between = passes = 0.0
+    attention = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
+    served = told(chip) if overlap == "auto" else chip
+    # What a parallel block's feedforward waits for can run beside attention, and the other way round.
+    apart = attention if config.block == "parallel" and served.asynchronous else 0.0
+    matmul = exposed = between = passes = 0.0
     for item in items:
         if isinstance(item, Einsum):
-            found = einsum_cost.seconds(item, sizes, chip, overlap)
+            beside = apart if item.by_rows else 0.0
+            found = einsum_cost.seconds(item, sizes, served, overlap, beside)
             matmul, exposed = matmul + found.compute, exposed + found.exposed
             between += item.activation_bytes
         elif isinstance(item, Transfer):
-            exposed += transfer_seconds(item, sizes, chip)
+            if not (apart and item.name in FROM_HEADS and "all_to_all" in served.asynchronous):
+                exposed += transfer_seconds(item, sizes, chip)
             if item.of_lanes and chip.torus_dims:
                 passes += chip.scatter_passes[1] * item.bytes
                 if len(item.axes) > 1 and item.bytes > chip.cmem_bytes:
                     passes += TURNED_PASSES * item.bytes
-        else:
-            attention += attention_seconds(item, chip)
     if overlap == "auto":
         out = stream_cost.outgoing(config)
-        saving = stream_cost.saving(items, config.input_names, out, sizes, chip)
+        saving = stream_cost.saving(items, config.input_names, out, sizes, served)
         if saving is not None:
             matmul, exposed = matmul - saving.compute, exposed - saving.exposed
     n = config.layers
     rest = LAYER_SECONDS + (BETWEEN_PASSES * between + passes) / chip.vector_bandwidth
+    repeated = size(plan.feedforward.repeated_axes, sizes)
+    if repeated > 1:
+        rows = asked.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
+        rest += REPEATED_PASSES * rows / chip.vector_bandwidth - BOUNDARY_SECONDS
     return Cost(
         config=config,
         plan=plan,

@@ -36,9 +36,14 @@ class Seconds(NamedTuple):
     exposed: float
 
 
-def seconds(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap: str) -> Seconds:
-    """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none"."""
-    return _seconds(item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap)
+def seconds(
+    item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap: str, beside: float = 0.0
+) -> Seconds:
+    """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none".
+
+    `beside` as in `collective_einsum.all_gather_einsum`.
+    """
+    return _seconds(item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap, beside)
 
 
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
@@ -47,14 +52,17 @@ def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> fl
 
 
 @functools.lru_cache(maxsize=2**16)
-def _seconds(item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str) -> Seconds:
+def _seconds(
+    item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str, beside: float
+) -> Seconds:
     by_axis = dict(sizes)
-    choice = rank(*_operation(item, by_axis), chip, by_axis)
+    choice = rank(*_operation(item, by_axis), chip, by_axis, beside)
     row = choice.rows[0]
     if overlap == "none":
         row = next(row for row in choice.rows if row.schedule.kind == "blocking")
     hidden = row.communication - row.exposed
-    exposed = row.exposed + (0.0 if item.gathers_weight else HIDING_COST * hidden)
+    free = item.gathers_weight or row.schedule.direction == "direct"
+    exposed = row.exposed + (0.0 if free else HIDING_COST * hidden)
     plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
     if item.gather_shared and item.gather is not None and plain:
         exposed -= gather_seconds(item.gather[1], by_axis, chip)

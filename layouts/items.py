@@ -72,6 +72,12 @@ class Einsum:
     gather_shared: bool = False
 
     @property
+    def by_rows(self) -> bool:
+        """Whether its collectives cut rows."""
+        ends = [end[0] for end in (self.gather, self.scatter) if end is not None]
+        return bool(ends) and set(ends) == {"m"}
+
+    @property
     def flops(self) -> float:
         """Multiplications and additions."""
         return 2 * self.m * self.e * sum(self.f)

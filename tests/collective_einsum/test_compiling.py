@@ -41,7 +41,8 @@ def test_what_is_traced_knows_its_options() -> None:
         return x + 1
 
     alone = ce.jit(look, chip=CPU)
-    assert alone(1.0) == 2.0 and seen == [True]
+    assert alone(1.0) == 2.0
+    assert seen == [True]
     # The options of an outer jit count, which has none.
     assert jax.jit(lambda x: alone(x) * 2)(jnp.ones(3)).tolist() == [4.0] * 3
     assert seen == [True, False]
@@ -89,7 +90,8 @@ def test_auto_goes_directly_only_where_that_is_asynchronous() -> None:
     found = chosen(told, 1.0)
     assert found.schedule == ce.Schedule("chunked", "direct")
     direct = found.rows[0]
-    assert direct.communication > 0 and direct.exposed == 0
+    assert direct.communication > 0
+    assert direct.exposed == 0
     # Nothing beside it: its more bytes are all exposed.
     alone = next(row for row in chosen(told, 0.0).rows if row.schedule == direct.schedule)
     assert alone.exposed == pytest.approx(direct.communication)
@@ -107,9 +109,11 @@ def test_the_mesh_s_chip_is_as_its_program_is_compiled(mesh_of: Any) -> None:
     with compiling.knowing_options():
         text = jax.jit(mapped).lower(jnp.ones(8)).as_text()
     assert seen[-1] == ce.TPU_V4.asynchronous_by_options
-    assert "all_gather" in text and "collective_permute" not in text
+    assert "all_gather" in text
+    assert "collective_permute" not in text
     text = jax.jit(mapped).lower(jnp.ones(8)).as_text()
-    assert seen[-1] == () and "collective_permute" in text
+    assert seen[-1] == ()
+    assert "collective_permute" in text
 
 
 def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
@@ -144,7 +148,8 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
         for function in (jax.jit(mapped), ce.jit(mapped, chip=ce.TPU_V4))
     ]
     # Of three collectives, the all-to-all of the first result.
-    assert hidden[0] == 0 and hidden[1] > 0.25, hidden
+    assert hidden[0] == 0, hidden
+    assert hidden[1] > 0.25, hidden
 
 
 def test_direct_sums_once(mesh_of: Any) -> None:
