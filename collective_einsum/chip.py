@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,11 @@ class Chip:
     scatter_passes: tuple[float, float, float]
     scatter_fill_seconds: float
     turns_lanes: bool
+
+    def under_options(self) -> Chip:
+        """The chip as its compiler serves programs that are compiled under `compiler_options`."""
+        both = tuple(dict.fromkeys((*self.asynchronous, *self.asynchronous_by_options)))
+        return replace(self, asynchronous=both)
 
     def wraps(self, axis_size: int) -> bool:
         """Whether a mesh axis of `axis_size` chips closes into a ring; else it is a line.

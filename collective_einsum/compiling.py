@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,13 +59,7 @@ def by_options() -> bool:
 
 def with_options(chip: Chip) -> Chip:
     """The chip, as its compiler serves what is being traced."""
-    return told(chip) if by_options() else chip
-
-
-def told(chip: Chip) -> Chip:
-    """The chip, as its compiler serves what is compiled under `compiler_options`."""
-    both = tuple(dict.fromkeys((*chip.asynchronous, *chip.asynchronous_by_options)))
-    return dataclasses.replace(chip, asynchronous=both)
+    return chip.under_options() if by_options() else chip
 
 
 class _Jitted:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import collective_einsum as ce
+from collective_einsum.choice import mesh_chip
 from collective_einsum.product import product
 from collective_einsum.schedule import as_schedule
 
@@ -86,6 +87,16 @@ def collective_schedule(schedule: ScheduleLike) -> ScheduleLike:
     if given.kind == "blocking":
         return ce.Schedule("blocking", wire_dtype=given.wire_dtype)
     return ce.Schedule("ring", given.direction, rolled=given.rolled, wire_dtype=given.wire_dtype)
+
+
+def weights_schedule(schedule: ScheduleLike) -> ScheduleLike:
+    """The schedule of einsums that gather weights.
+
+    Those are there from the start: where the compiler runs lax's gathers beside other work, each
+    gather runs beside the matmuls before, whole, and no ring or chunk is better.
+    """
+    beside = as_schedule(schedule) is None and "all_gather" in mesh_chip().asynchronous
+    return "blocking" if beside else schedule
 
 
 def all_gather(x: Any, axes: Sequence[str], dim: int, schedule: ScheduleLike) -> Any:

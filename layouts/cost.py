@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 from collective_einsum.chip import Chip
-from collective_einsum.compiling import told
 from collective_einsum.cost_lax import exchange_seconds
 from collective_einsum.product import ROWS
 
@@ -213,7 +212,7 @@ def cost(
     """
     items = layer_work(config, plan, sizes, asked)
     attention = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
-    served = told(chip) if overlap == "auto" else chip
+    served = chip.under_options() if overlap == "auto" else chip
     # What a parallel block's feedforward waits for can run beside attention, and the other way round.
     apart = attention if config.block == "parallel" and served.asynchronous else 0.0
     matmul = exposed = between = passes = 0.0

@@ -360,6 +360,7 @@ class WeightGathered:
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`; there is no scatter."""
         del beside
+        schedule = ax.weights_schedule(schedule)
         e = ax.values(weights[0]).shape[0] * ax.size(("x",))
         c = whole_rows(c, self, e, schedule)
         results = []
@@ -382,7 +383,7 @@ class WeightGathered:
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        parts = []
+        parts, schedule = [], ax.weights_schedule(schedule)
         for term in terms:
             h, w = term.h, term.w
             gathered = () if term.columns_whole else WEIGHT_AXES

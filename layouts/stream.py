@@ -44,11 +44,12 @@ def stream_schedule(
 ) -> ce.Schedule | None:
     """How a feedforward of so many rows streams its weights, and the `outgoing` matrices, if at all.
 
-    It does under a ring schedule that passes whole shards on, and under "auto" where that pays.
+    It does under a ring schedule that passes whole shards on, and under "auto" where that pays:
+    nowhere if the compiler runs lax's gathers beside other work.
     """
     if not columns_axes(layout):
         return None
-    given = as_schedule(schedule)
+    given = as_schedule(ax.weights_schedule(schedule))
     if given is not None:
         whole = given.kind == "ring" and given.direction != "bidirectional"
         return given if whole and given.wire_dtype is None else None

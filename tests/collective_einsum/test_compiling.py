@@ -85,7 +85,7 @@ def test_auto_goes_directly_only_where_that_is_asynchronous() -> None:
             beside=beside,
         )
 
-    plain, told = ce.TPU_V4, dataclasses.replace(ce.TPU_V4, asynchronous=("all_to_all",))
+    plain, told = ce.TPU_V4, ce.TPU_V4.under_options()
     assert all(row.schedule.direction != "direct" for row in chosen(plain, 1.0).rows)
     found = chosen(told, 1.0)
     assert found.schedule == ce.Schedule("chunked", "direct")
