@@ -105,6 +105,8 @@ def all_reduce_steps(
     rolls: Callable[[int], bool],
 ) -> Steps:
     """A reduce-scatter and an all-gather of a dimension that suits, or of the flattened array."""
+    if not y.size:
+        return y
     shape, n = y.shape, ring.total(axes)
     least = 2 * n if direction == "bidirectional" else n
     fits = [

@@ -14,28 +14,20 @@ from collections.abc import Mapping
 from typing import Literal
 
 from collective_einsum.chip import Chip
-from collective_einsum.cost_lax import exchange_seconds
-from collective_einsum.product import ROWS
 
-from . import einsum_cost, stream_cost
+from . import einsum_cost
 from .axes import AXES, size
 from .config import ModelConfig
 from .embedding import vocab_axes
 from .items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
+from .layer_cost import spent, transfer_seconds
 from .memory import Memory, memory
 from .partitioning import Partitioning
-from .scores import CAUSAL_GROUPS
 from .work import layer_work
 
 Overlap = Literal["none", "auto"]
 PHASES = ("decode", "prefill")
 
-# Times that the scores, in 32 bits, are read or written: seen on v4, 3.5 in a step of decoding and
-# 4.6 in a prefill.
-SCORE_PASSES = 4.0
-# Times more that sums too large for on-chip memory pass, if their lanes are scattered over several
-# axes: their matmuls write them columns first. Seen on v4, 0.8 to 5.7 over 8192 to 32768 rows.
-TURNED_PASSES = 1.5
 # Times that activations are read or written between matmuls: by norms, activation functions, rotary
 # embedding, and the sums of the residual stream. Seen on v4 over 64 to 131072 rows.
 BETWEEN_PASSES = 0.45
@@ -47,8 +39,6 @@ LAYER_SECONDS = 28e-6
 # often. Seen on v4, at 64 rows.
 BOUNDARY_SECONDS = 9e-6
 REPEATED_PASSES = 7.0
-# Transfers to attention, which a parallel block's matmuls can run beside.
-FROM_HEADS = ("queries", "keys and values")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,31 +201,9 @@ def cost(
       ValueError: the mesh does not divide the model's heads.
     """
     items = layer_work(config, plan, sizes, asked)
-    attention = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
-    served = chip.under_options() if overlap == "auto" else chip
-    # What a parallel block's feedforward waits for can run beside attention, and the other way round.
-    apart = attention if config.block == "parallel" and served.asynchronous else 0.0
-    matmul = exposed = between = passes = 0.0
-    for item in items:
-        if isinstance(item, Einsum):
-            beside = apart if item.by_rows else 0.0
-            found = einsum_cost.seconds(item, sizes, served, overlap, beside)
-            matmul, exposed = matmul + found.compute, exposed + found.exposed
-            between += item.activation_bytes
-        elif isinstance(item, Transfer):
-            if not (apart and item.name in FROM_HEADS and "all_to_all" in served.asynchronous):
-                exposed += transfer_seconds(item, sizes, chip)
-            if item.of_lanes and chip.torus_dims:
-                passes += chip.scatter_passes[1] * item.bytes
-                if len(item.axes) > 1 and item.bytes > chip.cmem_bytes:
-                    passes += TURNED_PASSES * item.bytes
-    if overlap == "auto":
-        out = stream_cost.outgoing(config)
-        saving = stream_cost.saving(items, config.input_names, out, sizes, served)
-        if saving is not None:
-            matmul, exposed = matmul - saving.compute, exposed - saving.exposed
+    found = spent(config, items, sizes, chip, overlap)
     n = config.layers
-    rest = LAYER_SECONDS + (BETWEEN_PASSES * between + passes) / chip.vector_bandwidth
+    rest = LAYER_SECONDS + (BETWEEN_PASSES * found.between + found.passes) / chip.vector_bandwidth
     repeated = size(plan.feedforward.repeated_axes, sizes)
     if repeated > 1:
         rows = asked.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
@@ -254,9 +222,9 @@ def cost(
         activation_bytes=n * _total(items, "activation_bytes"),
         ici_bytes={axis: n * moved for axis, moved in ici_bytes(items, sizes, chip).items()},
         hops=n * sum(_hops(each, sizes, chip) for each in transfers(items)),
-        matmul_seconds=n * matmul,
-        attention_seconds=n * attention,
-        exposed_seconds=n * exposed,
+        matmul_seconds=n * found.matmul,
+        attention_seconds=n * found.attention,
+        exposed_seconds=n * found.exposed,
         rest_seconds=n * rest,
         outside_seconds=_outside_seconds(config, sizes, asked, chip),
         memory=memory(config, plan, sizes, asked, items),
@@ -287,29 +255,6 @@ def ici_bytes(items: tuple[Item, ...], sizes: Mapping[str, int], chip: Chip) -> 
         for axis, share in shares.items():
             found[axis] += each.sent_bytes * share / sum(shares.values())
     return found
-
-
-def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
-    """A collective by itself (appendix A.1): (K - 1)/K of its bytes over the bandwidth of its axes;
-    an all-reduce twice, and an all-to-all on a ring of K as long as it takes to send an average
-    K/4 hops far."""
-    if transfer.kind != "all-to-all":
-        once = einsum_cost.gather_seconds(transfer, sizes, chip)
-        return once * (2 if transfer.kind == "all-reduce" else 1)
-    return exchange_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
-
-
-def attention_seconds(item: Attention, chip: Chip) -> float:
-    """Scores and values: the cache is streamed, and the scores pass the vector units."""
-    computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
-    streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
-    # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
-    rows = item.queries * item.heads / item.kv_heads
-    scores = item.scores * max(1, ROWS / rows)
-    if item.queries > 1:
-        scores *= 1 + 1 / CAUSAL_GROUPS
-    passes = SCORE_PASSES * 4 * scores / chip.vector_bandwidth
-    return max(computed, streamed) + passes + chip.dot_fill_seconds
 
 
 def _hops(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> int:

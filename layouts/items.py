@@ -38,6 +38,11 @@ class Transfer:
     of_lanes: bool = False
 
     @property
+    def of_weight(self) -> bool:
+        """Whether what moves is a weight: those are there before they are needed."""
+        return self.name.startswith("w_")
+
+    @property
     def sent_bytes(self) -> float:
         """Bytes that a chip sends: (K - 1)/K of those above over K chips, an all-reduce twice that
         (appendix A.1)."""

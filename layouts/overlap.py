@@ -12,8 +12,8 @@ from collective_einsum.cost_lax import exchange_seconds, torus_seconds
 from collective_einsum.schedule import as_schedule
 
 from . import axes as ax
-from .cost import attention_seconds
 from .items import Attention
+from .layer_cost import attention_seconds
 from .projections import Outgoing
 from .step import Past, Step
 

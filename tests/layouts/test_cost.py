@@ -14,8 +14,9 @@ import collective_einsum as ce
 import layouts
 from bench import paper_forms, published
 from layouts.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
-from layouts.cost import Cost, cost, load, transfer_seconds
+from layouts.cost import Cost, cost, load
 from layouts.items import Einsum, Transfer
+from layouts.layer_cost import transfer_seconds
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
 
 CUBE = {"x": 4, "y": 4, "z": 4}

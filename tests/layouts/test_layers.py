@@ -11,9 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import layouts
-from layouts import reference
+from collective_einsum import compiling
+from layouts import overlap, reference
 from layouts.cache import Entries
-from layouts.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
+from layouts.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY, ModelConfig
 from layouts.doors import weight_specs_of
 from layouts.functions import causal_mask, normalize, rotary_tables, rotate
 from layouts.params import init
@@ -91,6 +92,27 @@ def test_parallel_block(mesh_of: Any, plan: Any) -> None:
     config = TINY_GEGLU
     p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
     found, _ = call(layouts.parallel_block, mesh_of, config, plan)(x, p, LENGTHS, past)
+    y = normalize(x, p["norm"], config)
+    expected = x + attended(y, p, config, past) + reference.feedforward(y, p, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("much", [overlap.MUCH, 0.0])
+@pytest.mark.parametrize("plan", PLANS[2:4] + PLANS[5:], ids=str)
+@pytest.mark.parametrize("config", [TINY_GEGLU, TINY_MULTIQUERY], ids=name)
+def test_parallel_block_as_compiled_under_options(
+    mesh_of: Any, config: Any, plan: Any, much: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same numbers where collectives go directly, and attention comes before what waits for it.
+    monkeypatch.setattr(overlap, "MUCH", much)
+    p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
+    run = call(layouts.parallel_block, mesh_of, config, plan)
+    with compiling.knowing_options():
+        lowered = run.lower(x, p, LENGTHS, past)
+        found, _ = run(x, p, LENGTHS, past)
+    rows = plan[0].inner_batch_axes == ("x",)
+    text = lowered.as_text(debug_info=True)
+    assert ("chunked 1, direct" in text) == rows
     y = normalize(x, p["norm"], config)
     expected = x + attended(y, p, config, past) + reference.feedforward(y, p, config)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import collective_einsum as ce
 import layouts
 from bench.layers import mesh_of as tpu_mesh
 from collective_einsum import TPU_V4
-from layouts import stream_cost
+from layouts import program, stream_cost
 from layouts.config import (
     PALM_540B,
     TINY_GEGLU,
@@ -23,6 +24,7 @@ from layouts.config import (
     ModelConfig,
 )
 from layouts.cost import cost, load
+from layouts.decoder import extender
 from layouts.params import init
 
 from .models import name
@@ -94,16 +96,27 @@ def test_schedules_that_cut_shards_keep_the_matrices_apart(mesh_of: Any, schedul
     ],
     ids=str,
 )
-def test_auto_streams_where_that_pays(layout: Any, batch: int, streams: bool) -> None:
+def test_auto_streams_where_that_pays(
+    layout: Any, batch: int, streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = layouts.Partitioning(layout, layouts.BatchSharded())
     asked = load("prefill", batch=batch, length=2048)
     found = cost(PALM_540B, plan, SIZES, asked, TPU_V4)
     out = stream_cost.outgoing(PALM_540B)
     saving = stream_cost.saving(found.items, PALM_540B.input_names, out, SIZES, TPU_V4)
     assert (saving is not None) == streams
-    # The planner counts on what the program does.
-    if batch >= 64:
-        lowered = layouts.lower_prefill(
-            PALM_540B, tpu_mesh("v4:4x4x4"), batch=batch, length=2048, plan=plan
-        )
-        assert (SCOPE in lowered.as_text(debug_info=True)) == streams
+    if batch < 64:
+        return
+
+    def text() -> str:
+        mesh = tpu_mesh("v4:4x4x4")
+        lowered = layouts.lower_prefill(PALM_540B, mesh, batch=batch, length=2048, plan=plan)
+        return lowered.as_text(debug_info=True)
+
+    # Under its options the compiler runs gathers of whole matrices beside the matmuls before.
+    assert SCOPE not in text()
+    extender.cache_clear()
+    plain = dataclasses.replace(TPU_V4, compiler_options=())
+    monkeypatch.setattr(program, "chip_of", lambda mesh: plain)
+    assert (SCOPE in text()) == streams
+    extender.cache_clear()
