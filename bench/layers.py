@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 from jax.sharding import Mesh
 
 from bench.cache import Cache, Program, program_key
@@ -82,6 +83,12 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
             short, _ = replayed(fewer, mesh, target_name, cache)
     except ValueError as error:
         return dataclasses.replace(row, refused=str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # The compiler's account: what it takes, and what there is.
+        reason = str(error).splitlines()[0].partition(": ")[2]
+        return dataclasses.replace(row, refused=f"does not fit: {reason}")
     between = whole - rest
     parts, less = split(long), split(short)
     seconds = (long.total_seconds - short.total_seconds) / between

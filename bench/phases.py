@@ -85,7 +85,7 @@ class Phase:
         """The schedule, and whether the layers are unrolled."""
         return f"{self.schedule}, unrolled" if self.unrolled else self.schedule
 
-    def compiler_options(self, mesh: Mesh) -> dict[str, bool | str]:
+    def compiler_options(self, mesh: Mesh) -> dict[str, bool | int | str]:
         """That its program is compiled under."""
         if self.kind == "sample":
             return {}

@@ -74,7 +74,7 @@ class Chip:
     cmem_bytes: int
     asynchronous: tuple[str, ...]
     asynchronous_by_options: tuple[str, ...]
-    compiler_options: tuple[tuple[str, bool | str], ...]
+    compiler_options: tuple[tuple[str, bool | int | str], ...]
     dot_fill_seconds: float
     dot_fill_bandwidth: float
     dot_efficiency: float

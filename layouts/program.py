@@ -45,7 +45,7 @@ class Program:
         return cache_specs(self.config, self.mesh, self.plan, cache)
 
     @property
-    def compiler_options(self) -> dict[str, bool | str]:
+    def compiler_options(self) -> dict[str, bool | int | str]:
         """That it is compiled under: none where all collectives are to block."""
         blocking = as_schedule(self.schedule) == as_schedule("blocking")
         return {} if blocking else ce.compiler_options(chip_of(self.mesh))

@@ -73,6 +73,14 @@ def test_what_does_not_fit_is_refused_in_the_table() -> None:
     assert "do not divide a batch of 3" in layers.print_rows([found])
 
 
+def test_what_does_not_fit_is_refused() -> None:
+    phase = Phase("palm-540b", "decode", 8, 256, attention="heads")
+    with tempfile.TemporaryDirectory() as directory:
+        found = layers.measure(phase, SLICE, directory)
+    assert found.refused.startswith("does not fit: ")
+    assert "HBM" in layers.print_rows([found])
+
+
 def test_phases_are_those_asked_for() -> None:
     found = phases.chosen(
         "palm-8b", "decode", 8, 256, "int8", ("WS 1D", "WS 2D"), ("heads",), ("blocking", "auto")
