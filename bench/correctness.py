@@ -18,7 +18,15 @@ from bench.tables import table
 from bench.target import Target
 from bench.traffic import sent_bytes
 
-SCHEDULES = ("auto", "blocking", "unidirectional", "bidirectional", "latency", "chunked")
+SCHEDULES = (
+    "auto",
+    "blocking",
+    "unidirectional",
+    "bidirectional",
+    "latency",
+    "chunked",
+    "direct",
+)
 # Sums of a few hundred products of normal numbers, in float32 on both sides.
 TOLERANCE = 1e-5
 _ROWS, _IN, _OUT = 16, 64, 128
