@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import layouts
 from collective_einsum.schedule import as_schedule
 from layouts import ModelConfig, Partitioning
 from layouts.embedding import vocab_axes
+from layouts.params import params_shapes
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
 from layouts.program import Program
 from layouts.sampling import sample
@@ -89,7 +91,11 @@ class Phase:
         """That its program is compiled under."""
         if self.kind == "sample":
             return {}
-        return Program(self.config, mesh, self.plan, self.schedule).compiler_options
+        params = params_shapes(
+            self.config, jnp.bfloat16, int8=self.weights == "int8", unrolled=self.unrolled
+        )
+        program = Program.of(self.config, mesh, self.plan, self.schedule, params)
+        return program.compiler_options
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The program that `layouts.decode_step` or `layouts.prefill` runs.

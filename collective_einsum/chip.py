@@ -34,6 +34,8 @@ class Chip:
         does not, only permutes overlap.
       asynchronous_by_options: which others it does under `compiler_options`.
       compiler_options: names and values; see `collective_einsum.compiler_options`.
+      no_prefetch_options: further ones, which keep it from bringing what the next run of a program
+        reads first into on-chip memory at the end of a run.
       dot_fill_seconds: fixed cost of a dot, before its pipeline is full, in seconds. A dot takes
         this, plus the longer of its flops over `dot_efficiency * bf16_flops` and its larger operand
         over `stream_efficiency * hbm_bandwidth` with the rest over `vector_bandwidth`.
@@ -75,6 +77,7 @@ class Chip:
     asynchronous: tuple[str, ...]
     asynchronous_by_options: tuple[str, ...]
     compiler_options: tuple[tuple[str, bool | int | str], ...]
+    no_prefetch_options: tuple[tuple[str, bool | int | str], ...]
     dot_fill_seconds: float
     dot_fill_bandwidth: float
     dot_efficiency: float

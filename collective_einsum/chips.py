@@ -43,10 +43,8 @@ TPU_V4 = Chip(
     compiler_options=(
         ("xla_enable_async_all_gather", True),
         ("xla_tpu_enable_async_all_to_all", True),
-        # A table of 131 MB that the next run will read first would otherwise fill the on-chip memory
-        # [K].
-        ("xla_msa_max_cross_program_prefetches", 0),
     ),
+    no_prefetch_options=(("xla_msa_max_cross_program_prefetches", 0),),
     dot_fill_seconds=7.1e-6,  # [K] intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
     dot_fill_bandwidth=7.5e12,  # [K] likewise
     dot_efficiency=0.91,  # [K] 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
@@ -82,6 +80,7 @@ TPU_V5P = Chip(
     asynchronous=(),  # [K]
     asynchronous_by_options=("all_to_all",),  # [K]
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    no_prefetch_options=(),
     dot_fill_seconds=4.2e-6,  # [K] [64,4608] x [4608,1152]: 12.5 us, less what is streamed
     dot_fill_bandwidth=math.inf,  # a part of the above
     # [K] 0.87 is the slope of [M,4608] x [4608,4608], M=512 to 8192; its blocks reach 0.92
@@ -121,6 +120,7 @@ TPU_V5E = Chip(
     asynchronous=("all_gather",),  # [K]
     asynchronous_by_options=("all_to_all",),  # [K]
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    no_prefetch_options=(),
     # [K] [64,18432] x [18432,4608] as four dots: 1 us each longer in bf16, 10 us in int8
     dot_fill_seconds=3e-6,
     dot_fill_bandwidth=math.inf,  # a part of the above
@@ -165,6 +165,7 @@ TPU_V6E = Chip(
     asynchronous=(),  # [K]
     asynchronous_by_options=("all_to_all",),  # [K]
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    no_prefetch_options=(),
     dot_fill_seconds=3e-6,  # [K] [64,18432] x [18432,4608] as four dots: 3.3 us each longer
     dot_fill_bandwidth=math.inf,  # a part of the above
     # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=2048 and 8192, the M rows on the
@@ -207,6 +208,7 @@ H100 = Chip(
     asynchronous=("all_gather", "reduce_scatter", "all_to_all", "all_reduce"),
     asynchronous_by_options=(),
     compiler_options=(),
+    no_prefetch_options=(),
     dot_fill_seconds=4e-6,
     dot_fill_bandwidth=math.inf,
     dot_efficiency=1.0,
@@ -239,7 +241,7 @@ _CHIP_OF_KIND: dict[str, Chip] = {
     "TPU v6e": TPU_V6E,
     "NVIDIA H100 80GB HBM3": H100,
     "NVIDIA H200": H200,
-    "cpu": replace(TPU_V4, compiler_options=()),
+    "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
 }
 
 

@@ -20,8 +20,7 @@ _by_options = jax.make_user_context(default_value=False)
 
 def compiler_options(chip: Chip | None = None) -> dict[str, bool | int | str]:
     """What `jax.jit(..., compiler_options=...)` takes for the chip's compiler to run more of lax's
-    collectives beside other work, and to keep on-chip memory for the program's own operands; nothing
-    for a chip that has no such options.
+    collectives beside other work; nothing for a chip that has no such options.
 
     Args:
       chip: by default that of `jax.devices()`.

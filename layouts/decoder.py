@@ -70,7 +70,7 @@ def prefill(
     batch, length = jnp.shape(tokens)
     if plan is None:
         plan = default_prefill(config, mesh, batch, length, cache.max_length)
-    program = Program(config, mesh, plan, schedule)
+    program = Program.of(config, mesh, plan, schedule, params)
     tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
     return extender(program)(params, cache, tokens, counts, reads=checks.has_past(cache))
 
@@ -101,7 +101,7 @@ def decode_step(
     (batch,) = jnp.shape(tokens)
     if plan is None:
         plan = default_decode(config, mesh, batch, cache.max_length)
-    program = Program(config, mesh, plan, schedule)
+    program = Program.of(config, mesh, plan, schedule, params)
     tokens, counts = checks.check_step(program, params, cache, jnp.asarray(tokens)[:, None], None)
     return extender(program)(params, cache, tokens, counts, reads=True)
 

@@ -83,10 +83,10 @@ def generate(
         plan = default_decode(config, mesh, batch, room)
         if prefill_plan is None:
             prefill_plan = default_prefill(config, mesh, batch, length, room)
-    program = Program(config, mesh, plan, schedule)
+    program = Program.of(config, mesh, plan, schedule, params)
     reader = program
     if prefill_plan is not None:
-        reader = Program(config, mesh, prefill_plan, schedule)
+        reader = Program.of(config, mesh, prefill_plan, schedule, params)
         _check_alike(program, reader)
     for token in (*end_tokens, pad_token):
         if not 0 <= token < config.vocab:

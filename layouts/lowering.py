@@ -110,8 +110,8 @@ def _lower(
     reads: bool,
 ) -> jax.stages.Lowered:
     checks.check_batch(batch, config, mesh, plan)
-    program = Program(config, mesh, plan, schedule)
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
+    program = Program.of(config, mesh, plan, schedule, params)
     cache = jax.eval_shape(
         lambda: empty_cache(config, batch, context, jnp.bfloat16, int8=int8_cache)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,14 +12,16 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from collective_einsum.schedule import as_schedule
 
-from .axes import ScheduleLike
+from .axes import ScheduleLike, check_mesh, size, values
 from .cache import Cache
 from .config import ModelConfig
 from .defaults import chip_of
 from .doors import on_mesh
 from .embedding import vocab_axes
+from .params import Params
 from .partitioning import cache_specs, placement
 from .placement import Placement
+from .stacking import is_unrolled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,23 @@ class Program:
     mesh: Any
     plan: Any
     schedule: ScheduleLike = "auto"
+    table_bytes: int = 0
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, mesh: Any, plan: Any, schedule: ScheduleLike, params: Params
+    ) -> Program:
+        """The program for parameters, of which only kinds and shapes matter.
+
+        `table_bytes` are those of a chip's part of the embedding table, where each layer's weights
+        are arrays of their own, and come into on-chip memory ahead; else 0.
+        """
+        found = 0
+        if is_unrolled(params) and "embedding" in params:
+            table, sizes = values(params["embedding"]), check_mesh(mesh)
+            found = math.prod(table.shape) * table.dtype.itemsize
+            found //= size(vocab_axes(config, sizes), sizes)
+        return cls(config, mesh, plan, schedule, found)
 
     @property
     def placement(self) -> Placement:
@@ -47,14 +67,22 @@ class Program:
     @property
     def compiler_options(self) -> dict[str, bool | int | str]:
         """That it is compiled under: none where all collectives are to block."""
-        blocking = as_schedule(self.schedule) == as_schedule("blocking")
-        return {} if blocking else ce.compiler_options(chip_of(self.mesh))
+        if as_schedule(self.schedule) == as_schedule("blocking"):
+            return {}
+        chip = chip_of(self.mesh)
+        found = ce.compiler_options(chip)
+        if 0 < self.table_bytes <= chip.cmem_bytes:
+            # The compiler would bring the table, which the next step reads first, into on-chip memory
+            # at the end of this one, and has no room left for weights.
+            found |= dict(chip.no_prefetch_options)
+        return found
 
     def jit(self, function: Any, **options: Any) -> Any:
         """`function` compiled for the mesh, under `compiler_options`."""
-        if not self.compiler_options:
+        found = self.compiler_options
+        if not found:
             return jax.jit(function, **options)
-        return ce.jit(function, chip=chip_of(self.mesh), **options)
+        return ce.jit(function, chip=chip_of(self.mesh), compiler_options=found, **options)
 
     def shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
         """`function` of local shards as one of global arrays."""

@@ -14,7 +14,7 @@ import layouts
 from collective_einsum import compiling
 from layouts import overlap, reference
 from layouts.cache import Entries
-from layouts.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY, ModelConfig
+from layouts.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
 from layouts.doors import weight_specs_of
 from layouts.functions import causal_mask, normalize, rotary_tables, rotate
 from layouts.params import init
@@ -99,11 +99,11 @@ def test_parallel_block(mesh_of: Any, plan: Any) -> None:
 
 @pytest.mark.parametrize("much", [overlap.MUCH, 0.0])
 @pytest.mark.parametrize("plan", PLANS[2:4] + PLANS[5:], ids=str)
-@pytest.mark.parametrize("config", [TINY_GEGLU, TINY_MULTIQUERY], ids=name)
 def test_parallel_block_as_compiled_under_options(
-    mesh_of: Any, config: Any, plan: Any, much: float, monkeypatch: pytest.MonkeyPatch
+    mesh_of: Any, plan: Any, much: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same numbers where collectives go directly, and attention comes before what waits for it.
+    config = TINY_GEGLU
     monkeypatch.setattr(overlap, "MUCH", much)
     p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
     run = call(layouts.parallel_block, mesh_of, config, plan)

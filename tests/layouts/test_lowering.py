@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+import collective_einsum as ce
 import layouts
 from bench import hlo, shapes, work
+from bench.layers import mesh_of as tpu_mesh
 from bench.target import target
 from layouts.config import PALM_540B, TINY_MULTIQUERY
 from layouts.decoder import extender
+from layouts.params import params_shapes
 from layouts.program import Program
 
 AXES = ("x", "y", "z")
@@ -152,3 +155,21 @@ def test_refuses_a_mesh_that_does_not_divide_the_model() -> None:
         layouts.lower_prefill(config, AbstractMesh((4, 4, 4), AXES), batch=1, length=8)
     with pytest.raises(ValueError, match=r"mesh with the axes .*got \('data', 'model'\)"):
         layouts.lower_prefill(PALM_540B, AbstractMesh((4, 4), ("data", "model")), batch=1, length=8)
+
+
+def test_options_that_keep_a_table_out_of_on_chip_memory() -> None:
+    # A chip of 32 has 131 MB of PaLM 62B's table in bf16, which fits 128 MiB; one of 16, twice that.
+    mesh = tpu_mesh("v4:2x4x4")
+    plan = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())
+
+    def options(slice_: Any, schedule: str = "auto", **how: Any) -> dict[str, Any]:
+        params = params_shapes(layouts.PALM_62B, jnp.bfloat16, **how)
+        found = Program.of(layouts.PALM_62B, slice_, plan, schedule, params)
+        return dict(found.compiler_options)
+
+    plain = ce.compiler_options(ce.TPU_V4)
+    assert options(mesh, unrolled=False) == plain
+    assert options(mesh, unrolled=True) == plain | dict(ce.TPU_V4.no_prefetch_options)
+    assert options(tpu_mesh("v4:2x2x4"), unrolled=True) == plain
+    assert options(tpu_mesh("v4:2x2x4"), unrolled=True, int8=True) != plain
+    assert options(mesh, "blocking", unrolled=True) == {}
