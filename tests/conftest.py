@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import settings
@@ -75,3 +75,10 @@ def mesh_of() -> MeshOf:
         )
 
     return build
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgets_programs() -> Iterator[None]:
+    """Lets go of a module's compiled programs: of thousands in a process, the CPU compiler crashes."""
+    yield
+    jax.clear_caches()
