@@ -82,7 +82,9 @@ class _Jitted:
             self._alone = jax.jit(function, **options, compiler_options=given)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._inside if _tracing() else self._alone)(*args, **kwargs)
+        # Where both are one, there is nothing to ask.
+        nested = self._alone is not self._inside and _tracing()
+        return (self._inside if nested else self._alone)(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """As of `jax.jit`."""

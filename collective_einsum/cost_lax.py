@@ -44,9 +44,8 @@ def torus_seconds(chip: Chip, sides: Sequence[int], whole: float) -> float:
     n = math.prod(sides)
     if n == 1:
         return 0.0
-    links = sum(2 if chip.wraps(side) else 1 for side in sides if side > 1)
-    hops = sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
-    return whole * (n - 1) / n / (links * chip.link_bandwidth) + hops * chip.hop_seconds
+    width = sum(links(chip, side) for side in sides if side > 1) * chip.link_bandwidth
+    return whole * (n - 1) / n / width + hops(chip, sides) * chip.hop_seconds
 
 
 def all_to_all_seconds(problem: Problem, axes: Sequence[str], sent: float) -> float:
@@ -56,10 +55,18 @@ def all_to_all_seconds(problem: Problem, axes: Sequence[str], sent: float) -> fl
 
 def exchange_seconds(chip: Chip, sides: Sequence[int], sent: float) -> float:
     """`all_to_all_seconds` over axes of these sizes: the middle of the longest carries the most."""
-    sides = [side for side in sides if side > 1]
-    far = max((side / (2 * (2 if chip.wraps(side) else 1)) for side in sides), default=0.0)
-    hops = sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
-    return sent * far / (2 * chip.link_bandwidth) + hops * chip.hop_seconds
+    far = max((side / (2 * links(chip, side)) for side in sides if side > 1), default=0.0)
+    return sent * far / (2 * chip.link_bandwidth) + hops(chip, sides) * chip.hop_seconds
+
+
+def links(chip: Chip, side: int) -> int:
+    """Links that a chip has along an axis: two if that is a ring, one if it is a line."""
+    return 2 if chip.wraps(side) else 1
+
+
+def hops(chip: Chip, sides: Sequence[int]) -> int:
+    """From a chip to the farthest one of its axes."""
+    return sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
 
 
 def _scatter_blocking(problem: Problem, end: End) -> float:

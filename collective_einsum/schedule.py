@@ -49,8 +49,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in ("blocking", "ring", "chunked"):
             raise ValueError(f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'")
-        if self.direction not in (*DIRECTIONS, "direct"):
-            known = (*DIRECTIONS, "direct")
+        known = (*DIRECTIONS, "direct")
+        if self.direction not in known:
             raise ValueError(f"Schedule direction {self.direction!r} is none of {known}")
         if self.direction == "direct" and self.kind == "ring":
             raise ValueError(

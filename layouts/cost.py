@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from collective_einsum.chip import Chip
+from collective_einsum.cost_lax import hops, links
 
 from . import einsum_cost
 from .axes import AXES, size
@@ -242,11 +243,6 @@ def transfers(items: tuple[Item, ...]) -> list[Transfer]:
     return found
 
 
-def links(chip: Chip, side: int) -> int:
-    """Links that a chip has along an axis: two if that is a ring, one if it is a line."""
-    return 2 if chip.wraps(side) else 1
-
-
 def ici_bytes(items: tuple[Item, ...], sizes: Mapping[str, int], chip: Chip) -> dict[str, float]:
     """Bytes that a chip sends, by axis."""
     found = dict.fromkeys(AXES, 0.0)
@@ -258,8 +254,7 @@ def ici_bytes(items: tuple[Item, ...], sizes: Mapping[str, int], chip: Chip) -> 
 
 
 def _hops(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> int:
-    sides = [sizes[axis] for axis in transfer.axes]
-    once = sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
+    once = hops(chip, [sizes[axis] for axis in transfer.axes])
     return once * (2 if transfer.kind == "all-reduce" else 1)
 
 
