@@ -61,8 +61,7 @@ def _seconds(
     if overlap == "none":
         row = next(row for row in choice.rows if row.schedule.kind == "blocking")
     hidden = row.communication - row.exposed
-    free = item.gathers_weight or row.schedule.direction == "direct"
-    exposed = row.exposed + (0.0 if free else HIDING_COST * hidden)
+    exposed = row.exposed + (0.0 if item.gathers_weight else HIDING_COST * hidden)
     plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
     if item.gather_shared and item.gather is not None and plain:
         exposed -= gather_seconds(item.gather[1], by_axis, chip)
