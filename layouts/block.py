@@ -98,9 +98,8 @@ def parallel(
         beside = beside_attention(step, past)
         columns, inner = project_heads(c, weights, step, inverse, ffn, beside)
         o, new = attend_columns(columns, weights, step, past, prefix)
-        inner, o, turns = in_turn(inner, o, beside)
         h = columns_out(inner, inverse, weights, config, layout, schedule)
-        terms = [o, h._replace(in_turn=turns)]
+        terms = in_turn(o, h, beside)
     y = layout.project_out(terms, schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import jax
 from jax import lax
 
 from collective_einsum.choice import mesh_chip
@@ -42,29 +39,24 @@ def beside_attention(step: Step, past: Past | None) -> float:
     return attention_seconds(work, chip)
 
 
-def in_turn(
-    made: Sequence[jax.Array], o: Outgoing, attention: float
-) -> tuple[Sequence[jax.Array], Outgoing, bool]:
-    """The feedforward's columns, behind attention if that is to come first.
+def in_turn(o: Outgoing, h: Outgoing, attention: float) -> list[Outgoing]:
+    """What attention and the feedforward send out, behind attention both if that is to come first.
 
     The last scatter over x, and the gather after the nonlinearity, are a chain, which the compiler
     hides behind attention as far as that goes. Where attention is much shorter, the scatter is to
     run beside it, and the gather beside its output matrix.
 
     Args:
-      made: what `project_in` made of the feedforward's matrices.
-      o: what attention sends out.
+      o: of attention.
+      h: of the feedforward.
       attention: what `project_in` reckoned with, of `beside_attention`.
-
-    Returns:
-      made, o, and whether the gather of what is made of these is to run beside `o`'s matmul.
     """
     sides = [lax.axis_size("x")]
     if not attention or sides == [1]:
-        return made, o, False
-    chip, size = mesh_chip(), made[0].size * made[0].dtype.itemsize * sides[0]
+        return [o, h]
+    chip, size = mesh_chip(), h.h.size * h.h.dtype.itemsize * sides[0]
     chain = exchange_seconds(chip, sides, size) + torus_seconds(chip, sides, size)
     if chain < MUCH * attention:
-        return made, o, False
-    h, *made = lax.optimization_barrier((o.h, *made))
-    return made, o._replace(h=h), True
+        return [o, h]
+    first, then = lax.optimization_barrier((o.h, h.h))
+    return [o._replace(h=first), h._replace(h=then, in_turn=True)]
