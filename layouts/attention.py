@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import axes as ax
-from .axes import WEIGHT_AXES, ScheduleLike
+from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .cache import Entries
 from .columns import from_attention, to_attention
 from .config import ModelConfig
@@ -110,6 +110,13 @@ def project_heads(
         )
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
+    elif step.shares_keys:
+        # Of a chip's own rows, which it need not gather.
+        keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
+        keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
+        axes = [stored[0], *([WEIGHT_AXES] * len(others))]
+        made = layout.project_in(c, [heads[0], *others], axes, step.schedule, beside)
+        columns, rest = [made[0], keys], made[1:]
     else:
         axes = [*stored, *([WEIGHT_AXES] * len(others))]
         made = layout.project_in(c, [*heads, *others], axes, step.schedule, beside)
@@ -145,21 +152,25 @@ def attend_columns(
     """
     config, place_ = step.config, step.placement
     q, kv = (
-        _to_heads(_biased(y, weights, name, step, columns), step, columns)
-        for y, name, columns in zip(
-            projected, ("b_q", "b_kv"), (place_.queries, place_.keys), strict=True
+        _to_heads(_biased(y, weights, name, step, columns), step, columns, row_axes)
+        for y, name, columns, row_axes in zip(
+            projected,
+            ("b_q", "b_kv"),
+            (place_.queries, place_.keys),
+            ((), step.key_row_axes),
+            strict=True,
         )
     )
     with jax.named_scope("attend"):
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]
-        q, k = (rotate(each, step.tables, config.rotary) for each in (q, k))
+        q, k = rotate(q, step.query_tables, config.rotary), rotate(k, step.tables, config.rotary)
         new_k, new_v = (jnp.swapaxes(each, 1, 2) for each in (k, v))
         segments = [_segment(new_k, new_v, step, causal=True)]
         if past is not None:
             segments.append(_segment(*past, step, lengths=step.lengths))
         if prefix is not None:
             segments.append(_segment(*prefix, step))
-        o = attend(q, segments)
+        o = attend(q, segments, step.first_query)
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
     like = past[0] if past is not None else Entries(new_k)
@@ -178,9 +189,9 @@ def _biased(
     return add_bias(y, bias)
 
 
-def _to_heads(y: jax.Array, step: Step, columns: Columns) -> jax.Array:
+def _to_heads(y: jax.Array, step: Step, columns: Columns, row_axes: Sequence[Axes]) -> jax.Array:
     """[B, T, heads, D] from rows and columns [B * T, n], sharded as attention wants them."""
-    y = to_attention(y, columns, step)
+    y = to_attention(y, columns, step, row_axes)
     return y.reshape(*y.shape[:2], -1, step.config.d_head)
 
 

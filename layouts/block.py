@@ -135,7 +135,7 @@ def normed(
     weights = {name: boundary_shard(layout, each, config.d_model) for name, each in weights.items()}
     moments = norm_moments(x, config.norm)
     moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
-    kept = layout.batch_axes in ((), layout.inner_batch_axes)
+    kept = layout.batch_axes in ((), layout.inner_batch_axes) and not layout.position_axes
     if config.norm != "rmsnorm" or not kept:
         return normalize(x, weights, config, moments), None
     _, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)

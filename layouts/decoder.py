@@ -27,6 +27,7 @@ from .params import Params, activation_dtype
 from .partitioning import param_specs
 from .program import Program
 from .projections import boundary_shard
+from .rows import last_rows
 from .stacking import at
 from .step import Step, make_step
 
@@ -157,9 +158,8 @@ def extend(
     stack = _append if reads else _fill
     x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, step)
     with jax.named_scope("unembed"):
-        own = ax.own_block(counts, layout.batch_axes, 0)
-        ends = jnp.arange(own.shape[0]) * tokens.shape[1] + jnp.maximum(own - 1, 0)
-        c, inverse = normed(jnp.take(x, ends, axis=0), params["final_norm"], step)
+        last = last_rows(x, counts, layout, program.schedule)
+        c, inverse = normed(last, params["final_norm"], step)
         table = params["embedding" if config.tied_embedding else "unembedding"]
         logits = unembed(c, table, layout, program.schedule)
         if inverse is not None:

@@ -16,6 +16,7 @@ from .axes import AXES, Axes, ScheduleLike
 from .config import ModelConfig
 from .functions import wide
 from .projections import FeedForwardLayout, boundary_axes
+from .rows import to_rows
 
 # Rows looked up at a time fit the on-chip memory of the smallest chip that has some.
 LOOKUP_BYTES = ce.TPU_V4.cmem_bytes
@@ -42,7 +43,7 @@ def embed(
     """The rows of the table that tokens [batch, T] name, as activations between layers.
 
     Each chip looks up what its part of the vocabulary has; sums over chips, which leave each chip
-    its part of batch and E, do the rest. A long prompt is read a piece at a time.
+    its part of rows and E, do the rest. A long prompt is read a piece at a time.
 
     Args:
       tokens: all of them, on every chip.
@@ -55,9 +56,10 @@ def embed(
     Returns:
       [rows, E over the rest].
     """
-    batch_axes, rest = ax.live(layout.batch_axes), ax.live(boundary_axes(layout))
-    parts = ax.size(batch_axes)
-    by_part = tokens.reshape(parts, -1)
+    row_axes = ax.live(layout.batch_axes or layout.position_axes)
+    rest = ax.live(boundary_axes(layout))
+    parts = ax.size(row_axes)
+    by_part = to_rows(tokens[:, :, None], layout).reshape(parts, -1)
     count = by_part.shape[1]
     row_bytes = parts * config.d_model * jnp.dtype(dtype).itemsize
     pieces = -(-count // max(1, LOOKUP_BYTES // row_bytes))
@@ -69,7 +71,7 @@ def embed(
     def look_up(ids: jax.Array) -> jax.Array:
         rows = _rows(table, ids, config, dtype)
         # Of a dimension of its own: otherwise the TPU compiler makes an all-reduce.
-        rows = ax.reduce_scatter(rows, batch_axes, 0, alone).reshape(-1, rows.shape[-1])
+        rows = ax.reduce_scatter(rows, row_axes, 0, alone).reshape(-1, rows.shape[-1])
         rows = ax.reduce_scatter_alone(rows, rest, 1, schedule)
         return ax.all_reduce(rows, layout.repeated_axes, schedule)
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from . import checks
-from .axes import ScheduleLike
+from .axes import ScheduleLike, check_mesh
 from .cache import empty_cache
 from .config import ModelConfig
 from .decoder import extender
@@ -110,6 +110,7 @@ def _lower(
     reads: bool,
 ) -> jax.stages.Lowered:
     checks.check_batch(batch, config, mesh, plan)
+    checks.check_positions(new, check_mesh(mesh), plan)
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
     program = Program.of(config, mesh, plan, schedule, params)
     cache = jax.eval_shape(

@@ -99,9 +99,9 @@ def _temporary_bytes(
     einsums = [item for item in items if isinstance(item, Einsum)]
     made = sum(item.m * sum(item.f) for item in einsums if "w_o" not in item.names[0])
     outer = max(item.m * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out"))
-    batch = size(plan.feedforward.batch_axes, sizes)
+    parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
     boundary = size(boundary_axes(plan.feedforward), sizes)
-    residual = load.tokens / batch * config.d_model / boundary
+    residual = load.tokens / parts * config.d_model / boundary
     gathered = sorted((i.streamed_bytes for i in einsums if i.gathers_weight), reverse=True)[:2]
     scores = 0.0 if load.new == 1 else SCORES_BYTES
     activations = (made + outer + 2 * residual) * ACTIVATION_BYTES

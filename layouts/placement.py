@@ -155,6 +155,11 @@ def place(
       ValueError: heads cannot be sharded as weights are stored.
     """
     _check_heads(config, sizes)
+    if feedforward.position_axes and attention.batch_axes:
+        raise ValueError(
+            f"{feedforward} cuts positions, which {attention} would exchange for sequences; use "
+            "HeadSharded(), or WeightStationary2D(by_batch=True)"
+        )
     return _place(config, feedforward, attention, tuple(sizes[axis] for axis in AXES))
 
 

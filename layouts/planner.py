@@ -14,7 +14,7 @@ from collective_einsum.chips import TPU_V4
 from .axes import AXES
 from .config import ModelConfig
 from .cost import Cost, Load, Overlap, cost, load
-from .partitioning import Partitioning, check_fits
+from .partitioning import Partitioning, check_fits, check_positions
 from .placement import AttentionLayout, BatchSharded, HeadSharded
 from .projections import (
     FeedForwardLayout,
@@ -30,6 +30,7 @@ FEEDFORWARDS: dict[str, FeedForwardLayout] = {
     "WS 2D": WeightStationary2D(),
     "WS 2D batch": WeightStationary2D(by_batch=True),
     "WS 2D whole": WeightStationary2D(by_batch=True, whole=True),
+    "WS 2D position": WeightStationary2D(by_position=True),
     "WS 1D": WeightStationary1D(),
     "WG X": WeightGathered(("x",)),
     "WG XY": WeightGathered(("x", "y")),
@@ -265,6 +266,7 @@ def _option(
     option = Option(feedforward, attention, sizes, asked.batch, None)
     try:
         check_fits(asked.batch, config, sizes, option.partitioning)
+        check_positions(asked.new, sizes, option.partitioning)
     except ValueError as error:
         return dataclasses.replace(option, excluded=str(error))
     found = cost(config, option.partitioning, sizes, asked, chip, overlap)

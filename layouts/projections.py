@@ -58,17 +58,32 @@ class FeedForwardLayout(Protocol):
     @property
     def batch_axes(self) -> Axes:
         """The axes over which activations are sharded by batch between layers, major first."""
-        ...
+        return ()
 
     @property
     def inner_batch_axes(self) -> Axes:
         """The same after `project_in`, and before `project_out`."""
-        ...
+        return ()
+
+    @property
+    def position_axes(self) -> Axes:
+        """The axes over which activations are sharded by position between layers, major first."""
+        return ()
+
+    @property
+    def inner_position_axes(self) -> Axes:
+        """The same after `project_in`, and before `project_out`."""
+        return ()
 
     @property
     def repeated_axes(self) -> Axes:
         """The axes along which chips hold the same activations between layers."""
-        ...
+        return ()
+
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether the collectives of activations cut rows, rather than columns."""
+        return False
 
     def features(self, sharded: Axes) -> Axes:
         """The axes, major first, of what `project_in` makes with columns stored over `sharded`."""
@@ -96,18 +111,19 @@ class FeedForwardLayout(Protocol):
 
 
 def boundary_axes(layout: FeedForwardLayout) -> Axes:
-    """The axes that shard E between layers: those that neither shard the batch nor repeat it."""
-    taken = (*layout.batch_axes, *layout.repeated_axes)
+    """The axes that shard E between layers: those that neither shard rows nor repeat them."""
+    taken = (*layout.batch_axes, *layout.position_axes, *layout.repeated_axes)
     return tuple(axis for axis in AXES if axis not in taken)
 
 
 def activation_spec(layout: FeedForwardLayout) -> P:
     """The partition spec of activations [batch, length, E] between layers."""
-    return P(layout.batch_axes or None, None, boundary_axes(layout) or None)
+    parts = (layout.batch_axes, layout.position_axes, boundary_axes(layout))
+    return P(*(axes or None for axes in parts))
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightStationary2D:
+class WeightStationary2D(FeedForwardLayout):
     """Weights stay where they are, E over x and F over yz (section 3.2.2).
 
     x is BLE_xyz; all-gather over yz; matmul; reduce-scatter over x to BLF_yzx; the nonlinearity;
@@ -120,16 +136,26 @@ class WeightStationary2D:
         same bytes as a reduce-scatter and the next layer's all-gather, in one collective and without
         the copies around two; but the norms and sums between the layers are of all rows, on every
         chip of yz. For steps of few rows.
+      by_position: what they cut is each sequence's positions instead, BL_yz E_x between the layers
+        and BL_x F_yz inside, also rows, for prompts of few sequences. Attention is by heads, of the
+        chip's own queries; keys and values are projected before rows are gathered, if all chips of
+        yz share them.
     """
 
     by_batch: bool = False
     whole: bool = False
+    by_position: bool = False
 
     def __post_init__(self) -> None:
         if self.whole and not self.by_batch:
             raise ValueError(
                 "WeightStationary2D(whole=True): whole rows between layers go with rows cut inside "
                 "of them; add by_batch=True"
+            )
+        if self.by_batch and self.by_position:
+            raise ValueError(
+                "WeightStationary2D(by_batch=True, by_position=True): rows are cut one way; choose "
+                "by_batch for many sequences, by_position for few long ones"
             )
 
     @property
@@ -147,9 +173,24 @@ class WeightStationary2D:
         """None, or x if `by_batch`."""
         return ("x",) if self.by_batch else ()
 
+    @property
+    def position_axes(self) -> Axes:
+        """None, or y and z if `by_position`."""
+        return WEIGHT_AXES if self.by_position else ()
+
+    @property
+    def inner_position_axes(self) -> Axes:
+        """None, or x if `by_position`."""
+        return ("x",) if self.by_position else ()
+
+    @property
+    def cuts_rows(self) -> bool:
+        """If `by_batch` or `by_position`."""
+        return self.by_batch or self.by_position
+
     def features(self, sharded: Axes) -> Axes:
-        """Unless `by_batch`, columns are scattered over x after the sum over E_x."""
-        return sharded if self.by_batch else (*sharded, "x")
+        """Unless rows are cut, columns are scattered over x after the sum over E_x."""
+        return sharded if self.cuts_rows else (*sharded, "x")
 
     def project_in(
         self,
@@ -171,40 +212,25 @@ class WeightStationary2D:
                 schedule=schedule,
                 beside=beside,
             )
-        ends = ("m", "m") if self.by_batch else ("e", "f")
+        ends = ("m", "m") if self.cuts_rows else ("e", "f")
         return _gather_and_scatter(c, weights, *ends, schedule, beside)
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        gathers = ["m" if self.by_batch or term.by_rows else "f" for term in terms]
+        gathers = ["m" if self.cuts_rows or term.by_rows else "f" for term in terms]
         if self.whole:
             return ax.all_reduce(_stationary_sum(terms, gathers, schedule), WEIGHT_AXES, schedule)
-        return _stationary_out(terms, gathers, "m" if self.by_batch else "e", schedule)
+        return _stationary_out(terms, gathers, "m" if self.cuts_rows else "e", schedule)
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightStationary1D:
+class WeightStationary1D(FeedForwardLayout):
     """Weights stay where they are, F over as many chips as yz has (section 3.2.1).
 
     On a mesh whose x is 1 this is the paper's: all-gather of BLE; both matmuls; reduce-scatter.
     Weights are stored E_x F_yz, so where x is longer E stays sharded over it, and the sums over E_x
     are all-reduced before the nonlinearity, which every chip along x then does for itself.
     """
-
-    @property
-    def batch_axes(self) -> Axes:
-        """None: all chips work on the whole batch."""
-        return ()
-
-    @property
-    def inner_batch_axes(self) -> Axes:
-        """None."""
-        return ()
-
-    @property
-    def repeated_axes(self) -> Axes:
-        """None."""
-        return ()
 
     def features(self, sharded: Axes) -> Axes:
         """Columns stay as they are stored."""
@@ -310,7 +336,7 @@ def _stationary_sum(
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightGathered:
+class WeightGathered(FeedForwardLayout):
     """Weights are all-gathered over `axes` just before use, activations stay (section 3.2.3).
 
     The batch is sharded over `axes`, E over the other axes; what is left of the weights' sharding
@@ -340,11 +366,6 @@ class WeightGathered:
     def inner_batch_axes(self) -> Axes:
         """The same."""
         return self.axes
-
-    @property
-    def repeated_axes(self) -> Axes:
-        """None."""
-        return ()
 
     def features(self, sharded: Axes) -> Axes:
         """Columns stay sharded over what is not gathered."""

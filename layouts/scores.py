@@ -65,12 +65,14 @@ class Segment:
         )
 
 
-def attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def attend(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int = 0) -> jax.Array:
     """Softmax attention of each query to what it sees of all segments.
 
     Args:
       q: [B, T, H, D], not scaled. Heads h * H / K to (h + 1) * H / K - 1 read key-value head h.
       segments: where the keys are; each query must see at least one.
+      first: the place of the first query among the positions of causal segments, which may be more
+        than there are queries.
 
     Returns:
       [B, T, H, D] in the dtype of q.
@@ -81,7 +83,7 @@ def attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
     count = -(-t // max(1, SCORES_BYTES // row_bytes))
     if count == 1:
-        return _block(q, segments, 0).reshape(b, t, h, d)
+        return _block(q, segments, first).reshape(b, t, h, d)
     groups = min(count, CAUSAL_GROUPS)
     per_group = -(-count // groups)
     block = -(-t // (groups * per_group))
@@ -90,13 +92,13 @@ def attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
     for group in range(groups):
         start = group * per_group * block
         end = start + per_group * block
-        seen = [s.first(min(end, s.size)) if s.causal else s for s in segments]
+        seen = [s.first(min(end + s.size - t, s.size)) if s.causal else s for s in segments]
         rows = padded[:, start:end].reshape(b, per_group, block, *q.shape[2:])
 
-        def step(first: jax.Array, rows: jax.Array, seen: Sequence[Segment] = seen):
-            return first + block, _block(rows, seen, first)
+        def step(place: jax.Array, rows: jax.Array, seen: Sequence[Segment] = seen):
+            return place + block, _block(rows, seen, place)
 
-        _, blocks = lax.scan(step, jnp.int32(start), jnp.moveaxis(rows, 1, 0))
+        _, blocks = lax.scan(step, jnp.int32(start) + first, jnp.moveaxis(rows, 1, 0))
         results.append(jnp.moveaxis(blocks, 0, 1).reshape(b, per_group * block, h, d))
     return jnp.concatenate(results, axis=1)[:, :t]
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from . import axes as ax
-from .axes import WEIGHT_AXES, ScheduleLike
+from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .cache import Entries, is_int8, layer_specs
 from .config import ModelConfig
 from .doors import on_mesh, weight_specs_of
@@ -21,6 +21,7 @@ from .feedforward import WEIGHT_SPECS
 from .functions import rotary_tables, wide
 from .placement import AttentionLayout, Placement, place, stored_kv_axes
 from .projections import FeedForwardLayout, activation_spec
+from .rows import from_rows, to_rows
 
 Past = tuple[Entries, Entries]
 Layer = Callable[..., tuple[jax.Array, Past]]
@@ -34,7 +35,9 @@ class Step:
       config, feedforward, placement, schedule: how things are laid out.
       lengths: [B of this chip in attention], positions already in the cache.
       tables: of the rotary embedding, for the new positions; None without one.
+      query_tables: the same for the positions of a chip's queries.
       new: T, how many positions are new.
+      queries: how many of them are those of a chip's queries.
     """
 
     config: ModelConfig
@@ -43,7 +46,28 @@ class Step:
     schedule: ScheduleLike
     lengths: jax.Array
     tables: tuple[jax.Array, jax.Array] | None
+    query_tables: tuple[jax.Array, jax.Array] | None
     new: int
+    queries: int
+
+    @property
+    def shares_keys(self) -> bool:
+        """Whether keys and values are projected from the rows that a chip has between layers."""
+        return bool(self.feedforward.position_axes) and not self.placement.keys.stored
+
+    @property
+    def key_row_axes(self) -> tuple[Axes, ...]:
+        """The axes that cut the rows of projected keys and values, of which attention wants all; the
+        minor ones first, since of three at once the TPU compiler would make an all-reduce."""
+        layout = self.feedforward
+        outer = layout.position_axes if self.shares_keys else ()
+        return layout.inner_position_axes, outer
+
+    @property
+    def first_query(self) -> jax.Array | int:
+        """The first of a chip's queries, of the new positions."""
+        axes = ax.live(self.feedforward.inner_position_axes)
+        return lax.axis_index(axes) * self.queries if axes else 0
 
 
 def make_step(
@@ -58,13 +82,16 @@ def make_step(
 ) -> Step:
     """A `Step` for `new` positions after `lengths` [whole batch], after a shared prefix."""
     own = ax.own_block(lengths, placement.batch_axes, 0)
-    tables = None
+    tables = query_tables = None
+    cut = feedforward.inner_position_axes
     if config.rotary is not None:
         positions = prefix_length + own[:, None] + jnp.arange(new)
         tables = rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
         # The TPU compiler would compute them again in each layer.
-        tables = lax.optimization_barrier(tables)
-    return Step(config, feedforward, placement, schedule, own, tables, new)
+        sin, cos = lax.optimization_barrier(tables)
+        tables, query_tables = (sin, cos), (ax.own_block(sin, cut, 1), ax.own_block(cos, cut, 1))
+    queries = new // ax.size(cut)
+    return Step(config, feedforward, placement, schedule, own, tables, query_tables, new, queries)
 
 
 def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
@@ -131,8 +158,9 @@ class LayerCall:
     ) -> tuple[jax.Array, Past]:
         where = place(self.config, self.layout, self.attention, ax.local_sizes())
         before = 0 if prefix is None else prefix[0].values.shape[-2]
+        length = x.shape[1] * ax.size(self.layout.position_axes)
         step = make_step(
-            self.config, self.layout, where, self.schedule, lengths, x.shape[1], before, x.dtype
+            self.config, self.layout, where, self.schedule, lengths, length, before, x.dtype
         )
-        y, new = layer(ax.rows(x), weights, step, past, prefix)
-        return y.reshape(x.shape), new
+        y, new = layer(to_rows(x, self.layout), weights, step, past, prefix)
+        return from_rows(y, x.shape[0], self.layout), new

@@ -61,14 +61,9 @@ class _Layer:
         return self.layout.batch_axes if alike else ()
 
     @property
-    def by_batch(self) -> bool:
-        """Whether the collectives of activations cut rows."""
-        return bool(self.layout.inner_batch_axes) and not self.gathered_axes
-
-    @property
     def scatters_x(self) -> bool:
         """Whether sums over E_x are scattered over x; otherwise they are all-reduced."""
-        return self.by_batch or "x" in self.layout.features(())
+        return self.layout.cuts_rows or "x" in self.layout.features(())
 
     def inputs(self, names: Sequence[str]) -> list[tuple[str, int, Axes]]:
         """Matrices that features come from: name, columns, and the axes these are stored over."""
@@ -100,9 +95,11 @@ class _Layer:
             e,
             f,
             self.load.weight_bytes,
-            gather and ("m" if self.by_batch else "e", gather),
+            gather and ("m" if self.layout.cuts_rows else "e", gather),
             False,
-            (sums and ("m" if self.by_batch or by_rows else "f", sums)) if scatters else None,
+            (sums and ("m" if self.layout.cuts_rows or by_rows else "f", sums))
+            if scatters
+            else None,
             shared,
         )
         if not scatters:
@@ -144,7 +141,7 @@ class _Layer:
         alone = len(names) > 1 or bool(self.layout.repeated_axes)
         for name in names:
             f = features[name] // self.n(WEIGHT_AXES)
-            rows = self.by_batch or (name == "w_o" and self.placement.by_rows)
+            rows = self.layout.cuts_rows or (name == "w_o" and self.placement.by_rows)
             gather = None
             if rows or self.scatters_x:
                 gather = self.moved("features", "all-gather", ("x",), m * f)
@@ -156,7 +153,7 @@ class _Layer:
                 self.load.weight_bytes,
                 gather and ("m" if rows else "e", gather),
                 False,
-                None if alone else sums and ("m" if self.by_batch else "f", sums),
+                None if alone else sums and ("m" if self.layout.cuts_rows else "f", sums),
             )
         if alone:
             yield from self.alone(sums)
@@ -164,7 +161,7 @@ class _Layer:
     def alone(self, sums: Transfer | None) -> Iterator[Transfer]:
         """`reduce_scatter_alone`."""
         if sums:
-            yield dataclasses.replace(sums, of_lanes=not self.by_batch)
+            yield dataclasses.replace(sums, of_lanes=not self.layout.cuts_rows)
 
     def attention(self) -> Iterator[Item]:
         """From columns to heads or sequences, the scores, and back."""

@@ -1,0 +1,55 @@
+"""Sequences [B, T, n] as rows, in the order in which a layout's collectives cut these.
+
+Rows are sequence by sequence, or position by position where collectives cut positions: rows that lie
+together are then on one chip.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import axes as ax
+from .axes import ScheduleLike
+from .projections import FeedForwardLayout
+
+
+def to_rows(x: jax.Array, layout: FeedForwardLayout) -> jax.Array:
+    """[B, T, n] as [rows, n]."""
+    return ax.rows(jnp.swapaxes(x, 0, 1) if layout.position_axes else x)
+
+
+def from_rows(rows: jax.Array, batch: int, layout: FeedForwardLayout) -> jax.Array:
+    """[rows, n] as [B, T, n], of `batch` sequences."""
+    if layout.position_axes:
+        return jnp.swapaxes(rows.reshape(-1, batch, rows.shape[-1]), 0, 1)
+    return rows.reshape(batch, -1, rows.shape[-1])
+
+
+def last_rows(
+    rows: jax.Array, counts: jax.Array, layout: FeedForwardLayout, schedule: ScheduleLike
+) -> jax.Array:
+    """The row of each sequence's last position, as activations are sharded between layers but for
+    positions, of which there is one.
+
+    Args:
+      rows: [B_W * T, E over the rest], between layers.
+      counts: [whole batch], how many positions of each sequence count; of none, the first is taken.
+      layout: of the rows.
+      schedule: of the sum that brings rows to all chips, if positions are cut.
+
+    Returns:
+      [B_W, E over the rest].
+    """
+    own = ax.own_block(counts, layout.batch_axes, 0)
+    at = jnp.maximum(own - 1, 0)
+    batch = own.shape[0]
+    length, cut = rows.shape[0] // batch, ax.live(layout.position_axes)
+    if not layout.position_axes:
+        return jnp.take(rows, jnp.arange(batch) * length + at, axis=0)
+    first = lax.axis_index(cut) * length if cut else 0
+    here = (at >= first) & (at < first + length)
+    index = jnp.where(here, (at - first) * batch + jnp.arange(batch), rows.shape[0])
+    found = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
+    return ax.all_reduce(found, cut, schedule)
