@@ -139,7 +139,7 @@ def published(model: str) -> tuple[Phase, ...]:
         Phase(*decode, 64, 2048, "int8", "WS 2D batch"),
         Phase(*decode, 64, 2048, "bf16", "WS 2D batch"),
         Phase(*decode, 512, 2048, "bf16", "WS 2D batch"),
-        Phase(*prefill, 1, 2048, "int8", attention="heads"),
+        Phase(*prefill, 1, 2048, "int8", "WS 2D position", "heads"),
         Phase(*prefill, 512, 2048, "bf16", "WG XYZ"),
     )
 

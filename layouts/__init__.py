@@ -34,9 +34,6 @@ from .placement import HeadSharded as HeadSharded
 from .planner import Option as Option
 from .planner import Plan as Plan
 from .planner import plan as plan
-from .projections import WeightGathered as WeightGathered
-from .projections import WeightStationary1D as WeightStationary1D
-from .projections import WeightStationary2D as WeightStationary2D
 from .projections import activation_spec as activation_spec
 from .sampling import Sampling as Sampling
 from .stacking import unroll as unroll
@@ -46,3 +43,6 @@ from .state import move_cache as move_cache
 from .state import shared_prefix as shared_prefix
 from .sweep import pareto as pareto
 from .sweep import sweep as sweep
+from .weight_gathered import WeightGathered as WeightGathered
+from .weight_stationary import WeightStationary1D as WeightStationary1D
+from .weight_stationary import WeightStationary2D as WeightStationary2D

@@ -21,10 +21,10 @@ from .projections import (
     Outgoing,
     boundary_shard,
     feature_bias,
-    project_rows,
 )
 from .scores import Segment, attend
 from .step import LayerCall, Past, Step
+from .weight_stationary import project_rows
 
 
 def attention(
@@ -110,7 +110,7 @@ def project_heads(
         )
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
-    elif step.shares_keys:
+    elif place_.own_keys:
         # Of a chip's own rows, which it need not gather.
         keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
@@ -157,7 +157,7 @@ def attend_columns(
             projected,
             ("b_q", "b_kv"),
             (place_.queries, place_.keys),
-            ((), step.key_row_axes),
+            ((), place_.key_row_axes),
             strict=True,
         )
     )

@@ -18,7 +18,7 @@ from .partitioning import check_batch as check_batch
 from .partitioning import check_model
 from .partitioning import check_positions as check_positions
 from .placement import HeadSharded, place
-from .projections import WeightStationary2D
+from .weight_stationary import WeightStationary2D
 
 if TYPE_CHECKING:
     from .program import Program

@@ -21,7 +21,7 @@ from .items import Einsum, Transfer
 # cuts and joins their operands, if these are activations: seen on v4 in steps with rings, against
 # their einsums by themselves.
 HIDING_COST = 0.2
-_DTYPES = {1: jnp.dtype(jnp.int8), 2: jnp.dtype(jnp.bfloat16)}
+_DTYPES = {each.itemsize: each for each in map(jnp.dtype, (jnp.int8, jnp.bfloat16, jnp.float32))}
 
 
 class _Operand(NamedTuple):

@@ -110,7 +110,8 @@ class Attention:
 
     Attributes:
       sequences: whose queries are here.
-      queries: new positions of each.
+      queries: of each, that are here.
+      new: new positions of each, of which every query sees those up to its own.
       heads, kv_heads: that are here.
       d_head: D.
       past: cached positions that each query sees, beside the new ones up to its own.
@@ -119,6 +120,7 @@ class Attention:
 
     sequences: float
     queries: int
+    new: int
     heads: float
     kv_heads: float
     d_head: int
@@ -128,7 +130,7 @@ class Attention:
     @property
     def scores(self) -> float:
         """How many there are: a query sees the cache, and half of the new positions on average."""
-        seen = self.past + (self.queries + 1) / 2
+        seen = self.past + (self.new + 1) / 2
         return self.sequences * self.heads * self.queries * seen
 
     @property

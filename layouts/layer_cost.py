@@ -12,7 +12,7 @@ from collective_einsum.product import ROWS
 from . import einsum_cost, stream_cost
 from .config import ModelConfig
 from .items import Attention, Einsum, Item, Transfer
-from .scores import CAUSAL_GROUPS
+from .scores import CAUSAL_GROUPS, SCORES_BYTES
 
 # Times that the scores, in 32 bits, are read or written: seen on v4, 3.5 in a step of decoding and
 # 4.6 in a prefill.
@@ -97,7 +97,11 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
     rows = item.queries * item.heads / item.kv_heads
     scores = item.scores * max(1, ROWS / rows)
-    if item.queries > 1:
-        scores *= 1 + 1 / CAUSAL_GROUPS
+    if item.new > 1:
+        # Where positions are cut, every chip's queries meet the keys of the last; scores that fit
+        # on-chip memory at once are all computed anyhow, in the time of groups that do not.
+        at_once = 4 * item.sequences * item.heads * item.queries * item.new <= SCORES_BYTES
+        share = 1 if at_once else item.queries / item.new
+        scores *= 2 - share * (1 - 1 / CAUSAL_GROUPS)
     passes = SCORE_PASSES * 4 * scores / chip.vector_bandwidth
     return max(computed, streamed) + passes + chip.dot_fill_seconds

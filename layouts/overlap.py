@@ -32,6 +32,7 @@ def beside_attention(step: Step, past: Past | None) -> float:
     work = Attention(
         step.lengths.shape[0],
         step.queries,
+        step.new,
         config.stored_heads / ax.size(where.queries.kept),
         max(1, config.stored_kv_heads / ax.size(where.kv_axes)),
         config.d_head,

@@ -114,6 +114,9 @@ class Placement:
       by_rows: whether the projections leave rows cut over x, rather than columns.
       moved: the axes that shard the batch in attention, but not after the projections.
       queries, keys: what happens to the columns of q, and to those of k and v.
+      key_row_axes: the axes that cut projected rows of k and v by position, of which attention wants
+        all; in two parts, the minor one first, if they are projected from the rows between layers.
+        (Of three axes at once, the TPU compiler would make an all-reduce.)
       selection: the key-value heads that each chip's queries read, of those it holds: an array
         [*sizes of queries.kept, heads]; None for all, in order.
     """
@@ -123,7 +126,13 @@ class Placement:
     moved: Axes
     queries: Columns
     keys: Columns
+    key_row_axes: tuple[Axes, ...]
     selection: np.ndarray | None = dataclasses.field(compare=False)
+
+    @property
+    def own_keys(self) -> bool:
+        """Whether k and v are projected from the rows between layers, without a gather."""
+        return len(self.key_row_axes) > 1
 
     @property
     def kv_axes(self) -> Axes:
@@ -224,7 +233,11 @@ def _place(
         )
     gathered = tuple(a for a in sharded if a not in moved and a not in kv_kept)
     keys = Columns(stored, sharded, joined, gathered, kv_kept)
-    return Placement(batch, by_rows, moved, queries, keys, _selection(config, queries, keys, sizes))
+    rows = [feedforward.inner_position_axes]
+    # What all chips of yz have of w_kv, they would all multiply by the same rows.
+    rows += [] if stored else [feedforward.position_axes]
+    selection = _selection(config, queries, keys, sizes)
+    return Placement(batch, by_rows, moved, queries, keys, tuple(filter(None, rows)), selection)
 
 
 def _selection(

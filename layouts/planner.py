@@ -16,13 +16,10 @@ from .config import ModelConfig
 from .cost import Cost, Load, Overlap, cost, load
 from .partitioning import Partitioning, check_fits, check_positions
 from .placement import AttentionLayout, BatchSharded, HeadSharded
-from .projections import (
-    FeedForwardLayout,
-    WeightGathered,
-    WeightStationary1D,
-    WeightStationary2D,
-)
+from .projections import FeedForwardLayout
 from .slices import meshes, shape_name
+from .weight_gathered import WeightGathered
+from .weight_stationary import WeightStationary1D, WeightStationary2D
 
 Objective = Literal["latency", "throughput", "cost"]
 

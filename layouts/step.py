@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from . import axes as ax
-from .axes import WEIGHT_AXES, Axes, ScheduleLike
+from .axes import WEIGHT_AXES, ScheduleLike
 from .cache import Entries, is_int8, layer_specs
 from .config import ModelConfig
 from .doors import on_mesh, weight_specs_of
@@ -49,19 +49,6 @@ class Step:
     query_tables: tuple[jax.Array, jax.Array] | None
     new: int
     queries: int
-
-    @property
-    def shares_keys(self) -> bool:
-        """Whether keys and values are projected from the rows that a chip has between layers."""
-        return bool(self.feedforward.position_axes) and not self.placement.keys.stored
-
-    @property
-    def key_row_axes(self) -> tuple[Axes, ...]:
-        """The axes that cut the rows of projected keys and values, of which attention wants all; the
-        minor ones first, since of three at once the TPU compiler would make an all-reduce."""
-        layout = self.feedforward
-        outer = layout.position_axes if self.shares_keys else ()
-        return layout.inner_position_axes, outer
 
     @property
     def first_query(self) -> jax.Array | int:

@@ -24,8 +24,9 @@ from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
 from .config import ModelConfig
 from .functions import BIASES, hidden, scale_rows
 from .items import ACTIVATION_BYTES, gathered_weight
-from .projections import FeedForwardLayout, Outgoing, WeightGathered
+from .projections import FeedForwardLayout, Outgoing
 from .stream_cost import saving
+from .weight_gathered import WeightGathered
 
 
 def columns_axes(layout: FeedForwardLayout) -> Axes:

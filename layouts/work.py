@@ -82,6 +82,9 @@ class _Layer:
             yield from self.into_gathered(names)
             return
         m, e = self.load.tokens, self.config.d_model // self.sizes["x"]
+        if self.placement.own_keys and "w_kv" in names:
+            yield from self.own_keys(m // self.n(self.layout.position_axes), e)
+            names = [name for name in names if name != "w_kv"]
         found = self.inputs(names)
         f = tuple(columns // self.n(stored) for _, columns, stored in found)
         apart = tuple(axis for axis in WEIGHT_AXES if axis not in self.layout.repeated_axes)
@@ -105,6 +108,15 @@ class _Layer:
         if not scatters:
             for columns in f:
                 yield from self.transfer("sums over x", kind, ("x",), m * columns, ACTIVATION_BYTES)
+
+    def own_keys(self, m: int, e: int) -> Iterator[Item]:
+        """w_kv times the rows between layers."""
+        ((_, columns, _),) = self.inputs(["w_kv"])
+        yield Einsum(("w_kv",), m, e, (columns,), self.load.weight_bytes)
+        axes = self.layout.inner_position_axes
+        yield from self.transfer(
+            "sums over x", "reduce-scatter", axes, m * columns, ACTIVATION_BYTES
+        )
 
     def into_gathered(self, names: Sequence[str]) -> Iterator[Item]:
         """`project_in` of `WeightGathered`."""
@@ -169,9 +181,15 @@ class _Layer:
         heads, kv_heads = config.stored_heads, config.stored_kv_heads
         yield from self.columns("queries", heads * config.d_head, where.queries, back=False)
         keys = 2 * kv_heads * config.d_head
+        left = self.n(axis for axes in where.key_row_axes for axis in axes)
+        for axes in where.key_row_axes:
+            left //= self.n(axes)
+            elements = load.tokens / left * keys / self.n(where.keys.sharded)
+            yield from self.transfer("rows of keys", "all-gather", axes, elements, ACTIVATION_BYTES)
         yield from self.columns("keys and values", keys, where.keys, back=False)
         yield Attention(
             load.batch / self.n(where.batch_axes),
+            load.new // self.n(self.layout.inner_position_axes),
             load.new,
             heads / self.n(where.queries.kept),
             max(1, kv_heads / self.n(where.kv_axes)),

@@ -20,6 +20,8 @@ FEEDFORWARDS = (
     WeightGathered(("x", "y")),
     WeightGathered(("x", "y", "z")),
 )
+# For prompts, and with heads sharded.
+BY_POSITION = WeightStationary2D(by_position=True)
 ATTENTIONS = (
     HeadSharded(),
     BatchSharded(("z",)),

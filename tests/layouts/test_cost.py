@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import collective_einsum as ce
@@ -131,6 +131,7 @@ def test_no_step_is_faster_than_its_limits(
     weights: str,
     phase: str,
 ) -> None:
+    assume(feedforward != "WS 2D position" or (attention, phase) == ("heads", "prefill"))
     sizes = dict(zip("xyz", shape, strict=True))
     how: dict[str, Any] = {"batch": batch, "weights": weights, "phase": phase, "length": 1024}
     auto, none = (

@@ -20,10 +20,11 @@ from layouts.doors import weight_specs_of
 from layouts.feedforward import WEIGHT_SPECS
 from layouts.params import init
 
-from .arrangements import FEEDFORWARDS, MESHES
+from .arrangements import BY_POSITION, FEEDFORWARDS, MESHES
 from .models import name
 
 MODELS = (TINY_MULTIQUERY, TINY_GEGLU, TINY_MULTIHEAD)
+LAYOUTS = (*FEEDFORWARDS, BY_POSITION)
 
 
 @functools.cache
@@ -34,11 +35,11 @@ def one_layer(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
 
 
 def activations(config: ModelConfig) -> jax.Array:
-    return jax.random.normal(jax.random.key(1), (8, 2, config.d_model))
+    return jax.random.normal(jax.random.key(1), (8, 8, config.d_model))
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("config", MODELS, ids=name)
 def test_equals_the_reference(mesh_of: Any, config: Any, layout: Any, shape: Any) -> None:
     weights, x = one_layer(config), activations(config)
@@ -50,13 +51,13 @@ def test_equals_the_reference(mesh_of: Any, config: Any, layout: Any, shape: Any
 
 
 @pytest.mark.parametrize("schedule", ["latency", "unidirectional", "chunked"])
-@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_equals_the_reference_under_every_schedule(
     mesh_of: Any, layout: Any, schedule: str
 ) -> None:
     config = TINY_GEGLU
-    by_batch = layout == layouts.WeightStationary2D(by_batch=True)
-    if schedule == "chunked" and by_batch:
+    both_ends = layout in (layouts.WeightStationary2D(by_batch=True), BY_POSITION)
+    if schedule == "chunked" and both_ends:
         # All of the gathered rows go into each chunk of columns.
         with pytest.raises(ValueError, match="no label is given to cut into 4 chunks; use a ring"):
             layouts.feedforward(
@@ -76,7 +77,7 @@ def test_equals_the_reference_under_every_schedule(
     np.testing.assert_allclose(y, reference.feedforward(x, weights, config), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_takes_int8_weights(mesh_of: Any, layout: Any) -> None:
     config = TINY_GEGLU
     weights = {
@@ -88,7 +89,7 @@ def test_takes_int8_weights(mesh_of: Any, layout: Any) -> None:
     np.testing.assert_allclose(y, reference.feedforward(x, weights, config), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_bfloat16_is_as_near_to_the_truth_as_one_device(mesh_of: Any, layout: Any) -> None:
     config = TINY_MULTIQUERY
     weights = one_layer(config, jnp.bfloat16)
@@ -107,7 +108,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_one_device(mesh_of: Any, layout: An
     assert error < 4 * one_device
 
 
-@pytest.mark.parametrize("layout", FEEDFORWARDS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_runs_inside_a_shard_map_of_the_user(mesh_of: Any, layout: Any) -> None:
     config = TINY_MULTIQUERY
     weights, x, mesh = one_layer(config), activations(config), mesh_of((2, 2, 2), "xyz")

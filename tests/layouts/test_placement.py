@@ -14,10 +14,11 @@ from layouts.axes import AXES
 from layouts.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
 from layouts.placement import BatchSharded, HeadSharded, Placement, place
 
-from .arrangements import ATTENTIONS, FEEDFORWARDS
+from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 
 STATIONARY = layouts.WeightStationary2D()
 CUBE = dict.fromkeys(AXES, 4)
+PAIRS = [*itertools.product(FEEDFORWARDS, ATTENTIONS), (BY_POSITION, HeadSharded())]
 
 
 def grouped(heads: int, kv_heads: int) -> ModelConfig:
@@ -45,7 +46,7 @@ def local_heads(total: int, kept: tuple[str, ...], sizes: Any, at: Any) -> list[
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 2, 2), (1, 4, 2), (2, 1, 4)], ids=str)
 @pytest.mark.parametrize("config", [grouped(16, k) for k in (1, 2, 4, 8, 16)], ids=str)
-@pytest.mark.parametrize("pair", list(itertools.product(FEEDFORWARDS, ATTENTIONS)), ids=str)
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_every_chip_has_the_heads_that_it_reads(pair: Any, config: Any, sizes: Any) -> None:
     shape = dict(zip(AXES, sizes, strict=True))
     feedforward, attention = pair

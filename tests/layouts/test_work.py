@@ -26,6 +26,7 @@ PARALLEL = dataclasses.replace(
 SERIAL = dataclasses.replace(PARALLEL, block="serial", kv_heads=12, gated=False)
 BATCH = 16
 LENGTHS = {"decode": 32, "prefill": 8}
+BY_POSITION = "WS 2D position"
 PAIRS = [(f, a) for f in FEEDFORWARDS for a in ATTENTIONS]
 # Every second pair, those of a chessboard, under one of these in turn, so that each layout of either
 # kind meets half of the others.
@@ -33,8 +34,9 @@ SETTINGS = [(c, k) for c in (PARALLEL, SERIAL) for k in LENGTHS]
 CASES = [
     (*pair, *SETTINGS[(i // 2) % len(SETTINGS)])
     for i, pair in enumerate(PAIRS)
-    if (i + i // len(ATTENTIONS)) % 2 == 0
+    if (i + i // len(ATTENTIONS)) % 2 == 0 and pair[0] != BY_POSITION
 ]
+CASES += [(BY_POSITION, "heads", config, "prefill") for config in (PARALLEL, SERIAL)]
 
 
 @functools.cache
@@ -86,7 +88,8 @@ def test_bytes_sent(feedforward: str, attention: str, config: ModelConfig, kind:
 
 @pytest.mark.parametrize("feedforward", FEEDFORWARDS)
 def test_flops(feedforward: str) -> None:
-    what = (PARALLEL, "prefill", feedforward, "batch xyz")
+    attention = "heads" if feedforward == BY_POSITION else "batch xyz"
+    what = (PARALLEL, "prefill", feedforward, attention)
 
     def flops(layers: int) -> float:
         module = hlo.parse(program(*what, layers))

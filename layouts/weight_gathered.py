@@ -1,0 +1,105 @@
+"""The weight-gathered layouts: section 3.2.3 of "Efficiently Scaling Transformer Inference" (arXiv
+2211.05102)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+import collective_einsum as ce
+
+from . import axes as ax
+from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
+from .projections import FeedForwardLayout, Outgoing, boundary_axes, total, whole_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightGathered(FeedForwardLayout):
+    """Weights are all-gathered over `axes` just before use, activations stay (section 3.2.3).
+
+    The batch is sharded over `axes`, E over the other axes; what is left of the weights' sharding
+    is the 1D weight-stationary layout.
+
+    Attributes:
+      axes: ("x",), ("x", "y") or ("x", "y", "z").
+    """
+
+    axes: Axes = AXES
+
+    def __post_init__(self) -> None:
+        given = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        if given not in (("x",), ("x", "y"), AXES):
+            raise ValueError(
+                f"WeightGathered(axes={self.axes!r}): weights are stored E_x F_yz and gathered over "
+                'x first: choose ("x",), ("x", "y") or ("x", "y", "z")'
+            )
+        object.__setattr__(self, "axes", given)
+
+    @property
+    def batch_axes(self) -> Axes:
+        """The axes that weights are gathered over."""
+        return self.axes
+
+    @property
+    def inner_batch_axes(self) -> Axes:
+        """The same."""
+        return self.axes
+
+    def features(self, sharded: Axes) -> Axes:
+        """Columns stay sharded over what is not gathered."""
+        return tuple(axis for axis in sharded if axis not in self.axes)
+
+    def project_in(
+        self,
+        c: jax.Array,
+        weights: Sequence[Any],
+        sharded: Sequence[Axes],
+        schedule: ScheduleLike,
+        beside: float = 0.0,
+    ) -> list[jax.Array]:
+        """See `FeedForwardLayout`; there is no scatter."""
+        del beside
+        schedule = ax.weights_schedule(schedule)
+        e = ax.values(weights[0]).shape[0] * ax.size(("x",))
+        c = whole_rows(c, self, e, schedule)
+        results = []
+        for w, axes in zip(weights, sharded, strict=True):
+            # The larger gather, of columns, is the one to hide; without one, that of E.
+            columns = ax.live([axis for axis in axes if axis in self.axes])
+            if columns:
+                w = ax.all_gather(w, ("x",), 0, schedule)
+            results.append(
+                ce.all_gather_einsum(
+                    "me,ef->mf",
+                    c,
+                    w,
+                    axis_name=columns or "x",
+                    gather="f" if columns else "e",
+                    schedule=schedule,
+                )
+            )
+        return results
+
+    def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
+        """See `FeedForwardLayout`."""
+        parts, schedule = [], ax.weights_schedule(schedule)
+        for term in terms:
+            h, w = term.h, term.w
+            gathered = () if term.columns_whole else WEIGHT_AXES
+            columns = ax.live([axis for axis in gathered if axis in self.axes])
+            if columns:
+                w = ax.all_gather(w, ("x",), 1, schedule)
+            parts.append(
+                ce.all_gather_einsum(
+                    "mf,fe->me",
+                    h,
+                    w,
+                    axis_name=columns or "x",
+                    gather="f" if columns else "e",
+                    schedule=schedule,
+                )
+            )
+        return ax.reduce_scatter_alone(total(parts), boundary_axes(self), 1, schedule)
