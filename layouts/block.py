@@ -99,7 +99,7 @@ def parallel(
         columns, inner = project_heads(c, weights, step, inverse, ffn, beside)
         o, new = attend_columns(columns, weights, step, past, prefix)
         h = columns_out(inner, inverse, weights, config, layout, schedule)
-        terms = in_turn(o, h, beside)
+        terms = in_turn(o, h, step, beside)
     y = layout.project_out(terms, schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 

@@ -46,6 +46,12 @@ def seconds(
     return _seconds(item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap, beside)
 
 
+def schedule(item: Einsum, sizes: Mapping[str, int], chip: Chip, beside: float = 0.0) -> Schedule:
+    """That of `schedule="auto"`."""
+    operation, operands = _operation(item, sizes)
+    return rank(operation, operands, chip, sizes, beside).schedule
+
+
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
     """An all-gather or a reduce-scatter by itself."""
     return torus_seconds(chip, [sizes[axis] for axis in gather.axes], gather.bytes)

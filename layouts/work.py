@@ -214,6 +214,18 @@ class _Layer:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
 
 
+def inputs(
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    where: Placement,
+    sizes: Mapping[str, int],
+    load: Load,
+) -> Einsum:
+    """The einsum of the feedforward's input matrices, where weights are stationary."""
+    found = _Layer(config, layout, where, sizes, load).into(config.input_names)
+    return next(item for item in found if isinstance(item, Einsum))
+
+
 def layer_work(
     config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int], load: Load
 ) -> tuple[Item, ...]:
