@@ -16,8 +16,8 @@ from .config import ModelConfig
 from .params import check_params
 from .partitioning import check_batch as check_batch
 from .partitioning import check_model
-from .partitioning import check_positions as check_positions
 from .placement import HeadSharded, place
+from .rows import check_positions as check_positions
 from .weight_stationary import WeightStationary2D
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def check_step(
         raise ValueError(f"tokens of shape {shape} must be [batch, length], neither of them 0")
     batch, length = shape
     check_batch(batch, config, program.mesh, program.plan)
-    check_positions(length, check_mesh(program.mesh), program.plan)
+    check_positions(length, program.plan.feedforward, check_mesh(program.mesh))
     _check_cache(cache, config, batch, length)
     tokens = _integers(tokens, "tokens")
     counts = np.full((batch,), length, np.int32) if counts is None else counts

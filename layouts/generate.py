@@ -103,7 +103,7 @@ def generate(
     tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
     checks.check_prompts(counts)
     for each, new in ((reader, tokens.shape[1]), (program, 1)):
-        checks.check_positions(new, dict(mesh.shape), each.plan)
+        checks.check_positions(new, each.plan.feedforward, dict(mesh.shape))
     seeds = jnp.zeros((batch,), jnp.uint32) if seeds is None else jnp.asarray(seeds)
     run = generator(program, reader, max_new_tokens, tuple(end_tokens), pad_token, int8_cache)
     return run(params, tokens, counts, sampling or Sampling(), seeds, prefix)

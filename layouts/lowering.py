@@ -110,7 +110,7 @@ def _lower(
     reads: bool,
 ) -> jax.stages.Lowered:
     checks.check_batch(batch, config, mesh, plan)
-    checks.check_positions(new, check_mesh(mesh), plan)
+    checks.check_positions(new, plan.feedforward, check_mesh(mesh))
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
     program = Program.of(config, mesh, plan, schedule, params)
     cache = jax.eval_shape(

@@ -138,21 +138,5 @@ def check_fits(batch: int, config: ModelConfig, sizes: Mapping[str, int], plan: 
             )
 
 
-def check_positions(new: int, sizes: Mapping[str, int], plan: Any) -> None:
-    """Refuses a step of so many positions of each sequence that the layouts cannot shard.
-
-    Raises:
-      ValueError: they do not divide.
-    """
-    for axes in (plan.feedforward.position_axes, plan.feedforward.inner_position_axes):
-        n = size(axes, sizes)
-        if new % n:
-            raise ValueError(
-                f"{plan.feedforward} shards positions over {axes} of a mesh {_shape(sizes)}, {n} "
-                f"chips, which do not divide {new} of them; pad prompts to a multiple of {n} and say "
-                "how many count (lengths=), or use WeightStationary2D()"
-            )
-
-
 def _shape(sizes: Mapping[str, int]) -> str:
     return "x".join(str(sizes[axis]) for axis in AXES)

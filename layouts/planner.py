@@ -14,9 +14,10 @@ from collective_einsum.chips import TPU_V4
 from .axes import AXES
 from .config import ModelConfig
 from .cost import Cost, Load, Overlap, cost, load
-from .partitioning import Partitioning, check_fits, check_positions
+from .partitioning import Partitioning, check_fits
 from .placement import AttentionLayout, BatchSharded, HeadSharded
 from .projections import FeedForwardLayout
+from .rows import check_positions
 from .slices import meshes, shape_name
 from .weight_gathered import WeightGathered
 from .weight_stationary import WeightStationary1D, WeightStationary2D
@@ -263,7 +264,7 @@ def _option(
     option = Option(feedforward, attention, sizes, asked.batch, None)
     try:
         check_fits(asked.batch, config, sizes, option.partitioning)
-        check_positions(asked.new, sizes, option.partitioning)
+        check_positions(asked.new, FEEDFORWARDS[feedforward], sizes)
     except ValueError as error:
         return dataclasses.replace(option, excluded=str(error))
     found = cost(config, option.partitioning, sizes, asked, chip, overlap)

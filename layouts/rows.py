@@ -6,6 +6,8 @@ together are then on one chip.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -53,3 +55,19 @@ def last_rows(
     index = jnp.where(here, (at - first) * batch + jnp.arange(batch), rows.shape[0])
     found = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
     return ax.all_reduce(found, cut, schedule)
+
+
+def check_positions(new: int, layout: FeedForwardLayout, sizes: Mapping[str, int]) -> None:
+    """Refuses a step of so many positions of each sequence that a layout cannot shard.
+
+    Raises:
+      ValueError: they do not divide.
+    """
+    for axes in (layout.position_axes, layout.inner_position_axes):
+        n = ax.size(axes, sizes)
+        if new % n:
+            raise ValueError(
+                f"{layout} shards positions over {axes}, {n} chips, which do not divide {new} of them; "
+                f"pad prompts to a multiple of {n} and say how many positions count (lengths=), or "
+                "use WeightStationary2D()"
+            )

@@ -21,7 +21,7 @@ from .feedforward import WEIGHT_SPECS
 from .functions import rotary_tables, wide
 from .placement import AttentionLayout, Placement, place, stored_kv_axes
 from .projections import FeedForwardLayout, activation_spec
-from .rows import from_rows, to_rows
+from .rows import check_positions, from_rows, to_rows
 
 Past = tuple[Entries, Entries]
 Layer = Callable[..., tuple[jax.Array, Past]]
@@ -67,7 +67,12 @@ def make_step(
     prefix_length: int,
     dtype: Any,
 ) -> Step:
-    """A `Step` for `new` positions after `lengths` [whole batch], after a shared prefix."""
+    """A `Step` for `new` positions after `lengths` [whole batch], after a shared prefix.
+
+    Raises:
+      ValueError: a layout that cuts positions does not divide them.
+    """
+    check_positions(new, feedforward, ax.local_sizes())
     own = ax.own_block(lengths, placement.batch_axes, 0)
     tables = query_tables = None
     cut = feedforward.inner_position_axes

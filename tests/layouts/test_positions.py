@@ -183,6 +183,12 @@ def test_refusals(mesh_of: Any) -> None:
         layouts.lower_prefill(config, mesh, batch=1, length=6, plan=READER)
     with pytest.raises(ValueError, match=r"do not divide 1 of them.*or use WeightStationary2D\(\)"):
         layouts.lower_decode_step(config, mesh, batch=1, context=8, plan=READER)
+    # Two positions over y and z, but not over x, by a layer itself.
+    wide, weights = mesh_of((4, 2, 1), "xyz"), parameters(config, int8=False)["blocks"]
+    x = jnp.zeros((4, 2, config.d_model))
+    weights = jax.tree.map(lambda each: each[0], weights)
+    with pytest.raises(ValueError, match=r"over \('x',\), 4 chips, which do not divide 2 of them"):
+        layouts.parallel_block(x, weights, config, BY_POSITION, HEADS, mesh=wide)
     tokens, params = np.zeros((1, 8), np.int32), parameters(config, int8=False)
     with pytest.raises(ValueError, match="do not divide 1 of them"):
         layouts.generate(config, mesh, params, tokens, max_new_tokens=2, plan=READER)
