@@ -233,12 +233,15 @@ def parse_schedule(text: str) -> str | ce.Schedule:
     if kind != "chunked" or not rest:
         return text
     chunks, label, direction, *more = [*rest, "", ""][: max(3, len(rest))]
-    if not chunks.isdecimal() or more:
+    shares = chunks.split("+")
+    if not all(share.isdecimal() for share in shares) or more:
         raise ValueError(
-            f"schedule {text!r} is not chunked:CHUNKS[:LABEL[:DIRECTION]], such as chunked:4:m"
+            f"schedule {text!r} is not chunked:CHUNKS[:LABEL[:DIRECTION]], such as chunked:4:m or, "
+            "of which the second is three times as large, chunked:1+3:m:direct"
         )
     given: Any = direction or "latency"
-    return ce.Schedule("chunked", given, int(chunks), label or None)
+    parts = tuple(map(int, shares)) if len(shares) > 1 else int(chunks)
+    return ce.Schedule("chunked", given, parts, label or None)
 
 
 def _moving(form: Form) -> str:

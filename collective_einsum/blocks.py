@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -99,11 +100,14 @@ def join_shards(pieces: list[Any], dim: int, sizes: list[int]) -> Any:
     return merge(jnp.concatenate(split_up, axis=dim + 1), dim, 2)
 
 
-def pieces_of(size: int, count: int, tile: int = 1) -> list[tuple[int, int]]:
-    """`size` cut into `count` nearly equal pieces, as (start, length); between tiles, if all of them
-    get some."""
+def pieces_of(size: int, shares: int | Sequence[int], tile: int = 1) -> list[tuple[int, int]]:
+    """`size` cut into nearly equal pieces, or pieces of these proportions, as (start, length);
+    between tiles, if there are enough of them."""
+    shares = (1,) * shares if isinstance(shares, int) else shares
     whole = size // tile
-    if whole < count:
+    if whole < sum(shares):
         tile, whole = 1, size
-    edges = [*(-(-whole * i // count) * tile for i in range(count)), size]
+    ends = itertools.accumulate(shares)
+    edges = [0, *(-(-whole * end // sum(shares)) * tile for end in ends)]
+    edges[-1] = size
     return [(lo, hi - lo) for lo, hi in itertools.pairwise(edges)]

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax import lax
 
+from .candidates import candidates, cuttable, length
 from .chip import Chip
 from .chips import chip_for
 from .compiling import with_options
 from .cost import Estimate, Problem, estimate
-from .schedule import DIRECTIONS, Direction, Schedule, as_schedule
+from .schedule import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from .operation import Operation
 
-CHUNKS = (2, 4, 8)
 # A predicted gain that is smaller than this is within the model's error, and blocking is kept.
 WORTHWHILE = 0.015
 
@@ -77,51 +77,6 @@ class Choice:
         return "\n".join([*lines, f"chosen: {self.schedule}, since {self.reason}"])
 
 
-def candidates(op: Operation, sizes: Mapping[str, int], n: int, chip: Chip) -> list[Schedule]:
-    """Every schedule that can serve an operation on `n` devices, blocking first.
-
-    What goes directly only where the chip's compiler runs it beside other work.
-    """
-    found = [Schedule("blocking")]
-    if n == 1:
-        return found
-    ends = [end for end in (op.gather, op.scatter) if end is not None]
-    shards = [sizes[end.label] for end in ends]
-    # The one with the fewest hops first: it wins ties.
-    directions: list[Direction] = [
-        d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n
-    ]
-    if ends and op.axes:
-        for direction in directions:
-            found.append(Schedule("ring", direction))
-            if len(ends) == 2:
-                found.append(Schedule("ring", direction, end="gather"))
-    needed = {"all_gather"} if op.gather is not None else set()
-    needed |= {"all_to_all"} if op.scatter is not None else set()
-    ways: list[Direction] = ["latency"]
-    if not op.reduce and needed <= set(chip.asynchronous):
-        ways.append("direct")
-    for way in ways:
-        found.append(Schedule("chunked", way))
-        for label in _cuttable(op):
-            # Sums over chunks go through 32 bits, which is dearer than what is hidden.
-            if way == "latency" or label in op.out:
-                found += [
-                    Schedule("chunked", way, chunks=k, label=label)
-                    for k in CHUNKS
-                    if sizes[label] >= 8 * k
-                ]
-    return found
-
-
-def _cuttable(op: Operation) -> list[str]:
-    """The labels that can be cut into chunks."""
-    moved = op.lhs if op.gather is not None else op.lhs + op.rhs
-    taken = {end.label for end in (op.gather, op.scatter) if end is not None}
-    summed = op.scatter is not None or op.reduce
-    return [c for c in dict.fromkeys(moved) if c not in taken and (c in op.out or not summed)]
-
-
 def rank(
     op: Operation,
     values: Sequence[Any],
@@ -131,8 +86,7 @@ def rank(
 ) -> Choice:
     """All candidates for an operation on these local operands, ranked by cost."""
     problem = dataclasses.replace(_problem(op, values, chip, axes), beside=beside)
-    n = math.prod(axes[axis] for axis in op.axes)
-    rows = [estimate(problem, each) for each in candidates(op, problem.sizes, n, chip)]
+    rows = [estimate(problem, each) for each in candidates(problem)]
     rows.sort(key=lambda row: row.seconds)
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
     if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
@@ -175,9 +129,13 @@ def resolve(
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
     if given is None:
         return rank(op, values, chip or mesh_chip(), axes, beside).schedule
-    if given.kind == "chunked" and given.chunks > 1 and given.label is None:
+    if given.kind == "chunked" and len(given.shares) > 1 and given.label is None:
         problem = _problem(op, values, chip or mesh_chip(), axes)
-        labels = [c for c in _cuttable(op) if problem.sizes[c] >= given.chunks]
+        labels = [
+            label
+            for label in cuttable(op, given.direction)
+            if length(problem, label) >= sum(given.shares)
+        ]
         cut = [dataclasses.replace(given, label=c) for c in labels]
         return min(cut, key=lambda each: estimate(problem, each).seconds, default=given)
     return given
@@ -195,7 +153,7 @@ def resolve_collective(
     """
     given = as_schedule(schedule)
     if given is not None:
-        if given.kind == "chunked" and (given.direction != "direct" or given.chunks > 1):
+        if given.kind == "chunked" and (given.direction != "direct" or len(given.shares) > 1):
             raise ValueError(
                 f"schedule={schedule!r} cuts an einsum into chunks, and a collective has none; "
                 "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'direct'"

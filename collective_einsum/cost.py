@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import piecewise
 from .cost_dots import Estimate, Problem, dot_seconds, pass_seconds, whole_dot
 from .cost_lax import (
     all_to_all_seconds,
@@ -58,8 +59,10 @@ def _whole_bytes(problem: Problem) -> int:
 
 def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     """Assembling and slicing in passes; what the first and last chunks send has nothing beside it."""
-    op, count = problem.op, schedule.chunks
+    op, count = problem.op, len(schedule.shares)
     if schedule.direction == "direct":
+        if piecewise.suits(op, schedule.label):
+            return _pieces(problem, schedule)
         return _direct(problem, schedule)
     if count == 1 and op.scatter is not None:
         return _whole(problem, op.scatter, schedule)
@@ -75,11 +78,8 @@ def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
         passes += 3 * problem.sent(op.scatter)
     if op.reduce:
         passes += 5 * problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
-    cut = {schedule.label: 1 / count} if schedule.label is not None else {}
-    dots = count * dot_seconds(problem, **cut)
-    if count > 1:
-        # The chunks of the result are put together, and a dot hides one hop of each collective.
-        passes += 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
+    dots = sum(_dots_of_chunks(problem, schedule))
+    # A dot hides one hop of each collective.
     hops = max((sum(problem.axis_sizes[a] // 2 for a in axes) for axes in _all_axes(op)), default=1)
     hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
     exposed = gather + scatter - hidden
@@ -116,35 +116,80 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     return Estimate(schedule, compute, busy, gather + exposed, _whole_bytes(problem))
 
 
+def _dots_of_chunks(problem: Problem, schedule: Schedule) -> list[float]:
+    """The dots of each chunk."""
+    if schedule.label is None:
+        return [dot_seconds(problem)]
+    whole = sum(schedule.shares)
+    return [dot_seconds(problem, **{schedule.label: part / whole}) for part in schedule.shares]
+
+
 def _direct(problem: Problem, schedule: Schedule) -> Estimate:
     """lax's all-gathers and all-to-alls beside the dots of other chunks and results, but for the
     first gather and the last scatter; of the one without the other, beside what else there is."""
-    op, count = problem.op, schedule.chunks
-    parts = count * problem.rights
-    cut = {schedule.label: 1 / count} if schedule.label is not None else {}
-    dots = count * dot_seconds(problem, **cut) if cut else whole_dot(problem)
-    gather, scatter, passes = 0.0, 0.0, 0.0
+    op, shares = problem.op, schedule.shares
+    cut = schedule.label is not None
+    dots = _dots_of_chunks(problem, schedule) if cut else [whole_dot(problem)]
+    gathers, scatters, passes = [0.0] * len(shares), [0.0] * len(shares), 0.0
     if op.gather is not None:
-        gather = blocking_seconds(problem, op.gather.axes, problem.sent(op.gather) / count)
-        if schedule.label is not None and op.lhs[0] != schedule.label:
+        sent = problem.sent(op.gather) / sum(shares)
+        gathers = [blocking_seconds(problem, op.gather.axes, part * sent) for part in shares]
+        if cut and op.lhs[0] != schedule.label:
             passes += 2 * problem.sent(op.gather)
     if op.scatter is not None:
-        whole = problem.sent(op.scatter)
-        scatter = all_to_all_seconds(problem, op.scatter.axes, whole / parts)
-        # What arrives is read once more, and moved apart if it is not rows.
-        passes += whole
-        if op.out[0] != op.scatter.label:
-            passes += problem.chip.scatter_passes[2] * whole
-    if count > 1:
-        passes += 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
-    late = (count - 1) * max(0.0, gather - dots / count)
-    late += (parts - 1) * max(0.0, scatter - dots / parts)
-    ends = [gather, max(0.0, scatter - problem.beside)]
+        scatters = [_exchange(problem, op.scatter, part / sum(shares)) for part in shares]
+        passes += _exchange_passes(problem, op.scatter)
+    late = sum(max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True))
+    # A scatter has the next result's dot beside it, if that is not the last one.
+    for i, (t, dot) in enumerate(zip(scatters, dots, strict=True)):
+        following = dots[i + 1] if i + 1 < len(dots) else 0.0
+        late += (problem.rights - 1) * max(0.0, t - dot / problem.rights)
+        late += max(0.0, t - following / problem.rights) if following else 0.0
+    ends = [gathers[0], max(0.0, scatters[-1] - problem.beside)]
     if op.scatter is None:
-        ends = [max(0.0, gather - problem.beside)]
-    compute = dots + pass_seconds(problem, passes)
-    busy = count * gather + parts * scatter
+        ends = [max(0.0, gathers[0] - problem.beside)]
+    compute = sum(dots) + pass_seconds(problem, passes)
+    busy = sum(gathers) + problem.rights * sum(scatters)
     return Estimate(schedule, compute, busy, sum(ends) + late, _whole_bytes(problem))
+
+
+def _exchange(problem: Problem, end: End, part: float = 1.0) -> float:
+    """The all-to-all of a part of one result."""
+    return all_to_all_seconds(problem, end.axes, part * problem.sent(end) / problem.rights)
+
+
+def _exchange_passes(problem: Problem, end: End) -> float:
+    """Bytes of what arrives, which is read once more, and moved apart if it is not rows."""
+    apart = problem.op.out[0] != end.label
+    return (1 + apart * problem.chip.scatter_passes[2]) * problem.sent(end)
+
+
+def _pieces(problem: Problem, schedule: Schedule) -> Estimate:
+    """The first piece of every shard comes beside the dot of the own shard, each other one beside the
+    dots of the piece before; see `piecewise`."""
+    op, end, shares = problem.op, problem.op.gather, schedule.shares
+    if end is None:
+        raise ValueError(
+            f"schedule {str(schedule)!r} cuts the shards of a gather that is not there"
+        )
+    n, whole = problem.n(end), problem.sent(end)
+    parts = [share / sum(shares) for share in shares]
+    own = dot_seconds(problem, **{end.label: 1 / n})
+    dots = [(n - 1) * dot_seconds(problem, **{end.label: part / n}) for part in parts]
+    # Of three axes, a TPU makes an all-reduce of it.
+    twice = 2 if problem.chip.torus_dims and len(end.axes) > 2 else 1
+    gathers = [blocking_seconds(problem, end.axes, twice * part * whole) for part in parts]
+    exposed = sum(max(0.0, t - dot) for t, dot in zip(gathers, [own, *dots[:-1]], strict=True))
+    # Each dot's columns are put into their place, and each piece is cut out of the shard.
+    passes = 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
+    passes += 2 * whole / n if len(shares) > 1 else 0.0
+    busy = sum(gathers)
+    if op.scatter is not None:
+        scatter = problem.rights * _exchange(problem, op.scatter)
+        passes += _exchange_passes(problem, op.scatter)
+        busy, exposed = busy + scatter, exposed + max(0.0, scatter - problem.beside)
+    compute = own + sum(dots) + pass_seconds(problem, passes)
+    return Estimate(schedule, compute, busy, exposed, int(whole))
 
 
 def _all_axes(op: Operation) -> list[tuple[str, ...]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
+import jax
+from jax import lax
 
-from . import blocks, ring, stages
+from . import blocks, piecewise, ring, stages
 from .collective import all_reduce_steps
 from .cost import STRAIGHT
+from .cost_dots import TILE
 from .local import lax_gather, lax_scatter, products
 from .ring import Steps
 
@@ -46,6 +48,11 @@ def _gathered(op: Operation, x: Any) -> Steps:
     return moved.astype(x.dtype)
 
 
+def _taken(op: Operation) -> set[str]:
+    """The labels that collectives move."""
+    return {end.label for end in (op.gather, op.scatter) if end is not None}
+
+
 def _pieces(x: Any, labels: str, label: str, lo: int, size: int) -> Any:
     return blocks.cut(x, labels.index(label), lo, size) if label in labels else x
 
@@ -78,12 +85,17 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
 
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
-    label, count = op.schedule.label, op.schedule.chunks
+    label, shares = op.schedule.label, op.schedule.shares
     direct = op.schedule.direction == "direct"
-    if count == 1 and op.scatter is not None and not direct:
+    if len(shares) == 1 and op.scatter is not None and not direct:
         return _whole(op, op.scatter, lhs, rhs)
+    if op.gather is not None and direct and piecewise.suits(op, label):
+        results = piecewise.run(op, op.gather, lhs[0], rhs)
+        return [ring.finish(_scattered(op, y)) for y in results]
+    # A mirrored operation may scatter, or sum over, what was gathered in pieces: that is not cut.
+    label = None if label in _taken(op) else label
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
-    cuts = blocks.pieces_of(sizes[label], count) if label is not None else [(0, 0)]
+    cuts = blocks.pieces_of(sizes[label], shares, TILE) if label is not None else [(0, 0)]
 
     def piece(operands: list[Any], labels: str, lo: int, size: int) -> list[Any]:
         if label is None:
@@ -150,5 +162,15 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
 
 def _assemble(op: Operation, chunks: list[Any], label: str) -> Any:
     if label in op.out:
-        return jnp.concatenate(chunks, axis=op.out.index(label))
+        # Not concatenated, which is a pass: each dot writes where its chunk belongs.
+        dim, lo = op.out.index(label), 0
+        shape = list(chunks[0].shape)
+        shape[dim] = sum(chunk.shape[dim] for chunk in chunks)
+        whole = lax.empty(
+            tuple(shape), chunks[0].dtype, out_sharding=jax.typeof(chunks[0]).sharding
+        )
+        for chunk in chunks:
+            whole = lax.dynamic_update_slice_in_dim(whole, chunk, lo, dim)
+            lo += chunk.shape[dim]
+        return whole
     return sum(chunks[1:], start=chunks[0])

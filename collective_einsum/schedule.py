@@ -27,9 +27,11 @@ class Schedule:
         half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops. And for
         "chunked" alone, "direct": no ring, but lax's all-gather and all-to-all, for compilers that
         run these beside other work; see `compiler_options`.
-      chunks: how many chunks, for "chunked".
+      chunks: how many chunks, for "chunked"; or their sizes in proportion, such as (1, 3), so that
+        little is left to wait for at an end.
       label: the einsum label that is cut into chunks; None for the one that suits (see
-        `choose_schedule`).
+        `choose_schedule`). The gathered label, if it goes directly and is not summed over: every
+        shard is then cut, and the own one needs no waiting.
       end: for "ring" and an einsum with both collectives, the one whose ring it goes round, "gather"
         or "scatter"; the other one is then lax's own.
       wire_dtype: the dtype on the wire; None for that of the gathered operand, and for partial sums
@@ -40,7 +42,7 @@ class Schedule:
 
     kind: Kind = "ring"
     direction: Direction = "latency"
-    chunks: int = 1
+    chunks: int | tuple[int, ...] = 1
     label: str | None = None
     end: Literal["gather", "scatter"] = "scatter"
     wire_dtype: Any = None
@@ -57,8 +59,12 @@ class Schedule:
                 "Schedule(kind='ring', direction='direct'): what goes directly goes round no ring; "
                 "use kind='chunked'"
             )
-        if isinstance(self.chunks, bool) or not isinstance(self.chunks, int) or self.chunks < 1:
-            raise ValueError(f"Schedule chunks must be a positive integer, got {self.chunks!r}")
+        shares = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
+        if not shares or not all(type(share) is int and share > 0 for share in shares):
+            raise ValueError(
+                "Schedule chunks must be a positive integer, or a tuple of such for chunks of these "
+                f"proportions, got {self.chunks!r}"
+            )
         if self.kind != "chunked" and (self.chunks != 1 or self.label is not None):
             raise ValueError(
                 f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
@@ -70,6 +76,11 @@ class Schedule:
             # One spelling, so that equal schedules hash alike.
             object.__setattr__(self, "wire_dtype", jnp.dtype(self.wire_dtype))
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The sizes of the chunks, in proportion."""
+        return self.chunks if isinstance(self.chunks, tuple) else (1,) * self.chunks
+
     def rolls(self, n: int) -> bool:
         """Whether a ring of `n` devices is a loop in the program."""
         return n >= ROLL_FROM if self.rolled is None else self.rolled
@@ -78,7 +89,10 @@ class Schedule:
         parts = [self.direction if self.kind == "ring" else self.kind]
         if self.kind == "chunked":
             over = f" over {self.label!r}" if self.label else ""
-            parts.append(f"{self.chunks}{over}, {self.direction}")
+            chunks = (
+                self.chunks if isinstance(self.chunks, int) else "+".join(map(str, self.chunks))
+            )
+            parts.append(f"{chunks}{over}, {self.direction}")
         if self.kind == "ring" and self.end == "gather":
             parts.append("of the gather")
         if self.wire_dtype is not None:

@@ -80,14 +80,18 @@ def _uncut(
         for label in dict.fromkeys(moved)
         if label not in taken and (label in spec.out or not summed)
     ]
-    label, chunks = schedule.label, schedule.chunks
+    label, shares = schedule.label, schedule.shares
     instead = "choose label=" + " or ".join(map(repr, fitting)) if fitting else "use a ring"
     if label is None:
-        if chunks == 1:
+        if len(shares) == 1:
             return None
-        return f"no label is given to cut into {chunks} chunks; {instead}"
+        return f"no label is given to cut into {len(shares)} chunks; {instead}"
     if label not in spec.labels:
         return f"it has no label {label!r} to cut; {instead}"
+    if gather is not None and label == gather.label and _is_free(gather):
+        if schedule.direction == "direct":
+            return _uncuttable(f"the shards of {label!r} have", gather.shard, shares)
+        instead += ", or direction='direct'"
     if label in taken:
         word = "gathered" if gather is not None and label == gather.label else "scattered"
         return f"{label!r} is {word}, and its shards are not cut; {instead}"
@@ -98,7 +102,19 @@ def _uncut(
         )
     if summed and label not in spec.out:
         return f"{label!r} is summed over, so each chunk would send the whole result; {instead}"
-    most = max(sizes[label], 1)
-    if chunks > most:
-        return f"{label!r} has size {sizes[label]}, which makes {most} chunks at most"
-    return None
+    return _uncuttable(f"{label!r} has", sizes[label], shares)
+
+
+def _is_free(gather: Gather) -> bool:
+    """Whether the gathered label is of one operand and the result."""
+    return gather.out_dim is not None and None in (gather.lhs_dim, gather.rhs_dim)
+
+
+def _uncuttable(whose: str, size: int, shares: tuple[int, ...]) -> str | None:
+    """The objection to making these shares of something of a size."""
+    parts = sum(shares)
+    if parts <= max(size, 1):
+        return None
+    if parts == len(shares):
+        return f"{whose} size {size}, which makes {max(size, 1)} chunks at most"
+    return f"{whose} size {size}, of which no {parts} parts can be made for {shares}"

@@ -44,8 +44,14 @@ def torus_id(torus: Any) -> str:
     return f"{'x'.join(map(str, shape))} over {''.join(names)}"
 
 
-def schedules(cuts: str = "") -> list[str | Schedule]:
-    """One schedule for each way through the code; `cuts` are labels that may be cut into chunks."""
+def pieces(free: str) -> list[str | Schedule]:
+    """The gather of a label that stands in the result alone, in pieces of its shards."""
+    return [Schedule("chunked", "direct", chunks=(1, 2), label=label) for label in free]
+
+
+def schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
+    """One schedule for each way through the code; `cuts` are labels that may be cut into chunks, and
+    `free` is a gathered one of which every shard may."""
     return [
         "blocking",
         *DIRECTIONS,
@@ -55,10 +61,11 @@ def schedules(cuts: str = "") -> list[str | Schedule]:
         *(Schedule("chunked", "latency", chunks=3, label=label) for label in cuts[:1]),
         *(Schedule("chunked", "direct", chunks=2, label=label) for label in cuts[1:]),
         "direct",
+        *pieces(free),
     ]
 
 
-def torus_schedules(cuts: str = "") -> list[str | Schedule]:
+def torus_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
     """Those of `schedules` that differ over several axes."""
     return [
         "bidirectional",
@@ -66,10 +73,11 @@ def torus_schedules(cuts: str = "") -> list[str | Schedule]:
         Schedule("chunked", "bidirectional"),
         *(Schedule("chunked", "latency", chunks=2, label=label) for label in cuts[:1]),
         "direct",
+        *pieces(free),
     ]
 
 
-def all_schedules(cuts: str = "") -> list[str | Schedule]:
+def all_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
     """Every kind, direction and loop, and several chunk counts."""
     return [
         "auto",
@@ -80,8 +88,9 @@ def all_schedules(cuts: str = "") -> list[str | Schedule]:
         *(
             Schedule("chunked", direction, chunks=chunks, label=label)
             for label in cuts
-            for chunks, direction in zip((1, 2, 4, 2), (*DIRECTIONS, "direct"), strict=True)
+            for chunks, direction in zip((1, 2, 4, (1, 2)), (*DIRECTIONS, "direct"), strict=True)
         ),
+        *pieces(free),
     ]
 
 
@@ -116,6 +125,12 @@ class Case:
             dots = "bl" if "..." in self.spec else ""
             out = dots + "".join(sorted(c for c in both if both.count(c) == 1 and c not in dots))
         return lhs, rhs, out
+
+    @property
+    def free(self) -> str:
+        """The gathered label, if it is of one operand and the result."""
+        lhs, rhs, out = self.terms
+        return self.gather if self.gather in out and (lhs + rhs).count(self.gather) == 1 else ""
 
     def shape(self, side: str, ng: int = 1, ns: int = 1) -> tuple[int, ...]:
         """The local shape of "lhs" or "rhs"."""

@@ -43,7 +43,7 @@ def gathered(
     mesh_of: MeshOf,
     torus: Any,
     case: Case,
-    choose: Callable[[str], list[Any]] = schedules,
+    choose: Callable[[str, str], list[Any]] = schedules,
 ) -> None:
     shape, mesh_names, names = torus
     mesh = mesh_of(shape, mesh_names)
@@ -61,7 +61,7 @@ def gathered(
                 schedule=schedule,
                 precision="highest",
             )
-            for schedule in choose(case.cuts)
+            for schedule in choose(case.cuts, case.free)
         }
 
     assert_close(on_devices(mesh, names, every, lhs, rhs), case.expected(lhs, rhs, n))
@@ -147,7 +147,7 @@ def test_a_sequence_shares_one_gather(mesh_of: MeshOf, torus: Any, case: Case) -
             str(schedule): ce.all_gather_einsum(
                 case.spec, lhs, rights, axis_name=names, gather=case.gather, schedule=schedule
             )
-            for schedule in schedules(case.cuts)
+            for schedule in schedules(case.cuts, case.free)
         }
 
     got = on_devices(mesh, names, every, lhs, *rights)

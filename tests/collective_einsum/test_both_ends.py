@@ -55,7 +55,7 @@ def both(
     mesh_of: MeshOf,
     where: Any,
     case: Case,
-    choose: Callable[[str], list[Any]] = schedules,
+    choose: Callable[[str, str], list[Any]] = schedules,
     rights: int = 0,
 ) -> None:
     shape, gather_axes, scatter_axes = where
@@ -77,7 +77,7 @@ def both(
                 schedule=schedule,
                 precision="highest",
             )
-            for schedule in choose(case.cuts)
+            for schedule in choose(case.cuts, case.free)
         }
 
     got = on_devices(mesh, (*gather_axes, *scatter_axes), every, lhs, *several)
@@ -86,10 +86,10 @@ def both(
         assert_close(each, case.expected(lhs, right, ng, ns))
 
 
-def few_schedules(cuts: str) -> list[Any]:
+def few_schedules(cuts: str, free: str) -> list[Any]:
     """Round either ring, both ways and rolled, and in chunks."""
     return [
-        *torus_schedules(cuts),
+        *torus_schedules(cuts, free),
         Schedule("ring", "bidirectional", end="gather"),
         Schedule("ring", "latency", end="gather", rolled=True),
     ]

@@ -38,7 +38,7 @@ def summed(
     mesh_of: MeshOf,
     torus: Any,
     case: Case,
-    choose: Callable[[str], list[Any]] = schedules,
+    choose: Callable[[str, str], list[Any]] = schedules,
 ) -> None:
     shape, mesh_names, names = torus
     mesh = mesh_of(shape, mesh_names)
@@ -47,7 +47,7 @@ def summed(
     axis_name = names if len(names) > 1 else names[0]
 
     def every(lhs: Any, rhs: Any) -> Any:
-        return {str(s): one(lhs, rhs, s) for s in choose(case.cuts)}
+        return {str(s): one(lhs, rhs, s) for s in choose(case.cuts, case.free)}
 
     def one(lhs: Any, rhs: Any, schedule: Any) -> Any:
         options: Any = {"axis_name": axis_name, "schedule": schedule, "precision": "highest"}
@@ -118,7 +118,7 @@ def test_a_sequence(mesh_of: MeshOf, torus: Any) -> None:
             str(schedule): ce.einsum_reduce_scatter(
                 case.spec, lhs, rights, axis_name=names, scatter=case.scatter, schedule=schedule
             )
-            for schedule in schedules(case.cuts)
+            for schedule in schedules(case.cuts, case.free)
         }
 
     got = on_devices(mesh, names, every, lhs, *rights)

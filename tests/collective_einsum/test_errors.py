@@ -126,7 +126,7 @@ def test_both_ends(mesh_of: MeshOf, gather: str, scatter: str, axes: Any, words:
     refused(mesh_of, function, words)
 
 
-def cut(chunks: int, label: str | None, direction: Any = "latency") -> dict[str, Any]:
+def cut(chunks: Any, label: str | None, direction: Any = "latency") -> dict[str, Any]:
     return {"schedule": Schedule("chunked", direction, chunks=chunks, label=label)}
 
 
@@ -145,6 +145,22 @@ def cut(chunks: int, label: str | None, direction: Any = "latency") -> dict[str,
         ),
         (gathers("mk,kn->mn", x, w, **cut(2, "z")), "it has no label 'z' to cut; choose label='m'"),
         (gathers("mk,kn->mn", x, w, **cut(2, "k")), "'k' is gathered, and its shards are not cut"),
+        (
+            gathers("mk,kn->mn", x, w, **cut(2, "k", "direct")),
+            "'k' is gathered, and its shards are not cut",
+        ),
+        (
+            gathers("km,kn->mn", x, w[:4], "m", **cut(2, "m")),
+            "'m' is gathered, and its shards are not cut; choose label='k'... or direction='direct'",
+        ),
+        (
+            gathers("km,kn->mn", x, w[:4], "m", **cut(7, "m", "direct")),
+            "the shards of 'm' have size 6, which makes 6 chunks at most",
+        ),
+        (
+            gathers("mk,kn->mn", x, w, **cut((1, 4), "m")),
+            "'m' has size 4, of which no 5 parts can be made for (1, 4)",
+        ),
         (gathers("mk,kn->mn", x, w, **cut(2, "n")), "'n' is not in the gathered operand 'mk'"),
         (gathers("mk,kn->mn", x, w, **cut(5, "m")), "'m' has size 4, which makes 4 chunks at most"),
         (

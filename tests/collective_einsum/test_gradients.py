@@ -73,7 +73,9 @@ def test_grad(mesh_of: MeshOf, case: Any, check_vma: bool) -> None:
     mesh, names, operands = setup(mesh_of, what, where)
     axes = where[1]
     chosen = (
-        [*schedules(what.cuts)[2:5:2], *schedules(what.cuts)[-1:]] if check_vma else ["latency"]
+        [*schedules(what.cuts, what.free)[2:5:2], *schedules(what.cuts, what.free)[-1:]]
+        if check_vma
+        else ["latency"]
     )
 
     def every(*operands: Any) -> Any:
@@ -109,7 +111,7 @@ def test_grad_of_a_sequence(mesh_of: MeshOf, case: Any) -> None:
     mesh, names, (lhs, rhs) = setup(mesh_of, what, where)
     axes = where[1]
     rights = [rhs, random(rhs.shape, 5), random(rhs.shape, 6)]
-    chosen = ["latency", schedules(what.cuts)[-1]]
+    chosen = ["latency", schedules(what.cuts, what.free)[-1]]
 
     def every(lhs: Any, *rights: Any) -> Any:
         def grads(product: Any) -> Any:

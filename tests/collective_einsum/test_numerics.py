@@ -60,10 +60,12 @@ def test_narrow_floats_are_summed_in_float32(mesh_of: MeshOf, dtype: str, case: 
     lhs, rhs = operands(case, jnp.dtype(dtype))
 
     def run(lhs: Any, rhs: Any) -> Any:
-        found = {str(s): ours(case, lhs, rhs, X, schedule=s) for s in schedules(case.cuts)}
+        found = {
+            str(s): ours(case, lhs, rhs, X, schedule=s) for s in schedules(case.cuts, case.free)
+        }
         exact = {
             str(s): ours(case, lhs, rhs, X, schedule=s, preferred_element_type=jnp.float32)
-            for s in schedules(case.cuts)
+            for s in schedules(case.cuts, case.free)
         }
         return found, exact, by_lax(case, lhs, rhs, X)
 
@@ -85,7 +87,9 @@ def test_other_kinds(mesh_of: MeshOf, dtype: str, case: Case) -> None:
     lhs, rhs = operands(case, np.dtype(dtype))
 
     def run(lhs: Any, rhs: Any) -> Any:
-        return {str(s): ours(case, lhs, rhs, X, schedule=s) for s in schedules(case.cuts)}
+        return {
+            str(s): ours(case, lhs, rhs, X, schedule=s) for s in schedules(case.cuts, case.free)
+        }
 
     want = expected(case, lhs, rhs)
     for schedule, y in on_devices(mesh_of((N,), "x"), X, run, lhs, rhs).items():
@@ -102,7 +106,10 @@ def test_small_integers_into_wide_ones(mesh_of: MeshOf, case: Case) -> None:
 
     def run(lhs: Any, rhs: Any) -> Any:
         kind: Any = {"preferred_element_type": jnp.int32}
-        found = {str(s): ours(case, lhs, rhs, X, schedule=s, **kind) for s in schedules(case.cuts)}
+        found = {
+            str(s): ours(case, lhs, rhs, X, schedule=s, **kind)
+            for s in schedules(case.cuts, case.free)
+        }
         with pytest.raises(ValueError, match="integer overflow"):
             ours(case, lhs, rhs, X, schedule="latency")
         return found

@@ -73,7 +73,9 @@ def test_against_the_array_stood_for(mesh_of: MeshOf, case: Any) -> None:
     operands, stands_for = prepared(what, side, axis)
 
     def every(lhs: Any, rhs: Any) -> Any:
-        return {str(s): ours(what, lhs, rhs, X, schedule=s) for s in schedules(what.cuts)}
+        return {
+            str(s): ours(what, lhs, rhs, X, schedule=s) for s in schedules(what.cuts, what.free)
+        }
 
     mesh = mesh_of((N,), "x")
     run, moved = with_scales(every, operands)
@@ -132,7 +134,8 @@ def test_both_ends_and_a_sequence(mesh_of: MeshOf) -> None:
     def every(lhs: Any, q: Any, rhs: Any) -> Any:
         # A Quantized and an array share one gather.
         return {
-            str(s): ours(case, lhs, [q, rhs], X, ("y",), schedule=s) for s in schedules(case.cuts)
+            str(s): ours(case, lhs, [q, rhs], X, ("y",), schedule=s)
+            for s in schedules(case.cuts, case.free)
         }
 
     run, moved = with_scales(every, [lhs, q, rhs])

@@ -50,7 +50,7 @@ def test_eager_is_jitted_and_the_same_bits_come_twice(mesh_of: MeshOf, case: Cas
     lhs, rhs = operands_of(case)
 
     def run(lhs: Any, rhs: Any) -> Any:
-        return [ours(case, lhs, rhs, ("x",), schedule=s) for s in schedules(case.cuts)]
+        return [ours(case, lhs, rhs, ("x",), schedule=s) for s in schedules(case.cuts, case.free)]
 
     program = shard(mesh_of((N,), "x"), ("x",), run)
     jitted = jax.jit(program)
@@ -70,7 +70,7 @@ def test_vmap_inside(mesh_of: MeshOf, case: Case, in_axes: Any) -> None:
         np.moveaxis(random((2, *x.shape), 5 + i), 0, 1 + (d or 0)) if d is not None else x
         for i, (x, d) in enumerate(zip(operands_of(case), in_axes, strict=True))
     )
-    chosen = ["bidirectional", schedules(case.cuts)[-1]]
+    chosen = ["bidirectional", schedules(case.cuts, case.free)[-1]]
 
     def run(lhs: Any, rhs: Any) -> Any:
         found = {}
@@ -125,7 +125,7 @@ def test_vmap_outside(mesh_of: MeshOf, case: Case) -> None:
 
     ng, ns = (N, 1) if case.gather else (1, N)
     want = np.stack([case.expected(lhs[:, i], rhs[:, i], ng, ns) for i in range(2)], axis=1)
-    got = {s: program(s)(lhs, rhs) for s in ("bidirectional", schedules(case.cuts)[-1])}
+    got = {s: program(s)(lhs, rhs) for s in ("bidirectional", schedules(case.cuts, case.free)[-1])}
     assert_close(got, want)
 
 
@@ -178,7 +178,7 @@ def test_partly_manual_meshes(mesh_of: MeshOf, case: Case, axis: AxisType, other
     if case.gather == "b":
         # Three of them do not divide.
         lhs, rhs = lhs[:, :2], rhs[:, : 2 * N]
-    chosen = ["bidirectional", schedules(case.cuts)[-1]]
+    chosen = ["bidirectional", schedules(case.cuts, case.free)[-1]]
 
     def run(lhs: Any, rhs: Any) -> Any:
         def loss(lhs: Any, rhs: Any, schedule: Any) -> Any:
