@@ -7,7 +7,8 @@ al., arXiv 2211.05102): weight-stationary 2D (section 3.2.2) and weight-gathered
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from bench.target import Target
+from collective_einsum import candidates
 
 D_MODEL, D_FF = 18432, 73728
 # Weights of several layers are scanned over, as in a model, so that none is on the chip beforehand.
@@ -26,6 +28,8 @@ ROWS = (1, 8, 64, 256, 512, 2048, 8192)
 GATHERED_ROWS = 2048
 WEIGHTS = ("bf16", "int8")
 CHUNKS = (1, 2, 4, 8)
+# What is compiled by `jax.jit`, and its schedule; all else is by `ce.jit`.
+IN_JIT = {"blocking": "blocking", "auto in jit": "auto", "ours in jit": "ours"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Case:
         return (
             "blocking",
             "auto",
+            "auto in jit",
             "unidirectional",
             "bidirectional",
             "latency",
@@ -118,14 +123,25 @@ class Case:
                 ce.Schedule("chunked", chunks=chunks, label=label if chunks > 1 else None)
                 for chunks in CHUNKS
             ),
+            *self._direct(),
         )
+
+    def _direct(self) -> Iterator[ce.Schedule]:
+        """What goes directly, in chunks: of a gather, all that "auto" weighs."""
+        gather = FORMS[self.form].gather
+        yield ce.Schedule("chunked", "direct")
+        # Weights are gathered in pieces of their shards.
+        label = "f" if self.moves_weights else "m"
+        for chunks in (*CHUNKS[1:], *(candidates.GATHERED if gather is not None else ())):
+            yield ce.Schedule("chunked", "direct", chunks, label)
 
     def lower(self, mesh: Mesh, schedule: str | ce.Schedule) -> jax.stages.Lowered:
         """The program: `LAYERS` times the einsum, each with weights of its own.
 
         Raises ValueError if the schedule cannot serve the einsum.
         """
-        form = FORMS[self.form]
+        form, jit = FORMS[self.form], jit_of(schedule, mesh)
+        schedule = schedule_of(schedule)
 
         def einsum(x: jax.Array, w: Any) -> jax.Array:
             if form.gather is not None:
@@ -162,7 +178,7 @@ class Case:
             out_specs=P(mesh.axis_names),
             check_vma=False,
         )
-        return jax.jit(mapped).lower(x, w)
+        return jit(mapped).lower(x, w)
 
     def choice(self, mesh: Mesh, chip: ce.Chip) -> ce.Choice:
         """What the cost model says of every schedule, on one device."""
@@ -199,10 +215,24 @@ class Case:
         scale = _array([LAYERS, 1, shape[2]], jnp.float32, P(None, None, spec[1]), mesh)
         return x, ce.Quantized(values, scale)
 
-    def options(self, variant: str | ce.Schedule) -> Mapping[str, str]:
-        """The compiler's options: its defaults."""
-        del variant
-        return {}
+    def options(self, variant: str | ce.Schedule, mesh: Mesh) -> Mapping[str, Any]:
+        """The compiler's options: its defaults, or those of `ce.jit`."""
+        return {} if variant in IN_JIT else ce.compiler_options(chip_of(mesh))
+
+
+def schedule_of(variant: str | ce.Schedule) -> str | ce.Schedule:
+    """The schedule of a variant."""
+    return IN_JIT.get(variant, variant) if isinstance(variant, str) else variant
+
+
+def jit_of(variant: str | ce.Schedule, mesh: Mesh) -> Callable[..., Any]:
+    """What compiles a variant: `jax.jit` or `ce.jit`."""
+    return jax.jit if variant in IN_JIT else functools.partial(ce.jit, chip=chip_of(mesh))
+
+
+def chip_of(mesh: Mesh) -> ce.Chip:
+    """The chip that a mesh is made of."""
+    return ce.chip_for(mesh.devices.flat[0].device_kind)
 
 
 def mesh_of(target: Target) -> Mesh:

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from bench.cases import D_FF, D_MODEL, LAYERS, ROWS
+from bench.cases import D_FF, D_MODEL, LAYERS, ROWS, chip_of, jit_of
+from collective_einsum import choice
 
 # The shardings that the compiler is given for the hidden dimension, one after the other. To ask for
 # x at once makes it gather weights.
@@ -33,7 +34,9 @@ WINDOWED = {
     "xla_tpu_skip_checking_windowed_einsum_users": "true",
     "xla_tpu_spmd_bidirectional_windowed_einsum": "true",
 }
-COMPILER = tuple(f"compiler {hidden}{how}" for how in ("", " windowed") for hidden in HIDDEN)
+COMPILER = tuple(
+    f"compiler {hidden}{how}" for how in ("", " windowed", " asynchronous") for hidden in HIDDEN
+)
 
 Layer = Callable[..., jax.Array]
 
@@ -101,8 +104,7 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
     n = math.prod(lax.axis_size(axis) for axis in x)
     m = c.shape[0] * (math.prod(lax.axis_size(axis) for axis in yz) if edge == "m" else 1)
     sizes = {axis: lax.axis_size(axis) for axis in (*x, *yz)}
-    chip = ce.chip_for(jax.sharding.get_abstract_mesh().abstract_device.device_kind)
-    of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=chip)
+    of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=choice.mesh_chip())
     seconds = {}
     for hidden in ("f", "m") if m % n == 0 else ("f",):
         shape = [m // n, w_out.shape[0]] if hidden == "m" else [m, w_out.shape[0] // n]
@@ -136,7 +138,7 @@ class FeedForward:
 
     def variants(self) -> tuple[str, ...]:
         """All ways to write it."""
-        return ("blocking", "ours", *COMPILER)
+        return ("blocking", "ours", "ours in jit", *COMPILER)
 
     def lower(self, mesh: Mesh, variant: str) -> jax.stages.Lowered:
         """The program: `LAYERS` layers, scanned.
@@ -151,7 +153,7 @@ class FeedForward:
         yz = tuple(name for name in mesh.axis_names if name != "x")
         activations, w_in, w_out = P(None, (*x, *yz)), P(None, x, yz), P(None, yz, x)
         n = math.prod(mesh.shape[axis] for axis in yz)
-        rows = variant == "ours" and self.rows % n == 0
+        rows = variant.startswith("ours") and self.rows % n == 0
         if rows:
             activations = P(yz, x)
         specs = (activations, w_in, w_in, w_out)
@@ -159,7 +161,7 @@ class FeedForward:
             layer = _left_to_compiler(mesh, HIDDEN[variant.split()[1]], activations)
         else:
             own = functools.partial(ours, rows=rows)
-            written: Layer = {"blocking": blocking, "ours": own}[variant]
+            written: Layer = blocking if variant == "blocking" else own
 
             def layer(c: jax.Array, *w: jax.Array) -> jax.Array:
                 return written(c, *w, x=x, yz=yz)
@@ -181,12 +183,16 @@ class FeedForward:
             jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
             for shape, spec in zip(shapes, specs, strict=True)
         ]
-        jitted = jax.jit(function, out_shardings=NamedSharding(mesh, activations))
-        return jitted.lower(*arguments)
+        jit = jax.jit if variant in COMPILER else jit_of(variant, mesh)
+        return jit(function, out_shardings=NamedSharding(mesh, activations)).lower(*arguments)
 
-    def options(self, variant: str) -> Mapping[str, str]:
-        """The compiler's options: its defaults, or with einsums looped."""
-        return WINDOWED if variant.endswith("windowed") else {}
+    def options(self, variant: str, mesh: Mesh) -> Mapping[str, Any]:
+        """The compiler's options: its defaults, with einsums looped, or those of `ce.jit`."""
+        if variant.endswith("windowed"):
+            return WINDOWED
+        if variant.endswith("asynchronous") or variant == "ours":
+            return ce.compiler_options(chip_of(mesh))
+        return {}
 
 
 def feedforwards(rows: tuple[int, ...] = ROWS) -> tuple[FeedForward, ...]:

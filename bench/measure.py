@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from bench.cache import Cache, Program, program_key, source_name
-from bench.cases import Case, mesh_of
+from bench.cases import IN_JIT, Case, mesh_of, schedule_of
 from bench.feedforward import FeedForward
 from bench.processes import in_processes
 from bench.replay import replay
@@ -142,8 +142,8 @@ def compile_task(task: Task) -> Program:
 
 def _lower(task: Task) -> tuple[jax.stages.Lowered, Mapping[str, str]]:
     case: Any = task.case
-    lowered = case.lower(mesh_of(_target(task.target)), task.schedule)
-    return lowered, case.options(task.schedule)
+    mesh = mesh_of(_target(task.target))
+    return case.lower(mesh, task.schedule), case.options(task.schedule, mesh)
 
 
 def _compile(task: Task, lowered: jax.stages.Lowered, options: Mapping[str, str]) -> Program:
@@ -173,8 +173,9 @@ def measure_all(
 def _modelled_seconds(task: Task, slice_: Target) -> float:
     if isinstance(task.case, FeedForward) or slice_.chip is None:
         return 0.0
-    choice = task.case.choice(mesh_of(slice_), slice_.chip)
-    wanted = as_schedule(task.schedule) or choice.schedule
+    chip = slice_.chip if task.schedule in IN_JIT else slice_.chip.under_options()
+    choice = task.case.choice(mesh_of(slice_), chip)
+    wanted = as_schedule(schedule_of(task.schedule)) or choice.schedule
     return next((row.seconds for row in choice.rows if row.schedule == wanted), 0.0)
 
 

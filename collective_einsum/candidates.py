@@ -40,11 +40,21 @@ def candidates(problem: Problem) -> list[Schedule]:
             if len(ends) == 2:
                 found.append(Schedule("ring", direction, end="gather"))
     found += _chunked(problem, "latency", CHUNKS)
-    needed = {"all_gather"} if op.gather is not None else set()
-    needed |= {"all_to_all"} if op.scatter is not None else set()
-    if not op.reduce and needed <= set(problem.chip.asynchronous):
+    if _goes_directly(problem):
         found += _chunked(problem, "direct", CHUNKS + (GATHERED if op.gather is not None else ()))
     return found
+
+
+def _goes_directly(problem: Problem) -> bool:
+    """Whether lax's own collectives run beside dots."""
+    op, chip = problem.op, problem.chip
+    needed = {"all_gather"} if op.gather is not None else set()
+    needed |= {"all_to_all"} if op.scatter is not None else set()
+    # A gather over three axes becomes an all-reduce.
+    gathered = op.gather.axes if op.gather is not None else ()
+    over = sum(problem.axis_sizes[axis] > 1 for axis in gathered)
+    reduces = op.reduce or (chip.torus_dims and over > 2)
+    return not reduces and needed <= set(chip.asynchronous)
 
 
 def _chunked(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import piecewise
-from .cost_dots import Estimate, Problem, dot_seconds, pass_seconds, whole_dot
+from . import blocks, piecewise
+from .cost_dots import TILE, Estimate, Problem, dot_seconds, pass_seconds, whole_dot
 from .cost_lax import (
     all_to_all_seconds,
     blocking_seconds,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Times that a TPU reads and writes an operand that an all-reduce gathers: zeros are written first.
 REDUCED_PASSES = 2.45
+# Times that a TPU's passes over columns that are put, or cut out, count as one over all columns.
+PUT_PASSES = 3.0
 # Devices up to which a block for each of them is sent on its way at once.
 STRAIGHT = 16
 
@@ -116,28 +118,37 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     return Estimate(schedule, compute, busy, gather + exposed, _whole_bytes(problem))
 
 
+def _parts(schedule: Schedule, length: int) -> list[float]:
+    """The chunks, as parts of a length that is cut between tiles."""
+    return [size / length for _, size in blocks.pieces_of(length, schedule.shares, TILE)]
+
+
 def _dots_of_chunks(problem: Problem, schedule: Schedule) -> list[float]:
     """The dots of each chunk."""
-    if schedule.label is None:
+    label = schedule.label
+    if label is None:
         return [dot_seconds(problem)]
-    whole = sum(schedule.shares)
-    return [dot_seconds(problem, **{schedule.label: part / whole}) for part in schedule.shares]
+    return [
+        dot_seconds(problem, **{label: part}) for part in _parts(schedule, problem.sizes[label])
+    ]
 
 
 def _direct(problem: Problem, schedule: Schedule) -> Estimate:
     """lax's all-gathers and all-to-alls beside the dots of other chunks and results, but for the
     first gather and the last scatter; of the one without the other, beside what else there is."""
-    op, shares = problem.op, schedule.shares
-    cut = schedule.label is not None
-    dots = _dots_of_chunks(problem, schedule) if cut else [whole_dot(problem)]
-    gathers, scatters, passes = [0.0] * len(shares), [0.0] * len(shares), 0.0
+    op, label = problem.op, schedule.label
+    dots, parts, passes = [whole_dot(problem)], [1.0], 0.0
+    if label is not None:
+        dots = _dots_of_chunks(problem, schedule)
+        parts = _parts(schedule, problem.sizes[label])
+    gathers = scatters = [0.0] * len(parts)
     if op.gather is not None:
-        sent = problem.sent(op.gather) / sum(shares)
-        gathers = [blocking_seconds(problem, op.gather.axes, part * sent) for part in shares]
-        if cut and op.lhs[0] != schedule.label:
-            passes += 2 * problem.sent(op.gather)
+        sent = problem.sent(op.gather)
+        gathers = [blocking_seconds(problem, op.gather.axes, part * sent) for part in parts]
+        if label is not None and op.lhs[0] != label:
+            passes += 2 * sent
     if op.scatter is not None:
-        scatters = [_exchange(problem, op.scatter, part / sum(shares)) for part in shares]
+        scatters = [_exchange(problem, op.scatter, part) for part in parts]
         passes += _exchange_passes(problem, op.scatter)
     late = sum(max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True))
     # A scatter has the next result's dot beside it, if that is not the last one.
@@ -167,28 +178,34 @@ def _exchange_passes(problem: Problem, end: End) -> float:
 def _pieces(problem: Problem, schedule: Schedule) -> Estimate:
     """The first piece of every shard comes beside the dot of the own shard, each other one beside the
     dots of the piece before; see `piecewise`."""
-    op, end, shares = problem.op, problem.op.gather, schedule.shares
+    op, end = problem.op, problem.op.gather
     if end is None:
         raise ValueError(
             f"schedule {str(schedule)!r} cuts the shards of a gather that is not there"
         )
     n, whole = problem.n(end), problem.sent(end)
-    parts = [share / sum(shares) for share in shares]
-    own = dot_seconds(problem, **{end.label: 1 / n})
-    dots = [(n - 1) * dot_seconds(problem, **{end.label: part / n}) for part in parts]
-    # Of three axes, a TPU makes an all-reduce of it.
-    twice = 2 if problem.chip.torus_dims and len(end.axes) > 2 else 1
-    gathers = [blocking_seconds(problem, end.axes, twice * part * whole) for part in parts]
-    exposed = sum(max(0.0, t - dot) for t, dot in zip(gathers, [own, *dots[:-1]], strict=True))
+    parts = _parts(schedule, problem.sizes[end.label] // n)
     # Each dot's columns are put into their place, and each piece is cut out of the shard.
-    passes = 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
-    passes += 2 * whole / n if len(shares) > 1 else 0.0
+    put = PUT_PASSES * problem.elements(op.out) / n * op.dtype.itemsize * problem.rights
+    own = dot_seconds(problem, **{end.label: 1 / n}) + pass_seconds(problem, put)
+    steps = [own]
+    for part in parts:
+        dot = dot_seconds(problem, **{end.label: part / n})
+        steps.append((n - 1) * (dot + pass_seconds(problem, part * put)))
+    if len(parts) > 1:
+        cut = PUT_PASSES * whole / n
+        steps = [
+            step + pass_seconds(problem, part * cut)
+            for step, part in zip(steps, [*parts, 0.0], strict=True)
+        ]
+    gathers = [blocking_seconds(problem, end.axes, part * whole) for part in parts]
+    exposed = sum(max(0.0, t - step) for t, step in zip(gathers, steps[:-1], strict=True))
+    compute = sum(steps)
     busy = sum(gathers)
     if op.scatter is not None:
         scatter = problem.rights * _exchange(problem, op.scatter)
-        passes += _exchange_passes(problem, op.scatter)
+        compute += pass_seconds(problem, _exchange_passes(problem, op.scatter))
         busy, exposed = busy + scatter, exposed + max(0.0, scatter - problem.beside)
-    compute = own + sum(dots) + pass_seconds(problem, passes)
     return Estimate(schedule, compute, busy, exposed, int(whole))
 
 
