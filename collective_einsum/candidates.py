@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 # Numbers of chunks, or their proportions.
 CHUNKS: tuple[int | tuple[int, ...], ...] = (2, 4, 8)
 # Of a direct gather, nothing hides the first chunk, and each other one is hidden by the one before.
-GATHERED: tuple[int | tuple[int, ...], ...] = (3, (1, 2), (1, 3), (1, 2, 3), (1, 2, 3, 3))
+GATHERED: tuple[int | tuple[int, ...], ...] = (
+    3,
+    (1, 3),
+    (1, 2, 4),
+    (1, 3, 5),
+    (1, 4, 11),
+    (1, 2, 3, 3),
+)
 
 
 def candidates(problem: Problem) -> list[Schedule]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import blocks, piecewise
 from .cost_dots import TILE, Estimate, Problem, dot_seconds, pass_seconds, whole_dot
 from .cost_lax import (
+    TILE_ROWS,
     all_to_all_seconds,
     blocking_seconds,
     ends_seconds,
@@ -81,7 +82,10 @@ def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     if op.reduce:
         passes += 5 * problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
     dots = sum(_dots_of_chunks(problem, schedule))
-    # A dot hides one hop of each collective.
+    if count > 1:
+        # Chunks land in the result, and a dot hides one hop of each collective.
+        passes += 2 * problem.elements(op.out) * op.dtype.itemsize * problem.rights
+        passes += _scaled_bytes(problem)
     hops = max((sum(problem.axis_sizes[a] // 2 for a in axes) for axes in _all_axes(op)), default=1)
     hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
     exposed = gather + scatter - hidden
@@ -133,6 +137,14 @@ def _dots_of_chunks(problem: Problem, schedule: Schedule) -> list[float]:
     ]
 
 
+def _scaled_bytes(problem: Problem) -> float:
+    """Bytes of a pass that scales what int8 weights made: of one dot's result, it is a part of it."""
+    op, widths = problem.op, (problem.lhs_bytes, problem.rhs_bytes)
+    if min(widths) > 1 or max(widths) == 1:
+        return 0.0
+    return problem.elements(op.out) * (op.dtype.itemsize + max(widths)) * problem.rights
+
+
 def _direct(problem: Problem, schedule: Schedule) -> Estimate:
     """lax's all-gathers and all-to-alls beside the dots of other chunks and results, but for the
     first gather and the last scatter; of the one without the other, beside what else there is."""
@@ -144,12 +156,16 @@ def _direct(problem: Problem, schedule: Schedule) -> Estimate:
     gathers = scatters = [0.0] * len(parts)
     if op.gather is not None:
         sent = problem.sent(op.gather)
-        gathers = [blocking_seconds(problem, op.gather.axes, part * sent) for part in parts]
+        twice = 2 if gather_reduces(problem, op.gather) else 1
+        gathers = [blocking_seconds(problem, op.gather.axes, part * twice * sent) for part in parts]
         if label is not None and op.lhs[0] != label:
             passes += 2 * sent
+        if len(parts) > 1:
+            passes += _scaled_bytes(problem)
+    compute = sum(dots)
     if op.scatter is not None:
         scatters = [_exchange(problem, op.scatter, part) for part in parts]
-        passes += _exchange_passes(problem, op.scatter)
+        compute += _exchange_passes(problem, op.scatter)
     late = sum(max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True))
     # A scatter has the next result's dot beside it, if that is not the last one.
     for i, (t, dot) in enumerate(zip(scatters, dots, strict=True)):
@@ -159,7 +175,7 @@ def _direct(problem: Problem, schedule: Schedule) -> Estimate:
     ends = [gathers[0], max(0.0, scatters[-1] - problem.beside)]
     if op.scatter is None:
         ends = [max(0.0, gathers[0] - problem.beside)]
-    compute = sum(dots) + pass_seconds(problem, passes)
+    compute += pass_seconds(problem, passes)
     busy = sum(gathers) + problem.rights * sum(scatters)
     return Estimate(schedule, compute, busy, sum(ends) + late, _whole_bytes(problem))
 
@@ -170,9 +186,12 @@ def _exchange(problem: Problem, end: End, part: float = 1.0) -> float:
 
 
 def _exchange_passes(problem: Problem, end: End) -> float:
-    """Bytes of what arrives, which is read once more, and moved apart if it is not rows."""
-    apart = problem.op.out[0] != end.label
-    return (1 + apart * problem.chip.scatter_passes[2]) * problem.sent(end)
+    """Seconds of reading what arrives once more, and of moving it apart if it is not rows."""
+    op, chip, moved = problem.op, problem.chip, problem.sent(end)
+    if op.out[0] == end.label:
+        return pass_seconds(problem, moved)
+    fill = chip.scatter_fill_seconds if problem.elements(op.out[:-1]) > TILE_ROWS else 0.0
+    return pass_seconds(problem, (1 + chip.scatter_passes[0]) * moved) + fill * problem.rights
 
 
 def _pieces(problem: Problem, schedule: Schedule) -> Estimate:
@@ -204,7 +223,7 @@ def _pieces(problem: Problem, schedule: Schedule) -> Estimate:
     busy = sum(gathers)
     if op.scatter is not None:
         scatter = problem.rights * _exchange(problem, op.scatter)
-        compute += pass_seconds(problem, _exchange_passes(problem, op.scatter))
+        compute += _exchange_passes(problem, op.scatter)
         busy, exposed = busy + scatter, exposed + max(0.0, scatter - problem.beside)
     return Estimate(schedule, compute, busy, exposed, int(whole))
 

@@ -152,6 +152,37 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     assert hidden[1] > 0.25, hidden
 
 
+@pytest.mark.parametrize(
+    ("gather", "schedule", "least"),
+    [
+        # Each piece of all shards beside the dots of the one before, the first beside the own dot.
+        ("n", ce.Schedule("chunked", "direct", 3, "n"), 0.8),
+        # A quarter of the rows is waited for.
+        ("k", ce.Schedule("chunked", "direct", (1, 3), "m"), 0.6),
+    ],
+    ids=str,
+)
+def test_parts_are_gathered_beside_dots(
+    v4: Target, gather: str, schedule: ce.Schedule, least: float
+) -> None:
+    mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
+    rows, width = 2048, 4608
+
+    def program(x: Any, w: Any) -> Any:
+        return ce.all_gather_einsum(
+            "mk,kn->mn", x, w, axis_name="x", gather=gather, schedule=schedule
+        )
+
+    specs = (P(), P(None, "x")) if gather == "n" else (P(None, "x"), P())
+    mapped = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    args = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
+        for shape, spec in zip(((rows, width), (width, width)), specs, strict=True)
+    ]
+    found = replay(ce.jit(mapped, chip=ce.TPU_V4).lower(*args).compile(), mesh)
+    assert found.hidden_fraction > least, str(found)
+
+
 def test_direct_sums_once(mesh_of: Any) -> None:
     # Blocks are summed where they arrive, in 32 bits: one rounding, whatever the number of devices.
     mesh = mesh_of((8,), "x")
