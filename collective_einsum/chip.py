@@ -45,7 +45,6 @@ class Chip:
       vector_bandwidth: bytes/s, read and written together, of an elementwise pass or a copy.
       int8_convert_rate: elements/s at which int8 weights are widened to bf16 for a bf16 dot.
       int8_slice_passes: how often int8 weights are read and written when rows of them are sliced.
-      copies_int8_columns: whether slices of columns cost that too, if their dots are short.
       sum_bytes: size of the largest sum in 32 bits that stays on the chip from one dot that adds to
         it to the next; a larger one goes through HBM beside the arithmetic.
       large_sum_bytes: sizes of the largest sum that costs a dot no more than that, where the rows
@@ -85,7 +84,6 @@ class Chip:
     vector_bandwidth: float
     int8_convert_rate: float
     int8_slice_passes: float
-    copies_int8_columns: bool
     sum_bytes: int
     large_sum_bytes: tuple[int, int]
     sum_bandwidth: float

@@ -52,7 +52,6 @@ TPU_V4 = Chip(
     vector_bandwidth=0.59e12,  # [K] bf16 added to f32[2048,1152]
     int8_convert_rate=2.1e12,  # [K] +7.8 us at M=512
     int8_slice_passes=4.0,  # [K] copied before their dots in rings of int8 weights
-    copies_int8_columns=True,  # [K] likewise
     sum_bytes=0,  # each sum is charged to HBM, beside the dot's arithmetic
     # [K] those of [8192,4608] cost no more where activations travel, and 120 to 250 us where weights do
     large_sum_bytes=(256 * _MIB, 128 * _MIB),
@@ -91,7 +90,6 @@ TPU_V5P = Chip(
     int8_convert_rate=1.6e13,  # [K] +1.07 us at M=512
     # [K] fitted to rings of [M,4608] x [4608,4608], rows cut in 4, M=64 and 512
     int8_slice_passes=3.4,
-    copies_int8_columns=False,  # [K] columns cut in 4
     sum_bytes=0,  # [K] that of [512,4608] goes through HBM
     large_sum_bytes=(0, 0),  # [K] likewise
     # [K] rings of [M,1152] x [1152,4608]: 1.3e12 to 2.2e12 from M=512 to 8192
@@ -133,7 +131,6 @@ TPU_V5E = Chip(
     vector_bandwidth=0.55e12,
     int8_convert_rate=4.7e12,  # [K] +3.57 us at M=512
     int8_slice_passes=4.2,  # [K] rings of [M,18432] x [18432,4608], rows cut in 4: M=64 and 512
-    copies_int8_columns=False,  # [K] columns cut in 4
     sum_bytes=64 * _MIB,  # [K] that of [512,18432] stays, that of [2048,18432] does not
     large_sum_bytes=(64 * _MIB, 64 * _MIB),  # [K] likewise
     # [K] rings of [M,1152] x [1152,18432]: 0.95e12 for M=2048, 0.46e12 for 8192
@@ -175,7 +172,6 @@ TPU_V6E = Chip(
     vector_bandwidth=1.49e12,  # [K] sums of a scatter ring of [2048,18432]: 152 us for 226 MB
     int8_convert_rate=1.3e13,  # [K] +1.28 us at M=512
     int8_slice_passes=7.0,  # [K] rings of [M,18432] x [18432,4608], rows cut in 4: M=64 and 512
-    copies_int8_columns=False,  # [K] columns cut in 4
     sum_bytes=64 * _MIB,  # [K] that of [512,18432] stays, that of [2048,18432] does not
     large_sum_bytes=(64 * _MIB, 64 * _MIB),  # [K] likewise
     # [K] rings of [M,1152] x [1152,18432]: 0.97e12 for M=2048, 0.85e12 for 8192
@@ -216,7 +212,6 @@ H100 = Chip(
     vector_bandwidth=3.0e12,  # a device-to-device copy on an H100 SXM, read and written
     int8_convert_rate=132 * 64 * 1.83e9,  # 64 conversions a cycle and SM (CUDA C++ guide, cc 9.0)
     int8_slice_passes=0.0,
-    copies_int8_columns=False,
     sum_bytes=0,
     large_sum_bytes=(0, 0),
     sum_bandwidth=math.inf,  # assumed to pass beside the dot

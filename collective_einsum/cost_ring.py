@@ -31,8 +31,10 @@ def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimat
     span = max(2, shard)
     time, links = _turns(problem, turning, found, span, whole / around, strands)
     compute = _dots(problem, turning, found, span, around, max(1, strands))
-    exposed = max(0.0, time - compute) + inner + other
-    compute += _sliced_bytes(problem, turning, around)
+    # Copies run beside the first hop.
+    copied = _sliced_seconds(problem, turning)
+    exposed = max(0.0, time - compute - copied) + inner + other
+    compute += copied
     block = problem.elements(op.out) / around * problem.rights
     memory = 2 * whole / around
     if turning is op.scatter:
@@ -68,21 +70,13 @@ def _additions(problem: Problem, found: Sequence[Lane], span: int, block: float)
     return fused + apart * pass_seconds(problem, block * (4 + 2 * wire))
 
 
-def _sliced_bytes(problem: Problem, turning: End, around: int) -> float:
-    """What the TPU compiler spends on slices of an int8 operand that it copies before their dots.
-
-    Seen in its schedules: rows are always copied; columns, on some chips, where a dot of them is
-    shorter than a pass over the operand.
-    """
+def _sliced_seconds(problem: Problem, turning: End) -> float:
+    """What the TPU compiler spends on slices of rows of an int8 operand, which it copies before their
+    dots; seen in its schedules."""
     op, chip = problem.op, problem.chip
-    if problem.rhs_bytes > 1 or turning.label not in op.rhs:
+    if problem.rhs_bytes > 1 or turning.label not in op.rhs[:-1]:
         return 0.0
-    size = problem.elements(op.rhs) * problem.rights
-    if turning.label == op.rhs[-1]:
-        dot = dot_seconds(problem, **{turning.label: 1 / around})
-        if not chip.copies_int8_columns or dot > pass_seconds(problem, 2 * size):
-            return 0.0
-    return pass_seconds(problem, chip.int8_slice_passes * size)
+    return pass_seconds(problem, chip.int8_slice_passes * problem.elements(op.rhs) * problem.rights)
 
 
 def _hop_dot(problem: Problem, turning: End, part: float) -> float:
