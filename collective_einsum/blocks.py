@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -82,6 +83,18 @@ def put(
 
 def _update(x: Any, block: Any, starts: list[Any]) -> Any:
     return lax.dynamic_update_slice(x, block, [jnp.asarray(s, jnp.int32) for s in starts])
+
+
+def put_together(pieces: Sequence[Any], dim: int) -> Any:
+    """The pieces along a dimension. Not concatenated, which is a pass: what makes a piece writes it
+    where it belongs."""
+    shape, lo = list(pieces[0].shape), 0
+    shape[dim] = sum(piece.shape[dim] for piece in pieces)
+    whole = lax.empty(tuple(shape), pieces[0].dtype, out_sharding=jax.typeof(pieces[0]).sharding)
+    for piece in pieces:
+        whole = lax.dynamic_update_slice_in_dim(whole, piece, lo, dim)
+        lo += piece.shape[dim]
+    return whole
 
 
 def cut_shards(x: Any, dim: int, shard: int, lo: int, size: int) -> Any:

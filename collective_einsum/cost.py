@@ -160,8 +160,6 @@ def _direct(problem: Problem, schedule: Schedule) -> Estimate:
         gathers = [blocking_seconds(problem, op.gather.axes, part * twice * sent) for part in parts]
         if label is not None and op.lhs[0] != label:
             passes += 2 * sent
-        if len(parts) > 1:
-            passes += _scaled_bytes(problem)
     compute = sum(dots)
     if op.scatter is not None:
         scatters = [_exchange(problem, op.scatter, part) for part in parts]

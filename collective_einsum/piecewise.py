@@ -1,7 +1,10 @@
-"""The direct gather of a free label in pieces of every shard, each beside the dots of the one before."""
+"""Direct gathers in parts, each beside the dots of the one before: pieces of every shard of a free
+label, or chunks of another one whose results are scaled."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,6 +12,7 @@ from jax import lax
 
 from . import blocks, ring
 from .cost_dots import TILE
+from .primitive import apply
 
 if TYPE_CHECKING:
     from .operation import End, Operation
@@ -19,6 +23,29 @@ def suits(op: Operation, label: str | None) -> bool:
     one: each makes columns of its own."""
     gathered = None if op.gather is None else op.gather.label
     return gathered is not None and label == gathered and gathered not in op.rhs
+
+
+def scales_apart(op: Operation) -> bool:
+    """Whether chunks of results would be scaled in a pass over all of them, unless one by one."""
+    label, alone = op.schedule.label, op.gather is not None and op.scatter is None
+    if not alone or op.schedule.direction != "direct" or label is None or suits(op, label):
+        return False
+    return label in op.lhs and label in op.out and label not in op.rhs
+
+
+def run_scaled(
+    op: Operation, x: Any, rhs: Sequence[Any], scaled: Sequence[Callable[[Any], Any]]
+) -> list[Any]:
+    """The results of an operation that `scales_apart`, each by a function: it becomes part of a dot."""
+    dim, out_dim = (labels.index(op.schedule.label or "") for labels in (op.lhs, op.out))
+    whole = dataclasses.replace(op.schedule, chunks=1, label=None)
+    each = dataclasses.replace(op, schedule=whole)
+    found = []
+    with jax.named_scope(f"chunks[{op.schedule}]"):
+        for cut in blocks.pieces_of(x.shape[dim], op.schedule.shares, TILE):
+            results = apply(each, blocks.cut(x, dim, *cut), *rhs)
+            found.append([scale(y) for scale, y in zip(scaled, results, strict=True)])
+        return [blocks.put_together(chunks, out_dim) for chunks in zip(*found, strict=True)]
 
 
 def run(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:

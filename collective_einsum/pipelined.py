@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
-from jax import lax
-
 from . import blocks, piecewise, ring, stages
 from .collective import all_reduce_steps
 from .cost import STRAIGHT
@@ -162,15 +159,5 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
 
 def _assemble(op: Operation, chunks: list[Any], label: str) -> Any:
     if label in op.out:
-        # Not concatenated, which is a pass: each dot writes where its chunk belongs.
-        dim, lo = op.out.index(label), 0
-        shape = list(chunks[0].shape)
-        shape[dim] = sum(chunk.shape[dim] for chunk in chunks)
-        whole = lax.empty(
-            tuple(shape), chunks[0].dtype, out_sharding=jax.typeof(chunks[0]).sharding
-        )
-        for chunk in chunks:
-            whole = lax.dynamic_update_slice_in_dim(whole, chunk, lo, dim)
-            lo += chunk.shape[dim]
-        return whole
+        return blocks.put_together(chunks, op.out.index(label))
     return sum(chunks[1:], start=chunks[0])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import checks, choice, collectives, dtypes
+from . import checks, choice, collectives, dtypes, piecewise
 from . import spec as specs
 from .chip import Chip
 from .explicit import einsum_specs, explicit_axes, on_auto_axes
@@ -294,4 +294,8 @@ def _apply(problems: list[_Problem]) -> list[Any]:
             schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=p.ends.reduce is not None
         )
     op = dataclasses.replace(op, schedule=dataclasses.replace(schedule, wire_dtype=first.wire))
-    return [p.scaled(y) for p, y in zip(problems, apply(op, *values), strict=True)]
+    scaled = [p.scaled for p in problems]
+    stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
+    if stays and piecewise.scales_apart(op):
+        return piecewise.run_scaled(op, values[0], values[1:], scaled)
+    return [scale(y) for scale, y in zip(scaled, apply(op, *values), strict=True)]

@@ -202,6 +202,37 @@ def test_the_other_operand_is_differentiable(mesh_of: MeshOf) -> None:
     assert_close(got, wide(want), dtype=np.float32)
 
 
+def test_chunks_are_scaled_one_by_one(mesh_of: MeshOf) -> None:
+    # So that the scale is a part of each chunk's dot; of the whole result it would be a pass.
+    x, w, v = random((N, 2, 6, 4)), random((16, 8), 1), random((16, 8), 2)
+    q, r = (quantize(jnp.asarray(each), 0) for each in (w, v))
+    schedule = ce.Schedule("chunked", "direct", (1, 2), "m")
+
+    def product(x: Any) -> Any:
+        return ce.all_gather_einsum(
+            "mk,kn->mn", x, [q, r], axis_name="x", gather="k", schedule=schedule
+        )
+
+    def run(x: Any) -> Any:
+        grad = jax.grad(lambda x: sum(jnp.sin(y).sum() for y in product(x)))(x[0])
+        return jax.vmap(product)(x), grad
+
+    mesh = mesh_of((N,), "x")
+    found, grad = on_devices(mesh, X, run, x)
+    whole = np.concatenate(list(wide(x)), axis=-1)
+    slope = 0.0
+    for y, each in zip(found, (q, r), strict=True):
+        stood_for = wide(each.values) * wide(each.scale)
+        assert_close({"": y}, np.stack([whole @ stood_for] * N), dtype=np.float32)
+        slope = slope + N * np.cos(whole[0] @ stood_for) @ stood_for.T
+    assert_close({"": grad}, np.stack(np.split(slope, N, axis=1)), dtype=np.float32)
+
+    text = hlo(mesh, X, lambda x: product(x[0]), x)
+    scaled = [line for line in text.splitlines() if "stablehlo.multiply" in line]
+    rows = [line.split("tensor<")[-1].split("x")[0] for line in scaled if "xf32>" in line]
+    assert rows == ["2", "2", "4", "4"], scaled
+
+
 def test_scales_that_differ_where_products_are_summed_are_refused(mesh_of: MeshOf) -> None:
     x, w = random((N, 3, 8)), random((N, 8, 4), 1)
     q = quantize(jnp.asarray(w), 1)
