@@ -23,7 +23,8 @@ WORTHWHILE_ROWS = 512
 class Comparison:
     """One case on one target: the plain collectives, what auto chose, and the best there is.
 
-    `best` is the fastest of all that were tried; `baseline` the fastest that is not ours.
+    `best` is the fastest of all that were tried; `baseline` the fastest that is not ours; `in_jit`
+    what auto comes to without the options of `ce.jit`, if that was tried.
     """
 
     blocking: Row
@@ -31,6 +32,7 @@ class Comparison:
     best: Row
     baseline: Row
     chosen: str
+    in_jit: Row | None = None
 
     @property
     def limit_seconds(self) -> float:
@@ -91,9 +93,10 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
                 blocking,
                 auto,
                 # Auto comes to one of the others, which names it better.
-                min(choices, key=lambda row: (row.total_seconds, row.schedule == "auto")),
+                min(choices, key=lambda row: (row.total_seconds, "auto" in row.schedule)),
                 min((blocking, *others), key=lambda row: row.total_seconds),
                 same[0] if same else auto.schedule,
+                tried.get(f"{auto.schedule} in jit"),
             )
         )
     return found
@@ -108,6 +111,7 @@ def print_comparisons(found: Sequence[Comparison]) -> str:
             _us(c.blocking.compute_seconds),
             _us(c.blocking.communication_seconds),
             _us(c.blocking.total_seconds),
+            _us(c.in_jit.total_seconds) if c.in_jit else "",
             _us(c.auto.total_seconds),
             c.chosen,
             _us(c.auto.exposed_seconds),
@@ -122,8 +126,8 @@ def print_comparisons(found: Sequence[Comparison]) -> str:
         for c in found
     ]
     head = (
-        *("us a layer, predicted", "rows", "compute", "comm", "blocking", "auto", "chose"),
-        *("exposed", "hidden", "speedup", "limit", "above it", "best", "which", "regret"),
+        *("us a layer, predicted", "rows", "compute", "comm", "blocking", "in jit", "auto"),
+        *("chose", "exposed", "hidden", "speedup", "limit", "above it", "best", "which", "regret"),
     )
     return table(head, rows)
 
@@ -167,6 +171,11 @@ def print_summary(rows: Sequence[Row]) -> str:
             f"worst regret: {regret.regret:.1%} ({_name(regret)}, best {regret.best.schedule})",
             f"furthest from its limit: {far.distance:+.1%} ({_name(far)})",
         ]
+    plain = [
+        (c.in_jit.total_seconds / c.blocking.total_seconds, _name(c)) for c in einsums if c.in_jit
+    ]
+    if plain:
+        lines.insert(1, "slowest in a plain jit: {:.3f} of it ({})".format(*max(plain)))
     worthwhile = [c for c in einsums if c.is_worthwhile]
     if worthwhile:
         low, high = WORTHWHILE

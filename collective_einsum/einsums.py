@@ -45,7 +45,7 @@ def all_gather_einsum(
       gather: the label whose shards are gathered. If both operands have it, the one that holds a
         shard is told by its size.
       schedule: "auto" (`choose_schedule`), "blocking", "unidirectional", "bidirectional",
-        "latency", "chunked", or a `Schedule`. What is named is used or refused.
+        "latency", "chunked", "direct", or a `Schedule`. What is named is used or refused.
       precision: of the dots, as in `jnp.einsum`.
       preferred_element_type: dtype of the result; by default that of `jnp.einsum`.
       accumulator_dtype: dtype of dots and sums; float32 unless the result is wider, or integer.

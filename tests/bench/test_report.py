@@ -51,6 +51,21 @@ def test_comparison() -> None:
     assert found.is_worthwhile
 
 
+def test_auto_in_a_plain_jit_stands_beside_it() -> None:
+    plain = row("auto in jit", 126, 14)
+    (found,) = comparisons([*ROWS, plain])
+    assert found.in_jit == plain
+    # What auto comes to names the best better than auto does.
+    (best,) = comparisons([*ROWS[:3], row("auto in jit", 112, 4, program="latency")])
+    assert best.best.schedule == "latency"
+    head, line = print_comparisons([found]).splitlines()
+    at = head.index("in jit")
+    assert line[: at + 6].endswith(" 126.0")
+    assert "slowest in a plain jit: 0.900 of it (einsum, 512 rows, bf16)" in print_summary(
+        [*ROWS, plain]
+    )
+
+
 def test_communication_can_be_the_limit() -> None:
     rows = [row("blocking", 140, 100, communication_seconds=100e-6), row("auto", 105, 65)]
     (found,) = comparisons(rows)
