@@ -65,7 +65,8 @@ def _add_collectives(commands: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
         help="all schedules of all einsums; goes on where it was interrupted",
         description="Compiles and replays the einsums of PaLM 540B's feedforward under every "
-        "schedule, and the whole feedforward. All times but those of compiling are predicted.",
+        "schedule, and the whole feedforward: blocking and `in jit` by jax.jit, all else by ce.jit. All "
+        "times but those of compiling are predicted.",
     )
     command.set_defaults(run=_collectives)
     command.add_argument("--target", default=TARGET, help=f"slice to compile for ({TARGET})")
@@ -179,7 +180,10 @@ def _main_job(options: argparse.Namespace) -> int:
     else:
         rows = _measured(collectives.short_tasks(), options)
         print(report.print_short(report.comparisons(rows)))
-        print("\nlimit: compute or communication as in blocking, the longer of the two")
+        print(
+            "\nlimit: compute or communication as in blocking, the longer of the two; auto is compiled "
+            "by ce.jit, with the options of the chip's compiler"
+        )
     if options.json:
         report.save_json(options.json, checks=outcomes, rows=rows)
     print(f"\ndone in {time.perf_counter() - start:.0f} s (measured)")
