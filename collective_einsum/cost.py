@@ -161,6 +161,9 @@ def _direct(problem: Problem, schedule: Schedule) -> Estimate:
         if label is not None and op.lhs[0] != label:
             passes += 2 * sent
     compute = sum(dots)
+    if op.gather is not None and len(parts) > 1:
+        # What arrives is not where the dot before left off: each begins anew.
+        compute += len(parts) * problem.chip.dot_fill_seconds
     if op.scatter is not None:
         scatters = [_exchange(problem, op.scatter, part) for part in parts]
         compute += _exchange_passes(problem, op.scatter)
