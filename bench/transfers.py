@@ -113,12 +113,20 @@ def start_of(done: hlo.Instruction, computation: hlo.Computation, begun: set[str
                 "outside, which this replay does not follow."
             )
         source = computation[instruction.operands[0]]
-        if instruction.opcode == "get-tuple-element" and source.opcode == "fusion":
-            # A fusion that carries a collective along passes its state from operand to result.
-            index = instruction.attributes["index"]
-            aliases = source.attributes.get("output_to_operand_aliasing", "")
-            alias = re.search(r"\{" + index + r"\}: \((\d+),", aliases)
-            if alias and source.name not in begun:
-                source = computation[source.operands[int(alias[1])]]
+        if instruction.opcode == "get-tuple-element" and source.name not in begun:
+            source = _carried(source, instruction.attributes["index"], computation)
         instruction = source
     return instruction.name
+
+
+def _carried(source: hlo.Instruction, index: str, computation: hlo.Computation) -> hlo.Instruction:
+    """Where an element of a tuple comes from, if `source` only carries a collective's state along."""
+    if source.opcode == "while":
+        # From what the loop begins with to its result, at the same place.
+        before = computation[source.operands[0]]
+        return computation[before.operands[int(index)]] if before.opcode == "tuple" else before
+    if source.opcode == "fusion":
+        aliases = source.attributes.get("output_to_operand_aliasing", "")
+        alias = re.search(r"\{" + index + r"\}: \((\d+),", aliases)
+        return computation[source.operands[int(alias[1])]] if alias else source
+    return source

@@ -220,6 +220,22 @@ def test_what_is_in_flight_when_a_loop_starts_slows_its_first_iterations() -> No
     assert timeline.total_seconds == pytest.approx((200 + 1 + 4 * 101) * US)
 
 
+def test_a_loop_carries_what_is_in_flight_along() -> None:
+    before, line = loop(3, ["ROOT " + dot("d", 40)])
+    state = f"{ON_CHIP}, {ON_CHIP}"
+    lines = [
+        permute("a", FORWARD),
+        f"%state = {ON_CHIP} get-tuple-element(%a), index=1",
+        f"%carry = ({state}) tuple(%p, %state)",
+        line.replace("while(%p)", "while(%carry)").replace(ON_CHIP, f"({state})"),
+        f"%after = {ON_CHIP} get-tuple-element(%l), index=1",
+        f"%a-done = {ON_CHIP} collective-permute-done(%after)",
+    ]
+    timeline = run("\n".join(lines), before)
+    assert timeline.total_seconds == pytest.approx(120 * US)
+    assert timeline.exposed_seconds == 0
+
+
 CARRIED = f"""%start (p0: s8[100]) -> (s8[100], s8[400], u32[]) {{
   %p0 = {ON_CHIP} parameter(0)
   %g = s8[400]{{0:S(1)}} all-gather(%p0), {GROUPS}, dimensions={{0}}
