@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import blocks
 from .chip import Chip
 from .schedule import Schedule
 
@@ -148,3 +149,28 @@ def _tiles(size: float) -> float:
 def pass_seconds(problem: Problem, moved: float) -> float:
     """A pass over memory that reads and writes `moved` bytes in all."""
     return moved / problem.chip.vector_bandwidth
+
+
+def parts_of(schedule: Schedule, length: int) -> list[float]:
+    """The chunks, as parts of a length that is cut between tiles."""
+    return [size / length for _, size in blocks.pieces_of(length, schedule.shares, TILE)]
+
+
+def dots_of_chunks(problem: Problem, schedule: Schedule) -> list[float]:
+    """The dots of each chunk."""
+    label = schedule.label
+    if label is None:
+        return [dot_seconds(problem)]
+    return [
+        dot_seconds(problem, **{label: part}) for part in parts_of(schedule, problem.sizes[label])
+    ]
+
+
+def whole_bytes(problem: Problem) -> int:
+    """Bytes of the gathered operand and of the results before they are scattered."""
+    op = problem.op
+    gathered = problem.sent(op.gather) if op.gather is not None else 0
+    partial = 0.0
+    if op.scatter is not None:
+        partial = problem.sent(op.scatter)
+    return int(gathered + partial)
