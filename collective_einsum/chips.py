@@ -133,8 +133,9 @@ TPU_V5E = Chip(
     int8_slice_passes=4.2,  # [K] rings of [M,18432] x [18432,4608], rows cut in 4: M=64 and 512
     sum_bytes=64 * _MIB,  # [K] that of [512,18432] stays, that of [2048,18432] does not
     large_sum_bytes=(64 * _MIB, 64 * _MIB),  # [K] likewise
-    # [K] rings of [M,1152] x [1152,18432]: 0.95e12 for M=2048, 0.46e12 for 8192
-    sum_bandwidth=0.7e12,
+    # [K] rings of [M,1152] x [1152,18432]: 0.86e12 for M=2048, 0.40e12 for 8192, where those of
+    # [8192,4608] x [4608,4608] are 0.14e12
+    sum_bandwidth=0.4e12,
     # [K] [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=256 to 8192: 0.09 to 0.43
     remote_dot_waits=0.17,
     # [K] [2048,4608] in 4: 31 us; [2048,18432] in chunks: 351; others as v5p
