@@ -56,6 +56,7 @@ class Chip:
         blocks that are no whole number of tiles' lanes: blocks of whole tiles, others, and as a
         dimension of their own.
       scatter_fill_seconds: fixed cost of that, in seconds.
+      exchange_passes: likewise how often, in blocks of the last dimension that an all-to-all moves.
       turns_lanes: whether the compiler turns such a result, so that its scatter stays one; else
         that is an all-reduce and a slice.
     """
@@ -90,6 +91,7 @@ class Chip:
     remote_dot_waits: float
     scatter_passes: tuple[float, float, float]
     scatter_fill_seconds: float
+    exchange_passes: float
     turns_lanes: bool
 
     def under_options(self) -> Chip:

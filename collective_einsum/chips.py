@@ -59,6 +59,7 @@ TPU_V4 = Chip(
     remote_dot_waits=0.0,  # [K] none seen in [M,4608] x [4608,4608]
     scatter_passes=(2.1, 2.85, 3.6),  # [K] schedules of [M,4608], scattered in 4, 16, chunks
     scatter_fill_seconds=7.1e-6,  # as of a dot
+    exchange_passes=2.1,  # [K] [M,4608] in 4 and 16, M=64 to 8192, whole and in chunks: 2.0 to 2.3
     turns_lanes=False,  # [K] [M,4608] scattered in 4
 )
 
@@ -77,8 +78,12 @@ TPU_V5P = Chip(
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
     asynchronous=(),  # [K]
-    asynchronous_by_options=("all_to_all",),  # [K]
-    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    asynchronous_by_options=("all_gather", "all_to_all"),  # [K]
+    compiler_options=(
+        ("xla_enable_async_all_gather", True),
+        ("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True),
+        ("xla_tpu_enable_async_all_to_all", True),
+    ),
     no_prefetch_options=(),
     dot_fill_seconds=4.2e-6,  # [K] [64,4608] x [4608,1152]: 12.5 us, less what is streamed
     dot_fill_bandwidth=math.inf,  # a part of the above
@@ -98,6 +103,7 @@ TPU_V5P = Chip(
     # [K] [2048,4608] in 4: 11 us, in 16: none, in chunks: 31 and 62 us
     scatter_passes=(0.6, 0.0, 2.6),
     scatter_fill_seconds=2e-6,  # [K] [64,4608] in 4: 2.7 us
+    exchange_passes=4.0,  # [K] [M,4608] in 4 and 16, chunks: 3.0 to 4.7; whole, 0.2 to 2
     turns_lanes=False,  # [K] [M,4608] scattered in 4
 )
 
@@ -141,6 +147,7 @@ TPU_V5E = Chip(
     # [K] [2048,4608] in 4: 31 us; [2048,18432] in chunks: 351; others as v5p
     scatter_passes=(0.8, 0.0, 2.5),
     scatter_fill_seconds=2e-6,  # [K] [64,4608] in 4: 3.3 us
+    exchange_passes=2.5,  # [K] [8192,18432] in chunks, in 4 over x: 4.3, over y: 0.1
     turns_lanes=False,  # [K] [M,4608] scattered in 4
 )
 
@@ -161,8 +168,12 @@ TPU_V6E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     asynchronous=(),  # [K]
-    asynchronous_by_options=("all_to_all",),  # [K]
-    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    asynchronous_by_options=("all_gather", "all_to_all"),  # [K]
+    compiler_options=(
+        ("xla_enable_async_all_gather", True),
+        ("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True),
+        ("xla_tpu_enable_async_all_to_all", True),
+    ),
     no_prefetch_options=(),
     dot_fill_seconds=3e-6,  # [K] [64,18432] x [18432,4608] as four dots: 3.3 us each longer
     dot_fill_bandwidth=math.inf,  # a part of the above
@@ -182,6 +193,7 @@ TPU_V6E = Chip(
     # [K] [2048,4608] in 4: 6.6 us; [2048,18432] in chunks: 26; others as v5p
     scatter_passes=(0.4, 0.0, 0.5),
     scatter_fill_seconds=2e-6,  # [K] [64,4608] in 4: 2.7 us
+    exchange_passes=1.5,  # [K] [8192,18432] in chunks, in 4 over x: 2.4, over y: 0.6
     turns_lanes=True,  # [K] [M,4608] scattered in 4
 )
 
@@ -219,6 +231,7 @@ H100 = Chip(
     remote_dot_waits=0.0,
     scatter_passes=(0.0, 0.0, 0.0),  # NCCL scatters any blocks
     scatter_fill_seconds=0.0,
+    exchange_passes=0.0,
     turns_lanes=False,
 )
 

@@ -74,7 +74,7 @@ def _exchange_passes(problem: Problem, end: End) -> float:
     if op.out[0] == end.label:
         return pass_seconds(problem, moved)
     fill = chip.scatter_fill_seconds if problem.elements(op.out[:-1]) > TILE_ROWS else 0.0
-    return pass_seconds(problem, (1 + chip.scatter_passes[0]) * moved) + fill * problem.rights
+    return pass_seconds(problem, (1 + chip.exchange_passes) * moved) + fill * problem.rights
 
 
 def _pieces(problem: Problem, end: End, schedule: Schedule) -> Estimate:
