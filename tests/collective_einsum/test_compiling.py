@@ -152,6 +152,7 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     assert hidden[1] > 0.25, hidden
 
 
+@pytest.mark.parametrize("name", ["v4:4x4x4", "v5p:4x4x4", "v5e:4x4", "v6e:4x4"])
 @pytest.mark.parametrize(
     ("gather", "schedule", "least"),
     [
@@ -163,9 +164,12 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     ids=str,
 )
 def test_parts_are_gathered_beside_dots(
-    v4: Target, gather: str, schedule: ce.Schedule, least: float
+    name: str, gather: str, schedule: ce.Schedule, least: float
 ) -> None:
-    mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
+    slice_ = target(name)
+    shape = tuple(map(int, name.partition(":")[2].split("x")))
+    mesh = slice_.mesh(shape, tuple("xyz"[: len(shape)]))
+    chip = ce.chip_for(mesh.devices.flat[0].device_kind)
     rows, width = 2048, 4608
 
     def program(x: Any, w: Any) -> Any:
@@ -179,8 +183,9 @@ def test_parts_are_gathered_beside_dots(
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
         for shape, spec in zip(((rows, width), (width, width)), specs, strict=True)
     ]
-    found = replay(ce.jit(mapped, chip=ce.TPU_V4).lower(*args).compile(), mesh)
-    assert found.hidden_fraction > least, str(found)
+    found = replay(ce.jit(mapped, chip=chip).lower(*args).compile(), mesh)
+    # Newer chips compute faster than their links grew: less can be hidden.
+    assert found.hidden_fraction > (least if chip is ce.TPU_V4 else 0.1), str(found)
 
 
 def test_direct_sums_once(mesh_of: Any) -> None:
