@@ -31,9 +31,11 @@ def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimat
     span = max(2, shard)
     time, links = _turns(problem, turning, found, span, whole / around, strands)
     compute = _dots(problem, turning, found, span, around, max(1, strands))
-    # Copies run beside the first hop.
     copied = _sliced_seconds(problem, turning)
-    exposed = max(0.0, time - compute - copied) + inner + other
+    # The gather over the minor axes runs beside copies, if beside anything.
+    hides = turning is op.gather and "all_gather" in problem.chip.asynchronous
+    hidden = copied if hides else 0.0
+    exposed = max(0.0, time - compute) + max(0.0, inner - hidden) + other
     compute += copied
     block = problem.elements(op.out) / around * problem.rights
     memory = 2 * whole / around
