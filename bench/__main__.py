@@ -96,7 +96,8 @@ def _add_timeline(commands: Any, shared: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--schedule",
         default="auto",
-        help="a schedule's name, chunked:CHUNKS[:LABEL[:DIRECTION]], or a form of the feedforward",
+        help="a schedule's name, chunked:CHUNKS[:LABEL[:DIRECTION]] with CHUNKS such as 4 or 1+3, or a "
+        "form of the feedforward",
     )
     command.add_argument("--png", metavar="FILE", help="draw it")
     command.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev")
