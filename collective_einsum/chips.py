@@ -78,12 +78,10 @@ TPU_V5P = Chip(
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
     asynchronous=(),  # [K]
-    asynchronous_by_options=("all_gather", "all_to_all"),  # [K]
-    compiler_options=(
-        ("xla_enable_async_all_gather", True),
-        ("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True),
-        ("xla_tpu_enable_async_all_to_all", True),
-    ),
+    # Fusions of all-gathers with dots would do it too, but a later compiler says that they are neither
+    # supported nor safe but on v5e.
+    asynchronous_by_options=("all_to_all",),  # [K]
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
     dot_fill_seconds=4.2e-6,  # [K] [64,4608] x [4608,1152]: 12.5 us, less what is streamed
     dot_fill_bandwidth=math.inf,  # a part of the above
@@ -168,12 +166,10 @@ TPU_V6E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     asynchronous=(),  # [K]
-    asynchronous_by_options=("all_gather", "all_to_all"),  # [K]
-    compiler_options=(
-        ("xla_enable_async_all_gather", True),
-        ("xla_tpu_enable_async_collective_fusion_fuse_all_gather", True),
-        ("xla_tpu_enable_async_all_to_all", True),
-    ),
+    # Fusions of all-gathers with dots would do it too, but a later compiler says that they are neither
+    # supported nor safe but on v5e.
+    asynchronous_by_options=("all_to_all",),  # [K]
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
     dot_fill_seconds=3e-6,  # [K] [64,18432] x [18432,4608] as four dots: 3.3 us each longer
     dot_fill_bandwidth=math.inf,  # a part of the above

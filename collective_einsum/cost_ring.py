@@ -87,7 +87,7 @@ def _hop_dot(problem: Problem, turning: End, part: float) -> float:
     seconds = dot_seconds(problem, **{turning.label: part})
     whole = 4 * problem.elements(op.out) * problem.rights
     # An operand that stays and has the rows is cut by columns.
-    large = chip.large_sum_bytes[op.out[0] in op.rhs]
+    large = chip.large_sum_bytes[op.out[:1] in op.rhs]
     if turning.label in op.out or whole / problem.rights <= large:
         return seconds
     return seconds + whole / chip.sum_bandwidth

@@ -114,7 +114,7 @@ def test_every_schedule(mesh_of: MeshOf, torus: Any, case: Case) -> None:
 )
 @pytest.mark.parametrize("torus", [((3,), "x", ("x",)), ((2, 2), "xy", ("y", "x"))], ids=torus_id)
 def test_notation(mesh_of: MeshOf, torus: Any, case: Case) -> None:
-    gathered(mesh_of, torus, case)
+    gathered(mesh_of, torus, case, lambda cuts, free: ["auto", *schedules(cuts, free)])
 
 
 def test_size_one_broadcasts_as_in_einsum(mesh_of: MeshOf) -> None:

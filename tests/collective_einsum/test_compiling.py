@@ -152,7 +152,7 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     assert hidden[1] > 0.25, hidden
 
 
-@pytest.mark.parametrize("name", ["v4:4x4x4", "v5p:4x4x4", "v5e:4x4", "v6e:4x4"])
+@pytest.mark.parametrize("name", ["v4:4x4x4", "v5e:4x4"])
 @pytest.mark.parametrize(
     ("gather", "schedule", "least"),
     [
@@ -184,8 +184,8 @@ def test_parts_are_gathered_beside_dots(
         for shape, spec in zip(((rows, width), (width, width)), specs, strict=True)
     ]
     found = replay(ce.jit(mapped, chip=chip).lower(*args).compile(), mesh)
-    # Newer chips compute faster than their links grew: less can be hidden.
-    assert found.hidden_fraction > (least if chip is ce.TPU_V4 else 0.1), str(found)
+    # On v5e communication takes longer than the dots: less can be hidden.
+    assert found.hidden_fraction > (least if chip is ce.TPU_V4 else 0.3), str(found)
 
 
 def test_direct_sums_once(mesh_of: Any) -> None:
