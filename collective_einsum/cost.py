@@ -17,6 +17,7 @@ from .cost_dots import (
     whole_dot,
 )
 from .cost_lax import (
+    all_to_all_seconds,
     blocking_seconds,
     ends_seconds,
     gather_reduces,
@@ -101,8 +102,8 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
         apart = problem.chip.scatter_fill_seconds * (problem.rights - 1)
     dots, straight, exposed = whole_dot(problem), 0.0, scatter
     if op.form == "each" and n <= STRAIGHT:
-        # Half of all blocks go half way round: each link carries a third more than in a ring.
-        straight = scatter * 4 / 3
+        # Every block takes the links on its way: more, the longer the axes.
+        straight = all_to_all_seconds(problem, end.axes, each)
         late = max(0.0, straight - dots / problem.rights)
         exposed += (problem.rights - 1) * late
         passes += (problem.rights - 1) * each * (2 * (n - 1) / n + 1)
