@@ -85,12 +85,16 @@ def _update(x: Any, block: Any, starts: list[Any]) -> Any:
     return lax.dynamic_update_slice(x, block, [jnp.asarray(s, jnp.int32) for s in starts])
 
 
+def room(like: Any, dim: int, size: int) -> Any:
+    """Room for pieces like this one, `size` long along a dimension; it holds anything yet."""
+    shape = (*like.shape[:dim], size, *like.shape[dim + 1 :])
+    return lax.empty(shape, like.dtype, out_sharding=jax.typeof(like).sharding)
+
+
 def put_together(pieces: Sequence[Any], dim: int) -> Any:
     """The pieces along a dimension. Not concatenated, which is a pass: what makes a piece writes it
     where it belongs."""
-    shape, lo = list(pieces[0].shape), 0
-    shape[dim] = sum(piece.shape[dim] for piece in pieces)
-    whole = lax.empty(tuple(shape), pieces[0].dtype, out_sharding=jax.typeof(pieces[0]).sharding)
+    whole, lo = room(pieces[0], dim, sum(piece.shape[dim] for piece in pieces)), 0
     for piece in pieces:
         whole = lax.dynamic_update_slice_in_dim(whole, piece, lo, dim)
         lo += piece.shape[dim]

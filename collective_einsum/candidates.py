@@ -35,16 +35,15 @@ def candidates(problem: Problem) -> list[Schedule]:
     found = [Schedule("blocking")]
     if n == 1:
         return found
-    ends = [end for end in (op.gather, op.scatter) if end is not None]
-    shards = [problem.sizes[end.label] for end in ends]
+    shards = [problem.sizes[end.label] for end in op.ends]
     # The one with the fewest hops first: it wins ties.
     directions: list[Direction] = [
         d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n
     ]
-    if ends and op.axes:
+    if op.ends and op.axes:
         for direction in directions:
             found.append(Schedule("ring", direction))
-            if len(ends) == 2:
+            if len(op.ends) == 2:
                 found.append(Schedule("ring", direction, end="gather"))
     found += _chunked(problem, "latency", CHUNKS)
     if _goes_directly(problem):
@@ -81,9 +80,8 @@ def _chunked(
 def cuttable(op: Operation, way: Direction) -> list[str]:
     """The labels that can be cut into chunks, which go one way or another."""
     moved = op.lhs if op.gather is not None else op.lhs + op.rhs
-    taken = {end.label for end in (op.gather, op.scatter) if end is not None}
     summed = op.scatter is not None or op.reduce
-    found = [c for c in dict.fromkeys(moved) if c not in taken and (c in op.out or not summed)]
+    found = [c for c in dict.fromkeys(moved) if c not in op.taken and (c in op.out or not summed)]
     if way == "direct" and op.gather is not None and piecewise.suits(op, op.gather.label):
         found.append(op.gather.label)
     return found

@@ -124,5 +124,5 @@ def _scaled_bytes(problem: Problem) -> float:
 
 def _all_axes(op: Operation) -> list[tuple[str, ...]]:
     """The axes of each collective."""
-    ends = [end.axes for end in (op.gather, op.scatter) if end is not None]
+    ends = [end.axes for end in op.ends]
     return [*ends, op.reduce] if op.reduce else ends

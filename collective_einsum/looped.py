@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 from jax import lax
 
 from . import blocks, choice, ring, stages
@@ -78,11 +77,10 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
                 # The dot stands first: so the compiler makes the addition a part of it.
                 carry[i] = y if carry[i] is None else y + carry[i]
                 continue
+            y = y.astype(op.dtype)
             if carry[i] is None:
-                full = list(y.shape)
-                full[out_dim] = shard * around[s].blocks
-                carry[i] = lax.empty(tuple(full), op.dtype, out_sharding=jax.typeof(y).sharding)
-            carry[i] = around[s].put(carry[i], y.astype(op.dtype), out_dim, offset, *place)
+                carry[i] = blocks.room(y, out_dim, shard * around[s].blocks)
+            carry[i] = around[s].put(carry[i], y, out_dim, offset, *place)
         return carry
 
     def cut(piece: Any, s: int, lo: int, size: int) -> Any:

@@ -50,10 +50,19 @@ class Operation:
     sum_wire: Any
 
     @property
+    def ends(self) -> tuple[End, ...]:
+        """The gather and the scatter, as far as there are such."""
+        return tuple(end for end in (self.gather, self.scatter) if end is not None)
+
+    @property
+    def taken(self) -> set[str]:
+        """The labels that they move."""
+        return {end.label for end in self.ends}
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes of the collectives."""
-        ends = [end.axes for end in (self.gather, self.scatter) if end is not None]
-        return sum(ends, ()) + self.reduce
+        return sum((end.axes for end in self.ends), ()) + self.reduce
 
     @property
     def summed(self) -> tuple[str, ...]:

@@ -60,11 +60,8 @@ def run(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
         found = []
         for y, each in zip(results, rhs, strict=True):
             new = op.product(part.astype(dtype), each).astype(op.dtype)
-            if y is None:
-                full = (*new.shape[:out_dim], n * shard, *new.shape[out_dim + 1 :])
-                y = lax.empty(full, op.dtype, out_sharding=jax.typeof(new).sharding)
-            size = part.shape[dim]
-            found.append(blocks.put(y, new, out_dim, (n,), 0, device, lo, size))
+            y = blocks.room(new, out_dim, n * shard) if y is None else y
+            found.append(blocks.put(y, new, out_dim, (n,), 0, device, lo, part.shape[dim]))
         return found
 
     def gather(moving: Any, cut: tuple[int, int]) -> Any:

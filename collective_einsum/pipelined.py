@@ -45,11 +45,6 @@ def _gathered(op: Operation, x: Any) -> Steps:
     return moved.astype(x.dtype)
 
 
-def _taken(op: Operation) -> set[str]:
-    """The labels that collectives move."""
-    return {end.label for end in (op.gather, op.scatter) if end is not None}
-
-
 def _pieces(x: Any, labels: str, label: str, lo: int, size: int) -> Any:
     return blocks.cut(x, labels.index(label), lo, size) if label in labels else x
 
@@ -90,7 +85,7 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
         results = piecewise.run(op, op.gather, lhs[0], rhs)
         return [ring.finish(_scattered(op, y)) for y in results]
     # A mirrored operation may scatter, or sum over, what was gathered in pieces: that is not cut.
-    label = None if label in _taken(op) else label
+    label = None if label in op.taken else label
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     cuts = blocks.pieces_of(sizes[label], shares, TILE) if label is not None else [(0, 0)]
 

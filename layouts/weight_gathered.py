@@ -67,39 +67,24 @@ class WeightGathered(FeedForwardLayout):
         c = whole_rows(c, self, e, schedule)
         results = []
         for w, axes in zip(weights, sharded, strict=True):
-            # The larger gather, of columns, is the one to hide; without one, that of E.
             columns = ax.live([axis for axis in axes if axis in self.axes])
-            if columns:
-                w = ax.all_gather(w, ("x",), 0, schedule)
-            results.append(
-                ce.all_gather_einsum(
-                    "me,ef->mf",
-                    c,
-                    w,
-                    axis_name=columns or "x",
-                    gather="f" if columns else "e",
-                    schedule=schedule,
-                )
-            )
+            results.append(_gathered("me,ef->mf", c, w, columns, schedule))
         return results
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
         parts, schedule = [], ax.weights_schedule(schedule)
         for term in terms:
-            h, w = term.h, term.w
             gathered = () if term.columns_whole else WEIGHT_AXES
             columns = ax.live([axis for axis in gathered if axis in self.axes])
-            if columns:
-                w = ax.all_gather(w, ("x",), 1, schedule)
-            parts.append(
-                ce.all_gather_einsum(
-                    "mf,fe->me",
-                    h,
-                    w,
-                    axis_name=columns or "x",
-                    gather="f" if columns else "e",
-                    schedule=schedule,
-                )
-            )
+            parts.append(_gathered("mf,fe->me", term.h, term.w, columns, schedule))
         return ax.reduce_scatter_alone(total(parts), boundary_axes(self), 1, schedule)
+
+
+def _gathered(spec: str, x: jax.Array, w: Any, columns: Axes, schedule: ScheduleLike) -> jax.Array:
+    """x times w, gathered over x along E, and over the axes that cut its columns F."""
+    if columns:
+        # The larger gather, of columns, is the one to hide; without one, that of E.
+        w = ax.all_gather(w, ("x",), spec.split(",")[1].index("e"), schedule)
+    label, axes = ("f", columns) if columns else ("e", "x")
+    return ce.all_gather_einsum(spec, x, w, axis_name=axes, gather=label, schedule=schedule)
