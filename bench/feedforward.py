@@ -38,6 +38,10 @@ COMPILER = tuple(
     f"compiler {hidden}{how}" for how in ("", " windowed", " asynchronous") for hidden in HIDDEN
 )
 
+_IN, _OUT = "me,ef->mf", "mf,fe->me"
+# What x cuts of the hidden dimension where its sums are all-reduced.
+WHOLE = "none"
+
 Layer = Callable[..., jax.Array]
 
 
@@ -79,39 +83,56 @@ def ours(
 
     With `rows`, c and the result are [m/yz, E/x] instead: rows are contiguous, so that no collective
     has blocks to move apart. Whether the hidden dimension lies in rows or columns between the
-    einsums is what the cost model says of both.
+    einsums, or whole after an all-reduce over x, is what the cost model says of the three.
     """
     edge = "m" if rows else "e"
     operands = c, [w_up, w_gate], w_out
     up, gate = _up(*operands[:2], x, yz, edge, hidden := _hidden(*operands, x, yz, edge))
+    if hidden == WHOLE:
+        up, gate = lax.psum((up, gate), x)
     return _down(jax.nn.silu(gate) * up, w_out, x, yz, edge, hidden)
 
 
 def _up(c: Any, w: list[Any], x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
-    """The projections into the hidden dimension, or what `of`, such as `choose_schedule`, says."""
+    """The projections into the hidden dimension, or what `of`, such as `choose_schedule`, says.
+
+    What stays whole is still to be summed over x.
+    """
+    if hidden == WHOLE:
+        return (of or ce.all_gather_einsum)(_IN, c, w, axis_name=yz, gather=edge)
     ends = {"gather_axis_name": yz, "gather": edge, "scatter_axis_name": x, "scatter": hidden}
-    return (of or ce.all_gather_einsum_reduce_scatter)("me,ef->mf", c, w, **ends)
+    return (of or ce.all_gather_einsum_reduce_scatter)(_IN, c, w, **ends)
 
 
 def _down(h: Any, w: Any, x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
     """The projection out of the hidden dimension, likewise."""
+    if hidden == WHOLE:
+        return (of or ce.einsum_reduce_scatter)(_OUT, h, w, axis_name=yz, scatter=edge)
     ends = {"gather_axis_name": x, "gather": hidden, "scatter_axis_name": yz, "scatter": edge}
-    return (of or ce.all_gather_einsum_reduce_scatter)("mf,fe->me", h, w, **ends)
+    return (of or ce.all_gather_einsum_reduce_scatter)(_OUT, h, w, **ends)
 
 
 def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> str:
-    """The label along which the hidden dimension is sharded over x, "m" or "f": the faster."""
+    """What x cuts of the hidden dimension, its label "m" or "f", or `WHOLE`: the fastest."""
     n = math.prod(lax.axis_size(axis) for axis in x)
     m = c.shape[0] * (math.prod(lax.axis_size(axis) for axis in yz) if edge == "m" else 1)
     sizes = {axis: lax.axis_size(axis) for axis in (*x, *yz)}
     of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=choice.mesh_chip())
+    w_up, width = [_shape(w) for w in w_in], w_out.shape[0]
+    shapes = {"f": (m, width // n), "m": (m // n, width), WHOLE: (m, width)}
+    if m % n:
+        del shapes["m"]
     seconds = {}
-    for hidden in ("f", "m") if m % n == 0 else ("f",):
-        shape = [m // n, w_out.shape[0]] if hidden == "m" else [m, w_out.shape[0] // n]
-        between = jax.ShapeDtypeStruct(tuple(shape), c.dtype)
-        up = _up(_shape(c), [_shape(w) for w in w_in], x, yz, edge, hidden, of)
+    for hidden, shape in shapes.items():
+        between = jax.ShapeDtypeStruct(shape, c.dtype)
+        up = _up(_shape(c), w_up, x, yz, edge, hidden, of)
         down = _down(between, _shape(w_out), x, yz, edge, hidden, of)
         seconds[hidden] = up.rows[0].seconds + down.rows[0].seconds
+    gathered = jax.ShapeDtypeStruct((m, w_in[0].shape[0]), c.dtype)
+    sums = of(_IN, gathered, w_up, axis_name=x).rows
+    seconds[WHOLE] += next(row.exposed for row in sums if row.schedule.kind == "blocking")
+    # As with "blocking": fewer collectives unless more pay, for each has small passes around it.
+    seconds[WHOLE] /= 1 + choice.WORTHWHILE
     return min(seconds, key=lambda hidden: seconds[hidden])
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
+from bench import feedforward
 from bench.cases import FORMS, LAYERS, ROWS, Case, cases, mesh_of, parse_schedule
 from bench.collectives import find_task, short_tasks, tasks
 from bench.feedforward import FeedForward
@@ -66,6 +72,39 @@ def test_the_feedforward() -> None:
     assert FeedForward(64).layers == LAYERS
     with pytest.raises(ValueError, match="no feedforward 'nonsense'"):
         FeedForward(64).lower(mesh, "nonsense")
+
+
+@pytest.mark.parametrize("hidden", ["m", "f", feedforward.WHOLE])
+@pytest.mark.parametrize("rows", [False, True])
+def test_the_feedforward_is_right(hidden: str, rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedforward, "_hidden", lambda *_: hidden)
+    x, yz = ("x",), ("y", "z")
+    keys = jax.random.split(jax.random.key(0), 4)
+    c, w_up, w_gate, w_out = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, [(8, 16), (16, 32), (16, 32), (32, 16)], strict=True)
+    )
+    at = P(yz, x) if rows else P(None, (*x, *yz))
+    mapped = jax.shard_map(
+        functools.partial(feedforward.ours, x=x, yz=yz, rows=rows),
+        mesh=jax.make_mesh((2, 2, 2), ("x", "y", "z"), axis_types=(AxisType.Auto,) * 3),
+        in_specs=(at, P(x, yz), P(x, yz), P(yz, x)),
+        out_specs=at,
+        check_vma=False,
+    )
+    whole = (jax.nn.silu(c @ w_gate) * (c @ w_up)) @ w_out
+    np.testing.assert_allclose(jax.jit(mapped)(c, w_up, w_gate, w_out), whole, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "collectives"),
+    [(8, {"all_reduce", "all_gather", "all_to_all"}), (512, {"all_gather", "collective_permute"})],
+)
+def test_the_hidden_dimension_of_few_rows_stays_whole(count: int, collectives: set[str]) -> None:
+    """Its sums over x are all-reduced, where a scatter and a gather of many rows move less."""
+    text = FeedForward(count).lower(mesh_of(target("v4:4x4x4")), "ours").as_text()
+    assert collectives <= set(re.findall(r"stablehlo\.(\w+)", text))
+    assert ("all_reduce" in text) == ("all_reduce" in collectives)
 
 
 def test_schedules_by_name() -> None:
