@@ -39,7 +39,8 @@ def choose_schedule(
     Args:
       spec: an einsum of two operands.
       lhs: anything with the shape and dtype of a local shard (`jax.ShapeDtypeStruct` will do).
-      rhs: likewise, or a sequence of such.
+      rhs: likewise, or a sequence of such that are one operation: they share the gather of lhs, or
+        have one shape.
       axis_name: mesh axes of the one collective.
       gather: the label that is gathered.
       scatter: the label that is scattered.

@@ -56,8 +56,21 @@ def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
 
 
 def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.Choice:
-    """The schedules that `run` chooses from, for the first of the results that it makes at once."""
-    op, values = _operation(_groups(text, lhs, rhs, ends, options)[0])
+    """The schedules that `run` chooses from, of results that it makes together.
+
+    Raises ValueError if it makes them one by one.
+    """
+    group, *more = _groups(text, lhs, rhs, ends, options)
+    if more:
+        shapes = ", ".join(str(tuple(x.shape)) for x in rhs)
+        raise ValueError(
+            f"einsum {text!r} with rhs of {shapes}: each is an einsum of its own, with a schedule of "
+            "its own, since they share no gather of lhs and differ in width; ask for one at a time"
+            if group[0].moves_lhs
+            else f"einsum {text!r} gathers rhs, and each of {shapes} is an einsum of its own, with a "
+            "schedule of its own; ask for one at a time"
+        )
+    op, values = _operation(group)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
     chip = options.chip or choice.mesh_chip()
     return choice.rank(op, values, chip, axes, options.beside)

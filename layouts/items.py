@@ -42,6 +42,10 @@ class Transfer:
         """Whether what moves is a weight: those are there before they are needed."""
         return self.name.startswith("w_")
 
+    def joins(self, other: Transfer) -> bool:
+        """Whether compilers make one all-reduce of this and `other`, next to each other."""
+        return self.kind == other.kind == "all-reduce" and self.axes == other.axes
+
     @property
     def sent_bytes(self) -> float:
         """Bytes that a chip sends: (K - 1)/K of those above over K chips, an all-reduce twice that

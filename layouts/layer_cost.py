@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from collective_einsum.chip import Chip
@@ -47,37 +48,73 @@ def spent(
     """What the items of a layer take; `overlap` as in `cost.Cost`."""
     attention = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
     served = chip.under_options() if overlap == "auto" else chip
+    parallel = config.block == "parallel"
     # What a parallel block's feedforward waits for can run beside attention, and the other way round.
-    apart = attention if config.block == "parallel" and served.asynchronous else 0.0
-    matmul = exposed = between = passes = ahead = before = 0.0
-    for item in items:
+    apart = attention if parallel and served.asynchronous else 0.0
+    ahead_of_time = "all_gather" in served.asynchronous
+    matmul = exposed = between = passes = 0.0
+    # How far the chip is, and the links with weights that are gathered whole.
+    now = links = 0.0
+    feeds = config.input_names if parallel and ahead_of_time else ()
+    for item in _combined(_as_run(items, feeds)):
+        waits = 0.0
         if isinstance(item, Einsum):
-            whole = item.gathers_weight and "all_gather" in served.asynchronous
+            whole = item.gathers_weight and ahead_of_time
             beside = apart if item.by_rows else 0.0
-            how = "none" if whole else overlap
-            found = einsum_cost.seconds(item, sizes, served, how, beside)
+            found = einsum_cost.seconds(item, sizes, served, "none" if whole else overlap, beside)
             matmul, between = matmul + found.compute, between + item.activation_bytes
-            # A weight that is gathered whole is so beside the matmul before.
-            exposed += max(0.0, ahead + found.exposed - before) if whole else found.exposed
-            ahead, before = 0.0, found.compute
+            now += found.compute
+            waits = found.exposed
+            if whole:
+                links += found.exposed
+                waits = max(0.0, links - (now - found.compute))
         elif isinstance(item, Transfer):
             seconds = transfer_seconds(item, sizes, chip)
-            if item.of_weight and "all_gather" in served.asynchronous:
-                ahead += seconds
+            if item.of_weight and ahead_of_time:
+                links += seconds
             elif not (apart and item.name in FROM_HEADS and "all_to_all" in served.asynchronous):
-                exposed += seconds
+                waits = seconds
+                links = max(links, now) + seconds
             if item.of_lanes and chip.torus_dims:
                 passes += chip.scatter_passes[1] * item.bytes
                 if len(item.axes) > 1 and item.bytes > chip.cmem_bytes:
                     passes += TURNED_PASSES * item.bytes
         else:
-            before += attention
+            now += attention
+        exposed, now = exposed + waits, now + waits
     if overlap == "auto" and "all_gather" not in served.asynchronous:
         out = stream_cost.outgoing(config)
         saving = stream_cost.saving(items, config.input_names, out, sizes, chip)
         if saving is not None:
             matmul, exposed = matmul - saving.compute, exposed - saving.exposed
     return Spent(matmul, attention, exposed, between, passes)
+
+
+def _as_run(items: tuple[Item, ...], feeds: tuple[str, ...]) -> list[Item]:
+    """The items in the order of the compiled program: `feeds`, a parallel block's inputs of the
+    feedforward, come after attention if they stand alone."""
+
+    def late(item: Item) -> bool:
+        if isinstance(item, Attention):
+            return False
+        return set(item.names if isinstance(item, Einsum) else (item.name,)) <= set(feeds)
+
+    last = max((i for i, item in enumerate(items) if isinstance(item, Attention)), default=-1)
+    before = items[: last + 1]
+    early = [item for item in before if not late(item)]
+    return [*early, *filter(late, before), *items[last + 1 :]]
+
+
+def _combined(items: Iterable[Item]) -> list[Item]:
+    """The items, all-reduces in a row as the one that compilers make of them."""
+    found: list[Item] = []
+    for item in items:
+        last = found[-1] if found else None
+        if isinstance(item, Transfer) and isinstance(last, Transfer) and item.joins(last):
+            item = dataclasses.replace(last, bytes=last.bytes + item.bytes)
+            found.pop()
+        found.append(item)
+    return found
 
 
 def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:

@@ -148,3 +148,23 @@ def test_auto_is_the_choice(mesh_of: MeshOf) -> None:
 def test_errors(options: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ce.choose_schedule("mf,fe->me", shaped(16, 8), shaped(32, 8), **options)
+
+
+@pytest.mark.parametrize(
+    ("rhs", "options", "words"),
+    [
+        ([(32, 8), (32, 16)], {"scatter": "e"}, "differ in width; ask for one at a time"),
+        (
+            [(8, 16), (8, 16)],
+            {"gather": "f"},
+            "gathers rhs, and each of .* is an einsum of its own",
+        ),
+    ],
+)
+def test_einsums_of_their_own_are_asked_for_one_by_one(rhs: Any, options: Any, words: str) -> None:
+    """What is said of one is not said of them all."""
+    rights = [shaped(*shape) for shape in rhs]
+    with pytest.raises(ValueError, match=words):
+        ce.choose_schedule(
+            "mf,fe->me", shaped(16, 32), rights, axis_name="x", axis_size=4, **options
+        )

@@ -16,7 +16,7 @@ from bench import paper_forms, published
 from layouts.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
 from layouts.cost import Cost, cost, load
 from layouts.items import Einsum, Transfer
-from layouts.layer_cost import transfer_seconds
+from layouts.layer_cost import spent, transfer_seconds
 from layouts.planner import ATTENTIONS, FEEDFORWARDS
 
 CUBE = {"x": 4, "y": 4, "z": 4}
@@ -149,6 +149,44 @@ def test_no_step_is_faster_than_its_limits(
     assert none.ici_bytes == auto.ici_bytes
     # What hides communication is chosen where it gains, but for what hiding costs.
     assert auto.seconds <= none.seconds * 1.1
+
+
+def _sums(axes: tuple[str, ...], bytes_: float) -> Transfer:
+    return Transfer("sums", "all-reduce", axes, 4 ** len(axes), bytes_)
+
+
+def test_all_reduces_in_a_row_are_one() -> None:
+    """As the compiler makes them: their hops are waited for once."""
+
+    def exposed(*items: Transfer) -> float:
+        return spent(PALM_540B, items, CUBE, CHIP, "auto").exposed
+
+    two, other = exposed(_sums(("x",), 1024), _sums(("x",), 3072)), _sums(("y", "z"), 1024)
+    assert two == exposed(_sums(("x",), 4096)) < 2 * exposed(_sums(("x",), 1024))
+    assert exposed(_sums(("x",), 1024), other) == exposed(_sums(("x",), 1024)) + exposed(other)
+
+
+def test_gathered_weights_come_beside_all_that_is_before() -> None:
+    """One after the other from the start of the layer, where the compiler runs them beside dots."""
+    gather = Transfer("w_o", "all-gather", ("x",), 4, 18432 * 18432 * 2)
+    stays = Einsum(("w_q",), 8192, 18432, (18432,), 2)
+    small = Einsum(("w_kv",), 8192, 18432, (512,), 2)
+    needs = Einsum(("w_o",), 8192, 18432, (18432,), 2, ("e", gather), True)
+    waits = transfer_seconds(gather, CUBE, CHIP)
+
+    def exposed(*items: Einsum, overlap: Any = "auto") -> float:
+        return spent(PALM_540B, items, CUBE, CHIP, overlap).exposed
+
+    before = spent(PALM_540B, (stays, small), CUBE, CHIP, "auto").matmul
+    assert 0 < waits < before
+    assert exposed(stays, small, needs) == 0
+    # At the start of a layer nothing hides it; where gathers take longer than dots, the links never
+    # wait, and dots do for what is left.
+    assert exposed(needs, stays) == pytest.approx(waits)
+    few = dataclasses.replace(needs, m=1024)
+    dots = spent(PALM_540B, (small, few, few, few), CUBE, CHIP, "auto").matmul
+    assert exposed(small, few, few, few, few) == pytest.approx(4 * waits - dots)
+    assert exposed(stays, needs, overlap="none") == pytest.approx(waits)
 
 
 def test_ici_bytes_are_split_by_links() -> None:
