@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from bench.cases import D_FF, D_MODEL, LAYERS, ROWS, chip_of, jit_of
 from collective_einsum import choice
+from layouts import parts
+from layouts.parts_cost import Rows, in_parts_seconds
 
 # The shardings that the compiler is given for the hidden dimension, one after the other. To ask for
 # x at once makes it gather weights.
@@ -39,8 +41,8 @@ COMPILER = tuple(
 )
 
 _IN, _OUT = "me,ef->mf", "mf,fe->me"
-# What x cuts of the hidden dimension where its sums are all-reduced.
-WHOLE = "none"
+# What x cuts of the hidden dimension where its sums are all-reduced, and where it comes in two parts.
+WHOLE, PARTS = "none", "rows of parts"
 
 Layer = Callable[..., jax.Array]
 
@@ -83,14 +85,18 @@ def ours(
 
     With `rows`, c and the result are [m/yz, E/x] instead: rows are contiguous, so that no collective
     has blocks to move apart. Whether the hidden dimension lies in rows or columns between the
-    einsums, or whole after an all-reduce over x, is what the cost model says of the three.
+    einsums, or whole after an all-reduce over x, or comes in two parts, is what the cost model says
+    of the four.
     """
     edge = "m" if rows else "e"
     operands = c, [w_up, w_gate], w_out
-    up, gate = _up(*operands[:2], x, yz, edge, hidden := _hidden(*operands, x, yz, edge))
+    hidden = _hidden(*operands, x, yz, edge)
+    if hidden == PARTS:
+        return parts.in_parts(c, [w_up, w_gate], w_out, _swiglu, x, yz)
+    up, gate = _up(*operands[:2], x, yz, edge, hidden)
     if hidden == WHOLE:
         up, gate = lax.psum((up, gate), x)
-    return _down(jax.nn.silu(gate) * up, w_out, x, yz, edge, hidden)
+    return _down(_swiglu((up, gate)), w_out, x, yz, edge, hidden)
 
 
 def _up(c: Any, w: list[Any], x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
@@ -113,7 +119,7 @@ def _down(h: Any, w: Any, x: Any, yz: Any, edge: str, hidden: str, of: Any = Non
 
 
 def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> str:
-    """What x cuts of the hidden dimension, its label "m" or "f", or `WHOLE`: the fastest."""
+    """What x cuts of the hidden dimension, its label "m" or "f", `WHOLE` or `PARTS`: the fastest."""
     n = math.prod(lax.axis_size(axis) for axis in x)
     m = c.shape[0] * (math.prod(lax.axis_size(axis) for axis in yz) if edge == "m" else 1)
     sizes = {axis: lax.axis_size(axis) for axis in (*x, *yz)}
@@ -133,7 +139,18 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
     seconds[WHOLE] += next(row.exposed for row in sums if row.schedule.kind == "blocking")
     # As with "blocking": fewer collectives unless more pay, for each has small passes around it.
     seconds[WHOLE] /= 1 + choice.WORTHWHILE
+    if edge == "m":
+        chip = choice.mesh_chip()
+        whole = Rows(m, w_in[0].shape[0], width, len(w_in), tuple(x), tuple(yz), sizes, chip)
+        seconds[PARTS] = in_parts_seconds(whole, parts.SHARES) or math.inf
     return min(seconds, key=lambda hidden: seconds[hidden])
+
+
+def _swiglu(inner: Sequence[jax.Array], lo: int = 0) -> jax.Array:
+    """What stands between the matrices, of any columns of them."""
+    del lo
+    up, gate = inner
+    return jax.nn.silu(gate) * up
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:

@@ -12,7 +12,7 @@ from . import stream_cost
 from .attention import add_output_bias, attend_columns, project_heads
 from .axes import ScheduleLike
 from .config import ModelConfig
-from .feedforward import columns_out, outgoing
+from .feedforward import columns_out, projected
 from .functions import norm_factors, norm_moments, normalize, wide
 from .overlap import beside_attention, in_turn
 from .placement import AttentionLayout
@@ -118,7 +118,7 @@ def serial(
 
     c, inverse = normed(x, weights["norm_ffn"], step)
     inverse = inner_rows(inverse, step)
-    y = layout.project_out(outgoing(c, inverse, weights, step.config, layout, schedule), schedule)
+    y = projected(c, inverse, weights, step.config, layout, schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_out")), new
 
 

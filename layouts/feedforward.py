@@ -14,6 +14,7 @@ from .axes import WEIGHT_AXES, ScheduleLike
 from .config import ModelConfig
 from .doors import on_mesh, weight_specs_of
 from .functions import BIASES, add_bias, hidden, scale_rows
+from .parts import Between, in_parts, pays
 from .projections import (
     FeedForwardLayout,
     Outgoing,
@@ -68,14 +69,39 @@ def feedforward(
         local = functools.partial(feedforward, config=config, layout=layout, schedule=schedule)
         return on_mesh(mesh, local, specs, spec)(x, weights)
     ax.local_sizes()
-    terms = outgoing(ax.rows(x), None, weights, config, layout, schedule)
-    y = layout.project_out(terms, schedule)
+    y = projected(ax.rows(x), None, weights, config, layout, schedule)
     if "b_out" in weights:
         y = add_bias(y, boundary_shard(layout, weights["b_out"], config.d_model))
     return y.reshape(x.shape)
 
 
-def outgoing(
+def projected(
+    c: jax.Array,
+    factor: jax.Array | None,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedule: ScheduleLike,
+) -> jax.Array:
+    """A feedforward by itself, without the bias of its result.
+
+    Args:
+      c: [rows, E over the rest].
+      factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
+      weights, config, layout, schedule: as `feedforward`.
+
+    Returns:
+      As `c`.
+    """
+    if pays(c.shape[0], weights, config, layout, schedule):
+        between = _between(factor, weights, config, layout, schedule)
+        w_in = [weights[name] for name in config.input_names]
+        yz = ax.live(WEIGHT_AXES)
+        return in_parts(c, w_in, weights["w_out"], between, ("x",), yz)
+    return layout.project_out(_outgoing(c, factor, weights, config, layout, schedule), schedule)
+
+
+def _outgoing(
     c: jax.Array,
     factor: jax.Array | None,
     weights: Mapping[str, Any],
@@ -83,13 +109,7 @@ def outgoing(
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
 ) -> list[Outgoing]:
-    """What `project_out` takes of a feedforward by itself.
-
-    Args:
-      c: [rows, E over the rest].
-      factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
-      weights, config, layout, schedule: as `feedforward`.
-    """
+    """What `project_out` takes of it."""
     how = stream_schedule(c.shape[0], weights, config, layout, schedule, ["w_out"])
     if how is not None:
         c = whole_rows(c, layout, config.d_model, schedule)
@@ -109,11 +129,27 @@ def columns_out(
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
 ) -> Outgoing:
-    """The same from what `project_in` has made of the input matrices."""
+    """What `project_out` takes of what `project_in` has made of the input matrices."""
+    h = _between(factor, weights, config, layout, schedule)(inner, 0)
+    return Outgoing(h, weights["w_out"])
+
+
+def _between(
+    factor: jax.Array | None,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedule: ScheduleLike,
+) -> Between:
+    """What stands between the matrices, of some columns from the one that is given on."""
     biases = {
         name: feature_bias(layout, weights[name], WEIGHT_AXES, schedule)
         for name in BIASES
         if name in weights
     }
-    h = hidden([scale_rows(y, factor) for y in inner], biases, config)
-    return Outgoing(h, weights["w_out"])
+
+    def between(inner: Sequence[jax.Array], lo: int) -> jax.Array:
+        own = {name: each[lo : lo + inner[0].shape[1]] for name, each in biases.items()}
+        return hidden([scale_rows(y, factor) for y in inner], own, config)
+
+    return between
