@@ -30,6 +30,8 @@ from .projections import FeedForwardLayout
 
 # Of the hidden dimension. The second part has fewer matmuls left to hide its collectives behind.
 SHARES = (5, 4)
+# In a profile.
+SCOPE = "feedforward_in_parts"
 
 # Makes hidden activations of what the input matrices made, and of where their columns begin.
 Between = Callable[[Sequence[jax.Array], int], jax.Array]
@@ -51,6 +53,13 @@ def in_parts(
     Returns:
       [rows over yz, E over x].
     """
+    with jax.named_scope(SCOPE):
+        return _in_parts(c, w_in, w_out, between, x, yz)
+
+
+def _in_parts(
+    c: jax.Array, w_in: Sequence[jax.Array], w_out: jax.Array, between: Between, x: Axes, yz: Axes
+) -> jax.Array:
     first, second = blocks.pieces_of(w_out.shape[0], SHARES, TILE)
     left, right = blocks.pieces_of(w_out.shape[1], 2, TILE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 import jax
@@ -74,8 +75,13 @@ def test_the_feedforward() -> None:
         FeedForward(64).lower(mesh, "nonsense")
 
 
-@pytest.mark.parametrize("hidden", ["m", "f", feedforward.WHOLE])
-@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(
+    ("hidden", "rows"),
+    [
+        *itertools.product(["m", "f", feedforward.WHOLE], [False, True]),
+        (feedforward.PARTS, True),
+    ],
+)
 def test_the_feedforward_is_right(hidden: str, rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedforward, "_hidden", lambda *_: hidden)
     x, yz = ("x",), ("y", "z")
@@ -98,13 +104,19 @@ def test_the_feedforward_is_right(hidden: str, rows: bool, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("count", "collectives"),
-    [(8, {"all_reduce", "all_gather", "all_to_all"}), (512, {"all_gather", "collective_permute"})],
+    [
+        (8, {"all_reduce", "all_gather", "all_to_all"}),
+        (64, {"all_gather", "collective_permute", "reduce_scatter"}),
+        (512, {"all_gather", "all_to_all", "reduce_scatter"}),
+    ],
 )
 def test_the_hidden_dimension_of_few_rows_stays_whole(count: int, collectives: set[str]) -> None:
-    """Its sums over x are all-reduced, where a scatter and a gather of many rows move less."""
+    """Its sums over x are all-reduced, where a scatter and a gather of many rows move less. These may
+    come in two parts."""
     text = FeedForward(count).lower(mesh_of(target("v4:4x4x4")), "ours").as_text()
     assert collectives <= set(re.findall(r"stablehlo\.(\w+)", text))
     assert ("all_reduce" in text) == ("all_reduce" in collectives)
+    assert (text.count("stablehlo.all_to_all") == 4) == (count == 512)
 
 
 def test_schedules_by_name() -> None:
