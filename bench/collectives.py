@@ -37,7 +37,7 @@ def tasks(
     dtypes = weights or (WEIGHTS if full else ("bf16",))
     einsums = cases(counts, dtypes, dims=target.count("x") + 1)
     chosen: list[AnyCase] = [case for case in einsums if full or not case.moves_weights]
-    chosen += feedforwards(counts)
+    chosen += [*feedforwards(counts), *feedforwards(counts, unrolled=full)]
     return [
         Task(case, schedule, target)
         for case in chosen
@@ -53,12 +53,17 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
     """
     dims = target.count("x") + 1
     known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,))]
+    unrolled = FeedForward(2048, unrolled=True)
     found = [each for each in known if case in each.name]
+    if not found and case in unrolled.name:
+        found = [unrolled]
+    known.append(unrolled)
     if len(found) != 1:
         names = ", ".join(repr(each.name) for each in (found or known))
         raise ValueError(f"case {case!r} is {'one of' if found else 'none of'} {names}; name one.")
     if isinstance(found[0], FeedForward):
-        return Task(FeedForward(rows, weights), "ours" if schedule == "auto" else schedule, target)
+        form = "ours" if schedule == "auto" else schedule
+        return Task(FeedForward(rows, weights, found[0].unrolled), form, target)
     return Task(Case(found[0].form, rows, weights), parse_schedule(schedule), target)
 
 

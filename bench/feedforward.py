@@ -41,6 +41,8 @@ COMPILER = tuple(
 )
 
 _IN, _OUT = "me,ef->mf", "mf,fe->me"
+# Rows of which the layers are also written out one by one, which compiles for long.
+UNROLLED_ROWS = (64, 512)
 # What x cuts of the hidden dimension where its sums are all-reduced, and where it comes in two parts.
 WHOLE, PARTS = "none", "rows of parts"
 
@@ -159,15 +161,20 @@ def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """The feedforward, with rows on each chip and the dtype of its weights, all bf16 here."""
+    """The feedforward, with rows on each chip and the dtype of its weights, all bf16 here.
+
+    Its layers are scanned, or, if `unrolled`, written out, each with arrays of its own: the compiler
+    then brings weights to on-chip memory ahead of their matmuls.
+    """
 
     rows: int
     weights: str = "bf16"
+    unrolled: bool = False
 
     @property
     def name(self) -> str:
         """What it is called in tables."""
-        return "feedforward"
+        return "feedforward unrolled" if self.unrolled else "feedforward"
 
     @property
     def layers(self) -> int:
@@ -176,16 +183,16 @@ class FeedForward:
 
     def variants(self) -> tuple[str, ...]:
         """All ways to write it."""
-        return ("blocking", "ours", "ours in jit", *COMPILER)
+        return ("blocking", "ours", *(() if self.unrolled else ("ours in jit", *COMPILER)))
 
     def lower(self, mesh: Mesh, variant: str) -> jax.stages.Lowered:
-        """The program: `LAYERS` layers, scanned.
+        """The program: `LAYERS` layers.
 
         Raises ValueError if there is no such variant.
         """
         if variant not in self.variants():
             raise ValueError(
-                f"there is no feedforward {variant!r}; choose one of {self.variants()}"
+                f"there is no {self.name} {variant!r}; choose one of {self.variants()}"
             )
         x = ("x",)
         yz = tuple(name for name in mesh.axis_names if name != "x")
@@ -194,7 +201,6 @@ class FeedForward:
         rows = variant.startswith("ours") and self.rows % n == 0
         if rows:
             activations = P(yz, x)
-        specs = (activations, w_in, w_in, w_out)
         if variant in COMPILER:
             layer = _left_to_compiler(mesh, HIDDEN[variant.split()[1]], activations)
         else:
@@ -204,23 +210,32 @@ class FeedForward:
             def layer(c: jax.Array, *w: jax.Array) -> jax.Array:
                 return written(c, *w, x=x, yz=yz)
 
-        def stack(c: jax.Array, *weights: jax.Array) -> jax.Array:
+        def stack(c: jax.Array, weights: Any) -> jax.Array:
+            if self.unrolled:
+                return functools.reduce(lambda c, w: layer(c, *w), weights, c)
             return lax.scan(lambda c, w: (layer(c, *w), None), c, weights)[0]
 
+        matrices = ((D_MODEL, D_FF), (D_MODEL, D_FF), (D_FF, D_MODEL))
+        if self.unrolled:
+            of_weights = (tuple(P(*spec[1:]) for spec in (w_in, w_in, w_out)),) * LAYERS
+            shapes: Any = (matrices,) * LAYERS
+        else:
+            of_weights = (w_in, w_in, w_out)
+            shapes = tuple((LAYERS, *matrix) for matrix in matrices)
+        specs = (activations, of_weights)
         function = stack
         if variant not in COMPILER:
             function = jax.shard_map(
                 stack, mesh=mesh, in_specs=specs, out_specs=activations, check_vma=False
             )
-        shapes = (
-            (self.rows, D_MODEL),
-            *((LAYERS, D_MODEL, D_FF),) * 2,
-            (LAYERS, D_FF, D_MODEL),
+
+        def argument(spec: P, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+            sharding = NamedSharding(mesh, spec)
+            return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+        arguments = jax.tree.map(
+            argument, specs, ((self.rows, D_MODEL), shapes), is_leaf=lambda x: isinstance(x, P)
         )
-        arguments = [
-            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
-            for shape, spec in zip(shapes, specs, strict=True)
-        ]
         jit = jax.jit if variant in COMPILER else jit_of(variant, mesh)
         return jit(function, out_shardings=NamedSharding(mesh, activations)).lower(*arguments)
 
@@ -233,9 +248,10 @@ class FeedForward:
         return {}
 
 
-def feedforwards(rows: tuple[int, ...] = ROWS) -> tuple[FeedForward, ...]:
-    """One for each number of rows."""
-    return tuple(FeedForward(count) for count in rows)
+def feedforwards(rows: tuple[int, ...] = ROWS, unrolled: bool = False) -> tuple[FeedForward, ...]:
+    """One for each number of rows, or, unrolled, for each of those that are among `UNROLLED_ROWS`."""
+    counts = [count for count in rows if not unrolled or count in UNROLLED_ROWS]
+    return tuple(FeedForward(count, unrolled=unrolled) for count in counts)
 
 
 def _left_to_compiler(mesh: Mesh, hidden: tuple[str, ...], activations: P) -> Layer:

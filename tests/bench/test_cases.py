@@ -119,6 +119,19 @@ def test_the_hidden_dimension_of_few_rows_stays_whole(count: int, collectives: s
     assert (text.count("stablehlo.all_to_all") == 4) == (count == 512)
 
 
+def test_layers_that_are_written_out_have_arrays_of_their_own() -> None:
+    found = list(feedforward.feedforwards(unrolled=True))
+    assert [case.rows for case in found] == list(feedforward.UNROLLED_ROWS)
+    scanned, unrolled = (
+        FeedForward(64, unrolled=way).lower(mesh_of(target("v4:4x4x4")), "blocking").as_text()
+        for way in (False, True)
+    )
+    assert "stablehlo.while" in scanned
+    assert "stablehlo.while" not in unrolled
+    main = next(line for line in unrolled.splitlines() if "func.func public @main" in line)
+    assert main.count("tensor<18432x73728xbf16>") == 2 * LAYERS
+
+
 def test_schedules_by_name() -> None:
     assert parse_schedule("latency") == "latency"
     assert parse_schedule("chunked") == "chunked"
@@ -141,6 +154,9 @@ def test_tasks() -> None:
     task = find_task("gather x,", 8, "int8", "chunked:2:m", "v4:4x4x4")
     assert task.case == Case("gather x, W_out", 8, "int8")
     assert find_task("feed", 8, "bf16", "auto", "v4:4x4x4").schedule == "ours"
+    assert find_task("feed", 8, "bf16", "auto", "v4:4x4x4").case == FeedForward(8)
+    unrolled = FeedForward(8, unrolled=True)
+    assert find_task("unrolled", 8, "bf16", "ours", "v4:4x4x4").case == unrolled
     with pytest.raises(ValueError, match="one of 'gather x, W_out'"):
         find_task("W_out", 8, "bf16", "auto", "v4:4x4x4")
     with pytest.raises(ValueError, match="none of 'gather yz, W_in'"):
