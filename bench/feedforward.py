@@ -142,9 +142,9 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
     # As with "blocking": fewer collectives unless more pay, for each has small passes around it.
     seconds[WHOLE] /= 1 + choice.WORTHWHILE
     if edge == "m":
-        chip = choice.mesh_chip()
-        whole = Rows(m, w_in[0].shape[0], width, len(w_in), tuple(x), tuple(yz), sizes, chip)
-        seconds[PARTS] = in_parts_seconds(whole, parts.SHARES) or math.inf
+        around, between = (tuple(sizes[axis] for axis in axes) for axes in (x, yz))
+        whole = Rows(m, w_in[0].shape[0], width, len(w_in), around, between, choice.mesh_chip())
+        seconds[PARTS] = in_parts_seconds(whole) or math.inf
     return min(seconds, key=lambda hidden: seconds[hidden])
 
 

@@ -10,7 +10,7 @@ from collective_einsum.chip import Chip
 from collective_einsum.cost_lax import exchange_seconds
 from collective_einsum.product import ROWS
 
-from . import einsum_cost, stream_cost
+from . import einsum_cost, parts_cost, stream_cost
 from .config import ModelConfig
 from .items import Attention, Einsum, Item, Transfer
 from .scores import CAUSAL_GROUPS, SCORES_BYTES
@@ -87,6 +87,8 @@ def spent(
         saving = stream_cost.saving(items, config.input_names, out, sizes, chip)
         if saving is not None:
             matmul, exposed = matmul - saving.compute, exposed - saving.exposed
+    if overlap == "auto":
+        exposed -= parts_cost.layer_saving(config, items, sizes, served)
     return Spent(matmul, attention, exposed, between, passes)
 
 

@@ -8,6 +8,7 @@ wait for. The collectives are lax's own, which the compiler has to run beside ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax import lax
 
 import collective_einsum as ce
 from collective_einsum import blocks
-from collective_einsum.choice import WORTHWHILE, mesh_chip
+from collective_einsum.choice import mesh_chip
 from collective_einsum.cost_dots import TILE
 from collective_einsum.ring import together
 from collective_einsum.schedule import as_schedule
@@ -25,11 +26,9 @@ from collective_einsum.schedule import as_schedule
 from . import axes as ax
 from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .config import ModelConfig
-from .parts_cost import Rows, in_parts_seconds, whole_seconds
+from .parts_cost import SHARES, Rows, saving
 from .projections import FeedForwardLayout
 
-# Of the hidden dimension. The second part has fewer matmuls left to hide its collectives behind.
-SHARES = (5, 4)
 # In a profile.
 SCOPE = "feedforward_in_parts"
 
@@ -106,25 +105,14 @@ def pays(
     It does where the compiler runs lax's collectives beside matmuls, and the model says that it is
     faster: of weight-stationary layouts that cut rows, with two input matrices, of no int8.
     """
-    chip = mesh_chip()
     names = (*config.input_names, "w_out")
     plain = not any(isinstance(weights[name], ce.Quantized) for name in names)
     if as_schedule(schedule) is not None or not (plain and config.gated and _rows_go_round(layout)):
         return False
-    yz = ax.live(WEIGHT_AXES)
+    x, yz = (tuple(lax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
     width, d_model = weights["w_out"].shape
-    of = Rows(
-        rows * ax.size(yz),
-        d_model,
-        width,
-        len(config.input_names),
-        ("x",),
-        yz,
-        ax.local_sizes(),
-        chip,
-    )
-    parts = in_parts_seconds(of, SHARES)
-    return parts is not None and parts * (1 + WORTHWHILE) < whole_seconds(of)
+    of = Rows(rows * math.prod(yz), d_model, width, len(config.input_names), x, yz, mesh_chip())
+    return saving(of) > 0
 
 
 def _rows_go_round(layout: FeedForwardLayout) -> bool:

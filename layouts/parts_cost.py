@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,15 @@ import jax.numpy as jnp
 import collective_einsum as ce
 from collective_einsum import blocks
 from collective_einsum.chip import Chip
+from collective_einsum.choice import WORTHWHILE
 from collective_einsum.cost_dots import TILE, matmul_seconds
 from collective_einsum.cost_lax import TILE_ROWS, exchange_seconds, torus_seconds
 
-from .axes import Axes, size
-from .items import ACTIVATION_BYTES
+from .config import ModelConfig
+from .items import ACTIVATION_BYTES, Einsum, Item
+
+# Of the hidden dimension. The second part has fewer matmuls left to hide its collectives behind.
+SHARES = (5, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +32,7 @@ class Rows:
       rows: of all chips of yz.
       d_model, width: E over x, and F over yz.
       count: of input matrices.
-      x, yz: mesh axes.
-      sizes: of the mesh axes.
+      x, yz: sizes of the mesh axes.
       chip: what it runs on.
     """
 
@@ -36,57 +40,80 @@ class Rows:
     d_model: int
     width: int
     count: int
-    x: Axes
-    yz: Axes
-    sizes: Mapping[str, int]
+    x: tuple[int, ...]
+    yz: tuple[int, ...]
     chip: Chip
 
-    def sides(self, axes: Axes) -> list[int]:
-        """The sizes of some axes."""
-        return [self.sizes[axis] for axis in axes]
+
+def saving(of: Rows) -> float:
+    """Seconds that "auto" saves by two parts; 0 where it makes none, since they are not worth it."""
+    parts = in_parts_seconds(of)
+    if parts is None:
+        return 0.0
+    whole = whole_seconds(of)
+    return whole - parts if parts * (1 + WORTHWHILE) < whole else 0.0
 
 
+def layer_saving(
+    config: ModelConfig, items: Iterable[Item], sizes: Mapping[str, int], chip: Chip
+) -> float:
+    """Seconds that a layer of these items saves: a serial block's feedforward may come in parts."""
+    into = next(
+        (i for i in items if isinstance(i, Einsum) and i.names == tuple(config.input_names)), None
+    )
+    if config.block != "serial" or not config.gated or into is None:
+        return 0.0
+    plain = into.by_rows and into.weight_bytes == ACTIVATION_BYTES and not into.gathers_weight
+    if not plain or into.gather is None or into.scatter is None:
+        return 0.0
+    yz, x = (tuple(sizes[a] for a in end[1].axes) for end in (into.gather, into.scatter))
+    return saving(Rows(into.m, into.e, into.f[0], len(into.f), x, yz, chip))
+
+
+@functools.lru_cache(maxsize=2**12)
 def whole_seconds(of: Rows) -> float:
     """Seconds of two einsums, one after the other, with their collectives."""
-    choose = functools.partial(ce.choose_schedule, axis_size=of.sizes, chip=of.chip)
+    x, yz = (
+        {f"{name}{i}": n for i, n in enumerate(sides)}
+        for name, sides in (("x", of.x), ("y", of.yz))
+    )
+    choose = functools.partial(ce.choose_schedule, axis_size=x | yz, chip=of.chip)
     into = choose(
         "me,ef->mf",
-        _array(of.rows // size(of.yz, of.sizes), of.d_model),
+        _array(of.rows // math.prod(of.yz), of.d_model),
         [_array(of.d_model, of.width)] * of.count,
         gather="m",
-        gather_axis_name=of.yz,
+        gather_axis_name=tuple(yz),
         scatter="m",
-        scatter_axis_name=of.x,
+        scatter_axis_name=tuple(x),
     )
     out = choose(
         "mf,fe->me",
-        _array(of.rows // size(of.x, of.sizes), of.width),
+        _array(of.rows // math.prod(of.x), of.width),
         _array(of.width, of.d_model),
         gather="m",
-        gather_axis_name=of.x,
+        gather_axis_name=tuple(x),
         scatter="m",
-        scatter_axis_name=of.yz,
+        scatter_axis_name=tuple(yz),
     )
     return into.rows[0].seconds + out.rows[0].seconds
 
 
-def in_parts_seconds(of: Rows, shares: Sequence[int]) -> float | None:
-    """Seconds of `parts.in_parts`, of these proportions; None where it cannot be, or hides nothing."""
-    tiles = [TILE_ROWS * size(axes, of.sizes) for axes in (of.x, of.yz)]
-    cut = of.width >= sum(shares) * TILE and of.d_model >= 2 * TILE
-    alone = 1 in (size(of.x, of.sizes), size(of.yz, of.sizes))
-    if alone or any(of.rows % tile for tile in tiles) or not cut:
+def in_parts_seconds(of: Rows) -> float | None:
+    """Seconds of `parts.in_parts`; None where it cannot be, or hides nothing."""
+    chips = math.prod(of.x), math.prod(of.yz)
+    cut = of.width >= sum(SHARES) * TILE and of.d_model >= 2 * TILE
+    if 1 in chips or any(of.rows % (TILE_ROWS * n) for n in chips) or not cut:
         return None
     if not {"all_gather", "all_to_all"} <= set(of.chip.asynchronous):
         return None
-    parts = [length for _, length in blocks.pieces_of(of.width, shares, TILE)]
+    parts = [length for _, length in blocks.pieces_of(of.width, SHARES, TILE)]
     moved = [ACTIVATION_BYTES * of.rows * part for part in parts]
-    around = of.sides(of.x)
-    scatters = [exchange_seconds(of.chip, around, each) for each in moved]
-    gathers = [torus_seconds(of.chip, around, each) for each in moved]
+    scatters = [exchange_seconds(of.chip, of.x, each) for each in moved]
+    gathers = [torus_seconds(of.chip, of.x, each) for each in moved]
     dots = [_dot(of, of.d_model, part) for part in parts]
     half, last = _dot(of, parts[0], of.d_model // 2), _dot(of, parts[1], of.d_model, summed=True)
-    ends = 2 * torus_seconds(of.chip, of.sides(of.yz), ACTIVATION_BYTES * of.rows * of.d_model)
+    ends = 2 * torus_seconds(of.chip, of.yz, ACTIVATION_BYTES * of.rows * of.d_model)
     # What has been scattered is read where it is added up and goes through the nonlinearity.
     passes = of.count * sum(moved) / of.chip.vector_bandwidth
     others = of.count - 1

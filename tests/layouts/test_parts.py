@@ -20,6 +20,7 @@ from bench.replay import replay
 from collective_einsum import TPU_V4, TPU_V5P
 from layouts import parts, parts_cost, reference
 from layouts.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
+from layouts.cost import cost, load
 from layouts.feedforward import WEIGHT_SPECS
 from layouts.params import init
 
@@ -125,14 +126,11 @@ def test_only_the_ends_are_waited_for() -> None:
     over_x = sum(event.seconds for event in timeline.events if event.row == "x+")
     assert over_x > 2 * ends
     assert timeline.exposed_seconds - ends < 0.1 * over_x
-    assert timeline.total_seconds == pytest.approx(
-        parts_cost.in_parts_seconds(of, parts.SHARES), rel=0.1
-    )
+    assert timeline.total_seconds == pytest.approx(parts_cost.in_parts_seconds(of), rel=0.1)
 
 
 def rows_of(rows: int, x: int = 4, chip: ce.Chip = V4) -> parts_cost.Rows:
-    sizes = {"x": x, "y": 4, "z": 4}
-    return parts_cost.Rows(rows, 4608, 4608, 2, ("x",), ("y", "z"), sizes, chip)
+    return parts_cost.Rows(rows, 4608, 4608, 2, (x,), (4, 4), chip)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +145,11 @@ def rows_of(rows: int, x: int = 4, chip: ce.Chip = V4) -> parts_cost.Rows:
     ids=["nothing to scatter", "no whole tiles", "no options", "no such options", "too narrow"],
 )
 def test_what_is_not_cut(of: parts_cost.Rows) -> None:
-    assert parts_cost.in_parts_seconds(of, parts.SHARES) is None
+    assert parts_cost.in_parts_seconds(of) is None
 
 
 def test_more_rows_take_longer_and_less_than_whole() -> None:
-    seconds = [
-        parts_cost.in_parts_seconds(rows_of(rows), parts.SHARES) for rows in (256, 512, 2048)
-    ]
+    seconds = [parts_cost.in_parts_seconds(rows_of(rows)) for rows in (256, 512, 2048)]
     assert all(found is not None for found in seconds)
     assert seconds == sorted(seconds, key=lambda found: found or 0.0)
     for rows, found in zip((256, 512, 2048), seconds, strict=True):
@@ -178,9 +174,7 @@ def test_auto_takes_them_where_they_pay(rows: int, change: Any, taken: bool) -> 
 
 
 def test_int8_is_not_cut(mesh_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "mesh_chip", lambda: V4)
-    monkeypatch.setattr(parts, "in_parts_seconds", lambda *_: 0.0)
-    monkeypatch.setattr(parts, "whole_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(parts, "saving", lambda *_: 1.0)
     x = jnp.zeros((8, 3, GATED.d_model))
     for int8 in (False, True):
         lowered = jax.jit(
@@ -198,3 +192,23 @@ def test_a_matrix_that_is_not_gated_is_no_pair(mesh_of: Any) -> None:
         )
     ).lower(x, weights)
     assert parts.SCOPE not in lowered.as_text(debug_info=True)
+
+
+def test_the_planner_knows_of_them() -> None:
+    """A layer costs less by what its feedforward saves, and only where it comes in parts."""
+    plan = layouts.Partitioning(BY_BATCH, layouts.BatchSharded(("x", "y", "z")))
+    sizes = {"x": 4, "y": 4, "z": 4}
+    serial = dataclasses.replace(PALM_540B, block="serial")
+
+    def saved(config: Any, batch: int = 512, weights: Any = "bf16") -> float:
+        asked = load("decode", batch=batch, context=2048, weights=weights)
+        items = cost(config, plan, sizes, asked, TPU_V4).items
+        return parts_cost.layer_saving(config, items, sizes, V4)
+
+    whole, in_parts = (
+        parts_cost.whole_seconds(rows_of(512)),
+        parts_cost.in_parts_seconds(rows_of(512)),
+    )
+    assert in_parts is not None
+    assert saved(serial) == pytest.approx(whole - in_parts)
+    assert saved(PALM_540B) == saved(serial, batch=64) == saved(serial, weights="int8") == 0
