@@ -26,6 +26,7 @@ from collective_einsum.schedule import as_schedule
 from . import axes as ax
 from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .config import ModelConfig
+from .items import ACTIVATION_BYTES
 from .parts_cost import SHARES, Rows, saving
 from .projections import FeedForwardLayout
 
@@ -103,10 +104,10 @@ def pays(
     """Whether "auto" makes a feedforward of so many rows between layers in parts.
 
     It does where the compiler runs lax's collectives beside matmuls, and the model says that it is
-    faster: of weight-stationary layouts that cut rows, with two input matrices, of no int8.
+    faster: of weight-stationary layouts that cut rows, with two input matrices, in bfloat16.
     """
     names = (*config.input_names, "w_out")
-    plain = not any(isinstance(weights[name], ce.Quantized) for name in names)
+    plain = all(ax.values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)
     if as_schedule(schedule) is not None or not (plain and config.gated and _rows_go_round(layout)):
         return False
     x, yz = (tuple(lax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
