@@ -54,7 +54,8 @@ def feedforward(
       config: activation and gate.
       layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
       mesh: given outside of a shard_map, where x and weights are global arrays.
-      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`. Under "auto" a gated
+        feedforward whose rows are cut may come in two parts of F, which adds up in another order.
 
     Returns:
       As `x`.
