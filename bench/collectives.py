@@ -52,12 +52,12 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
     Raises ValueError if there is no such case, or several.
     """
     dims = target.count("x") + 1
-    known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,))]
     unrolled = FeedForward(2048, unrolled=True)
+    known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,)), unrolled]
     found = [each for each in known if case in each.name]
-    if not found and case in unrolled.name:
-        found = [unrolled]
-    known.append(unrolled)
+    if len(found) > 1:
+        # A part of both feedforwards' names means the scanned one.
+        found = [each for each in found if each != unrolled]
     if len(found) != 1:
         names = ", ".join(repr(each.name) for each in (found or known))
         raise ValueError(f"case {case!r} is {'one of' if found else 'none of'} {names}; name one.")

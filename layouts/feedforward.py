@@ -94,32 +94,17 @@ def projected(
     Returns:
       As `c`.
     """
+    w_in = [weights[name] for name in config.input_names]
     if pays(c.shape[0], weights, config, layout, schedule):
         between = _between(factor, weights, config, layout, schedule)
-        w_in = [weights[name] for name in config.input_names]
-        yz = ax.live(WEIGHT_AXES)
-        return in_parts(c, w_in, weights["w_out"], between, ("x",), yz)
-    return layout.project_out(_outgoing(c, factor, weights, config, layout, schedule), schedule)
-
-
-def _outgoing(
-    c: jax.Array,
-    factor: jax.Array | None,
-    weights: Mapping[str, Any],
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    schedule: ScheduleLike,
-) -> list[Outgoing]:
-    """What `project_out` takes of it."""
+        return in_parts(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
     how = stream_schedule(c.shape[0], weights, config, layout, schedule, ["w_out"])
     if how is not None:
         c = whole_rows(c, layout, config.d_model, schedule)
-        return stream(c, factor, weights, config, layout, [], how)
-    names = config.input_names
-    inner = layout.project_in(
-        c, [weights[name] for name in names], [WEIGHT_AXES] * len(names), schedule
-    )
-    return [columns_out(inner, factor, weights, config, layout, schedule)]
+        return layout.project_out(stream(c, factor, weights, config, layout, [], how), schedule)
+    inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedule)
+    h = columns_out(inner, factor, weights, config, layout, schedule)
+    return layout.project_out([h], schedule)
 
 
 def columns_out(

@@ -100,7 +100,7 @@ def pays(
     """Whether "auto" makes a feedforward of so many rows between layers in parts.
 
     It does where the compiler runs lax's collectives beside matmuls, and the model says that it is
-    faster: of weight-stationary layouts that cut rows, with two input matrices, in bfloat16.
+    faster: of weight-stationary layouts that cut rows, with two input matrices, in 16 bits.
     """
     names = (*config.input_names, "w_out")
     plain = all(ax.values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)

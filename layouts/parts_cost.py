@@ -58,13 +58,13 @@ def layer_saving(
     config: ModelConfig, items: Iterable[Item], sizes: Mapping[str, int], chip: Chip
 ) -> float:
     """Seconds that a layer of these items saves: a serial block's feedforward may come in parts."""
-    into = next(
-        (i for i in items if isinstance(i, Einsum) and i.names == tuple(config.input_names)), None
-    )
-    if config.block != "serial" or not config.gated or into is None:
+    if config.block != "serial" or not config.gated:
         return 0.0
-    plain = into.by_rows and into.weight_bytes == ACTIVATION_BYTES and not into.gathers_weight
-    if not plain or into.gather is None or into.scatter is None:
+    names = config.input_names
+    into = next((i for i in items if isinstance(i, Einsum) and i.names == tuple(names)), None)
+    if into is None or not into.by_rows or into.weight_bytes != ACTIVATION_BYTES:
+        return 0.0
+    if into.gather is None or into.scatter is None:
         return 0.0
     yz, x = (tuple(sizes[a] for a in end[1].axes) for end in (into.gather, into.scatter))
     return saving(Rows(into.m, into.e, into.f[0], len(into.f), x, yz, chip))

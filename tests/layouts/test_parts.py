@@ -81,16 +81,17 @@ def test_a_serial_block_takes_them(mesh_of: Any, monkeypatch: pytest.MonkeyPatch
     weights = jax.tree.map(lambda w: w[-1], blocks)
     x = jax.random.normal(jax.random.key(1), (8, 3, config.d_model))
 
-    def run() -> Any:
+    def run(taken: bool) -> Any:
+        monkeypatch.setattr(MODULE, "pays", lambda *_: taken)
+        jax.clear_caches()
         attention = layouts.BatchSharded(("x", "y", "z"))
-        return jax.jit(
+        lowered = jax.jit(
             lambda x, w: layouts.serial_block(x, w, config, BY_BATCH, attention, mesh=mesh)[0]
-        )(x, weights)
+        ).lower(x, weights)
+        assert (parts.SCOPE in lowered.as_text(debug_info=True)) == taken
+        return lowered.compile()(x, weights)
 
-    whole = run()
-    jax.clear_caches()
-    monkeypatch.setattr(MODULE, "pays", lambda *_: True)
-    np.testing.assert_allclose(run(), whole, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(run(True), run(False), rtol=2e-5, atol=2e-5)
 
 
 def lowered_on_tpu(
@@ -184,9 +185,13 @@ def test_only_bfloat16_is_cut(mesh_of: Any, dtype: Any, monkeypatch: pytest.Monk
     assert (parts.SCOPE in lowered.as_text(debug_info=True)) == (dtype == jnp.bfloat16)
 
 
-def test_a_matrix_that_is_not_gated_is_no_pair(mesh_of: Any) -> None:
-    weights = one_layer(TINY_MULTIHEAD)
-    x = jnp.zeros((8, 3, TINY_MULTIHEAD.d_model))
+def test_a_matrix_that_is_not_gated_is_no_pair(
+    mesh_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the model would say that two parts pay."""
+    monkeypatch.setattr(parts, "saving", lambda *_: 1.0)
+    weights = one_layer(TINY_MULTIHEAD, jnp.bfloat16)
+    x = jnp.zeros((8, 3, TINY_MULTIHEAD.d_model), jnp.bfloat16)
     lowered = jax.jit(
         lambda x, w: layouts.feedforward(
             x, w, TINY_MULTIHEAD, BY_BATCH, mesh=mesh_of((2, 2, 2), "xyz")
