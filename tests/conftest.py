@@ -45,6 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Fails the whole run if the devices are not there."""
     del config
     settings.load_profile("project")
+    start()
+
+
+def start() -> None:
+    """Strict dtype promotion, and the devices, without which nothing runs."""
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     devices = jax.devices()
     if len(devices) != DEVICE_COUNT or devices[0].platform != "cpu":
