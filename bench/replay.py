@@ -20,7 +20,7 @@ from bench.network import Flow, Network
 from bench.timeline import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event, Timeline
 from bench.topology import Torus
 from collective_einsum.chip import Chip
-from collective_einsum.chips import chip_for
+from collective_einsum.chip_names import chip_for
 
 _HBM = "hbm"
 

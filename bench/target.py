@@ -19,7 +19,8 @@ import jax
 from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chip import Chip
-from collective_einsum.chips import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, chip_for
+from collective_einsum.chip_names import chip_for
+from collective_einsum.chips import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 
 # Without a TPU, libtpu would ask the cloud who it is, and let in one process at a time.
 LIBTPU_ENVIRONMENT = {

@@ -1,13 +1,15 @@
 """Einsums with an all-gather or a reduce-scatter at their ends, hidden behind the multiplication."""
 
 from .chip import Chip as Chip
+from .chip_names import UnlistedChipWarning as UnlistedChipWarning
+from .chip_names import as_chip as as_chip
+from .chip_names import chip_for as chip_for
 from .chips import H100 as H100
 from .chips import H200 as H200
 from .chips import TPU_V4 as TPU_V4
 from .chips import TPU_V5E as TPU_V5E
 from .chips import TPU_V5P as TPU_V5P
 from .chips import TPU_V6E as TPU_V6E
-from .chips import chip_for as chip_for
 from .choice import Choice as Choice
 from .choose import choose_schedule as choose_schedule
 from .collectives import all_gather as all_gather

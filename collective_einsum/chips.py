@@ -233,38 +233,3 @@ H100 = Chip(
 
 # The H200 is an H100 with more and faster memory [N].
 H200 = replace(H100, name="NVIDIA H200 SXM", hbm_bytes=141 * 10**9, hbm_bandwidth=4.8e12)
-
-# Compile-only topologies and attached chips report the same kinds; both spellings of v5e, v5p and
-# v6e occur [J]. Emulated CPU devices stand in for TPU v4, the chip the schedules were made for.
-_CHIP_OF_KIND: dict[str, Chip] = {
-    "TPU v4": TPU_V4,
-    "TPU v5": TPU_V5P,
-    "TPU v5p": TPU_V5P,
-    "TPU v5 lite": TPU_V5E,
-    "TPU v5e": TPU_V5E,
-    "TPU v6 lite": TPU_V6E,
-    "TPU v6e": TPU_V6E,
-    "NVIDIA H100 80GB HBM3": H100,
-    "NVIDIA H200": H200,
-    "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
-}
-
-
-def chip_for(device_kind: str) -> Chip:
-    """The chip that a jax device of this kind is.
-
-    `device_kind` is `jax.Device.device_kind`, or that of
-    `jax.sharding.get_abstract_mesh().abstract_device` while tracing. "cpu" gives TPU_V4, but
-    for options of its compiler: on emulated devices a schedule is chosen as it would be there.
-
-    Raises:
-      ValueError: if no chip is known by that kind; the message lists those that are.
-    """
-    chip = _CHIP_OF_KIND.get(device_kind)
-    if chip is None:
-        known = ", ".join(repr(kind) for kind in _CHIP_OF_KIND)
-        raise ValueError(
-            f"no chip is known for device kind {device_kind!r}; known kinds are {known}. "
-            "Pass chip= with one of the constants, or a Chip of your own."
-        )
-    return chip

@@ -12,7 +12,7 @@ from jax import lax
 
 from .candidates import candidates, cuttable, length
 from .chip import Chip
-from .chips import chip_for
+from .chip_names import chip_for
 from .compiling import with_options
 from .cost import Estimate, Problem, estimate
 from .schedule import Schedule, as_schedule

@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 
 from .chip import Chip
-from .chips import chip_for
+from .chip_names import chip_for
 
 # A part of the keys of jax's caches: what was traced without the options is not taken for them.
 _by_options = jax.make_user_context(default_value=False)

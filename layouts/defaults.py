@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from collective_einsum.chip import Chip
-from collective_einsum.chips import chip_for
+from collective_einsum.chip_names import chip_for
 
 from .axes import AXES, check_mesh
 from .config import ModelConfig

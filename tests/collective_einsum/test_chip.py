@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from collective_einsum import chips
+from collective_einsum import chip_names, chips
 from collective_einsum.chip import Chip
-from collective_einsum.chips import chip_for
+from collective_einsum.chip_names import UnlistedChipWarning, as_chip, chip_for
 
 TPUS = {
     "v4": chips.TPU_V4,
@@ -80,9 +83,88 @@ def test_emulated_devices_stand_in_for_v4() -> None:
     assert chip_for(jax.devices()[0].device_kind) == plain
 
 
-def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'abacus'.*'TPU v4'.*'NVIDIA H200'.*chip="):
-        chip_for("abacus")
+@pytest.fixture
+def unsaid() -> Iterator[None]:
+    """As in a process that has warned of no kind."""
+    chip_names._nearest.cache_clear()
+    yield
+    chip_names._nearest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [
+        ("TPU v2", chips.TPU_V4),
+        ("TPU v3", chips.TPU_V4),
+        ("TPU v4 lite", chips.TPU_V4),
+        ("TPU v5 lite pod", chips.TPU_V5E),
+        ("TPU7x", chips.TPU_V5P),
+        ("TPU v7x", chips.TPU_V5P),
+        ("TPU v8e", chips.TPU_V6E),
+        ("NVIDIA A100-SXM4-80GB", chips.H100),
+        ("NVIDIA H100 PCIe", chips.H100),
+        ("Tesla V100-SXM2-16GB", chips.H100),
+        ("NVIDIA GeForce RTX 4090", chips.H100),
+        ("NVIDIA GH200 480GB", chips.H200),
+        ("NVIDIA B200", chips.H200),
+        ("NVIDIA GB200", chips.H200),
+    ],
+)
+@pytest.mark.usefixtures("unsaid")
+def test_an_unlisted_kind_is_taken_for_the_nearest_of_its_maker(kind: str, chip: Chip) -> None:
+    with pytest.warns(UnlistedChipWarning, match=f"{kind!r}.*{chip.name!r}.*chip="):
+        assert chip_for(kind) is chip
+
+
+@pytest.mark.parametrize("kind", ["AMD Instinct MI300X", "gfx942", "abacus", ""])
+@pytest.mark.usefixtures("unsaid")
+def test_a_kind_of_another_maker_is_a_generic_one(kind: str) -> None:
+    with pytest.warns(UnlistedChipWarning, match=f"{kind!r}.*'generic accelerator'"):
+        chip = chip_for(kind)
+    assert not chip.compiler_options
+
+
+@pytest.mark.usefixtures("unsaid")
+def test_an_unlisted_kind_is_said_once() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for kind in ("TPU7x", "TPU v3", "TPU7x", "TPU v3", "TPU7x"):
+            chip_for(kind)
+    assert ["TPU7x" in str(each.message) for each in said] == [True, False]
+    assert "TPU v3" in str(said[1].message)
+    # Where it is an error it is one every time: nothing goes on with another chip unsaid.
+    chip_names._nearest.cache_clear()
+    for _ in range(2):
+        with pytest.raises(UnlistedChipWarning):
+            chip_for("TPU7x")
+
+
+@pytest.mark.parametrize(
+    ("name", "chip"),
+    [
+        ("v4", chips.TPU_V4),
+        ("TPU v4", chips.TPU_V4),
+        ("tpu-v4", chips.TPU_V4),
+        ("TPU_V5P", chips.TPU_V5P),
+        ("v5 lite", chips.TPU_V5E),
+        ("V5E", chips.TPU_V5E),
+        ("TPU v6 lite", chips.TPU_V6E),
+        ("h100", chips.H100),
+        ("NVIDIA H100", chips.H100),
+        ("NVIDIA H100 80GB HBM3", chips.H100),
+        ("H200", chips.H200),
+        *((chip.name, chip) for chip in ALL),
+    ],
+)
+def test_names_of_chips(name: str, chip: Chip) -> None:
+    assert as_chip(name) is chip
+    assert as_chip(chip) is chip
+
+
+@pytest.mark.parametrize("given", ["a100", "NVIDIA A100-SXM4-80GB", "", "v", 4, None, Chip])
+def test_what_names_no_chip_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"chip=.*'v4', 'v5p', 'v5e', 'v6e', 'h100', 'h200'"):
+        as_chip(given)
 
 
 @pytest.mark.parametrize(
