@@ -16,9 +16,7 @@ from .config import ModelConfig
 from .params import check_params
 from .partitioning import check_batch as check_batch
 from .partitioning import check_model
-from .placement import HeadSharded, place
 from .rows import check_positions as check_positions
-from .weight_stationary import WeightStationary2D
 
 if TYPE_CHECKING:
     from .program import Program
@@ -40,9 +38,7 @@ def check_mesh_for(config: ModelConfig, mesh: Any) -> None:
     Raises:
       ValueError: other axes, or sizes that do not divide.
     """
-    sizes = check_mesh(mesh)
-    check_model(config, sizes)
-    place(config, WeightStationary2D(), HeadSharded(), sizes)
+    check_model(config, check_mesh(mesh))
 
 
 def check_prefix(cache: Cache) -> None:

@@ -12,15 +12,17 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
-from .axes import AXES, check_mesh, size
+from .axes import check_mesh, size
 from .cache import Cache
 from .cache import cache_specs as cache_parts
 from .config import ModelConfig
 from .doors import spec_of
 from .embedding import vocab_axes
+from .mesh_fit import model_misfit
 from .params import Params, params_shapes
-from .placement import AttentionLayout, Placement, place
+from .placement import AttentionLayout, Placement, misplaced, place
 from .projections import FeedForwardLayout
+from .slices import shape_name
 from .stacking import is_unrolled
 from .step import block_specs
 
@@ -81,10 +83,10 @@ def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
     """Where attention happens under `plan`; see `placement.place`.
 
     Raises:
-      ValueError: the mesh has other axes, or does not divide the model.
+      ValueError: the mesh has other axes, or the layouts cannot shard the model over it.
     """
     sizes = check_mesh(mesh)
-    check_model(config, sizes)
+    check_layouts(config, sizes, plan)
     return place(config, plan.feedforward, plan.attention, sizes)
 
 
@@ -94,20 +96,31 @@ def cache_specs(config: ModelConfig, mesh: Any, plan: Any, cache: Cache) -> Cach
     return cache_parts(cache, found.batch_axes, found.kv_axes)
 
 
+def misfit(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> str:
+    """Why layouts cannot shard a model over a mesh, and what to do about it; "" if they can.
+
+    What the planner excludes, and what every step refuses.
+    """
+    why = model_misfit(config, sizes)
+    return why or misplaced(config, plan.feedforward, plan.attention, sizes)
+
+
 def check_model(config: ModelConfig, sizes: Mapping[str, int]) -> None:
-    """Refuses a mesh that does not divide the model.
+    """Refuses a mesh that cannot hold a model under any layout.
 
     Raises:
-      ValueError: d_model or d_ff does not divide over all chips.
+      ValueError: d_model or d_ff does not divide over all chips, or heads do not over y and z.
     """
-    chips = size(AXES, sizes)
-    for name, value in (("d_model", config.d_model), ("d_ff", config.d_ff)):
-        if value % chips:
-            raise ValueError(
-                f"{config.name}: {name}={value} does not divide over the {chips} chips of a mesh "
-                f"{_shape(sizes)}; choose a mesh of fewer chips, or pad {name} to "
-                f"{-(-value // chips) * chips}"
-            )
+    _refuse(model_misfit(config, sizes))
+
+
+def check_layouts(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> None:
+    """Refuses layouts that cannot shard a model over a mesh.
+
+    Raises:
+      ValueError: `misfit` says why.
+    """
+    _refuse(misfit(config, sizes, plan))
 
 
 def check_batch(batch: int, config: ModelConfig, mesh: Any, plan: Any) -> None:
@@ -121,7 +134,7 @@ def check_fits(batch: int, config: ModelConfig, sizes: Mapping[str, int], plan: 
     Raises:
       ValueError: a size does not divide.
     """
-    check_model(config, sizes)
+    check_layouts(config, sizes, plan)
     where = place(config, plan.feedforward, plan.attention, sizes)
     for what, axes in (
         (plan.feedforward, plan.feedforward.batch_axes),
@@ -132,11 +145,12 @@ def check_fits(batch: int, config: ModelConfig, sizes: Mapping[str, int], plan: 
         if batch % n:
             smaller = "HeadSharded()" if what is plan.attention else "WeightStationary2D()"
             raise ValueError(
-                f"{what} shards the batch over {axes} of a mesh {_shape(sizes)}, {n} chips, which "
-                f"do not divide a batch of {batch}; make the batch a multiple of {n}, shard it "
+                f"{what} shards the batch over {axes} of a mesh {shape_name(sizes)}, {n} chips, "
+                f"which do not divide a batch of {batch}; make the batch a multiple of {n}, shard it "
                 f"over fewer axes, or use {smaller}"
             )
 
 
-def _shape(sizes: Mapping[str, int]) -> str:
-    return "x".join(str(sizes[axis]) for axis in AXES)
+def _refuse(why: str) -> None:
+    if why:
+        raise ValueError(why)

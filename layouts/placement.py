@@ -17,6 +17,7 @@ import numpy as np
 
 from .axes import AXES, WEIGHT_AXES, Axes, in_order, size
 from .config import ModelConfig
+from .mesh_fit import heads_misfit
 from .projections import FeedForwardLayout
 
 # Columns are sharded by these axes, major first: as weights are stored, then by the sum over E_x.
@@ -161,25 +162,69 @@ def place(
       sizes: of the mesh axes.
 
     Raises:
-      ValueError: heads cannot be sharded as weights are stored.
+      ValueError: it cannot be; says what `misplaced` says.
     """
-    _check_heads(config, sizes)
+    shape = tuple(sizes[axis] for axis in AXES)
+    why = misplaced(config, feedforward, attention, sizes)
+    if why:
+        raise ValueError(why)
+    return _place(config, feedforward, attention, shape)
+
+
+def misplaced(
+    config: ModelConfig,
+    feedforward: FeedForwardLayout,
+    attention: AttentionLayout,
+    sizes: Mapping[str, int],
+) -> str:
+    """Why attention cannot be placed so, and what to write instead; "" if it can be.
+
+    Arguments are those of `place`.
+    """
+    heads = heads_misfit(config, sizes)
+    if heads:
+        return heads
     if feedforward.position_axes and attention.batch_axes:
-        raise ValueError(
+        return (
             f"{feedforward} cuts positions, which {attention} would exchange for sequences; use "
             "HeadSharded(), or WeightStationary2D(by_batch=True)"
         )
-    return _place(config, feedforward, attention, tuple(sizes[axis] for axis in AXES))
+    _, by_rows, _ = _batch(feedforward, attention, sizes)
+    keys_stored = stored_kv_axes(config, sizes)
+    for what, heads, width, stored in (
+        ("columns", config.stored_heads, config.d_head, WEIGHT_AXES),
+        ("keys and values", config.stored_kv_heads, 2 * config.d_head, keys_stored),
+    ):
+        columns = heads * width // size(stored, sizes)
+        if "x" in _sharded(feedforward, stored, by_rows=by_rows) and columns % sizes["x"]:
+            over = " and ".join(f"{axis}={sizes[axis]}" for axis in stored)
+            return (
+                f"{config.name}: the {what} of {heads} heads of d_head={config.d_head}, {columns} "
+                f"columns{f' after {over}' if over else ''}, do not divide over x={sizes['x']}; use "
+                'WeightStationary2D(by_batch=True), or BatchSharded(("x", "y", "z"))'
+            )
+    return ""
 
 
-def _check_heads(config: ModelConfig, sizes: Mapping[str, int]) -> None:
-    n = size(WEIGHT_AXES, sizes)
-    if config.stored_heads % n:
-        raise ValueError(
-            f"{config.name}: {config.stored_heads} heads do not divide over y={sizes['y']} times "
-            f"z={sizes['z']}; set padded_heads={-(-config.stored_heads // n) * n}, or choose a mesh "
-            "with a smaller y * z"
-        )
+def _batch(
+    feedforward: FeedForwardLayout, attention: AttentionLayout, sizes: Mapping[str, int]
+) -> tuple[Axes, bool, Axes]:
+    """`batch_axes`, `by_rows` and `moved` of a `Placement`."""
+    whole = _live(feedforward.inner_batch_axes, sizes)
+    added = tuple(axis for axis in attention.batch_axes if axis not in whole)
+    batch = in_order(_live((*whole, *added), sizes))
+    by_rows = "x" in batch and "x" not in whole
+    moved = tuple(axis for axis in batch if axis not in whole and not (by_rows and axis == "x"))
+    return batch, by_rows, moved
+
+
+def _sharded(feedforward: FeedForwardLayout, stored: Axes, *, by_rows: bool) -> Axes:
+    """The axes that shard projected columns which are stored over `stored`."""
+    return stored if by_rows else feedforward.features(stored)
+
+
+def _live(axes: Axes, sizes: Mapping[str, int]) -> Axes:
+    return tuple(axis for axis in axes if sizes[axis] > 1)
 
 
 @functools.lru_cache(maxsize=256)
@@ -190,27 +235,15 @@ def _place(
     shape: tuple[int, int, int],
 ) -> Placement:
     sizes = dict(zip(AXES, shape, strict=True))
-
-    def live(axes: Axes) -> Axes:
-        return tuple(axis for axis in axes if sizes[axis] > 1)
-
-    whole = live(feedforward.inner_batch_axes)
-    batch = in_order(live((*whole, *(a for a in attention.batch_axes if a not in whole))))
-    by_rows = "x" in batch and "x" not in whole
-    moved = tuple(axis for axis in batch if axis not in whole and not (by_rows and axis == "x"))
+    whole = _live(feedforward.inner_batch_axes, sizes)
+    batch, by_rows, moved = _batch(feedforward, attention, sizes)
     heads, kv_heads = config.stored_heads, config.stored_kv_heads
 
     def columns(stored: Axes) -> tuple[Axes, Axes]:
-        sharded = stored if by_rows else feedforward.features(stored)
-        return live(sharded), tuple(a for a in live(stored) if a in whole)
+        sharded = _sharded(feedforward, stored, by_rows=by_rows)
+        return _live(sharded, sizes), tuple(a for a in _live(stored, sizes) if a in whole)
 
     sharded, joined = columns(WEIGHT_AXES)
-    if "x" in sharded and (heads * config.d_head // size(WEIGHT_AXES, sizes)) % sizes["x"]:
-        raise ValueError(
-            f"{config.name}: the columns of {heads} heads of d_head={config.d_head} do not divide "
-            f"over x={sizes['x']} after y={sizes['y']} and z={sizes['z']}; choose a mesh with a "
-            'smaller x, or attention=BatchSharded(("x", "y", "z"))'
-        )
     # A block over x is one of heads only if it holds whole heads.
     splits_x = heads // size(WEIGHT_AXES, sizes) % sizes["x"] == 0
     kept = tuple(a for a in sharded if a not in moved and (a != "x" or splits_x))
@@ -218,19 +251,13 @@ def _place(
     queries = Columns(WEIGHT_AXES, sharded, joined, gathered, kept)
 
     kv_kept: Axes = ()
-    for axis in live(COLUMN_AXES):
+    for axis in _live(COLUMN_AXES, sizes):
         # Only a leading part of the axes leaves each chip heads that follow one another.
         if axis not in kept or kv_heads % size((*kv_kept, axis), sizes):
             break
         kv_kept = (*kv_kept, axis)
     stored = stored_kv_axes(config, sizes)
     sharded, joined = columns(stored)
-    if "x" in sharded and (kv_heads * config.d_head // size(stored, sizes)) % sizes["x"]:
-        raise ValueError(
-            f"{config.name}: the columns of {kv_heads} key-value heads of d_head={config.d_head} "
-            f"do not divide over x={sizes['x']} after {stored or 'no axes'}; choose a mesh with a "
-            'smaller x, or attention=BatchSharded(("x", "y", "z"))'
-        )
     gathered = tuple(a for a in sharded if a not in moved and a not in kv_kept)
     keys = Columns(stored, sharded, joined, gathered, kv_kept)
     rows = [feedforward.inner_position_axes]

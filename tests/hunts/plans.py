@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 import layouts
 from bench.target import target
-from collective_einsum.chips import chip_for
 from layouts import ModelConfig, Option, Plan
 from layouts.config import Rotary
+from layouts.defaults import chip_of
 
 SIDES = (1, 1, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 8)
 # Options of each kind that a case lowers, or tries to.
@@ -47,7 +47,7 @@ class Asked:
         length = {"context" if self.phase == "decode" else "length": self.length}
         return layouts.plan(
             self.config,
-            chip=chip_for(self.mesh.devices.flat[0].device_kind),
+            chip=chip_of(self.mesh),
             mesh_shape=self.shape,
             phase=self.phase,
             batch=self.batch,
@@ -97,7 +97,7 @@ def lowers(asked: Asked, option: Option) -> None:
     try:
         asked.lower(option.partitioning)
     except Exception as error:
-        raise AssertionError(f"{option} of {asked} is called possible, but: {error}") from error
+        raise AssertionError(f"{error}\nbut possible: {option} of {asked}") from error
 
 
 def refuses(asked: Asked, option: Option) -> None:
@@ -105,9 +105,11 @@ def refuses(asked: Asked, option: Option) -> None:
     try:
         asked.lower(option.partitioning)
     except ValueError as error:
-        assert str(error) == option.excluded, f"{option} of {asked}: {option.excluded}; but {error}"
+        words = str(error)
     else:
-        raise AssertionError(f"{option} of {asked} lowers, but is excluded: {option.excluded}")
+        words = "not at all"
+    if words != option.excluded:
+        raise AssertionError(f"refused: {words}\nexcluded: {option.excluded}\n{option} of {asked}")
 
 
 def draw(rng: np.random.Generator) -> Asked:

@@ -85,3 +85,10 @@ def test_refuses_heads_that_do_not_divide() -> None:
         place(odd, STATIONARY, HeadSharded(), {"x": 4, "y": 2, "z": 2})
     with pytest.raises(ValueError, match=r'choose \("z",\), \("y", "z"\) or \("x", "y", "z"\)'):
         BatchSharded(("x",))
+
+
+def test_an_odd_number_of_columns_of_keys_is_cut_between_key_and_value() -> None:
+    """One head of 3: 3 columns of keys do not divide over x=2, but 6 of keys and values do."""
+    odd = dataclasses.replace(TINY_GROUPED, kv_heads=1, d_head=3, rotary=None)
+    found = place(odd, STATIONARY, HeadSharded(), {"x": 2, "y": 2, "z": 2})
+    assert found.keys.gathered == ("x",)
