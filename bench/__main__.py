@@ -24,7 +24,7 @@ TARGET = "v4:4x4x4"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status, 1 if a result is wrong."""
-    options = _parser().parse_args(arguments)
+    options = argument_parser().parse_args(arguments)
     # A TPU slice is only compiled for, and correctness runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     try:
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Of all commands; `run` of what it parses is the function that does it."""
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("--json", metavar="FILE", help="write every row, with versions and target")
     shared.add_argument(
@@ -217,9 +218,10 @@ def _layers(options: argparse.Namespace) -> int:
 
         where, progress = target(options.target), _Progress()
         found: list[layers_run.RunRow] = []
+        count = len(layers_run.Case.on(len(where.devices)).pairs())
         for row in layers_run.run(where):
             found.append(row)
-            progress.show(f"checked {len(found)}: {row.feedforward}, {row.attention}")
+            progress.show(f"checked {len(found)} of {count}: {row.feedforward}, {row.attention}")
         progress.clear()
         print(layers_run.print_rows(found, where))
         return 0 if all(row.passed for row in found) else 1

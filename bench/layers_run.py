@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +16,12 @@ from bench.phases import ATTENTIONS, FEEDFORWARDS
 from bench.tables import table
 from bench.target import Target
 from layouts import ModelConfig, Partitioning, reference
+from layouts.axes import AXES
 from layouts.config import TINY_MULTIQUERY
+from layouts.partitioning import check_fits
+from layouts.rows import check_positions
 
-BATCH, PROMPT, STEPS = 8, 6, 3
+STEPS = 3
 # Of the largest logit, in float32: sums are taken in another order than the reference's.
 TOLERANCE = 1e-4
 REPEATS = 5
@@ -47,60 +49,113 @@ class RunRow:
         return self.error <= TOLERANCE
 
 
-def mesh_of(target: Target) -> jax.sharding.Mesh:
-    """x, y and z over all devices that are a power of two, as cubic as that goes."""
-    sizes, count = [1, 1, 1], len(target.devices)
-    place = 0
-    while count % 2 == 0:
-        sizes[place % 3] *= 2
-        count, place = count // 2, place + 1
-    return target.mesh(sizes, ("x", "y", "z"))
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A small decoder for a mesh, whose sizes divide over it under any layout.
 
+    Attributes:
+      config: the model.
+      sizes: of the mesh axes.
+      batch: sequences.
+      prompt: tokens of each.
+    """
 
-def run(target: Target, config: ModelConfig | None = None) -> Iterator[RunRow]:
-    """Prefill and some decode steps under every pair of layouts, against the reference; yields each
-    pair as it is done."""
-    config = config or TINY_MULTIQUERY
-    mesh = mesh_of(target)
-    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab, (BATCH, PROMPT + STEPS))
-    local = jax.device_get(params)
-    prompt = jnp.asarray(tokens[:, :PROMPT], jnp.int32)
-    lengths = jnp.full((BATCH,), PROMPT, jnp.int32)
-    want, cache = reference.prefill(local, config, prompt, lengths, PROMPT + STEPS)
-    for step in range(STEPS):
-        want, cache = reference.decode_step(
-            local, config, jnp.asarray(tokens[:, PROMPT + step], jnp.int32), cache
+    config: ModelConfig
+    sizes: Mapping[str, int]
+    batch: int
+    prompt: int
+
+    @classmethod
+    def on(cls, chips: int) -> Case:
+        """The case for so many devices, or as many of them as are a power of two."""
+        sizes, place = dict.fromkeys(AXES, 1), 0
+        while chips % 2 == 0:
+            sizes[AXES[place % 3]] *= 2
+            chips, place = chips // 2, place + 1
+        least = max(8, 2**place)
+        config = dataclasses.replace(
+            TINY_MULTIQUERY,
+            d_model=4 * least,
+            d_ff=8 * least,
+            heads=least,
+            d_head=max(TINY_MULTIQUERY.d_head, sizes["x"]),
+            vocab=8 * least,
         )
-    pairs = list(itertools.product(FEEDFORWARDS, ATTENTIONS))
-    # On one device they are all the same.
-    for feedforward, attention in pairs if mesh.size > 1 else pairs[:1]:
-        plan = Partitioning(FEEDFORWARDS[feedforward], ATTENTIONS[attention])
-        found, prefilling, decoding = _steps(config, mesh, params, tokens, plan)
-        error = float(np.abs(found - np.asarray(want)).max() / np.abs(want).max())
-        yield RunRow(feedforward, attention, error, prefilling, decoding)
+        return cls(config, sizes, least, least)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names of layouts: every feedforward, and with the first of them every attention."""
+        # On one device they are all the same.
+        names = list(FEEDFORWARDS)[: None if max(self.sizes.values()) > 1 else 1]
+        first = [(names[0], attention) for attention in ATTENTIONS if len(names) > 1]
+        fitting = [next(filter(self._fits, ((name, a) for a in ATTENTIONS))) for name in names]
+        return list(dict.fromkeys([*first, *fitting]))
+
+    def plans(self, pair: tuple[str, str]) -> tuple[Partitioning, Partitioning]:
+        """To prefill and to decode in: a step of one token has no positions to cut."""
+        prefill = Partitioning(FEEDFORWARDS[pair[0]], ATTENTIONS[pair[1]])
+        if not prefill.feedforward.position_axes:
+            return prefill, prefill
+        return prefill, dataclasses.replace(prefill, feedforward=layouts.WeightStationary2D())
+
+    def _fits(self, pair: tuple[str, str]) -> bool:
+        try:
+            for plan, new in zip(self.plans(pair), (self.prompt, 1), strict=True):
+                check_fits(self.batch, self.config, self.sizes, plan)
+                check_positions(new, plan.feedforward, self.sizes)
+        except ValueError:
+            return False
+        return True
+
+
+def run(target: Target) -> Iterator[RunRow]:
+    """Prefill and some decode steps of a `Case` under its pairs of layouts, against the reference;
+    yields each pair as it is done."""
+    case = Case.on(len(target.devices))
+    config, mesh = case.config, target.mesh(tuple(case.sizes.values()), AXES)
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
+    tokens = np.random.default_rng(0).integers(
+        0, config.vocab, (case.batch, case.prompt + STEPS), dtype=np.int32
+    )
+    want = _expected(case, params, tokens)
+    for pair in case.pairs():
+        found, prefilling, decoding = _steps(case, mesh, params, tokens, pair)
+        error = float(np.abs(found - want).max() / np.abs(want).max())
+        yield RunRow(*pair, error, prefilling, decoding)
+
+
+def _expected(case: Case, params: Any, tokens: np.ndarray) -> np.ndarray:
+    """The reference's last logits, of one device."""
+    local, config = jax.device_get(params), case.config
+    lengths = jnp.full((case.batch,), case.prompt, jnp.int32)
+    prompt = jnp.asarray(tokens[:, : case.prompt])
+    logits, cache = reference.prefill(local, config, prompt, lengths, tokens.shape[1])
+    for token in tokens[:, case.prompt :].T:
+        logits, cache = reference.decode_step(local, config, jnp.asarray(token), cache)
+    return np.asarray(logits)
 
 
 def _steps(
-    config: ModelConfig, mesh: Any, params: Any, tokens: np.ndarray, plan: Partitioning
+    case: Case, mesh: Any, params: Any, tokens: np.ndarray, pair: tuple[str, str]
 ) -> tuple[np.ndarray, float, float]:
     """The last logits, and the fastest prefill and decode step."""
+    config, (reader, plan) = case.config, case.plans(pair)
     prefills, decodes = [], []
     logits: Any = None
     for _ in range(REPEATS):
         cache = layouts.init_cache(
-            config, mesh, BATCH, PROMPT + STEPS, plan=plan, dtype=jnp.float32
+            config, mesh, case.batch, tokens.shape[1], plan=reader, dtype=jnp.float32
         )
         start = time.perf_counter()
-        logits, cache = layouts.prefill(config, mesh, params, cache, tokens[:, :PROMPT], plan=plan)
+        logits, cache = layouts.prefill(
+            config, mesh, params, cache, tokens[:, : case.prompt], plan=reader
+        )
         jax.block_until_ready(logits)
         prefills.append(time.perf_counter() - start)
-        for step in range(STEPS):
+        cache = layouts.move_cache(config, mesh, cache, plan)
+        for token in tokens[:, case.prompt :].T:
             start = time.perf_counter()
-            logits, cache = layouts.decode_step(
-                config, mesh, params, cache, tokens[:, PROMPT + step], plan=plan
-            )
+            logits, cache = layouts.decode_step(config, mesh, params, cache, token, plan=plan)
             jax.block_until_ready(logits)
             decodes.append(time.perf_counter() - start)
     return np.asarray(logits), min(prefills), min(decodes)
@@ -120,6 +175,6 @@ def print_rows(rows: list[RunRow], target: Target) -> str:
         )
         for row in rows
     ]
-    kind, shape = target.devices[0].device_kind, mesh_of(target).shape
-    sides = "x".join(str(shape[axis]) for axis in ("x", "y", "z"))
+    kind, sizes = target.devices[0].device_kind, Case.on(len(target.devices)).sizes
+    sides = "x".join(str(size) for size in sizes.values())
     return f"a mesh {sides} of {kind}, a small model, in float32\n" + table(head, cells)

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
 # A block of Python, and the output that is printed below it, if any.
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
+# Printed between the blocks.
+MARK = "-- the next block --\n"
 
 
+@functools.cache
 def outputs() -> list[tuple[str, str | None]]:
-    """What each block prints, one after the other, and what the README says it does."""
-    names: dict[str, object] = {"__name__": "readme"}
-    found = []
-    for match in BLOCK.finditer(README.read_text(encoding="utf-8")):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(match[1], str(README), "exec"), names)
-        found.append((printed.getvalue(), match[2]))
-    return found
+    """What each block prints, pasted one after the other into one interpreter that knows nothing of
+    emulated devices, and what the README says that it does."""
+    blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
+    ours = ("XLA_FLAGS", "TPU_", "JAX_", "ALLOW_MULTIPLE_LIBTPU_LOAD")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-"],
+        input=f"\nprint({MARK!r}, end='')\n".join(code for code, _ in blocks),
+        cwd=README.parent,
+        env=environment | {"JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    printed = found.stdout.split(MARK)
+    return [(text, said or None) for text, (_, said) in zip(printed, blocks, strict=True)]
 
 
 def test_code_runs_and_prints_what_it_says() -> None:
@@ -49,7 +62,4 @@ def _rewrite() -> None:
 
 
 if __name__ == "__main__":
-    from bench.target import target
-
-    target("cpu:8")
     _rewrite()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import tempfile
 
 import pytest
@@ -13,6 +14,9 @@ from bench import __main__ as command
 from bench import layers, layers_run, phases
 from bench.phases import Phase
 from bench.target import target
+from layouts.axes import AXES
+from layouts.partitioning import check_fits
+from layouts.rows import check_positions
 
 SLICE = "v4:2x2x2"
 PHASE = Phase("palm-8b", "decode", 8, 256, "bf16", "WS 2D batch")
@@ -119,15 +123,39 @@ def test_a_mistyped_argument_is_answered_in_words(
     assert message in capsys.readouterr().err
 
 
-def test_runs_on_emulated_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for names, kept in (("FEEDFORWARDS", "WS 2D batch"), ("ATTENTIONS", "batch xyz")):
-        every = getattr(layers_run, names)
-        monkeypatch.setattr(layers_run, names, {kept: every[kept]})
-    where = target("cpu:8")
-    found = list(layers_run.run(where))
-    assert [row.passed for row in found] == [True]
-    assert found[0].error > 0
-    text = layers_run.print_rows(found, where)
-    assert "measured" in text
-    assert "a mesh 2x2x2 of cpu" in text
-    assert "WRONG" not in text
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 100, 256, 1024])
+def test_every_pair_that_runs_can_be_placed_on_any_number_of_devices(count: int) -> None:
+    case = layers_run.Case.on(count)
+    power = count & -count
+    assert math.prod(case.sizes.values()) == power
+    pairs = case.pairs()
+    if power == 1:
+        assert len(pairs) == 1
+    else:
+        assert {feedforward for feedforward, _ in pairs} == set(phases.FEEDFORWARDS)
+        assert {attention for _, attention in pairs} == set(phases.ATTENTIONS)
+    for pair in pairs:
+        for plan, new in zip(case.plans(pair), (case.prompt, 1), strict=True):
+            check_fits(case.batch, case.config, case.sizes, plan)
+            check_positions(new, plan.feedforward, case.sizes)
+
+
+@pytest.mark.parametrize("pair", [("WS 2D position", "heads"), ("WG XYZ", "batch xyz")])
+def test_a_pair_lowers_on_more_devices_than_there_are(pair: tuple[str, str]) -> None:
+    case = layers_run.Case.on(64)
+    assert pair in case.pairs()
+    mesh = target("v4:4x4x4").mesh(tuple(case.sizes.values()), AXES)
+    reader, plan = case.plans(pair)
+    layouts.lower_prefill(case.config, mesh, batch=case.batch, length=case.prompt, plan=reader)
+    layouts.lower_decode_step(case.config, mesh, batch=case.batch, context=case.prompt, plan=plan)
+
+
+def test_a_wrong_pair_is_said_and_is_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [layers_run.RunRow("WS 2D", "heads", error, 1e-3, 1e-3) for error in (1e-6, 0.5)]
+    monkeypatch.setattr(layers_run, "run", lambda _: iter(rows))
+    assert command.main(["layers", "--target", "cpu:8"]) == 1
+    printed = capsys.readouterr().out
+    assert "a mesh 2x2x2 of cpu" in printed
+    assert printed.count("WRONG") == 1

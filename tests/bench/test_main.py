@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from bench import __main__ as command
 from bench import correctness
+from layouts.planner import ATTENTIONS, FEEDFORWARDS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -60,6 +63,30 @@ def test_collectives_and_timeline(tmp_path: Path) -> None:
     assert "scheduler's cycles" in found.stdout
     assert Path(png).read_bytes().startswith(b"\x89PNG")
     assert json.loads(Path(trace).read_text())["traceEvents"]
+
+
+def test_layers_on_emulated_devices_as_the_readme_writes_it() -> None:
+    line = "python -m bench layers --target cpu:8"
+    assert f"\n{line}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    found = run(*line.removeprefix("python -m bench ").split())
+    assert found.returncode == 0, found.stderr
+    title, head, *rows = found.stdout.strip().splitlines()
+    assert title.startswith("a mesh 2x2x2 of cpu")
+    assert head.startswith("measured")
+    for name in (*FEEDFORWARDS, *ATTENTIONS):
+        assert any(name in row for row in rows), found.stdout
+    assert len(rows) == len(FEEDFORWARDS) + len(ATTENTIONS) - 1
+    assert "WRONG" not in found.stdout
+
+
+def test_every_command_of_the_readme_is_one() -> None:
+    """Its words are understood; the functions behind the commands have tests of their own."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"python -m bench[^\n`]*", text)
+    assert len(lines) > 5
+    for line in lines:
+        options = command.argument_parser().parse_args(shlex.split(line)[3:])
+        assert callable(options.run)
 
 
 def test_without_libtpu(
