@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh, Mesh
 
 import collective_einsum as ce
 from collective_einsum.choice import mesh_chip
@@ -30,13 +31,30 @@ AXES: Axes = ("x", "y", "z")
 WEIGHT_AXES: Axes = ("y", "z")
 
 
+def as_mesh(mesh: Any) -> Mesh | AbstractMesh:
+    """The mesh.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if isinstance(mesh, Mesh | AbstractMesh):
+        return mesh
+    shape = "(X, Y, Z)"
+    if isinstance(mesh, tuple | list) and all(isinstance(n, int) for n in mesh):
+        shape = str((*mesh, 1, 1)[: max(3, len(mesh))])
+    raise ValueError(
+        f"mesh={mesh!r} is no jax.sharding.Mesh; make one with jax.make_mesh({shape}, "
+        '("x", "y", "z"))'
+    )
+
+
 def check_mesh(mesh: Any) -> dict[str, int]:
     """The sizes of x, y and z.
 
     Raises:
-      ValueError: the mesh has other axes.
+      ValueError: it is no mesh, or has other axes.
     """
-    names = tuple(getattr(mesh, "axis_names", ()))
+    names = tuple(as_mesh(mesh).axis_names)
     if sorted(names) != sorted(AXES):
         raise ValueError(
             f"layouts need a mesh with the axes {AXES}, got {names}; make one with "

@@ -7,9 +7,11 @@ H query heads, K key and value heads, D d_head.
 from __future__ import annotations
 
 import dataclasses
-import operator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from collective_einsum.words import did_you_mean, plain
+
+from .arguments import as_flag, as_size
 from .rotary import Rotary as Rotary
 
 Block = Literal["parallel", "serial"]
@@ -75,8 +77,13 @@ class ModelConfig:
                 raise ValueError(
                     f"{self.name}: {field}={getattr(self, field)!r} must be one of "
                     f"{', '.join(get_args(words))}"
+                    f"{did_you_mean(getattr(self, field), get_args(words))}"
                 )
-        if not self.norm_epsilon > 0:
+        for field in ("gated", "biases", "tied_embedding"):
+            object.__setattr__(self, field, as_flag(f"{self.name}: {field}", getattr(self, field)))
+        if self.rotary is not None and not isinstance(self.rotary, Rotary):
+            raise ValueError(f"{self.name}: rotary={self.rotary!r} must be a Rotary() or None")
+        if not isinstance(self.norm_epsilon, float | int) or not self.norm_epsilon > 0:
             raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon} must be positive")
         self._check_heads()
         if self.rotary is not None and (self.rotary.dims(self.d_head) % 2 or not self.rotary_dims):
@@ -87,15 +94,8 @@ class ModelConfig:
             )
 
     def _check_size(self, field: str) -> None:
-        value = getattr(self, field)
-        try:
-            size = operator.index(value)
-        except TypeError:
-            size = 0
-        if size < 1 or isinstance(value, bool):
-            raise ValueError(f"{self.name}: {field}={value!r} must be a positive integer")
         # A numpy integer would make two equal configs print differently.
-        object.__setattr__(self, field, size)
+        object.__setattr__(self, field, as_size(f"{self.name}: {field}", getattr(self, field)))
 
     def _check_heads(self) -> None:
         if self.heads % self.kv_heads:
@@ -292,12 +292,32 @@ _NAMED = (
 
 
 def model(name: str) -> ModelConfig:
-    """The named model: "palm-540b" gives PALM_540B.
+    """The named model: "palm-540b" gives PALM_540B. Of a name only letters and digits count, of no
+    case.
 
     Raises:
       ValueError: no model has this name.
     """
     for config in _NAMED:
-        if config.name == name:
+        if isinstance(name, str) and plain(config.name) == plain(name):
             return config
-    raise ValueError(f"no model named {name!r}; there are {', '.join(c.name for c in _NAMED)}")
+    names = [config.name for config in _NAMED]
+    raise ValueError(
+        f"no model named {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}"
+    )
+
+
+def as_config(config: Any) -> ModelConfig:
+    """The config, or that of the named model.
+
+    Raises:
+      ValueError: no model has this name, or it is something else.
+    """
+    if isinstance(config, ModelConfig):
+        return config
+    if isinstance(config, str):
+        return model(config)
+    raise ValueError(
+        f"config={config!r} is no ModelConfig; give one, such as layouts.PALM_540B, or the name of a "
+        'model, such as "palm-540b"'
+    )

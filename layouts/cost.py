@@ -11,19 +11,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from collective_einsum.chip import Chip
+from collective_einsum.chip_names import as_chip
 from collective_einsum.cost_lax import hops, links
+from collective_einsum.words import did_you_mean
 
 from . import einsum_cost
+from .arguments import as_size, check_word
 from .axes import AXES, size
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .embedding import vocab_axes
 from .items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
 from .layer_cost import spent, transfer_seconds
 from .memory import Memory, memory
-from .partitioning import Partitioning
+from .plans import Partitioning, as_plan
+from .slices import as_shape
 from .work import layer_work
 
 Overlap = Literal["none", "auto"]
@@ -166,34 +170,36 @@ def load(
       ValueError: another word, or a size that is missing or not positive.
     """
     if phase not in PHASES:
-        raise ValueError(f"phase={phase!r} is neither 'decode' nor 'prefill'")
-    name, given = ("context", context) if phase == "decode" else ("length", length)
-    for what, value in (("batch", batch), (name, given)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"phase={phase!r} needs {what}=, a positive integer; got {value!r}")
-    for what, word in (("weights", weights), ("cache", cache)):
-        if word not in ("bf16", "int8"):
-            raise ValueError(f"{what}={word!r} is neither 'bf16' nor 'int8'")
-    assert given is not None
+        raise ValueError(
+            f"phase={phase!r} is neither 'decode' nor 'prefill'{did_you_mean(phase, PHASES)}"
+        )
     bytes_of = {"bf16": 2, "int8": 1}
+    for what, word in (("weights", weights), ("cache", cache)):
+        if not isinstance(word, str) or word not in bytes_of:
+            raise ValueError(
+                f"{what}={word!r} is neither 'bf16' nor 'int8'{did_you_mean(word, bytes_of)}"
+            )
+    batch = as_size("batch", batch, f"phase={phase!r}")
+    name, given = ("context", context) if phase == "decode" else ("length", length)
+    given = as_size(name, given, f"phase={phase!r}")
     new, past = (1, given) if phase == "decode" else (given, 0)
     return Load(batch, new, past, bytes_of[weights], bytes_of[cache])
 
 
 def cost(
-    config: ModelConfig,
-    plan: Partitioning,
-    sizes: Mapping[str, int],
+    config: ModelConfig | str,
+    plan: Any,
+    sizes: Any,
     asked: Load,
-    chip: Chip,
+    chip: Chip | str,
     overlap: Overlap = "auto",
 ) -> Cost:
     """The cost of one step.
 
     Args:
       config: the model.
-      plan: the layouts.
-      sizes: of the mesh axes x, y and z.
+      plan: the layouts, as `plans.as_plan` takes them.
+      sizes: of the mesh axes x, y and z, as `slices.as_shape` takes them.
       asked: what the step has to do; see `load`.
       chip: whose peaks and constants to reckon with.
       overlap: see `Cost`.
@@ -201,6 +207,11 @@ def cost(
     Raises:
       ValueError: the mesh does not divide the model's heads.
     """
+    if not isinstance(asked, Load):
+        raise ValueError(f"asked={asked!r} is no Load; make it with layouts.cost.load(phase, ...)")
+    check_word("overlap", overlap, get_args(Overlap))
+    config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
+    sizes = as_shape("sizes", sizes)
     items = layer_work(config, plan, sizes, asked)
     found = spent(config, items, sizes, chip, overlap)
     n = config.layers

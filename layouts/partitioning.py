@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,33 +11,20 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
-from .axes import check_mesh, size
+from .axes import as_mesh, check_mesh, size
 from .cache import Cache
 from .cache import cache_specs as cache_parts
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .doors import spec_of
 from .embedding import vocab_axes
 from .mesh_fit import model_misfit
 from .params import Params, params_shapes
-from .placement import AttentionLayout, Placement, misplaced, place
-from .projections import FeedForwardLayout
+from .placement import Placement, misplaced, place
+from .plans import Partitioning as Partitioning
+from .plans import as_plan
 from .slices import shape_name
 from .stacking import is_unrolled
 from .step import block_specs
-
-
-@dataclasses.dataclass(frozen=True)
-class Partitioning:
-    """The layouts of a phase.
-
-    Attributes:
-      feedforward: WeightStationary1D(), WeightStationary2D() or WeightGathered(...), which is also
-        that of attention's projections.
-      attention: HeadSharded() or BatchSharded(...).
-    """
-
-    feedforward: FeedForwardLayout
-    attention: AttentionLayout
 
 
 def param_specs(config: ModelConfig, mesh: Any, params: Params | None = None) -> Params:
@@ -51,9 +37,9 @@ def param_specs(config: ModelConfig, mesh: Any, params: Params | None = None) ->
       params: arrays or shapes, which say what is Quantized; nothing, unless given.
 
     Raises:
-      ValueError: the mesh has other axes.
+      ValueError: the mesh has other axes, or `config` is neither a config nor a model's name.
     """
-    sizes = check_mesh(mesh)
+    config, sizes = as_config(config), check_mesh(mesh)
     params = params_shapes(config) if params is None else params
     by_name = block_specs(config, sizes)
     table = P(vocab_axes(config, sizes) or None, None)
@@ -73,7 +59,12 @@ def param_specs(config: ModelConfig, mesh: Any, params: Params | None = None) ->
 
 
 def shardings(mesh: Any, specs: Any) -> Any:
-    """`specs` as NamedShardings on a mesh, for out_shardings or device_put."""
+    """`specs` as NamedShardings on a mesh, for out_shardings or device_put.
+
+    Raises:
+      ValueError: `mesh` is no mesh.
+    """
+    mesh = as_mesh(mesh)
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
     )
@@ -92,7 +83,7 @@ def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
 
 def cache_specs(config: ModelConfig, mesh: Any, plan: Any, cache: Cache) -> Cache:
     """The partition spec of every array of a cache under `plan`."""
-    found = placement(config, mesh, plan)
+    found = placement(as_config(config), mesh, as_plan(plan))
     return cache_parts(cache, found.batch_axes, found.kv_axes)
 
 

@@ -5,41 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from collective_einsum.chip import Chip
+from collective_einsum.chip_names import as_chip
 from collective_einsum.chips import TPU_V4
 
+from .arguments import as_seconds, as_sizes, check_word
 from .axes import AXES
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .cost import Cost, Load, Overlap, cost, load
-from .partitioning import Partitioning, check_fits
-from .placement import AttentionLayout, BatchSharded, HeadSharded
-from .projections import FeedForwardLayout
+from .partitioning import check_fits
+from .plans import ATTENTIONS as ATTENTIONS
+from .plans import FEEDFORWARDS as FEEDFORWARDS
+from .plans import Partitioning
 from .rows import check_positions
-from .slices import meshes, shape_name
-from .weight_gathered import WeightGathered
-from .weight_stationary import WeightStationary1D, WeightStationary2D
+from .slices import as_shape, meshes, shape_name
 
 Objective = Literal["latency", "throughput", "cost"]
 
-FEEDFORWARDS: dict[str, FeedForwardLayout] = {
-    "WS 2D": WeightStationary2D(),
-    "WS 2D batch": WeightStationary2D(by_batch=True),
-    "WS 2D whole": WeightStationary2D(by_batch=True, whole=True),
-    "WS 2D position": WeightStationary2D(by_position=True),
-    "WS 1D": WeightStationary1D(),
-    "WG X": WeightGathered(("x",)),
-    "WG XY": WeightGathered(("x", "y")),
-    "WG XYZ": WeightGathered(AXES),
-}
-ATTENTIONS: dict[str, AttentionLayout] = {
-    "batch xyz": BatchSharded(AXES),
-    "batch yz": BatchSharded(("y", "z")),
-    "batch z": BatchSharded(("z",)),
-    "heads": HeadSharded(),
-}
 # What is searched where nothing is said.
 CHIPS = tuple(2**i for i in range(9))
 BATCHES = tuple(2**i for i in range(11))
@@ -158,10 +144,10 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig,
+    config: ModelConfig | str,
     *,
-    chip: Chip = TPU_V4,
-    mesh_shape: Sequence[int] | None = None,
+    chip: Chip | str = TPU_V4,
+    mesh_shape: Any = None,
     chips: int | Sequence[int] | None = None,
     phase: str,
     batch: int | Sequence[int] | None = None,
@@ -178,9 +164,9 @@ def plan(
     The seconds are predicted, of the library's own programs; see `layouts.cost.Cost`.
 
     Args:
-      config: the model.
-      chip: of the slice, such as `collective_einsum.TPU_V4`.
-      mesh_shape: sizes of the mesh axes x, y and z.
+      config: the model, or its name, such as "palm-62b".
+      chip: of the slice, such as `collective_einsum.TPU_V4` or "v4".
+      mesh_shape: sizes of the mesh axes x, y and z; or a mesh, of which those are taken.
       chips: instead, a number of chips, or several, whose meshes are searched; 1 to 256 unless
         either is given.
       phase: "decode" or "prefill".
@@ -200,17 +186,11 @@ def plan(
     Raises:
       ValueError: a word or a size that cannot be.
     """
-    if objective not in get_args(Objective):
-        raise ValueError(f"objective={objective!r} is none of {get_args(Objective)}")
-    if overlap not in get_args(Overlap):
-        raise ValueError(f"overlap={overlap!r} is none of {get_args(Overlap)}")
-    for what, given, kind in (("config", config, ModelConfig), ("chip", chip, Chip)):
-        if not isinstance(given, kind):
-            raise ValueError(
-                f"{what}={given!r} is no {kind.__name__}, such as layouts.PALM_540B or "
-                "collective_einsum.TPU_V4"
-            )
-    batches = BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+    check_word("objective", objective, get_args(Objective))
+    check_word("overlap", overlap, get_args(Overlap))
+    config, chip = as_config(config), as_chip(chip)
+    max_seconds = None if max_seconds is None else as_seconds("max_seconds", max_seconds)
+    batches = BATCHES if batch is None else as_sizes("batch", batch, f"phase={phase!r}")
     sizes = _meshes(chip, mesh_shape, chips)
     loads = [
         load(phase, batch=b, context=context, length=length, weights=weights, cache=cache)
@@ -235,20 +215,14 @@ def plan(
     return Plan(config, chip, phase, objective, max_seconds, tuple(options))
 
 
-def _meshes(
-    chip: Chip, mesh_shape: Sequence[int] | None, chips: int | Sequence[int] | None
-) -> list[dict[str, int]]:
+def _meshes(chip: Chip, mesh_shape: Any, chips: int | Sequence[int] | None) -> list[dict[str, int]]:
     if mesh_shape is None:
-        counts = CHIPS if chips is None else (chips,) if isinstance(chips, int) else tuple(chips)
+        counts = CHIPS if chips is None else as_sizes("chips", chips)
         return [mesh for count in counts for mesh in meshes(count, chip)]
-    shape = tuple(mesh_shape)
-    if len(shape) != len(AXES) or any(not isinstance(n, int) or n < 1 for n in shape):
-        raise ValueError(
-            f"mesh_shape={mesh_shape!r} must be three positive integers, the sizes of x, y and z"
-        )
-    if chips is not None and chips != shape[0] * shape[1] * shape[2]:
+    shape = as_shape("mesh_shape", mesh_shape)
+    if chips is not None and as_sizes("chips", chips) != (math.prod(shape.values()),):
         raise ValueError(f"chips={chips!r} contradicts mesh_shape={mesh_shape!r}; give one of them")
-    return [dict(zip(AXES, shape, strict=True))]
+    return [shape]
 
 
 def _option(

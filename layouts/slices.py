@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh
 
 from collective_einsum.chip import Chip
 
-from .axes import AXES
+from .arguments import as_size
+from .axes import AXES, check_mesh
 
 
 def slice_sides(chips: int, dims: int) -> tuple[int, ...]:
@@ -23,8 +27,7 @@ def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
     Raises:
       ValueError: `chips` is not a positive integer.
     """
-    if not isinstance(chips, int) or isinstance(chips, bool) or chips < 1:
-        raise ValueError(f"chips={chips!r} must be a positive integer")
+    chips = as_size("chips", chips)
     if chip.torus_dims:
         sides = slice_sides(chips, min(chip.torus_dims, len(AXES)))
         found = set(itertools.permutations(sides + (1,) * (len(AXES) - len(sides))))
@@ -44,6 +47,29 @@ def _factors(n: int, count: int) -> list[tuple[int, ...]]:
         for rest in _factors(n // first, count - 1)
         if first <= rest[0]
     ]
+
+
+def as_shape(name: str, value: Any) -> dict[str, int]:
+    """Sizes of x, y and z: given as three numbers, by axis, as in "4x4x4", or as a mesh.
+
+    Args:
+      name: of the argument, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: they are not three, or no positive integers.
+    """
+    if isinstance(value, Mesh | AbstractMesh):
+        return check_mesh(value)
+    given = [value.get(axis) for axis in AXES] if isinstance(value, Mapping) else value
+    try:
+        numbers = [int(n) for n in given.split("x")] if isinstance(given, str) else given
+        return {axis: as_size(name, n) for axis, n in zip(AXES, numbers, strict=True)}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}={value!r} must be three positive integers, the sizes of x, y and z, such as "
+            "(2, 2, 2)"
+        ) from None
 
 
 def shape_name(sizes: Mapping[str, int]) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .config import ModelConfig
-from .planner import BATCHES, CHIPS, Option, plan
+from .arguments import as_sizes
+from .config import ModelConfig, as_config
+from .planner import BATCHES, CHIPS, Option, Plan, plan
 
 
 def sweep(
-    config: ModelConfig,
+    config: ModelConfig | str,
     *,
     phase: str,
-    batches: Sequence[int] = BATCHES,
-    chips: Sequence[int] = CHIPS,
+    batches: int | Sequence[int] = BATCHES,
+    chips: int | Sequence[int] = CHIPS,
     **asked: Any,
 ) -> tuple[Option, ...]:
     """The fastest layouts for each batch on each number of chips, where any will do (figure 1).
@@ -29,18 +30,38 @@ def sweep(
       ValueError: as `plan`.
     """
     found: list[Option] = []
-    for count in chips:
-        for batch in batches:
+    for given, instead in (("batch", "batches="), ("mesh_shape", "chips=, or call layouts.plan")):
+        if given in asked:
+            raise ValueError(
+                f"layouts.sweep goes through batches and chips and takes no {given}=; give {instead}"
+            )
+    config = as_config(config)
+    sizes = as_sizes("batches", batches)
+    for count in as_sizes("chips", chips):
+        for batch in sizes:
             options = plan(config, phase=phase, batch=batch, chips=count, **asked).feasible
             found += options[:1]
     return tuple(found)
 
 
-def pareto(options: Sequence[Option]) -> tuple[Option, ...]:
-    """Those that no other beats both in seconds and in chip-seconds a token, the fastest first."""
+def pareto(options: Sequence[Option] | Plan) -> tuple[Option, ...]:
+    """Those that no other beats both in seconds and in chip-seconds a token, the fastest first.
+
+    Args:
+      options: those of a `Plan`, or the plan itself; those that cannot be are left out.
+
+    Raises:
+      ValueError: they are something else.
+    """
+    given = options.options if isinstance(options, Plan) else options
+    if not isinstance(given, Sequence) or not all(isinstance(each, Option) for each in given):
+        raise ValueError(
+            "options must be a sequence of Option, such as layouts.sweep returns, or a Plan, got "
+            f"{type(options).__name__}"
+        )
     found: list[Option] = []
     least = float("inf")
-    for option in sorted(options, key=_point):
+    for option in sorted((each for each in given if not each.excluded), key=_point):
         _, spent = _point(option)
         if spent < least:
             found.append(option)

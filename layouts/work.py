@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from .axes import AXES, WEIGHT_AXES, Axes, size
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .items import (
     ACTIVATION_BYTES,
     Attention,
@@ -25,10 +25,8 @@ from .items import (
     transfer,
 )
 from .placement import Columns, Placement, place
+from .plans import as_plan
 from .projections import FeedForwardLayout
-
-if TYPE_CHECKING:
-    from .partitioning import Partitioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,19 +225,20 @@ def inputs(
 
 
 def layer_work(
-    config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int], load: Load
+    config: ModelConfig | str, plan: Any, sizes: Mapping[str, int], load: Load
 ) -> tuple[Item, ...]:
     """What one layer does on each chip, in order.
 
     Args:
       config: the model.
-      plan: the layouts.
+      plan: the layouts, as `plans.as_plan` takes them.
       sizes: of the mesh axes x, y and z.
       load: what is asked.
 
     Raises:
       ValueError: heads cannot be sharded over this mesh.
     """
+    config, plan = as_config(config), as_plan(plan)
     where = place(config, plan.feedforward, plan.attention, sizes)
     layer = _Layer(config, plan.feedforward, where, sizes, load)
     heads = ["w_q", "w_kv"]
