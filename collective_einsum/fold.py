@@ -94,7 +94,9 @@ def _blocking(
     carry = step(init, jax.tree.map(lambda leaf: leaf[0], gathered), 0)
     others = jax.tree.map(lambda leaf: leaf[1:], gathered)
     after, _ = lax.scan(
-        lambda carry, each: (step(carry, *each), None), carry, (others, jnp.arange(1, n))
+        lambda carry, each: (step(carry, *each), None),
+        carry,
+        (others, jnp.arange(1, n, dtype=jnp.int32)),
     )
     return after
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jax import lax
 
 from . import blocks, ring
@@ -82,5 +83,5 @@ def run(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
             part = lax.dynamic_index_in_dim(pieces, device, 0, keepdims=False)
             return put(results, part, device, lo)
 
-        results = lax.fori_loop(1, n, others, results)
+        results = lax.fori_loop(np.int32(1), np.int32(n), others, results)
     return results

@@ -174,7 +174,7 @@ def gather(
 
         # By twos, the compiler need not copy what arrived to where the next hop departs from.
         unroll = 2 if common > 3 else 1
-        hops_between = jnp.arange(1, common)
+        hops_between = jnp.arange(1, common, dtype=jnp.int32)
         (flying, carry), _ = lax.scan(body, (flying, carry), hops_between, unroll=unroll)
         hop = common
     while hop <= last:
@@ -264,7 +264,7 @@ def reduce_scatter(
         def body(sums: Any, hop: Any) -> Any:
             return finish(send(sums, hop, 1)), None
 
-        sums, _ = lax.scan(body, sums, jnp.arange(common - 1, 0, -1))
+        sums, _ = lax.scan(body, sums, jnp.arange(common - 1, 0, -1, dtype=jnp.int32))
         hop = 0
     while hop >= 1:
         sums = yield from send(sums, hop, 1)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -208,8 +210,9 @@ def append(
             own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
             at: list[Any] = [layer, *[0] * (buffer.ndim - 1)]
             at[1], at[dim] = b, window
+            at = _starts(at)
             old = lax.dynamic_slice(buffer, at, own.shape)
-            place = window + jnp.arange(t)
+            place = window + jnp.arange(t, dtype=jnp.int32)
             fresh = (place >= start) & (place < start + count)
             fresh = fresh.reshape([-1 if d == dim else 1 for d in range(own.ndim)])
             if t > 1:
@@ -220,7 +223,7 @@ def append(
         buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
         batch = buffer.shape[1]
         if batch > UNROLLED_WRITES:
-            return lax.fori_loop(0, batch, one, buffer)
+            return lax.fori_loop(np.int32(0), np.int32(batch), one, buffer)
         for b in range(batch):
             buffer = one(b, buffer)
         return buffer
@@ -241,6 +244,11 @@ def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
     """
 
     def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice(buffer, rows[None], [layer] + [0] * rows.ndim)
+        return lax.dynamic_update_slice(buffer, rows[None], _starts([layer, *[0] * rows.ndim]))
 
     return jax.tree.map(write, entries, new)
+
+
+def _starts(at: Sequence[Any]) -> list[Any]:
+    """Where a slice begins, in 32 bits even where the user has enabled 64: lax mixes no dtypes."""
+    return [np.int32(i) if isinstance(i, int) else i for i in at]

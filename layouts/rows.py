@@ -49,10 +49,12 @@ def last_rows(
     batch = own.shape[0]
     length, cut = rows.shape[0] // batch, ax.live(layout.position_axes)
     if not layout.position_axes:
-        return jnp.take(rows, jnp.arange(batch) * length + at, axis=0)
+        return jnp.take(rows, jnp.arange(batch, dtype=jnp.int32) * length + at, axis=0)
     first = lax.axis_index(cut) * length if cut else 0
     here = (at >= first) & (at < first + length)
-    index = jnp.where(here, (at - first) * batch + jnp.arange(batch), rows.shape[0])
+    index = jnp.where(
+        here, (at - first) * batch + jnp.arange(batch, dtype=jnp.int32), rows.shape[0]
+    )
     found = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
     return ax.all_reduce(found, cut, schedule)
 

@@ -110,7 +110,7 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     """
     b, t, k, g, d = q.shape
     rows = jnp.swapaxes(q, 1, 2).reshape(b, k, t * g, d)
-    places = first + jnp.repeat(jnp.arange(t), g, total_repeat_length=t * g)
+    places = first + jnp.repeat(jnp.arange(t, dtype=jnp.int32), g, total_repeat_length=t * g)
     if t * g == 1:
         # The TPU compiler makes vector loops of a single row, 2.7 times slower than dots.
         rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, ROWS, d)))
@@ -151,7 +151,7 @@ def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
     scores = scores * attention_scale(q.shape[-1])
     if segment.key_scale is not None:
         scores = scores * segment.key_scale[..., None, :]
-    positions = jnp.arange(segment.size)
+    positions = jnp.arange(segment.size, dtype=jnp.int32)
     if segment.causal:
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
     if segment.lengths is not None:

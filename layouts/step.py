@@ -77,7 +77,7 @@ def make_step(
     tables = query_tables = None
     cut = feedforward.inner_position_axes
     if config.rotary is not None:
-        positions = prefix_length + own[:, None] + jnp.arange(new)
+        positions = prefix_length + own[:, None] + jnp.arange(new, dtype=jnp.int32)
         tables = rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
         # The TPU compiler would compute them again in each layer.
         sin, cos = lax.optimization_barrier(tables)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 
 import collective_einsum as ce
@@ -119,7 +120,7 @@ def stream(
 
     _, h, whole = ce.all_gather_fold(
         arrive,
-        (0, h, {name: _whole(shards[name], axes) for name in out}),
+        (np.int32(0), h, {name: _whole(shards[name], axes) for name in out}),
         _groups(shards, ways * len(names)),
         axis_name=axes,
         schedule=schedule,
