@@ -17,13 +17,13 @@ from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all
 from .collectives import reduce_scatter as reduce_scatter
 from .compiling import compiler_options as compiler_options
-from .compiling import jit as jit
 from .einsum import einsum as einsum
 from .einsums import all_gather_einsum as all_gather_einsum
 from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
 from .einsums import einsum_all_reduce as einsum_all_reduce
 from .einsums import einsum_reduce_scatter as einsum_reduce_scatter
 from .fold import all_gather_fold as all_gather_fold
+from .jitted import jit as jit
 from .quantized import Quantized as Quantized
 from .quantized import quantize as quantize
 from .schedule import Schedule as Schedule

@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 from jax import lax
 
 from .candidates import candidates, cuttable, length
 from .chip import Chip
-from .chip_names import chip_for
-from .compiling import with_options
+from .chip_names import as_chip
+from .compiling import traced_chip, with_options
 from .cost import Estimate, Problem, estimate
 from .schedule import Schedule, as_schedule
 
@@ -121,16 +120,16 @@ def resolve(
     op: Operation,
     values: Sequence[Any],
     schedule: str | Schedule,
-    chip: Chip | None,
+    chip: Chip | str | None,
     beside: float = 0.0,
 ) -> Schedule:
     """The schedule that was asked for, complete; for "auto", the one of `rank`."""
-    given = as_schedule(schedule)
+    given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
     if given is None:
-        return rank(op, values, chip or mesh_chip(), axes, beside).schedule
+        return rank(op, values, chip_of(named), axes, beside).schedule
     if given.kind == "chunked" and len(given.shares) > 1 and given.label is None:
-        problem = _problem(op, values, chip or mesh_chip(), axes)
+        problem = _problem(op, values, chip_of(named), axes)
         labels = [
             label
             for label in cuttable(op, given.direction)
@@ -141,8 +140,17 @@ def resolve(
     return given
 
 
+def closed_axes(op: Operation, schedule: Schedule, chip: Chip | str | None) -> tuple[str, ...]:
+    """Of the axes at the operation's ends, those that close into rings, where a ring goes through all
+    devices of several."""
+    if schedule.kind != "ring" or all(len(end.axes) == 1 for end in op.ends):
+        return ()
+    wraps = chip_of(chip).wraps
+    return tuple(a for end in op.ends for a in end.axes if wraps(lax.axis_size(a)))
+
+
 def resolve_collective(
-    kind: str, axes: Sequence[str], schedule: str | Schedule, chip: Chip | None
+    kind: str, axes: Sequence[str], schedule: str | Schedule, chip: Chip | str | None
 ) -> Schedule:
     """The schedule of a collective by itself: what can run beside other work, for "auto".
 
@@ -151,7 +159,7 @@ def resolve_collective(
     Raises:
       ValueError: a schedule that cuts einsums into chunks.
     """
-    given = as_schedule(schedule)
+    given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
     if given is not None:
         if given.kind == "chunked" and (given.direction != "direct" or len(given.shares) > 1):
             raise ValueError(
@@ -159,15 +167,23 @@ def resolve_collective(
                 "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'direct'"
             )
         return given
-    chip = chip or mesh_chip()
+    chip = chip_of(named)
     alone = math.prod(lax.axis_size(axis) for axis in axes) == 1
     if alone or kind in chip.asynchronous or not chip.torus_dims:
         return Schedule("blocking")
     return Schedule("ring", "latency")
 
 
+def chip_of(chip: Chip | str | None) -> Chip:
+    """The chip that is named, or else that of the mesh in scope; as its compiler serves what is being
+    traced.
+
+    Raises:
+      ValueError: no chip has that name.
+    """
+    return traced_chip() if chip is None else with_options(as_chip(chip))
+
+
 def mesh_chip() -> Chip:
-    """The chip of the mesh in scope, known while tracing even where there is no hardware."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
-    return with_options(chip_for(kind))
+    """`chip_of` where none is named."""
+    return traced_chip()

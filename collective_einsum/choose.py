@@ -29,7 +29,7 @@ def choose_schedule(
     preferred_element_type: Any = None,
     wire_dtype: Any = None,
     beside: float = 0.0,
-    chip: Chip = TPU_V4,
+    chip: Chip | str = TPU_V4,
 ) -> choice.Choice:
     """The schedules of an einsum with its collectives, ranked by predicted cost; `print` shows why.
 
@@ -50,7 +50,7 @@ def choose_schedule(
       preferred_element_type: dtype of the result.
       wire_dtype: dtype on the links.
       beside: as `all_gather_einsum`.
-      chip: whose costs to reckon with.
+      chip: whose costs to reckon with, itself or its name.
 
     Returns:
       A `Choice`: `.schedule`, `.rows`, `.reason`; prints as a table.

@@ -24,7 +24,7 @@ def all_gather(
     *,
     axis: int = 0,
     schedule: str | Schedule = "auto",
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> jax.Array:
     """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`: n times as long in that dimension.
 
@@ -34,7 +34,7 @@ def all_gather(
       axis: the dimension along which shards are joined.
       schedule: "auto", "blocking", "unidirectional", "bidirectional", "latency" or a `Schedule`,
         whose `wire_dtype` is the dtype on the links.
-      chip: whose costs "auto" reckons with; by default told from the mesh.
+      chip: whose costs "auto" reckons with, itself or its name; by default told from the mesh.
 
     Raises:
       ValueError: while tracing, for an unknown axis, dimension or schedule, or one that cannot
@@ -49,7 +49,7 @@ def reduce_scatter(
     *,
     scatter_dimension: int = 0,
     schedule: str | Schedule = "auto",
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> jax.Array:
     """`lax.psum_scatter(x, axis_name, scatter_dimension=scatter_dimension, tiled=True)`.
 
@@ -74,7 +74,7 @@ def all_to_all(
     concat_axis: int,
     *,
     schedule: str | Schedule = "auto",
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> jax.Array:
     """`lax.all_to_all(x, axis_name, split_axis, concat_axis, tiled=True)`.
 
@@ -98,7 +98,7 @@ def all_reduce(
     axis_name: AxisName,
     *,
     schedule: str | Schedule = "auto",
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> jax.Array:
     """`lax.psum(x, axis_name)`: a reduce-scatter and an all-gather, equal on all devices.
 
@@ -118,7 +118,7 @@ def _run(
     axis_name: AxisName,
     dim: int,
     schedule: str | Schedule,
-    chip: Chip | None,
+    chip: Chip | str | None,
     concat: int = 0,
 ) -> jax.Array:
     x = jnp.asarray(x)

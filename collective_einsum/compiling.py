@@ -1,48 +1,32 @@
-"""Compiling under the options with which a chip's compiler runs its collectives beside other work."""
+"""What is known, while a program is traced, of the chip and the options it will be compiled for."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-import jax.core
-import jax.numpy as jnp
 
 from .chip import Chip
-from .chip_names import chip_for
+from .chip_names import as_chip, chip_for
 
-# A part of the keys of jax's caches: what was traced without the options is not taken for them.
+# Parts of the keys of jax's caches: what was traced under others is not taken for these.
 _by_options = jax.make_user_context(default_value=False)
+_named = jax.make_user_context(default_value=None)
+_likely = jax.make_user_context(default_value=None)
 
 
-def compiler_options(chip: Chip | None = None) -> dict[str, bool | int | str]:
+def compiler_options(chip: Chip | str | None = None) -> dict[str, bool | int | str]:
     """What `jax.jit(..., compiler_options=...)` takes for the chip's compiler to run more of lax's
     collectives beside other work; nothing for a chip that has no such options.
 
     Args:
-      chip: by default that of `jax.devices()`.
+      chip: itself or its name; by default that of `jax.devices()`.
+
+    Raises:
+      ValueError: no chip has that name.
     """
-    return dict(_chip(chip).compiler_options)
-
-
-def jit(function: Callable[..., Any], *, chip: Chip | None = None, **options: Any) -> Any:
-    """`jax.jit` with `compiler_options(chip)`, and with schedules chosen for what they allow.
-
-    Inside of another jit, whose options count, it is `jax.jit` as it stands.
-
-    Args:
-      function: as for `jax.jit`.
-      chip: that it is compiled for; by default that of `jax.devices()`.
-      options: of `jax.jit`, such as `static_argnames`, `donate_argnames` and `out_shardings`; its
-        `compiler_options` are added to the chip's.
-
-    Returns:
-      A function with the `lower` and `trace` of `jax.jit`'s.
-    """
-    return _Jitted(function, _chip(chip), options)
+    return dict((attached_chip() if chip is None else as_chip(chip)).compiler_options)
 
 
 @contextlib.contextmanager
@@ -57,48 +41,30 @@ def by_options() -> bool:
     return bool(_by_options.value)
 
 
+@contextlib.contextmanager
+def for_chip(chip: Chip | None, *, likely: Chip | None = None) -> Iterator[None]:
+    """What is traced meanwhile is for `chip`, whatever its mesh; or, where neither that nor the mesh
+    tells, for the `likely` one."""
+    with _named(chip or _named.value), _likely(likely or _likely.value):
+        yield
+
+
+def traced_chip() -> Chip:
+    """The chip that what is being traced is for: the one that was named, or else the mesh's, known
+    even where there is no hardware; as its compiler serves it."""
+    return with_options(_named.value or _mesh_chip() or _likely.value or attached_chip())
+
+
 def with_options(chip: Chip) -> Chip:
     """The chip, as its compiler serves what is being traced."""
     return chip.under_options() if by_options() else chip
 
 
-class _Jitted:
-    """See `jit`."""
-
-    def __init__(self, function: Callable[..., Any], chip: Chip, options: dict[str, Any]) -> None:
-        functools.update_wrapper(self, function)
-
-        @functools.wraps(function)
-        def knowing(*args: Any, **kwargs: Any) -> Any:
-            with knowing_options():
-                return function(*args, **kwargs)
-
-        given = {**dict(chip.compiler_options), **(options.pop("compiler_options", None) or {})}
-        self._inside = jax.jit(function, **options)
-        self._alone = self._inside
-        if chip.compiler_options:
-            self._alone = jax.jit(knowing, **options, compiler_options=given)
-        elif given:
-            self._alone = jax.jit(function, **options, compiler_options=given)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Where both are one, there is nothing to ask.
-        nested = self._alone is not self._inside and _tracing()
-        return (self._inside if nested else self._alone)(*args, **kwargs)
-
-    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """As of `jax.jit`."""
-        return self._alone.lower(*args, **kwargs)
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """As of `jax.jit`."""
-        return self._alone.trace(*args, **kwargs)
+def attached_chip() -> Chip:
+    """The chip of `jax.devices()`."""
+    return chip_for(jax.devices()[0].device_kind)
 
 
-def _chip(chip: Chip | None) -> Chip:
-    return chip_for(jax.devices()[0].device_kind) if chip is None else chip
-
-
-def _tracing() -> bool:
-    """Whether a jit is being traced around this: all of jax's arrays are then traced."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+def _mesh_chip() -> Chip | None:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return None if device is None else chip_for(device.device_kind)

@@ -34,7 +34,7 @@ def einsum(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> jax.Array:
     """`jnp.einsum(spec, lhs, rhs, out_sharding=out_sharding)` with its collectives hidden.
 

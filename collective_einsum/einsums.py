@@ -22,7 +22,7 @@ def all_gather_einsum(
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
     beside: float = 0.0,
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` of operands one of which is all-gathered on the way.
 
@@ -53,7 +53,7 @@ def all_gather_einsum(
       beside: seconds of other work, which "auto" may reckon to run beside a collective of lax's that
         the compiler makes asynchronous: beside the gather, or with a scatter beside that of the last
         result; see `compiler_options`.
-      chip: whose costs "auto" reckons with; by default told from the mesh.
+      chip: whose costs "auto" reckons with, itself or its name; by default told from the mesh.
 
     Returns:
       The result's local shard; a list of them if `rhs` is a sequence.
@@ -80,7 +80,7 @@ def einsum_reduce_scatter(
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
     beside: float = 0.0,
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, a block of it on each.
 
@@ -120,7 +120,7 @@ def einsum_all_reduce(
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
     beside: float = 0.0,
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, as by `lax.psum`.
 
@@ -159,7 +159,7 @@ def all_gather_einsum_reduce_scatter(
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
     beside: float = 0.0,
-    chip: Chip | None = None,
+    chip: Chip | str | None = None,
 ) -> Any:
     """An all-gather before the einsum and a reduce-scatter after it, over different axes.
 

@@ -74,7 +74,7 @@ def all_gather_fold(
             return _blocking(step, init, shards, axes, n)
         around = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
         # One ring, of whole shards; it needs no axis to be closed.
-        (tour,) = stages.touring(around, lambda _: False)
+        (tour,) = stages.touring(around)
         steps = ring.gather(
             [ring.Strand(tour.axis, ring.lanes(n, how.direction, 1), tour.stops)],
             [shards],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
-from . import blocks, choice, ring, stages
+from . import blocks, ring, stages
 from .cost_dots import TILE
 from .local import lax_gather, lax_scatter, products
 from .ring import Lane
@@ -51,7 +51,7 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
     moving = op.moving(x)
     direction, rolls = op.schedule.direction, op.schedule.rolls
     if len(axes) > 1 and not sliced:
-        around: list[stages.Around] = [*stages.touring(axes, choice.mesh_chip().wraps)]
+        around: list[stages.Around] = [*stages.touring(axes, op.closed)]
         around = around[:shard]
     else:
         around = [stages.major(axes)]

@@ -33,7 +33,8 @@ class End:
 class Operation:
     """One einsum and the collectives at its ends, but for the operands; hashable.
 
-    `gather` is of the lhs. `reduce` are the axes of an all-reduce of the result.
+    `gather` is of the lhs. `reduce` are the axes of an all-reduce of the result, `closed` those of
+    the ends whose last device is a neighbour of its first.
     """
 
     form: Literal["each", "sum"]
@@ -48,6 +49,7 @@ class Operation:
     accumulator: Any
     dtype: Any
     sum_wire: Any
+    closed: tuple[str, ...] = ()
 
     @property
     def ends(self) -> tuple[End, ...]:

@@ -33,7 +33,7 @@ class Options:
     accumulator_dtype: Any = None
     wire_dtype: Any = None
     beside: float = 0.0
-    chip: Chip | None = None
+    chip: Chip | str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,7 @@ def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.
         )
     op, values = _operation(group)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
-    chip = options.chip or choice.mesh_chip()
-    return choice.rank(op, values, chip, axes, options.beside)
+    return choice.rank(op, values, choice.chip_of(options.chip), axes, options.beside)
 
 
 def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:
@@ -306,7 +305,11 @@ def _apply(problems: list[_Problem]) -> list[Any]:
         check_schedule(
             schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=p.ends.reduce is not None
         )
-    op = dataclasses.replace(op, schedule=dataclasses.replace(schedule, wire_dtype=first.wire))
+    op = dataclasses.replace(
+        op,
+        schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
+        closed=choice.closed_axes(op, schedule, options.chip),
+    )
     scaled = [p.scaled for p in problems]
     stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
     if stays and piecewise.scales_apart(op):

@@ -86,11 +86,12 @@ class Touring(Around):
         return self.onward[offset % self.n]
 
 
-def touring(axes: tuple[str, ...], closed: Callable[[int], bool]) -> list[Touring]:
-    """One or two rings through all devices of `axes`, which share no link; `closed` says of an axis
-    of a size whether its ends are neighbours."""
-    sizes = tuple(lax.axis_size(axis) for axis in ring.in_mesh_order(axes))
-    return [Touring(axes, tour) for tour in tours(sizes, tuple(closed(n) for n in sizes))]
+def touring(axes: tuple[str, ...], closed: Sequence[str] = ()) -> list[Touring]:
+    """One or two rings through all devices of `axes`, which share no link; the ends of those that are
+    `closed` are neighbours."""
+    ordered = ring.in_mesh_order(axes)
+    sizes = tuple(lax.axis_size(axis) for axis in ordered)
+    return [Touring(axes, tour) for tour in tours(sizes, tuple(a in closed for a in ordered))]
 
 
 def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:

@@ -1,0 +1,204 @@
+"""`jit`: `jax.jit` under the options with which a chip's compiler runs its collectives beside work."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, Sharding
+
+from .chip import Chip
+from .chip_names import as_chip, chip_for
+from .compiling import attached_chip, for_chip, knowing_options
+
+_MISSING: Any = object()
+
+
+def jit(function: Any = _MISSING, /, *, chip: Chip | str | None = None, **options: Any) -> Any:
+    """`jax.jit` with `compiler_options(chip)`, and with schedules chosen for what they allow.
+
+    Inside of another jit, whose options count, it is `jax.jit` as it stands; so it is under a
+    transformation: differentiate or map inside of it, as in `ce.jit(jax.grad(loss))`.
+
+    Args:
+      function: as for `jax.jit`; without it, the result is a decorator.
+      chip: that it is compiled for, itself or its name; schedules are chosen for it. By default that
+        of the mesh in context (`jax.set_mesh`), or of the arguments' shardings, or of `in_shardings`
+        and `out_shardings`, or, for `lower` and `trace`, of the meshes within; else that of
+        `jax.devices()`.
+      options: of `jax.jit`, such as `static_argnames`, `donate_argnames` and `out_shardings`; its
+        `compiler_options` are added to the chip's.
+
+    Returns:
+      What `jax.jit` returns: a function, or method of a class, with `lower`, `trace`, `eval_shape`
+      and `clear_cache`.
+
+    Raises:
+      ValueError: no chip has that name.
+    """
+    if function is _MISSING:
+        return functools.partial(jit, chip=chip, **options)
+    return Jitted(function, None if chip is None else as_chip(chip), options)
+
+
+class Jitted:
+    """See `jit`."""
+
+    def __init__(
+        self, function: Callable[..., Any], chip: Chip | None, options: dict[str, Any]
+    ) -> None:
+        self._chip, self._options = chip, dict(options)
+        self._given = self._options.pop("compiler_options", None) or {}
+        # Where schedules are not told the chip, nor options, it is the function itself.
+        told = function if chip is None else self._telling(function, chip, knows=False)
+        self._inside = jax.jit(told, **self._options)
+        self._alone: dict[Chip, Any] = {}
+        functools.update_wrapper(self, function)
+        self.__name__ = self._inside.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `jax.jit`."""
+        if not _at_top_level():
+            return self._inside(*args, **kwargs)
+        return self._for(self._known_chip(args, kwargs) or attached_chip())(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<collective_einsum.jit of {self.__wrapped__!r}>"
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """As of `jax.jit`."""
+        return self._ahead_of_time(args, kwargs).lower(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
+        """As of `jax.jit`."""
+        return self._ahead_of_time(args, kwargs).trace(*args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `jax.jit`."""
+        return self._inside.eval_shape(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """As of `jax.jit`."""
+        for each in self._every():
+            each.clear_cache()
+
+    def _cache_size(self) -> int:
+        return sum(each._cache_size() for each in self._every())
+
+    def _every(self) -> list[Any]:
+        others = [each for each in self._alone.values() if each is not self._inside]
+        return [self._inside, *others]
+
+    def _ahead_of_time(self, args: Any, kwargs: Any) -> Any:
+        chip = self._known_chip(args, kwargs)
+        if chip is not None:
+            return self._for(chip)
+        plain = self._for(attached_chip())
+        return self._for(
+            _one_chip(_meshes_in(plain.trace(*args, **kwargs).jaxpr)) or attached_chip()
+        )
+
+    def _known_chip(self, args: Any, kwargs: Any) -> Chip | None:
+        return (
+            self._chip
+            or _one_chip([jax.sharding.get_abstract_mesh()])
+            or _one_chip(_placed(jax.tree.leaves((args, kwargs))))
+            or _one_chip(self._option_places())
+        )
+
+    def _option_places(self) -> Iterator[Any]:
+        for name in ("in_shardings", "out_shardings"):
+            for each in jax.tree.leaves(self._options.get(name)):
+                yield getattr(each, "sharding", each)
+        yield self._options.get("device")
+        if backend := self._options.get("backend"):
+            yield jax.devices(backend)[0]
+
+    def _for(self, chip: Chip) -> Any:
+        """What compiles for the chip: the plain one where it has no options."""
+        found = self._alone.get(chip)
+        if found is None:
+            found = self._alone[chip] = self._made_for(chip)
+        return found
+
+    def _made_for(self, chip: Chip) -> Any:
+        knows = bool(chip.compiler_options)
+        if not knows and not self._given and chip in (self._chip, attached_chip()):
+            return self._inside
+        telling = self._telling(self.__wrapped__, chip, knows)
+        given = {**dict(chip.compiler_options), **self._given}
+        return jax.jit(telling, **self._options, compiler_options=given or None)
+
+    def _telling(self, function: Callable[..., Any], chip: Chip, knows: bool) -> Any:
+        """The function, in which schedules are chosen for the chip, if it was named, and what its
+        options allow."""
+        named = chip if self._chip is not None else None
+
+        @functools.wraps(function)
+        def telling(*args: Any, **kwargs: Any) -> Any:
+            with for_chip(named, likely=chip):
+                if not knows:
+                    return function(*args, **kwargs)
+                with knowing_options():
+                    return function(*args, **kwargs)
+
+        # As jax names what has no name.
+        telling.__name__ = jax.jit(function).__name__
+        return telling
+
+
+def _placed(leaves: Iterable[Any]) -> Iterator[Any]:
+    """Where arguments are, of those whose place is settled."""
+    for leaf in leaves:
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is not None and getattr(leaf, "committed", True):
+            yield sharding
+
+
+def _one_chip(places: Iterable[Any]) -> Chip | None:
+    """The chip that all these shardings, meshes and devices are of; None for several, or none."""
+    kinds = {_kind(place) for place in places} - {None}
+    return chip_for(kinds.pop()) if len(kinds) == 1 else None
+
+
+def _kind(place: Any) -> Any:
+    if isinstance(place, Sharding):
+        place = getattr(place, "mesh", None) or next(iter(place.device_set))
+    if isinstance(place, Mesh):
+        return None if place.empty else place.devices.flat[0].device_kind
+    if isinstance(place, AbstractMesh):
+        place = place.abstract_device
+    return getattr(place, "device_kind", None)
+
+
+def _meshes_in(value: Any) -> Iterator[Any]:
+    """The meshes that a program names."""
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _meshes_in(each)
+    elif isinstance(value, Mesh | AbstractMesh | Sharding):
+        yield value
+    else:
+        for equation in getattr(value, "eqns", ()):
+            yield from _meshes_in(list(equation.params.values()))
+
+
+@functools.cache
+def _trace_state() -> tuple[Callable[[], Any], Any]:
+    """What gives the state of tracing, and that of no tracing; jax.extend is slow to import."""
+    from jax.extend.core import get_opaque_trace_state
+
+    with jax.ensure_compile_time_eval():
+        return get_opaque_trace_state, get_opaque_trace_state()
+
+
+def _at_top_level() -> bool:
+    """Whether nothing is being traced or transformed around this."""
+    state, nothing = _trace_state()
+    return state() == nothing
