@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from .chip import Chip
 from .chips import H100, H200, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
@@ -24,6 +26,13 @@ _CHIP_OF_KIND: dict[str, Chip] = {
     "NVIDIA H100 80GB HBM3": H100,
     "NVIDIA H200": H200,
     "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
+}
+
+# What only the TPU's compiler knows, and others refuse.
+_TPU_OPTIONS = {
+    name
+    for chip in _CHIP_OF_KIND.values()
+    for name, _ in (*chip.compiler_options, *chip.no_prefetch_options)
 }
 
 _SHORT_NAMES: dict[str, Chip] = {
@@ -82,6 +91,13 @@ def chip_for(device_kind: str) -> Chip:
     """
     chip = _CHIP_OF_KIND.get(device_kind)
     return _nearest(device_kind) if chip is None else chip
+
+
+def options_on(device_kind: str, options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a chip's options those that are there for the compiler of this kind of device: where others
+    stand in for TPUs, as emulated ones do, the options of the TPU's compiler are left out."""
+    tpu = device_kind.startswith("TPU")
+    return {name: value for name, value in options if tpu or name not in _TPU_OPTIONS}
 
 
 # Remembered, so that it is said once; where warnings are errors nothing is, and each is raised.

@@ -26,7 +26,7 @@ def compiler_options(chip: Chip | str | None = None) -> dict[str, bool | int | s
     Raises:
       ValueError: no chip has that name.
     """
-    return dict((attached_chip() if chip is None else as_chip(chip)).compiler_options)
+    return dict((chip_for(attached_kind()) if chip is None else as_chip(chip)).compiler_options)
 
 
 @contextlib.contextmanager
@@ -42,17 +42,22 @@ def by_options() -> bool:
 
 
 @contextlib.contextmanager
-def for_chip(chip: Chip | None, *, likely: Chip | None = None) -> Iterator[None]:
+def for_chip(chip: Chip | str | None, *, likely: Chip | None = None) -> Iterator[None]:
     """What is traced meanwhile is for `chip`, whatever its mesh; or, where neither that nor the mesh
-    tells, for the `likely` one."""
-    with _named(chip or _named.value), _likely(likely or _likely.value):
+    tells, for the `likely` one.
+
+    Raises:
+      ValueError: no chip has that name.
+    """
+    named = _named.value if chip is None else as_chip(chip)
+    with _named(named), _likely(likely or _likely.value):
         yield
 
 
 def traced_chip() -> Chip:
     """The chip that what is being traced is for: the one that was named, or else the mesh's, known
     even where there is no hardware; as its compiler serves it."""
-    return with_options(_named.value or _mesh_chip() or _likely.value or attached_chip())
+    return with_options(_named.value or _mesh_chip() or _likely.value or chip_for(attached_kind()))
 
 
 def with_options(chip: Chip) -> Chip:
@@ -60,9 +65,9 @@ def with_options(chip: Chip) -> Chip:
     return chip.under_options() if by_options() else chip
 
 
-def attached_chip() -> Chip:
-    """The chip of `jax.devices()`."""
-    return chip_for(jax.devices()[0].device_kind)
+def attached_kind() -> str:
+    """The kind of `jax.devices()`."""
+    return jax.devices()[0].device_kind
 
 
 def _mesh_chip() -> Chip | None:

@@ -11,8 +11,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, Sharding
 
 from .chip import Chip
-from .chip_names import as_chip, chip_for
-from .compiling import attached_chip, for_chip, knowing_options
+from .chip_names import as_chip, chip_for, options_on
+from .compiling import attached_kind, for_chip, knowing_options
 
 _MISSING: Any = object()
 
@@ -30,7 +30,8 @@ def jit(function: Any = _MISSING, /, *, chip: Chip | str | None = None, **option
         and `out_shardings`, or, for `lower` and `trace`, of the meshes within; else that of
         `jax.devices()`.
       options: of `jax.jit`, such as `static_argnames`, `donate_argnames` and `out_shardings`; its
-        `compiler_options` are added to the chip's.
+        `compiler_options` are added to the chip's. Those of a TPU are left out where other devices
+        stand in for it.
 
     Returns:
       What `jax.jit` returns: a function, or method of a class, with `lower`, `trace`, `eval_shape`
@@ -55,7 +56,7 @@ class Jitted:
         # Where schedules are not told the chip, nor options, it is the function itself.
         told = function if chip is None else self._telling(function, chip, knows=False)
         self._inside = jax.jit(told, **self._options)
-        self._alone: dict[Chip, Any] = {}
+        self._alone: dict[str, Any] = {}
         functools.update_wrapper(self, function)
         self.__name__ = self._inside.__name__
 
@@ -63,7 +64,7 @@ class Jitted:
         """As of `jax.jit`."""
         if not _at_top_level():
             return self._inside(*args, **kwargs)
-        return self._for(self._known_chip(args, kwargs) or attached_chip())(*args, **kwargs)
+        return self._for(self._known_kind(args, kwargs) or attached_kind())(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -96,20 +97,18 @@ class Jitted:
         return [self._inside, *others]
 
     def _ahead_of_time(self, args: Any, kwargs: Any) -> Any:
-        chip = self._known_chip(args, kwargs)
-        if chip is not None:
-            return self._for(chip)
-        plain = self._for(attached_chip())
-        return self._for(
-            _one_chip(_meshes_in(plain.trace(*args, **kwargs).jaxpr)) or attached_chip()
-        )
+        kind = self._known_kind(args, kwargs)
+        if kind is None:
+            program = self._for(attached_kind()).trace(*args, **kwargs).jaxpr
+            kind = _one_kind(_meshes_in(program)) or attached_kind()
+        return self._for(kind)
 
-    def _known_chip(self, args: Any, kwargs: Any) -> Chip | None:
+    def _known_kind(self, args: Any, kwargs: Any) -> str | None:
+        """The kind of the devices that it is compiled for, as far as arguments tell."""
         return (
-            self._chip
-            or _one_chip([jax.sharding.get_abstract_mesh()])
-            or _one_chip(_placed(jax.tree.leaves((args, kwargs))))
-            or _one_chip(self._option_places())
+            _one_kind([jax.sharding.get_abstract_mesh()])
+            or _one_kind(_placed(jax.tree.leaves((args, kwargs))))
+            or _one_kind(self._option_places())
         )
 
     def _option_places(self) -> Iterator[Any]:
@@ -120,19 +119,20 @@ class Jitted:
         if backend := self._options.get("backend"):
             yield jax.devices(backend)[0]
 
-    def _for(self, chip: Chip) -> Any:
-        """What compiles for the chip: the plain one where it has no options."""
-        found = self._alone.get(chip)
+    def _for(self, kind: str) -> Any:
+        """What compiles for devices of this kind: the plain one where there are no options."""
+        found = self._alone.get(kind)
         if found is None:
-            found = self._alone[chip] = self._made_for(chip)
+            found = self._alone[kind] = self._made_for(kind)
         return found
 
-    def _made_for(self, chip: Chip) -> Any:
+    def _made_for(self, kind: str) -> Any:
+        chip = self._chip or chip_for(kind)
         knows = bool(chip.compiler_options)
-        if not knows and not self._given and chip in (self._chip, attached_chip()):
+        if not knows and not self._given and (self._chip or kind == attached_kind()):
             return self._inside
         telling = self._telling(self.__wrapped__, chip, knows)
-        given = {**dict(chip.compiler_options), **self._given}
+        given = {**options_on(kind, chip.compiler_options), **self._given}
         return jax.jit(telling, **self._options, compiler_options=given or None)
 
     def _telling(self, function: Callable[..., Any], chip: Chip, knows: bool) -> Any:
@@ -161,10 +161,10 @@ def _placed(leaves: Iterable[Any]) -> Iterator[Any]:
             yield sharding
 
 
-def _one_chip(places: Iterable[Any]) -> Chip | None:
-    """The chip that all these shardings, meshes and devices are of; None for several, or none."""
+def _one_kind(places: Iterable[Any]) -> str | None:
+    """The kind of the devices of all these shardings and meshes; None for several kinds, or none."""
     kinds = {_kind(place) for place in places} - {None}
-    return chip_for(kinds.pop()) if len(kinds) == 1 else None
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _kind(place: Any) -> Any:

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from collective_einsum.chip import Chip
+from collective_einsum.compiling import for_chip
+
 from . import axes as ax
 from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .cache import Entries
@@ -39,6 +42,7 @@ def attention(
     prefix: Past | None = None,
     mesh: Any = None,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Past]:
     """Causal attention of a block, without its norm, on local shards inside shard_map.
 
@@ -55,6 +59,7 @@ def attention(
       prefix: keys and values [K, P, D] that come before `past` in every sequence.
       mesh: given outside of a shard_map, where all of these are global arrays.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+      chip: for which schedules are chosen, itself or its name; by default that of the mesh.
 
     Returns:
       As `x`; and the new keys and values, `Entries` of [B, K, T, D], for the cache.
@@ -63,7 +68,8 @@ def attention(
       ValueError: while tracing, in words, for sizes that do not fit.
     """
     call = LayerCall(config, layout, attention_layout, schedule)
-    return call(_attention, x, weights, lengths, past, prefix, mesh)
+    with for_chip(chip):
+        return call(_attention, x, weights, lengths, past, prefix, mesh)
 
 
 def _attention(

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 
+from collective_einsum.chip import Chip
+from collective_einsum.compiling import for_chip
+
 from . import axes as ax
 from . import stream_cost
 from .attention import add_output_bias, attend_columns, project_heads
@@ -33,6 +36,7 @@ def parallel_block(
     prefix: Past | None = None,
     mesh: Any = None,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Past]:
     """x + attention(norm(x)) + feedforward(norm(x)), inside shard_map.
 
@@ -41,7 +45,7 @@ def parallel_block(
 
     Args:
       weights: of one layer; see `params.py`, and `layouts.param_specs` for how they are stored.
-      x, config, layout, attention_layout, lengths, past, prefix, mesh, schedule: as `attention`.
+      x, config, layout, attention_layout, lengths, past, prefix, mesh, schedule, chip: as `attention`.
 
     Returns:
       As `attention`.
@@ -50,7 +54,8 @@ def parallel_block(
       ValueError: while tracing, in words, for sizes that do not fit.
     """
     call = LayerCall(config, layout, attention_layout, schedule)
-    return call(parallel, x, weights, lengths, past, prefix, mesh)
+    with for_chip(chip):
+        return call(parallel, x, weights, lengths, past, prefix, mesh)
 
 
 def serial_block(
@@ -65,10 +70,12 @@ def serial_block(
     prefix: Past | None = None,
     mesh: Any = None,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Past]:
     """y = x + attention(norm(x)), and then y + feedforward(norm_ffn(y)); as `parallel_block`."""
     call = LayerCall(config, layout, attention_layout, schedule)
-    return call(serial, x, weights, lengths, past, prefix, mesh)
+    with for_chip(chip):
+        return call(serial, x, weights, lengths, past, prefix, mesh)
 
 
 def block(

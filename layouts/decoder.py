@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from collective_einsum.chip import Chip
+
 from . import axes as ax
 from . import checks
 from .axes import ScheduleLike
@@ -46,6 +48,7 @@ def prefill(
     lengths: Any = None,
     plan: Any = None,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads a chunk of tokens into each sequence's cache: a prompt, or what follows one.
 
@@ -59,6 +62,8 @@ def prefill(
         sequence as it is, with meaningless logits.
       plan: a `Partitioning`; the default one for a prefill of this size unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+      chip: for which the default plan and schedules are chosen, itself or its name; by default that
+        of the mesh.
 
     Returns:
       logits [batch, vocab], sharded over the vocabulary, after each sequence's last token, in
@@ -70,8 +75,8 @@ def prefill(
     """
     batch, length = jnp.shape(tokens)
     if plan is None:
-        plan = default_prefill(config, mesh, batch, length, cache.max_length)
-    program = Program.of(config, mesh, plan, schedule, params)
+        plan = default_prefill(config, mesh, batch, length, cache.max_length, chip=chip)
+    program = Program.of(config, mesh, plan, schedule, params, chip)
     tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
     return extender(program)(params, cache, tokens, counts, reads=checks.has_past(cache))
 
@@ -85,13 +90,14 @@ def decode_step(
     *,
     plan: Any = None,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Appends one token to each sequence.
 
     Args:
       tokens: [batch] integers.
       plan: the default one for decoding unless given.
-      config, mesh, params, cache, schedule: as `prefill`; the cache is donated.
+      config, mesh, params, cache, schedule, chip: as `prefill`; the cache is donated.
 
     Returns:
       As `prefill`.
@@ -101,8 +107,8 @@ def decode_step(
     """
     (batch,) = jnp.shape(tokens)
     if plan is None:
-        plan = default_decode(config, mesh, batch, cache.max_length)
-    program = Program.of(config, mesh, plan, schedule, params)
+        plan = default_decode(config, mesh, batch, cache.max_length, chip=chip)
+    program = Program.of(config, mesh, plan, schedule, params, chip)
     tokens, counts = checks.check_step(program, params, cache, jnp.asarray(tokens)[:, None], None)
     return extender(program)(params, cache, tokens, counts, reads=True)
 

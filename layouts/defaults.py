@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from collective_einsum.chip import Chip
-from collective_einsum.chip_names import chip_for
+from collective_einsum.chip_names import as_chip, chip_for
 
 from .axes import AXES, check_mesh
 from .config import ModelConfig
@@ -17,19 +17,28 @@ from .placement import Placement, place
 from .planner import Option, plan
 
 
-def default_decode(config: ModelConfig, mesh: Any, batch: int, context: int) -> Partitioning:
+def default_decode(
+    config: ModelConfig, mesh: Any, batch: int, context: int, *, chip: Chip | str | None = None
+) -> Partitioning:
     """What `plan` chooses for decoding with bf16 weights and a cache of `context` positions.
 
-    The same for other weights, so that one cache serves them all.
+    The same for other weights, so that one cache serves them all. On `chip`, itself or its name; by
+    default that of the mesh.
 
     Raises:
       ValueError: the mesh has other axes, or no layout divides the model and the batch.
     """
-    return _decode(config, _shape(mesh), chip_of(mesh), batch, context)
+    return _decode(config, _shape(mesh), chip_of(mesh, chip), batch, context)
 
 
 def default_prefill(
-    config: ModelConfig, mesh: Any, batch: int, length: int, context: int
+    config: ModelConfig,
+    mesh: Any,
+    batch: int,
+    length: int,
+    context: int,
+    *,
+    chip: Chip | str | None = None,
 ) -> Partitioning:
     """What `plan` chooses for prompts of `length` tokens, of the layouts that shard a cache of
     `context` positions as `default_decode` does.
@@ -37,7 +46,7 @@ def default_prefill(
     Raises:
       ValueError: as `default_decode`.
     """
-    return _prefill(config, _shape(mesh), chip_of(mesh), batch, length, context)
+    return _prefill(config, _shape(mesh), chip_of(mesh, chip), batch, length, context)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -82,9 +91,19 @@ def _shape(mesh: Any) -> tuple[int, ...]:
     return tuple(sizes[axis] for axis in AXES)
 
 
-def chip_of(mesh: Any) -> Chip:
-    """The chip of a mesh's devices; of an abstract mesh, the one it was made for."""
+def chip_of(mesh: Any, chip: Chip | str | None = None) -> Chip:
+    """The chip that is named, or that of a mesh's devices; of an abstract mesh, the one it was made
+    for.
+
+    Raises:
+      ValueError: no chip has that name.
+    """
+    return chip_for(kind_of(mesh)) if chip is None else as_chip(chip)
+
+
+def kind_of(mesh: Any) -> str:
+    """That of a mesh's devices; of an abstract mesh, of those that it was made for."""
     if isinstance(mesh, Mesh):
-        return chip_for(mesh.devices.flat[0].device_kind)
+        return mesh.devices.flat[0].device_kind
     device = getattr(mesh, "abstract_device", None)
-    return chip_for("cpu" if device is None else device.device_kind)
+    return "cpu" if device is None else device.device_kind

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
+from collective_einsum.chip import Chip
+from collective_einsum.compiling import for_chip
+
 from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
 from .config import ModelConfig
@@ -44,6 +47,7 @@ def feedforward(
     *,
     mesh: Any = None,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> jax.Array:
     """The feedforward of a block, without its norm, on local shards inside shard_map.
 
@@ -56,6 +60,7 @@ def feedforward(
       mesh: given outside of a shard_map, where x and weights are global arrays.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`. Under "auto" a gated
         feedforward whose rows are cut may come in two parts of F, which adds up in another order.
+      chip: for which schedules are chosen, itself or its name; by default that of the mesh.
 
     Returns:
       As `x`.
@@ -67,10 +72,13 @@ def feedforward(
         ax.check_mesh(mesh)
         spec = activation_spec(layout)
         specs = (spec, weight_specs_of(weights, WEIGHT_SPECS))
-        local = functools.partial(feedforward, config=config, layout=layout, schedule=schedule)
+        local = functools.partial(
+            feedforward, config=config, layout=layout, schedule=schedule, chip=chip
+        )
         return on_mesh(mesh, local, specs, spec)(x, weights)
     ax.local_sizes()
-    y = projected(ax.rows(x), None, weights, config, layout, schedule)
+    with for_chip(chip):
+        y = projected(ax.rows(x), None, weights, config, layout, schedule)
     if "b_out" in weights:
         y = add_bias(y, boundary_shard(layout, weights["b_out"], config.d_model))
     return y.reshape(x.shape)

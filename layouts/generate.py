@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from collective_einsum.chip import Chip
+
 from . import axes as ax
 from . import checks
 from .axes import ScheduleLike
@@ -44,6 +46,7 @@ def generate(
     prefill_plan: Any = None,
     int8_cache: bool = False,
     schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Continues prompts, each until it draws an end token or has all that it may have.
 
@@ -67,6 +70,8 @@ def generate(
         or the default one for a prefill if neither is.
       int8_cache: store keys and values as int8.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+      chip: for which the default plans and schedules are chosen, itself or its name; by default that
+        of the mesh.
 
     Returns:
       new tokens [batch, max_new_tokens] int32, and how many each sequence drew, its end token
@@ -80,13 +85,13 @@ def generate(
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     room = length + max_new_tokens
     if plan is None:
-        plan = default_decode(config, mesh, batch, room)
+        plan = default_decode(config, mesh, batch, room, chip=chip)
         if prefill_plan is None:
-            prefill_plan = default_prefill(config, mesh, batch, length, room)
-    program = Program.of(config, mesh, plan, schedule, params)
+            prefill_plan = default_prefill(config, mesh, batch, length, room, chip=chip)
+    program = Program.of(config, mesh, plan, schedule, params, chip)
     reader = program
     if prefill_plan is not None:
-        reader = Program.of(config, mesh, prefill_plan, schedule, params)
+        reader = Program.of(config, mesh, prefill_plan, schedule, params, chip)
         _check_alike(program, reader)
     for token in (*end_tokens, pad_token):
         if not 0 <= token < config.vocab:

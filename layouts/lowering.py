@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from collective_einsum.chip import Chip
+
 from . import checks
 from .axes import ScheduleLike, check_mesh
 from .cache import empty_cache
@@ -33,6 +35,7 @@ def lower_decode_step(
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
     unrolled: bool = False,
+    chip: Chip | str | None = None,
 ) -> jax.stages.Lowered:
     """What `decode_step` runs, lowered for a cache of `context` positions.
 
@@ -47,6 +50,8 @@ def lower_decode_step(
       int8_cache: keys and values are stored as int8.
       unrolled: each layer's parameters are arrays of their own, as `init(..., unrolled=True)` makes
         them, and the step is written out: see `stacking`.
+      chip: for which the default plan and schedules are chosen, itself or its name; by default that
+        of the mesh.
 
     Returns:
       The lowered program; `.compile()` compiles it for the mesh's devices.
@@ -56,9 +61,20 @@ def lower_decode_step(
     """
     checks.check_weights(weights, WEIGHTS)
     checks.check_mesh_for(config, mesh)
-    plan = default_decode(config, mesh, batch, context) if plan is None else plan
+    plan = default_decode(config, mesh, batch, context, chip=chip) if plan is None else plan
     return _lower(
-        config, mesh, plan, schedule, weights, batch, 1, context, int8_cache, unrolled, reads=True
+        config,
+        mesh,
+        plan,
+        schedule,
+        weights,
+        batch,
+        1,
+        context,
+        int8_cache,
+        unrolled,
+        chip,
+        reads=True,
     )
 
 
@@ -73,13 +89,14 @@ def lower_prefill(
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
     unrolled: bool = False,
+    chip: Chip | str | None = None,
 ) -> jax.stages.Lowered:
     """What `prefill` runs, lowered for prompts that fill a new cache of `length` positions.
 
     Args:
       length: of the prompts and of the cache.
       plan: a `Partitioning`; the planner's choice for a prefill of this size unless given.
-      config, mesh, batch, weights, schedule, int8_cache, unrolled: as `lower_decode_step`.
+      config, mesh, batch, weights, schedule, int8_cache, unrolled, chip: as `lower_decode_step`.
 
     Returns:
       As `lower_decode_step`.
@@ -90,8 +107,8 @@ def lower_prefill(
     checks.check_weights(weights, WEIGHTS)
     checks.check_mesh_for(config, mesh)
     if plan is None:
-        plan = default_prefill(config, mesh, batch, length, length)
-    given = (weights, batch, length, length, int8_cache, unrolled)
+        plan = default_prefill(config, mesh, batch, length, length, chip=chip)
+    given = (weights, batch, length, length, int8_cache, unrolled, chip)
     return _lower(config, mesh, plan, schedule, *given, reads=False)
 
 
@@ -106,13 +123,14 @@ def _lower(
     context: int,
     int8_cache: bool,
     unrolled: bool,
+    chip: Chip | str | None,
     *,
     reads: bool,
 ) -> jax.stages.Lowered:
     checks.check_batch(batch, config, mesh, plan)
     checks.check_positions(new, plan.feedforward, check_mesh(mesh))
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
-    program = Program.of(config, mesh, plan, schedule, params)
+    program = Program.of(config, mesh, plan, schedule, params, chip)
     cache = jax.eval_shape(
         lambda: empty_cache(config, batch, context, jnp.bfloat16, int8=int8_cache)
     )

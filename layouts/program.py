@@ -10,12 +10,15 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
+from collective_einsum.chip import Chip
+from collective_einsum.chip_names import options_on
+from collective_einsum.compiling import for_chip
 from collective_einsum.schedule import as_schedule
 
 from .axes import ScheduleLike, check_mesh, size, values
 from .cache import Cache
 from .config import ModelConfig
-from .defaults import chip_of
+from .defaults import chip_of, kind_of
 from .doors import on_mesh
 from .embedding import vocab_axes
 from .params import Params
@@ -33,10 +36,17 @@ class Program:
     plan: Any
     schedule: ScheduleLike = "auto"
     table_bytes: int = 0
+    chip: Chip | None = None
 
     @classmethod
     def of(
-        cls, config: ModelConfig, mesh: Any, plan: Any, schedule: ScheduleLike, params: Params
+        cls,
+        config: ModelConfig,
+        mesh: Any,
+        plan: Any,
+        schedule: ScheduleLike,
+        params: Params,
+        chip: Chip | str | None = None,
     ) -> Program:
         """The program for parameters, of which only kinds and shapes matter.
 
@@ -48,7 +58,7 @@ class Program:
             table, sizes = values(params["embedding"]), check_mesh(mesh)
             found = math.prod(table.shape) * table.dtype.itemsize
             found //= size(vocab_axes(config, sizes), sizes)
-        return cls(config, mesh, plan, schedule, found)
+        return cls(config, mesh, plan, schedule, found, None if chip is None else ce.as_chip(chip))
 
     @property
     def placement(self) -> Placement:
@@ -69,21 +79,28 @@ class Program:
         """That it is compiled under: none where all collectives are to block."""
         if as_schedule(self.schedule) == as_schedule("blocking"):
             return {}
-        chip = chip_of(self.mesh)
-        found = ce.compiler_options(chip)
+        chip = self.chip or chip_of(self.mesh)
+        found = chip.compiler_options
         if 0 < self.table_bytes <= chip.cmem_bytes:
             # The compiler would bring the table, which the next step reads first, into on-chip memory
             # at the end of this one, and has no room left for weights.
-            found |= dict(chip.no_prefetch_options)
-        return found
+            found += chip.no_prefetch_options
+        return options_on(kind_of(self.mesh), found)
 
     def jit(self, function: Any, **options: Any) -> Any:
         """`function` compiled for the mesh, under `compiler_options`."""
         found = self.compiler_options
-        if not found:
+        if not found and self.chip is None:
             return jax.jit(function, **options)
-        return ce.jit(function, chip=chip_of(self.mesh), compiler_options=found, **options)
+        return ce.jit(
+            function, chip=self.chip or chip_of(self.mesh), compiler_options=found, **options
+        )
 
     def shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        """`function` of local shards as one of global arrays."""
-        return on_mesh(self.mesh, function, in_specs, out_specs)
+        """`function` of local shards as one of global arrays, traced for the chip."""
+
+        def told(*values: Any) -> Any:
+            with for_chip(self.chip):
+                return function(*values)
+
+        return on_mesh(self.mesh, told, in_specs, out_specs)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from collective_einsum.chip import Chip
+
 from . import checks, params
 from .cache import Cache, Prefix, empty_cache
 from .config import ModelConfig
@@ -83,6 +85,7 @@ def init_cache(
     dtype: Any = jnp.bfloat16,
     int8: bool = False,
     prefix: Prefix | None = None,
+    chip: Chip | str | None = None,
 ) -> Cache:
     """An empty cache, each shard made on the chip that keeps it.
 
@@ -94,11 +97,12 @@ def init_cache(
       dtype: of keys and values.
       int8: store them as int8, with a scale for each position and head.
       prefix: what all sequences begin with, from `shared_prefix`; stored once, not once for each.
+      chip: for which the default plan is chosen, itself or its name; by default that of the mesh.
 
     Raises:
       ValueError: sizes do not fit the mesh, the layout or each other.
     """
-    plan = default_decode(config, mesh, batch, max_length) if plan is None else plan
+    plan = default_decode(config, mesh, batch, max_length, chip=chip) if plan is None else plan
     checks.check_batch(batch, config, mesh, plan)
 
     def make(prefix: Prefix | None) -> Cache:
