@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
+import numpy as np
+
+from .words import as_dtype, did_you_mean
 
 Kind = Literal["blocking", "ring", "chunked"]
 Direction = Literal["unidirectional", "bidirectional", "latency", "direct"]
@@ -50,31 +52,58 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("blocking", "ring", "chunked"):
-            raise ValueError(f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'")
+            raise ValueError(
+                f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'"
+                f"{self._instead(self.kind, get_args(Kind))}"
+            )
         known = (*DIRECTIONS, "direct")
         if self.direction not in known:
-            raise ValueError(f"Schedule direction {self.direction!r} is none of {known}")
+            raise ValueError(
+                f"Schedule direction {self.direction!r} is none of {known}"
+                f"{did_you_mean(self.direction, known)}"
+            )
         if self.direction == "direct" and self.kind == "ring":
             raise ValueError(
                 "Schedule(kind='ring', direction='direct'): what goes directly goes round no ring; "
                 "use kind='chunked'"
             )
         shares = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
+        shares = tuple(int(n) if isinstance(n, np.integer) else n for n in shares)
         if not shares or not all(type(share) is int and share > 0 for share in shares):
             raise ValueError(
                 "Schedule chunks must be a positive integer, or a tuple of such for chunks of these "
                 f"proportions, got {self.chunks!r}"
             )
+        # One spelling of everything, so that equal schedules hash alike.
+        object.__setattr__(self, "chunks", shares if isinstance(self.chunks, tuple) else shares[0])
+        if self.label is not None and (not isinstance(self.label, str) or len(self.label) != 1):
+            raise ValueError(
+                f"Schedule label {self.label!r} is no label of an einsum; give one letter, or None"
+            )
+        if self.rolled is not None and not isinstance(self.rolled, bool | np.bool_):
+            raise ValueError(f"Schedule rolled={self.rolled!r} must be True, False or None")
         if self.kind != "chunked" and (self.chunks != 1 or self.label is not None):
             raise ValueError(
                 f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
                 "kind='chunked' cuts into chunks"
             )
         if self.end not in ("gather", "scatter"):
-            raise ValueError(f"Schedule end {self.end!r} is neither 'gather' nor 'scatter'")
+            raise ValueError(
+                f"Schedule end {self.end!r} is neither 'gather' nor 'scatter'"
+                f"{did_you_mean(self.end, ('gather', 'scatter'))}"
+            )
         if self.wire_dtype is not None:
-            # One spelling, so that equal schedules hash alike.
-            object.__setattr__(self, "wire_dtype", jnp.dtype(self.wire_dtype))
+            object.__setattr__(self, "wire_dtype", as_dtype("wire_dtype", self.wire_dtype))
+        if self.rolled is not None:
+            object.__setattr__(self, "rolled", bool(self.rolled))
+
+    @staticmethod
+    def _instead(kind: Any, kinds: tuple[str, ...]) -> str:
+        """The end of a message about a kind that there is not."""
+        if kind in (*DIRECTIONS, "direct"):
+            named = NAMED[kind]
+            return f", but a direction; write Schedule({named.kind!r}, {kind!r})"
+        return did_you_mean(kind, kinds)
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -126,5 +155,5 @@ def as_schedule(schedule: str | Schedule) -> Schedule | None:
         return NAMED[schedule]
     raise ValueError(
         f"schedule={schedule!r} is unknown; choose 'auto', one of {tuple(NAMED)!r}, or pass a "
-        "Schedule"
+        f"Schedule{did_you_mean(schedule, ('auto', *NAMED))}"
     )

@@ -7,6 +7,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+_DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
+
 
 def did_you_mean(given: Any, words: Iterable[str]) -> str:
     """The end of a message: the nearest of `words`, if one is near; "" if none is."""
@@ -22,6 +27,34 @@ def nearest(given: Any, words: Iterable[str]) -> str | None:
     by_letters = {plain(word): word for word in reversed(list(words))}
     close = difflib.get_close_matches(plain(given), by_letters, n=1)
     return by_letters[close[0]] if close else None
+
+
+def as_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """A dtype, of which the name will do.
+
+    Args:
+      name: of the argument, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        # numpy reads None as float64.
+        if value is not None:
+            return jnp.dtype(value)
+    except TypeError:
+        pass
+    bits = re.sub("[^0-9]", "", value) if isinstance(value, str) else ""
+    kind = "bfloat" if str(value).startswith("b") else "int" if "i" in str(value) else "float"
+    meant = f"{kind}{bits}" if f"{kind}{bits}" in _DTYPES else "bfloat16"
+    raise ValueError(f"{name}={value!r} is no dtype; write {meant!r} or jnp.{meant}")
+
+
+def shown(value: Any) -> str:
+    """What was given, for a message: its repr, or only what it is where that is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"<{type(value).__name__} {text[:60]}...>"
 
 
 def plain(word: str) -> str:

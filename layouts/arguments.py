@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from collective_einsum.words import as_dtype as any_dtype
 from collective_einsum.words import did_you_mean
-
-_DTYPES = ("bfloat16", "float32", "float16", "float64")
 
 
 def as_size(name: str, value: Any, whose: str = "") -> int:
@@ -96,17 +95,30 @@ def as_dtype(value: Any, int8: str) -> np.dtype[Any]:
     Raises:
       ValueError: it is none.
     """
-    try:
-        # numpy reads None as float64.
-        found = None if value is None else jnp.dtype(value)
-    except TypeError:
-        found = None
-    if found is not None and jnp.issubdtype(found, jnp.floating):
+    found = any_dtype("dtype", value)
+    if jnp.issubdtype(found, jnp.floating):
         return found
-    if found == jnp.int8:
-        raise ValueError(f"dtype={value!r} must be a floating dtype; for int8 write {int8}")
-    meant = next((n for n in _DTYPES if n.strip("float") == str(value).strip("float")), _DTYPES[0])
-    raise ValueError(f"dtype={value!r} must be a floating dtype; write {meant!r} or jnp.{meant}")
+    hint = f"; for int8 write {int8}" if found == jnp.int8 else ""
+    raise ValueError(f"dtype={found} must be a floating dtype, such as jnp.bfloat16{hint}")
+
+
+def as_key(key: Any) -> Any:
+    """A key of jax.random, of either kind.
+
+    Raises:
+      ValueError: it is none, or several.
+    """
+    if isinstance(key, jax.Array | np.ndarray) and (
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
+        or (key.dtype == np.uint32 and key.ndim == 1)
+    ):
+        return key
+    seed = _integer(key)
+    what = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array) else repr(key)
+    raise ValueError(
+        f"key must be one jax.random.key, got {what}; write jax.random.key"
+        f"({0 if seed is None else seed})"
+    )
 
 
 def as_prompts(tokens: Any) -> Any:
@@ -152,6 +164,8 @@ def as_integers(x: Any, name: str) -> Any:
     Raises:
       ValueError: it is none, or has been deleted.
     """
+    if x is None:
+        raise ValueError(f"{name} must be integers, got None")
     if isinstance(x, list | tuple):
         x = _joined(x, name)
     if isinstance(x, jax.Array):
@@ -161,7 +175,7 @@ def as_integers(x: Any, name: str) -> Any:
         x = np.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         kind = "strings; encode them first" if x.dtype.kind in "US" else x.dtype
-        raise ValueError(f"{name} must be integers, got {type(None) if x is None else kind}")
+        raise ValueError(f"{name} must be integers, got {kind}")
     return x
 
 

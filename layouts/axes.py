@@ -20,6 +20,7 @@ import collective_einsum as ce
 from collective_einsum.choice import mesh_chip
 from collective_einsum.product import product
 from collective_einsum.schedule import as_schedule
+from collective_einsum.words import shown
 
 from .functions import wide
 
@@ -43,7 +44,7 @@ def as_mesh(mesh: Any) -> Mesh | AbstractMesh:
     if isinstance(mesh, tuple | list) and all(isinstance(n, int) for n in mesh):
         shape = str((*mesh, 1, 1)[: max(3, len(mesh))])
     raise ValueError(
-        f"mesh={mesh!r} is no jax.sharding.Mesh; make one with jax.make_mesh({shape}, "
+        f"mesh={shown(mesh)} is no jax.sharding.Mesh; make one with jax.make_mesh({shape}, "
         '("x", "y", "z"))'
     )
 

@@ -9,10 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from collective_einsum.words import did_you_mean, shown
+
+from .arguments import as_integers
 from .axes import check_mesh
-from .cache import Cache
-from .config import ModelConfig
+from .cache import Cache, Prefix
+from .config import ModelConfig, as_config
 from .params import check_params
 from .partitioning import check_batch as check_batch
 from .partitioning import check_model
@@ -29,7 +34,10 @@ def check_weights(weights: str, words: Sequence[str]) -> None:
       ValueError: it is none of `words`.
     """
     if weights not in words:
-        raise ValueError(f"weights={weights!r} must be one of {', '.join(map(repr, words))}")
+        raise ValueError(
+            f"weights={weights!r} must be one of {', '.join(map(repr, words))}"
+            f"{did_you_mean(weights, words)}"
+        )
 
 
 def check_mesh_for(config: ModelConfig, mesh: Any) -> None:
@@ -45,8 +53,9 @@ def check_prefix(cache: Cache) -> None:
     """Refuses a cache that is not one whole sequence.
 
     Raises:
-      ValueError: several sequences, room left, or a prefix of its own.
+      ValueError: it is none, or there are several sequences, room left, or a prefix of its own.
     """
+    check_cache(cache)
     if cache.batch != 1 or cache.prefix is not None:
         raise ValueError(
             f"a shared prefix is one sequence without a prefix of its own, got a cache of "
@@ -60,13 +69,123 @@ def check_prefix(cache: Cache) -> None:
         )
 
 
-def check_step(
-    program: Program, params: Any, cache: Cache, tokens: Any, counts: Any
-) -> tuple[Any, Any]:
+def as_given(config: Any, mesh: Any, params: Any) -> ModelConfig:
+    """The config, or that of the named model, of which `params` are, on the mesh.
+
+    Raises:
+      ValueError: there is no such model, the mesh is none or has other axes, or params are not those
+        of the model, or elsewhere.
+    """
+    config = as_config(config)
+    check_mesh(mesh)
+    check_params(params, config)
+    _check_held(
+        "params",
+        params,
+        mesh,
+        "make them with layouts.init",
+        "write params = jax.device_put(params, layouts.shardings(mesh, layouts.param_specs(config, "
+        "mesh, params)))",
+    )
+    return config
+
+
+def check_cache(cache: Any, mesh: Any = None) -> None:
+    """Refuses what is no cache, or one that has been donated or is elsewhere.
+
+    Raises:
+      ValueError: it is.
+    """
+    if not isinstance(cache, Cache):
+        hint = "make one with layouts.init_cache"
+        if isinstance(cache, tuple) and any(isinstance(each, Cache) for each in cache):
+            hint = "steps return (logits, cache); give the second"
+        raise ValueError(f"cache must be a layouts.Cache, got {type(cache).__name__}; {hint}")
+    _check_held(
+        "the cache",
+        cache,
+        mesh,
+        "prefill and decode_step take the cache that they are given, and return the one to use "
+        "next: logits, cache = layouts.decode_step(config, mesh, params, cache, tokens)",
+        "make it with layouts.init_cache, or move it with layouts.move_cache(config, mesh, cache, "
+        "plan)",
+    )
+
+
+def check_prefix_of(prefix: Any, config: ModelConfig, mesh: Any) -> None:
+    """Refuses what is no prefix, or that of another model, or one that is elsewhere.
+
+    Raises:
+      ValueError: it is.
+    """
+    if prefix is None:
+        return
+    if not isinstance(prefix, Prefix):
+        raise ValueError(
+            f"prefix must be a layouts.Prefix, got {type(prefix).__name__}; make one with "
+            "layouts.shared_prefix(cache), of a cache of one sequence that prefill has filled"
+        )
+    _check_held(
+        "the prefix",
+        prefix,
+        mesh,
+        "make it again with layouts.shared_prefix",
+        "make it with layouts.shared_prefix of a cache on this mesh",
+    )
+    found = tuple(prefix.k.values.shape)
+    expected = (config.layers, config.stored_kv_heads, *found[2:3], config.d_head)
+    if found != expected:
+        raise ValueError(
+            f"the prefix has shape {found}, but {config.name} needs {expected} (layers, key-value "
+            "heads, positions, d_head); make it with a cache of this model"
+        )
+
+
+def _check_held(what: str, tree: Any, mesh: Any, deleted: str, elsewhere: str) -> None:
+    """Refuses arrays that are none any more, or on other devices than the mesh's."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            raise ValueError(f"{what} must be arrays, but there are shapes alone among them")
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+            continue
+        if x.is_deleted():
+            raise ValueError(f"{what} has arrays that have been deleted or donated: {deleted}")
+        if _is_elsewhere(x, mesh):
+            found = sorted(device.id for device in x.sharding.device_set)
+            raise ValueError(
+                f"{what} has an array of shape {x.shape} on {shown(found)}, and the mesh has the "
+                f"{mesh.size} devices {shown([device.id for device in mesh.devices.flat])}: "
+                f"{elsewhere}"
+            )
+
+
+def _is_elsewhere(x: jax.Array, mesh: Any) -> bool:
+    """Whether an array is bound to other devices than those of a mesh, or in another order."""
+    if not isinstance(mesh, Mesh) or not x.committed:
+        return False
+    sharding = x.sharding
+    if not isinstance(sharding, NamedSharding):
+        return sharding.device_set != set(mesh.devices.flat)
+    own = sharding.mesh
+    return own != mesh and isinstance(own, Mesh) and list(own.devices.flat) != [*mesh.devices.flat]
+
+
+def brought(x: Any, mesh: Any) -> Any:
+    """Arrays, but those bound to other devices copied to all of the mesh's."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer) or not x.is_fully_addressable:
+            return x
+        return jax.device_put(x, NamedSharding(mesh, P())) if _is_elsewhere(x, mesh) else x
+
+    return jax.tree.map(one, x)
+
+
+def check_step(program: Program, cache: Cache, tokens: Any, counts: Any) -> tuple[Any, Any]:
     """Refuses a step whose arrays do not fit the model, the mesh, the layouts or each other.
 
     Args:
-      tokens: [batch, T].
+      tokens: [batch, T], an array of integers.
       counts: [batch], or None for all of them.
 
     Returns:
@@ -75,22 +194,18 @@ def check_step(
     Raises:
       ValueError: in words.
     """
-    config = program.config
-    check_params(params, config)
-    shape = tuple(jnp.shape(tokens))
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"tokens of shape {shape} must be [batch, length], neither of them 0")
-    batch, length = shape
-    check_batch(batch, config, program.mesh, program.plan)
-    check_positions(length, program.plan.feedforward, check_mesh(program.mesh))
+    config, mesh = program.config, program.mesh
+    batch, length = tokens.shape
+    check_batch(batch, config, mesh, program.plan)
+    check_positions(length, program.plan.feedforward, check_mesh(mesh))
     _check_cache(cache, config, batch, length)
-    tokens = _integers(tokens, "tokens")
     counts = np.full((batch,), length, np.int32) if counts is None else counts
-    counts = _integers(counts, "lengths")
+    counts = as_integers(counts, "lengths")
     if counts.shape != (batch,):
         raise ValueError(f"lengths of shape {counts.shape} must be ({batch},), one per sequence")
     _check_values(config, cache, tokens, counts, length)
-    return jnp.asarray(tokens, jnp.int32), jnp.asarray(counts, jnp.int32)
+    tokens, counts = (jnp.asarray(x, jnp.int32) for x in (tokens, counts))
+    return brought(tokens, mesh), brought(counts, mesh)
 
 
 def _check_cache(cache: Cache, config: ModelConfig, batch: int, length: int) -> None:
@@ -145,13 +260,6 @@ def values_of(x: Any) -> np.ndarray | None:
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
         return None
     return np.asarray(x)
-
-
-def _integers(x: Any, name: str) -> Any:
-    x = x if isinstance(x, jax.Array) else np.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers, got {x.dtype}")
-    return x
 
 
 def check_prompts(counts: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
-from collective_einsum.words import did_you_mean, plain
+from collective_einsum.words import did_you_mean, plain, shown
 
 from .arguments import as_flag, as_size
 from .rotary import Rotary as Rotary
@@ -318,6 +318,6 @@ def as_config(config: Any) -> ModelConfig:
     if isinstance(config, str):
         return model(config)
     raise ValueError(
-        f"config={config!r} is no ModelConfig; give one, such as layouts.PALM_540B, or the name of a "
-        'model, such as "palm-540b"'
+        f"config={shown(config)} is no ModelConfig; give one, such as layouts.PALM_540B, or "
+        'the name of a model, such as "palm-540b"'
     )

@@ -19,6 +19,7 @@ from collective_einsum.chip import Chip
 
 from . import axes as ax
 from . import checks
+from .arguments import as_next_tokens, as_prompts
 from .axes import ScheduleLike
 from .block import block, normed
 from .cache import Cache, Entries, append, fill
@@ -39,7 +40,7 @@ ON_CHIP_BYTES = 128 * 2**20
 
 
 def prefill(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     params: Params,
     cache: Cache,
@@ -60,7 +61,8 @@ def prefill(
       tokens: [batch, T] integers, padded at the end.
       lengths: [batch] integers, how many of the T count; all of them unless given. 0 leaves a
         sequence as it is, with meaningless logits.
-      plan: a `Partitioning`; the default one for a prefill of this size unless given.
+      plan: a `Partitioning`, or what stands for one (`plans.as_plan`): a `Plan`, an `Option` or its
+        words, such as "WS 2D, heads"; the default one for a prefill of this size unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       chip: for which the default plan and schedules are chosen, itself or its name; by default that
         of the mesh.
@@ -73,16 +75,19 @@ def prefill(
       ValueError: in words, before anything runs, for sizes or tokens that do not fit. Inside a jit,
       what depends on values cannot be seen.
     """
-    batch, length = jnp.shape(tokens)
+    config = checks.as_given(config, mesh, params)
+    checks.check_cache(cache, mesh)
+    tokens = as_prompts(tokens)
+    batch, length = tokens.shape
     if plan is None:
         plan = default_prefill(config, mesh, batch, length, cache.max_length, chip=chip)
     program = Program.of(config, mesh, plan, schedule, params, chip)
-    tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
+    tokens, counts = checks.check_step(program, cache, tokens, lengths)
     return extender(program)(params, cache, tokens, counts, reads=checks.has_past(cache))
 
 
 def decode_step(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     params: Params,
     cache: Cache,
@@ -95,7 +100,7 @@ def decode_step(
     """Appends one token to each sequence.
 
     Args:
-      tokens: [batch] integers.
+      tokens: [batch] integers, or [batch, 1].
       plan: the default one for decoding unless given.
       config, mesh, params, cache, schedule, chip: as `prefill`; the cache is donated.
 
@@ -105,11 +110,13 @@ def decode_step(
     Raises:
       ValueError: as `prefill`; also for a full cache, whose lengths are read back to see it.
     """
-    (batch,) = jnp.shape(tokens)
+    config = checks.as_given(config, mesh, params)
+    checks.check_cache(cache, mesh)
+    tokens = as_next_tokens(tokens)
     if plan is None:
-        plan = default_decode(config, mesh, batch, cache.max_length, chip=chip)
+        plan = default_decode(config, mesh, len(tokens), cache.max_length, chip=chip)
     program = Program.of(config, mesh, plan, schedule, params, chip)
-    tokens, counts = checks.check_step(program, params, cache, jnp.asarray(tokens)[:, None], None)
+    tokens, counts = checks.check_step(program, cache, tokens[:, None], None)
     return extender(program)(params, cache, tokens, counts, reads=True)
 
 

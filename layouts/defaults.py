@@ -10,15 +10,21 @@ from jax.sharding import Mesh
 from collective_einsum.chip import Chip
 from collective_einsum.chip_names import as_chip, chip_for
 
+from .arguments import as_size
 from .axes import AXES, check_mesh
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .partitioning import Partitioning
 from .placement import Placement, place
 from .planner import Option, plan
 
 
 def default_decode(
-    config: ModelConfig, mesh: Any, batch: int, context: int, *, chip: Chip | str | None = None
+    config: ModelConfig | str,
+    mesh: Any,
+    batch: int,
+    context: int,
+    *,
+    chip: Chip | str | None = None,
 ) -> Partitioning:
     """What `plan` chooses for decoding with bf16 weights and a cache of `context` positions.
 
@@ -28,11 +34,12 @@ def default_decode(
     Raises:
       ValueError: the mesh has other axes, or no layout divides the model and the batch.
     """
+    config, batch, context = as_config(config), *_sizes(batch=batch, context=context)
     return _decode(config, _shape(mesh), chip_of(mesh, chip), batch, context)
 
 
 def default_prefill(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     batch: int,
     length: int,
@@ -46,7 +53,13 @@ def default_prefill(
     Raises:
       ValueError: as `default_decode`.
     """
+    config = as_config(config)
+    batch, length, context = _sizes(batch=batch, length=length, context=context)
     return _prefill(config, _shape(mesh), chip_of(mesh, chip), batch, length, context)
+
+
+def _sizes(**given: Any) -> tuple[int, ...]:
+    return tuple(as_size(name, value, "a default plan") for name, value in given.items())
 
 
 @functools.lru_cache(maxsize=1024)

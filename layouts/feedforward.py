@@ -14,10 +14,11 @@ from collective_einsum.compiling import for_chip
 
 from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .doors import on_mesh, weight_specs_of
 from .functions import BIASES, add_bias, hidden, scale_rows
 from .parts import Between, in_parts, pays
+from .plans import as_feedforward
 from .projections import (
     FeedForwardLayout,
     Outgoing,
@@ -68,6 +69,7 @@ def feedforward(
     Raises:
       ValueError: while tracing, in words, for sizes that do not fit.
     """
+    config, layout = as_config(config), as_feedforward(layout)
     if mesh is not None:
         ax.check_mesh(mesh)
         spec = activation_spec(layout)

@@ -17,6 +17,7 @@ from collective_einsum.chip import Chip
 
 from . import axes as ax
 from . import checks
+from .arguments import as_flag, as_prompts, as_size
 from .axes import ScheduleLike
 from .cache import Cache, Prefix, empty_cache, prefix_specs
 from .config import ModelConfig
@@ -26,11 +27,11 @@ from .embedding import vocab_axes
 from .params import Params, activation_dtype
 from .partitioning import param_specs
 from .program import Program
-from .sampling import Sampling, sample
+from .sampling import Sampling, as_sampling, sample
 
 
 def generate(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     params: Params,
     tokens: Any,
@@ -80,9 +81,12 @@ def generate(
     Raises:
       ValueError: in words, before anything runs, for sizes, tokens or settings that do not fit.
     """
-    batch, length = jnp.shape(tokens)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    config = checks.as_given(config, mesh, params)
+    tokens = as_prompts(tokens)
+    batch, length = tokens.shape
+    max_new_tokens = as_size("max_new_tokens", max_new_tokens)
+    int8_cache = as_flag("int8_cache", int8_cache)
+    checks.check_prefix_of(prefix, config, mesh)
     room = length + max_new_tokens
     if plan is None:
         plan = default_decode(config, mesh, batch, room, chip=chip)
@@ -105,13 +109,14 @@ def generate(
         prefix=prefix,
     )
     checks.check_batch(batch, config, mesh, reader.plan)
-    tokens, counts = checks.check_step(program, params, cache, tokens, lengths)
+    tokens, counts = checks.check_step(program, cache, tokens, lengths)
     checks.check_prompts(counts)
     for each, new in ((reader, tokens.shape[1]), (program, 1)):
         checks.check_positions(new, each.plan.feedforward, dict(mesh.shape))
     seeds = jnp.zeros((batch,), jnp.uint32) if seeds is None else jnp.asarray(seeds)
+    sampling, seeds = checks.brought((as_sampling(sampling), seeds), mesh)
     run = generator(program, reader, max_new_tokens, tuple(end_tokens), pad_token, int8_cache)
-    return run(params, tokens, counts, sampling or Sampling(), seeds, prefix)
+    return run(params, tokens, counts, sampling, seeds, prefix)
 
 
 def _check_alike(decoder: Program, reader: Program) -> None:

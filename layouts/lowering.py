@@ -6,26 +6,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chip import Chip
 
 from . import checks
+from .arguments import as_flag, as_size
 from .axes import ScheduleLike, check_mesh
 from .cache import empty_cache
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .decoder import extender
 from .defaults import default_decode, default_prefill
 from .params import params_shapes
 from .partitioning import param_specs, shardings
+from .plans import as_plan
 from .program import Program
 
 WEIGHTS = ("bf16", "int8")
 
 
 def lower_decode_step(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     *,
     batch: int,
@@ -40,12 +42,12 @@ def lower_decode_step(
     """What `decode_step` runs, lowered for a cache of `context` positions.
 
     Args:
-      config: the model.
+      config: the model, or its name, such as "palm-8b".
       mesh: with axes x, y and z; its devices need not be there.
       batch: sequences.
       context: positions of the cache, all of which are read.
       weights: "bf16" or "int8"; activations are bfloat16.
-      plan: a `Partitioning`; the planner's choice for decoding unless given.
+      plan: as `prefill`; the planner's choice for decoding unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       int8_cache: keys and values are stored as int8.
       unrolled: each layer's parameters are arrays of their own, as `init(..., unrolled=True)` makes
@@ -59,8 +61,9 @@ def lower_decode_step(
     Raises:
       ValueError: in words, for sizes that do not fit.
     """
-    checks.check_weights(weights, WEIGHTS)
-    checks.check_mesh_for(config, mesh)
+    config = _checked(config, mesh, weights)
+    batch = as_size("batch", batch, "a decode step")
+    context = as_size("context", context, "a decode step")
     plan = default_decode(config, mesh, batch, context, chip=chip) if plan is None else plan
     return _lower(
         config,
@@ -79,7 +82,7 @@ def lower_decode_step(
 
 
 def lower_prefill(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     *,
     batch: int,
@@ -95,7 +98,7 @@ def lower_prefill(
 
     Args:
       length: of the prompts and of the cache.
-      plan: a `Partitioning`; the planner's choice for a prefill of this size unless given.
+      plan: as `prefill`; the planner's choice for a prefill of this size unless given.
       config, mesh, batch, weights, schedule, int8_cache, unrolled, chip: as `lower_decode_step`.
 
     Returns:
@@ -104,12 +107,25 @@ def lower_prefill(
     Raises:
       ValueError: in words, for sizes that do not fit.
     """
-    checks.check_weights(weights, WEIGHTS)
-    checks.check_mesh_for(config, mesh)
+    config = _checked(config, mesh, weights)
+    batch, length = as_size("batch", batch, "a prefill"), as_size("length", length, "a prefill")
     if plan is None:
         plan = default_prefill(config, mesh, batch, length, length, chip=chip)
     given = (weights, batch, length, length, int8_cache, unrolled, chip)
     return _lower(config, mesh, plan, schedule, *given, reads=False)
+
+
+def _checked(config: Any, mesh: Any, weights: str) -> ModelConfig:
+    """The config, or that of the named model."""
+    config = as_config(config)
+    checks.check_weights(weights, WEIGHTS)
+    checks.check_mesh_for(config, mesh)
+    if isinstance(mesh, AbstractMesh):
+        raise ValueError(
+            f"mesh={mesh!r} has no devices to lower for; make a jax.sharding.Mesh of them, which need "
+            "not be there (jax.experimental.topologies)"
+        )
+    return config
 
 
 def _lower(
@@ -127,6 +143,8 @@ def _lower(
     *,
     reads: bool,
 ) -> jax.stages.Lowered:
+    plan, unrolled = as_plan(plan), as_flag("unrolled", unrolled)
+    int8_cache = as_flag("int8_cache", int8_cache)
     checks.check_batch(batch, config, mesh, plan)
     checks.check_positions(new, plan.feedforward, check_mesh(mesh))
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)

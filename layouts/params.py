@@ -165,7 +165,13 @@ def quantize(params: Params) -> Params:
 
     Each Quantized stands for the dtype that its array had. Works under jit and
     `jax.eval_shape`, and keeps shardings.
+
+    Raises:
+      ValueError: they are no dict.
     """
+
+    if not isinstance(params, Mapping):
+        raise ValueError(f"quantize takes the parameters of a model, got {type(params).__name__}")
 
     def leaf(path: Any, x: Any) -> Any:
         name = _name(path)
@@ -193,6 +199,14 @@ def check_params(params: Any, config: ModelConfig) -> None:
       ValueError: an array is missing or unknown, has another shape, is not floating (or Quantized,
         where that is allowed), or has another dtype than the rest.
     """
+    what, found, kinds = "params", params, (Mapping,)
+    if isinstance(params, Mapping):
+        what, found = "params['blocks']", params.get("blocks", {})
+        kinds = (Mapping, list, tuple)
+    if not isinstance(found, kinds):
+        raise ValueError(
+            f"{config.name}: {what} must be as layouts.init makes them, got {type(found).__name__}"
+        )
     unrolled = is_unrolled(params)
     if unrolled and len(params["blocks"]) != config.layers:
         raise ValueError(
@@ -212,6 +226,9 @@ def check_params(params: Any, config: ModelConfig) -> None:
                 f"{config.name}: params have {path!r}, which this config does not use"
                 f"{_reason(path, config)}"
             )
+    for path, x in given.items():
+        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+            raise ValueError(f"{config.name}: params[{path!r}]={x!r} must be an array")
     dtype = given["final_norm/scale"].dtype
     for path, x in given.items():
         if tuple(x.shape) != expected[path].shape:

@@ -27,7 +27,7 @@ from .stacking import is_unrolled
 from .step import block_specs
 
 
-def param_specs(config: ModelConfig, mesh: Any, params: Params | None = None) -> Params:
+def param_specs(config: ModelConfig | str, mesh: Any, params: Params | None = None) -> Params:
     """The partition spec of every parameter, the same in all layouts.
 
     Args:
@@ -81,7 +81,7 @@ def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
     return place(config, plan.feedforward, plan.attention, sizes)
 
 
-def cache_specs(config: ModelConfig, mesh: Any, plan: Any, cache: Cache) -> Cache:
+def cache_specs(config: ModelConfig | str, mesh: Any, plan: Any, cache: Cache) -> Cache:
     """The partition spec of every array of a cache under `plan`."""
     found = placement(as_config(config), mesh, as_plan(plan))
     return cache_parts(cache, found.batch_axes, found.kv_axes)

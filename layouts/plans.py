@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from collective_einsum.words import did_you_mean, plain
+from collective_einsum.words import did_you_mean, plain, shown
 
 from .axes import AXES
 from .placement import AttentionLayout, BatchSharded, HeadSharded
@@ -93,7 +93,7 @@ def as_plan(plan: Any) -> Partitioning:
         )
     else:
         hint = f'write {_EXAMPLE}, or in the planner\'s words "WS 2D, heads"'
-    raise ValueError(f"plan={plan!r} is no Partitioning: {hint}")
+    raise ValueError(f"plan={shown(plan)} is no Partitioning: {hint}")
 
 
 def as_feedforward(layout: Any) -> FeedForwardLayout:
@@ -107,7 +107,7 @@ def as_feedforward(layout: Any) -> FeedForwardLayout:
     if _is_feedforward(layout):
         return _instance(layout)
     raise ValueError(
-        f"{layout!r} is no feedforward layout{_other(layout)}; choose WeightStationary1D(), "
+        f"{shown(layout)} is no feedforward layout{_other(layout)}; choose WeightStationary1D(), "
         "WeightStationary2D(), WeightGathered() or a name: " + _names(FEEDFORWARDS)
     )
 
@@ -123,8 +123,8 @@ def as_attention(layout: Any) -> AttentionLayout:
     if _is_attention(layout):
         return _instance(layout)
     raise ValueError(
-        f"{layout!r} is no attention layout{_other(layout)}; choose HeadSharded(), BatchSharded() or "
-        "a name: " + _names(ATTENTIONS)
+        f"{shown(layout)} is no attention layout{_other(layout)}; choose HeadSharded(), BatchSharded() "
+        "or a name: " + _names(ATTENTIONS)
     )
 
 

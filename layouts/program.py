@@ -24,6 +24,7 @@ from .embedding import vocab_axes
 from .params import Params
 from .partitioning import cache_specs, placement
 from .placement import Placement
+from .plans import as_plan
 from .stacking import is_unrolled
 
 
@@ -58,7 +59,8 @@ class Program:
             table, sizes = values(params["embedding"]), check_mesh(mesh)
             found = math.prod(table.shape) * table.dtype.itemsize
             found //= size(vocab_axes(config, sizes), sizes)
-        return cls(config, mesh, plan, schedule, found, None if chip is None else ce.as_chip(chip))
+        chosen = None if chip is None else ce.as_chip(chip)
+        return cls(config, mesh, as_plan(plan), schedule, found, chosen)
 
     @property
     def placement(self) -> Placement:

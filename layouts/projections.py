@@ -110,7 +110,15 @@ def boundary_axes(layout: FeedForwardLayout) -> Axes:
 
 
 def activation_spec(layout: FeedForwardLayout) -> P:
-    """The partition spec of activations [batch, length, E] between layers."""
+    """The partition spec of activations [batch, length, E] between layers.
+
+    Raises:
+      ValueError: `layout` is no feedforward layout.
+    """
+    # Not at the top: a pair of layouts is made of these.
+    from .plans import as_feedforward
+
+    layout = as_feedforward(layout)
     parts = (layout.batch_axes, layout.position_axes, boundary_axes(layout))
     return P(*(axes or None for axes in parts))
 

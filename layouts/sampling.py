@@ -69,6 +69,22 @@ class Sampling:
             )
 
 
+def as_sampling(sampling: Any) -> Sampling:
+    """How to choose a token: greedily for None.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if sampling is None or sampling is Sampling:
+        return Sampling()
+    if isinstance(sampling, Sampling):
+        return sampling
+    raise ValueError(
+        f"sampling={sampling!r} must be a layouts.Sampling, such as "
+        "layouts.Sampling(temperature=0.7, top_p=0.9)"
+    )
+
+
 def sample(
     logits: jax.Array,
     sampling: Sampling,

@@ -37,7 +37,12 @@ def unroll(params: Params) -> Params:
 
     Shardings are kept. Both are there until the stacked ones are let go: for a model that fills the
     chips, use `layouts.init(..., unrolled=True)` or load a checkpoint that way.
+
+    Raises:
+      ValueError: there are no blocks.
     """
+    if not isinstance(params, Mapping) or "blocks" not in params:
+        raise ValueError("unroll takes all parameters, {'embedding': ..., 'blocks': ..., ...}")
     blocks = params["blocks"]
     if not isinstance(blocks, Mapping):
         return params

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 from collective_einsum.chip import Chip
 
 from . import checks, params
+from .arguments import as_dtype, as_flag, as_key, as_size
 from .cache import Cache, Prefix, empty_cache
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .defaults import default_decode
 from .params import Params
 from .partitioning import cache_specs, param_specs, shardings
+from .plans import as_plan
 
 
 def init(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     key: jax.Array,
     dtype: Any = jnp.bfloat16,
@@ -31,10 +33,10 @@ def init(
     """Random parameters, each shard made on the chip that keeps it.
 
     Args:
-      config: the model.
+      config: the model, or its name, such as "palm-8b".
       mesh: with axes x, y and z.
       key: a `jax.random.key`; the same numbers come out on every mesh.
-      dtype: of every array.
+      dtype: of every array; floating.
       weights: "plain", or "int8" for matrices and tables as Quantized that stand for `dtype`.
       unrolled: each layer's parameters are arrays of their own, and steps are written out layer by
         layer; see `stacking`. The numbers are the same.
@@ -42,10 +44,12 @@ def init(
     Raises:
       ValueError: the mesh does not divide the model, or `weights` is another word.
     """
+    config = as_config(config)
     checks.check_weights(weights, ("plain", "int8"))
     checks.check_mesh_for(config, mesh)
-    how = (config, mesh, jnp.dtype(dtype), weights == "int8")
-    if not unrolled:
+    key = checks.brought(as_key(key), mesh)
+    how = (config, mesh, as_dtype(dtype, 'weights="int8"'), weights == "int8")
+    if not as_flag("unrolled", unrolled):
         return _initializer(params.init, *how)(key)
     blocks = [
         _initializer(params.init_layer, *how)(key, jnp.int32(layer))
@@ -76,7 +80,7 @@ def _initializer(
 
 
 def init_cache(
-    config: ModelConfig,
+    config: ModelConfig | str,
     mesh: Any,
     batch: int,
     max_length: int,
@@ -102,7 +106,17 @@ def init_cache(
     Raises:
       ValueError: sizes do not fit the mesh, the layout or each other.
     """
-    plan = default_decode(config, mesh, batch, max_length, chip=chip) if plan is None else plan
+    config, dtype, int8 = as_config(config), as_dtype(dtype, "int8=True"), as_flag("int8", int8)
+    batch, max_length = (
+        as_size(name, size, "a cache")
+        for name, size in (("batch", batch), ("max_length", max_length))
+    )
+    checks.check_prefix_of(prefix, config, mesh)
+    plan = (
+        default_decode(config, mesh, batch, max_length, chip=chip)
+        if plan is None
+        else as_plan(plan)
+    )
     checks.check_batch(batch, config, mesh, plan)
 
     def make(prefix: Prefix | None) -> Cache:
@@ -126,16 +140,18 @@ def shared_prefix(cache: Cache) -> Prefix:
     return Prefix(k, v)
 
 
-def move_cache(config: ModelConfig, mesh: Any, cache: Cache, plan: Any) -> Cache:
+def move_cache(config: ModelConfig | str, mesh: Any, cache: Cache, plan: Any) -> Cache:
     """The cache, sharded as another plan's attention layout says.
 
     Args:
       config, mesh: as `init`.
       cache: any.
-      plan: a `Partitioning`.
+      plan: as `prefill`.
 
     Raises:
       ValueError: the plan cannot shard the cache's batch.
     """
+    config, plan = as_config(config), as_plan(plan)
+    checks.check_cache(cache)
     checks.check_batch(cache.batch, config, mesh, plan)
     return jax.device_put(cache, shardings(mesh, cache_specs(config, mesh, plan, cache)))

@@ -15,11 +15,12 @@ from jax.sharding import PartitionSpec as P
 from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
 from .cache import Entries, is_int8, layer_specs
-from .config import ModelConfig
+from .config import ModelConfig, as_config
 from .doors import on_mesh, weight_specs_of
 from .feedforward import WEIGHT_SPECS
 from .functions import rotary_tables, wide
 from .placement import AttentionLayout, Placement, place, stored_kv_axes
+from .plans import as_attention, as_feedforward
 from .projections import FeedForwardLayout, activation_spec
 from .rows import check_positions, from_rows, to_rows
 
@@ -107,6 +108,11 @@ class LayerCall:
     layout: FeedForwardLayout
     attention: AttentionLayout
     schedule: ScheduleLike
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", as_config(self.config))
+        object.__setattr__(self, "layout", as_feedforward(self.layout))
+        object.__setattr__(self, "attention", as_attention(self.attention))
 
     def __call__(
         self,
