@@ -26,6 +26,7 @@ from .embedding import vocab_axes
 from .items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
 from .layer_cost import spent, transfer_seconds
 from .memory import Memory, memory
+from .padded_sizes import padded_load
 from .plans import Partitioning, as_plan
 from .slices import as_shape
 from .work import layer_work
@@ -194,7 +195,7 @@ def cost(
     chip: Chip | str,
     overlap: Overlap = "auto",
 ) -> Cost:
-    """The cost of one step.
+    """The cost of one step, at the sizes that the decoder pads to; see `padded_sizes`.
 
     Args:
       config: the model.
@@ -212,13 +213,14 @@ def cost(
     check_word("overlap", overlap, get_args(Overlap))
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
     sizes = as_shape("sizes", sizes)
-    items = layer_work(config, plan, sizes, asked)
+    padded = padded_load(asked, config, plan, sizes)
+    items = layer_work(config, plan, sizes, padded)
     found = spent(config, items, sizes, chip, overlap)
     n = config.layers
     rest = LAYER_SECONDS + (BETWEEN_PASSES * found.between + found.passes) / chip.vector_bandwidth
     repeated = size(plan.feedforward.repeated_axes, sizes)
     if repeated > 1:
-        rows = asked.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
+        rows = padded.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
         rest += REPEATED_PASSES * rows / chip.vector_bandwidth - BOUNDARY_SECONDS
     return Cost(
         config=config,
@@ -238,8 +240,8 @@ def cost(
         attention_seconds=n * found.attention,
         exposed_seconds=n * found.exposed,
         rest_seconds=n * rest,
-        outside_seconds=_outside_seconds(config, sizes, asked, chip),
-        memory=memory(config, plan, sizes, asked, items),
+        outside_seconds=_outside_seconds(config, sizes, padded, chip),
+        memory=memory(config, plan, sizes, padded, items),
     )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from collective_einsum.chip import Chip
 from collective_einsum.choice import rank
+from collective_einsum.cost_dots import Estimate
 from collective_einsum.cost_lax import torus_seconds
 from collective_einsum.operation import End, Operation
 from collective_einsum.schedule import Schedule
@@ -63,14 +64,18 @@ def _seconds(
 ) -> Seconds:
     by_axis = dict(sizes)
     choice = rank(*_operation(item, by_axis), chip, by_axis, beside)
-    row = choice.rows[0]
-    if overlap == "none":
-        row = next(row for row in choice.rows if row.schedule.kind == "blocking")
+    # The least of all schedules, though "auto" leaves blocking only for a gain that is worth it: a
+    # step through that threshold would let more work take less time.
+    rows = [row for row in choice.rows if overlap == "auto" or row.schedule.kind == "blocking"]
+    return min((_of_row(item, row, by_axis, chip) for row in rows), key=sum)
+
+
+def _of_row(item: Einsum, row: Estimate, sizes: Mapping[str, int], chip: Chip) -> Seconds:
     hidden = row.communication - row.exposed
     exposed = row.exposed + (0.0 if item.gathers_weight else HIDING_COST * hidden)
     plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
     if item.gather_shared and item.gather is not None and plain:
-        exposed -= gather_seconds(item.gather[1], by_axis, chip)
+        exposed -= gather_seconds(item.gather[1], sizes, chip)
     return Seconds(row.compute, max(0.0, exposed))
 
 

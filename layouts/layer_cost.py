@@ -21,6 +21,7 @@ SCORE_PASSES = 4.0
 # Times more that sums too large for on-chip memory pass, if their lanes are scattered over several
 # axes: their matmuls write them columns first. Seen on v4, 0.8 to 5.7 over 8192 to 32768 rows.
 TURNED_PASSES = 1.5
+OUTPUTS = ("w_o", "w_out")
 # Transfers to attention, which a parallel block's matmuls can run beside.
 FROM_HEADS = ("queries", "keys and values")
 
@@ -50,8 +51,16 @@ def spent(
     served = chip.under_options() if overlap == "auto" else chip
     parallel = config.block == "parallel"
     # What a parallel block's feedforward waits for can run beside attention, and the other way round.
-    apart = attention if parallel and served.asynchronous else 0.0
+    runs_apart = parallel and bool(served.asynchronous)
+    apart = attention if runs_apart else 0.0
     ahead_of_time = "all_gather" in served.asynchronous
+    outputs = [i for i in items if isinstance(i, Einsum) and i.names[0] in OUTPUTS]
+
+    def other_outputs(item: Einsum) -> float:
+        """Seconds of the other output matrix, which a gather for this one can run beside."""
+        others = [other for other in outputs if item in outputs and other is not item]
+        return sum(einsum_cost.seconds(i, sizes, served, "none").compute for i in others)
+
     matmul = exposed = between = passes = 0.0
     # How far the chip is, and the links with weights that are gathered whole.
     now = links = 0.0
@@ -60,8 +69,14 @@ def spent(
         waits = 0.0
         if isinstance(item, Einsum):
             whole = item.gathers_weight and ahead_of_time
-            beside = apart if item.by_rows else 0.0
-            found = einsum_cost.seconds(item, sizes, served, "none" if whole else overlap, beside)
+            how = "none" if whole else overlap
+            mates = other_outputs(item) if runs_apart and item.by_rows else 0.0
+            beside = mates + (apart if item.by_rows else 0.0)
+            found = einsum_cost.seconds(item, sizes, served, how, beside)
+            if beside:
+                # What runs beside attention already leaves the rest of it for others.
+                alone = einsum_cost.seconds(item, sizes, served, how, mates)
+                apart = max(0.0, apart - (sum(alone) - sum(found)))
             matmul, between = matmul + found.compute, between + item.activation_bytes
             now += found.compute
             waits = found.exposed
@@ -72,7 +87,9 @@ def spent(
             seconds = transfer_seconds(item, sizes, chip)
             if item.of_weight and ahead_of_time:
                 links += seconds
-            elif not (apart and item.name in FROM_HEADS and "all_to_all" in served.asynchronous):
+            elif not (
+                runs_apart and item.name in FROM_HEADS and "all_to_all" in served.asynchronous
+            ):
                 waits = seconds
                 links = max(links, now) + seconds
             if item.of_lanes and chip.torus_dims:
@@ -84,7 +101,7 @@ def spent(
         exposed, now = exposed + waits, now + waits
     if overlap == "auto" and "all_gather" not in served.asynchronous:
         out = stream_cost.outgoing(config)
-        saving = stream_cost.saving(items, config.input_names, out, sizes, chip)
+        saving = stream_cost.saving(items, config.input_names, out, sizes, chip, worthwhile=0.0)
         if saving is not None:
             matmul, exposed = matmul - saving.compute, exposed - saving.exposed
     if overlap == "auto":

@@ -17,6 +17,7 @@ from collective_einsum.choice import WORTHWHILE
 from collective_einsum.cost_dots import TILE, matmul_seconds
 from collective_einsum.cost_lax import TILE_ROWS, exchange_seconds, torus_seconds
 
+from . import einsum_cost
 from .config import ModelConfig
 from .items import ACTIVATION_BYTES, Einsum, Item
 
@@ -57,17 +58,27 @@ def saving(of: Rows) -> float:
 def layer_saving(
     config: ModelConfig, items: Iterable[Item], sizes: Mapping[str, int], chip: Chip
 ) -> float:
-    """Seconds that a layer of these items saves: a serial block's feedforward may come in parts."""
+    """Seconds that a layer saves whose feedforward takes no longer than in two parts, where it may come
+    in parts: that of a serial block.
+
+    Without the threshold from which "auto" makes parts, through which more work would take less time.
+    """
     if config.block != "serial" or not config.gated:
         return 0.0
-    names = config.input_names
-    into = next((i for i in items if isinstance(i, Einsum) and i.names == tuple(names)), None)
-    if into is None or not into.by_rows or into.weight_bytes != ACTIVATION_BYTES:
+    names = (tuple(config.input_names), ("w_out",))
+    whole = [item for item in items if isinstance(item, Einsum) and item.names in names]
+    into = whole[0]
+    if not into.by_rows or into.weight_bytes != ACTIVATION_BYTES:
         return 0.0
     if into.gather is None or into.scatter is None:
         return 0.0
     yz, x = (tuple(sizes[a] for a in end[1].axes) for end in (into.gather, into.scatter))
-    return saving(Rows(into.m, into.e, into.f[0], len(into.f), x, yz, chip))
+    of = Rows(into.m, into.e, into.f[0], len(into.f), x, yz, chip)
+    parts = in_parts_seconds(of)
+    if parts is None:
+        return 0.0
+    charged = sum(sum(einsum_cost.seconds(item, sizes, chip, "auto")) for item in whole)
+    return max(0.0, charged - parts)
 
 
 @functools.lru_cache(maxsize=2**12)

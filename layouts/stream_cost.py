@@ -27,9 +27,11 @@ def saving(
     out: Sequence[str],
     sizes: Mapping[str, int],
     chip: Chip,
+    worthwhile: float = WORTHWHILE,
 ) -> Seconds | None:
     """What streaming these matrices saves of a layer's einsums and transfers, against one gather and
-    matmul after the other; None where that is less than is worth it, or nothing is gathered."""
+    matmul after the other; None where that is a smaller share of them than is `worthwhile`, or nothing
+    is gathered."""
     items = [item for item in items if _streamed(item, (*into, *out))]
     ways = [
         [i for i in items if isinstance(i, Einsum) and i.names[0] in names] for names in (into, out)
@@ -40,7 +42,7 @@ def saving(
     compute, exposed = (sum(each[i] for each in apart) for i in (0, 1))
     together = _together(ways[0], ways[1], sizes, chip)
     found = Seconds(compute - together.compute, exposed - together.exposed)
-    return found if sum(found) > WORTHWHILE * (compute + exposed) else None
+    return found if sum(found) > worthwhile * (compute + exposed) else None
 
 
 def _streamed(item: Item, names: Sequence[str]) -> bool:

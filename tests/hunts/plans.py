@@ -44,7 +44,7 @@ class Asked:
 
     def plan(self) -> Plan:
         """All options."""
-        length = {"context" if self.phase == "decode" else "length": self.length}
+        length: dict[str, Any] = {"context" if self.phase == "decode" else "length": self.length}
         return layouts.plan(
             self.config,
             chip=chip_of(self.mesh),
