@@ -18,6 +18,7 @@ from .cache import Entries
 from .columns import from_attention, to_attention
 from .config import ModelConfig
 from .functions import add_bias, rotate, scale_rows
+from .layer_checks import ATTENTION
 from .placement import AttentionLayout, Columns
 from .projections import (
     FeedForwardLayout,
@@ -68,6 +69,7 @@ def attention(
       ValueError: while tracing, in words, for sizes that do not fit.
     """
     call = LayerCall(config, layout, attention_layout, schedule)
+    lengths = call.check(x, weights, ATTENTION, lengths, past, prefix, mesh)
     with for_chip(chip):
         return call(_attention, x, weights, lengths, past, prefix, mesh)
 

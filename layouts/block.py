@@ -17,6 +17,7 @@ from .axes import ScheduleLike
 from .config import ModelConfig
 from .feedforward import columns_out, projected
 from .functions import norm_factors, norm_moments, normalize, wide
+from .layer_checks import PARALLEL, SERIAL
 from .overlap import beside_attention, in_turn
 from .placement import AttentionLayout
 from .projections import FeedForwardLayout, boundary_axes, boundary_shard, whole_rows
@@ -54,6 +55,7 @@ def parallel_block(
       ValueError: while tracing, in words, for sizes that do not fit.
     """
     call = LayerCall(config, layout, attention_layout, schedule)
+    lengths = call.check(x, weights, PARALLEL, lengths, past, prefix, mesh)
     with for_chip(chip):
         return call(parallel, x, weights, lengths, past, prefix, mesh)
 
@@ -74,6 +76,7 @@ def serial_block(
 ) -> tuple[jax.Array, Past]:
     """y = x + attention(norm(x)), and then y + feedforward(norm_ffn(y)); as `parallel_block`."""
     call = LayerCall(config, layout, attention_layout, schedule)
+    lengths = call.check(x, weights, SERIAL, lengths, past, prefix, mesh)
     with for_chip(chip):
         return call(serial, x, weights, lengths, past, prefix, mesh)
 

@@ -17,6 +17,7 @@ from .axes import WEIGHT_AXES, ScheduleLike
 from .config import ModelConfig, as_config
 from .doors import on_mesh, weight_specs_of
 from .functions import BIASES, add_bias, hidden, scale_rows
+from .layer_checks import FEEDFORWARD, check_layer
 from .parts import Between, in_parts, pays
 from .plans import as_feedforward
 from .projections import (
@@ -70,6 +71,7 @@ def feedforward(
       ValueError: while tracing, in words, for sizes that do not fit.
     """
     config, layout = as_config(config), as_feedforward(layout)
+    check_layer(config, x, weights, FEEDFORWARD, whole=mesh is not None)
     if mesh is not None:
         ax.check_mesh(mesh)
         spec = activation_spec(layout)

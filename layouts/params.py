@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -237,6 +237,40 @@ def check_params(params: Any, config: ModelConfig) -> None:
                 f"{expected[path].shape}{_reason(path, config)}"
             )
         _check_leaf(path, x, dtype, config)
+
+
+def check_layer_weights(
+    weights: Mapping[str, Any], config: ModelConfig, names: Sequence[str], *, whole: bool
+) -> None:
+    """Refuses weights that are not those of one layer of `config`.
+
+    Args:
+      weights: of one layer; what is in them beside `names` does not matter.
+      config: the model.
+      names: what is used of them, if the config has it.
+      whole: whether they are global arrays, whose shapes are looked at.
+
+    Raises:
+      ValueError: an array is missing, is there though the config has none, or has another shape.
+    """
+    layer = layer_of(params_shapes(config, unrolled=True)["blocks"], 0)
+    expected = _leaves({name: layer[name] for name in names if name in layer})
+    given = _leaves({name: weights[name] for name in names if name in weights})
+    for path in [*expected, *given]:
+        if path not in given or path not in expected:
+            what = "have no" if path not in given else "have"
+            raise ValueError(
+                f"{config.name}: weights {what} {path!r}, which a layer of this config "
+                f"{'needs' if path not in given else 'does not use'}{_reason(path, config)}"
+            )
+        found = tuple(given[path].shape)
+        if whole and found != expected[path].shape:
+            stacked = found[1:] == expected[path].shape
+            hint = "; give those of one layer, such as w[0] of stacked ones" if stacked else ""
+            raise ValueError(
+                f"{config.name}: weights[{path!r}] has shape {found}, but a layer needs "
+                f"{expected[path].shape}{_reason(path, config)}{hint}"
+            )
 
 
 def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from .config import ModelConfig, as_config
 from .doors import on_mesh, weight_specs_of
 from .feedforward import WEIGHT_SPECS
 from .functions import rotary_tables, wide
+from .layer_checks import check_layer, check_past
 from .placement import AttentionLayout, Placement, place, stored_kv_axes
 from .plans import as_attention, as_feedforward
 from .projections import FeedForwardLayout, activation_spec
@@ -113,6 +114,21 @@ class LayerCall:
         object.__setattr__(self, "config", as_config(self.config))
         object.__setattr__(self, "layout", as_feedforward(self.layout))
         object.__setattr__(self, "attention", as_attention(self.attention))
+
+    def check(
+        self,
+        x: Any,
+        weights: Any,
+        names: Sequence[str],
+        lengths: Any,
+        past: Any,
+        prefix: Any,
+        mesh: Any,
+    ) -> Any:
+        """Refuses what is no layer's, see `layer_checks`; returns lengths as an array."""
+        whole = mesh is not None
+        check_layer(self.config, x, weights, names, whole=whole)
+        return check_past(past, prefix, lengths, x.shape[0] if whole else None)
 
     def __call__(
         self,
