@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -154,6 +155,12 @@ def _run(
 
 
 def _dimension(where: str, dim: int, ndim: int) -> int:
+    try:
+        index = None if isinstance(dim, bool) else operator.index(dim)
+    except TypeError:
+        index = None
+    if index is None:
+        raise ValueError(f"{where}: dimension {dim!r} must be an integer")
     if not -ndim <= dim < ndim:
         raise ValueError(f"{where}: there is no dimension {dim} among {ndim}")
-    return dim % ndim
+    return index % ndim

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import checks, choice, collectives, dtypes, piecewise
@@ -19,6 +20,7 @@ from .primitive import apply
 from .quantized import Quantized, split_scale
 from .schedule import Schedule
 from .schedule_checks import check_schedule
+from .words import as_dtype
 
 AxisName = str | tuple[str, ...]
 
@@ -34,6 +36,15 @@ class Options:
     wire_dtype: Any = None
     beside: float = 0.0
     chip: Chip | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("preferred_element_type", "accumulator_dtype", "wire_dtype"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, as_dtype(name, given))
+        number = isinstance(self.beside, float | int | np.floating | np.integer)
+        if not number or isinstance(self.beside, bool) or not self.beside >= 0:
+            raise ValueError(f"beside={self.beside!r} must be a number of seconds, not negative")
 
 
 @dataclasses.dataclass(frozen=True)

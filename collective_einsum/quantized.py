@@ -117,7 +117,14 @@ def quantize(
 
 
 def _axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    given = tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
+    several = isinstance(axis, Sequence) and not isinstance(axis, str)
+    given: tuple[Any, ...] = tuple(axis) if several else (axis,)
+    if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in given):
+        raise ValueError(
+            f"axis={axis!r} must be a dimension of an array of shape {shape}, or several: those that "
+            "the einsum sums over, as integers"
+        )
+    given = tuple(operator.index(a) for a in given)
     axes = tuple(a + len(shape) if a < 0 else a for a in given)
     if not axes or len(set(axes)) != len(axes) or not all(0 <= a < len(shape) for a in axes):
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .words import as_dtype, did_you_mean
+from .words import as_dtype, did_you_mean, nearest
 
 Kind = Literal["blocking", "ring", "chunked"]
 Direction = Literal["unidirectional", "bidirectional", "latency", "direct"]
@@ -153,7 +153,10 @@ def as_schedule(schedule: str | Schedule) -> Schedule | None:
         return None
     if isinstance(schedule, str) and schedule in NAMED:
         return NAMED[schedule]
+    hint = did_you_mean(schedule, ("auto", *NAMED))
+    if nearest(schedule, get_args(Kind)) == "ring":
+        hint = "('ring')"
     raise ValueError(
         f"schedule={schedule!r} is unknown; choose 'auto', one of {tuple(NAMED)!r}, or pass a "
-        f"Schedule{did_you_mean(schedule, ('auto', *NAMED))}"
+        f"Schedule{hint}"
     )
