@@ -1,5 +1,8 @@
 """What newcomers write: refused in words that say what to write, which is taken when written."""
 
+# What is refused here is refused by the types, too.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import re
