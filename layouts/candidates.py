@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .functions import LOG2_E
@@ -26,6 +27,7 @@ _ROUND_BITS = 2
 # Probabilities are counted in units of 2**-30 of the largest, in three limbs of 10 bits: a 32-bit
 # sum of one limb holds 2**22 tokens.
 _MASS_BITS, _LIMB_BITS = 30, 10
+INT32_MAX = 2**31 - 1
 LARGEST_VOCAB = 2 ** (32 - _LIMB_BITS)
 
 
@@ -46,9 +48,9 @@ def likeliest(
       scaled: the same, less the maximum of the row and over the temperature; their exponentials are
         the probabilities.
       ids: [tokens] int32, the tokens' places in the vocabulary.
-      top_k: how many tokens to leave: a number or [batch], or None for all.
+      top_k: how many tokens to leave: a number or [batch], or None for all; below 1, or NaN, 1.
       top_p: the probability, of what top_k leaves, that those left reach together: a number or
-        [batch], or None.
+        [batch], or None; not above 0, or NaN, the likeliest token alone.
       axes: mesh axes that shard the vocabulary.
       vocab: tokens on all devices.
 
@@ -58,14 +60,16 @@ def likeliest(
     kept = jnp.ones(logits.shape, bool)
     ranks = _sortable(logits)
     if top_k is not None:
-        k = jnp.minimum(column(top_k, jnp.int32), vocab).astype(jnp.uint32)
+        k = _count(top_k, vocab)
         one = jnp.ones(logits.shape, jnp.uint32)
         kept = _top(ranks, ids, (one,), lambda limbs: limbs[0] >= k, axes, vocab)
     if top_p is not None:
         p = column(top_p, jnp.float32)
         limbs = _mass(jnp.where(kept, scaled, -jnp.inf))
         total = _total(tuple(_reduce(limb, axes) for limb in limbs))
-        enough = _top(ranks, ids, limbs, lambda limbs: _total(limbs) >= p * total, axes, vocab)
+        # A unit at least, which the likeliest token has: no tokens are never enough.
+        least = jnp.where(p > 0, jnp.maximum(p * total, 1), 1)
+        enough = _top(ranks, ids, limbs, lambda limbs: _total(limbs) >= least, axes, vocab)
         # Everything, not everything that has a unit of probability.
         kept = kept & (enough | (p >= 1))
     return kept
@@ -73,7 +77,17 @@ def likeliest(
 
 def column(setting: Any, dtype: Any) -> jax.Array:
     """A number or [batch] as [1, 1] or [batch, 1]."""
-    return jnp.reshape(jnp.asarray(setting, dtype), (-1, 1))
+    return jnp.reshape(jnp.asarray(setting).astype(dtype), (-1, 1))
+
+
+def _count(setting: Any, vocab: int) -> jax.Array:
+    """A number of tokens between 1 and `vocab`, as a `column` of uint32."""
+    k = setting if isinstance(setting, jax.Array) else jnp.asarray(np.minimum(setting, INT32_MAX))
+    if k.dtype.itemsize < 4:
+        k = k.astype(jnp.int32 if jnp.issubdtype(k.dtype, jnp.integer) else jnp.float32)
+    # Compared as what it is, since of a wider integer 32 bits may be 0.
+    inside = jnp.where(k >= 1, jnp.minimum(k, jnp.asarray(vocab, k.dtype)), 1)
+    return jnp.minimum(column(inside, jnp.uint32), jnp.uint32(vocab))
 
 
 def _sortable(x: jax.Array) -> jax.Array:

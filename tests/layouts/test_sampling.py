@@ -275,7 +275,7 @@ def test_refuses_shapes() -> None:
     logits, numbers = jnp.zeros((4, VOCAB)), jnp.arange(4)
     with pytest.raises(ValueError, match=r"logits of shape \(4, 1, 48\) must be \[batch, vocab\]"):
         sample(logits[:, None], Sampling(), seeds=numbers, positions=numbers)
-    with pytest.raises(ValueError, match=r"seeds of int32 and shape \(3,\).*shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"seeds of int32 and shape \(3,\).*shape \(4,\), one for each row"):
         sample(logits, Sampling(), seeds=numbers[:3], positions=numbers)
     with pytest.raises(ValueError, match=r"positions of float32"):
         sample(logits, Sampling(), seeds=numbers, positions=jnp.zeros(4))
