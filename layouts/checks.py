@@ -171,13 +171,19 @@ def _is_elsewhere(x: jax.Array, mesh: Any) -> bool:
 
 
 def brought(x: Any, mesh: Any) -> Any:
-    """Arrays, but those bound to other devices copied to all of the mesh's."""
+    """A tree of small arrays and numbers, whole on all devices of the mesh.
+
+    Put there in so many words: jit does it as well, but not under a transfer guard, nor with arrays
+    that are bound to other devices. On a mesh of several processes, only those are.
+    """
 
     def one(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or isinstance(x, Tracer) or not x.is_fully_addressable:
+        if isinstance(x, Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return x
-        return jax.device_put(x, NamedSharding(mesh, P())) if _is_elsewhere(x, mesh) else x
+        bound = isinstance(x, jax.Array) and _is_elsewhere(x, mesh)
+        return x if mesh.is_multi_process and not bound else jax.device_put(x, placed)
 
+    placed = NamedSharding(mesh, P())
     return jax.tree.map(one, x)
 
 
@@ -204,8 +210,8 @@ def check_step(program: Program, cache: Cache, tokens: Any, counts: Any) -> tupl
     if counts.shape != (batch,):
         raise ValueError(f"lengths of shape {counts.shape} must be ({batch},), one per sequence")
     _check_values(config, cache, tokens, counts, length)
-    tokens, counts = (jnp.asarray(x, jnp.int32) for x in (tokens, counts))
-    return brought(tokens, mesh), brought(counts, mesh)
+    tokens, counts = brought((tokens.astype(np.int32), counts.astype(np.int32)), mesh)
+    return tokens, counts
 
 
 def _check_cache(cache: Cache, config: ModelConfig, batch: int, length: int) -> None:
@@ -254,12 +260,13 @@ def has_past(cache: Cache) -> bool:
 
 
 def values_of(x: Any) -> np.ndarray | None:
-    """The numbers of an array, if they can be seen here: not while tracing."""
-    if isinstance(x, Tracer | jax.ShapeDtypeStruct):
+    """The numbers of an array, if they can be seen here: not while tracing. Read back explicitly,
+    as a transfer guard asks for."""
+    if any(isinstance(each, Tracer | jax.ShapeDtypeStruct) for each in jax.tree.leaves(x)):
         return None
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
         return None
-    return np.asarray(x)
+    return np.asarray(jax.device_get(x))
 
 
 def check_prompts(counts: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Set
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from .embedding import vocab_axes
 from .params import Params, activation_dtype
 from .partitioning import param_specs
 from .program import Program
-from .sampling import Sampling, as_sampling, sample
+from .sampling import Sampling, as_sampling, check_sampling, check_seeds, sample, seed_words
 
 
 def generate(
@@ -40,7 +40,7 @@ def generate(
     lengths: Any = None,
     sampling: Sampling | None = None,
     seeds: Any = None,
-    end_tokens: Sequence[int] = (),
+    end_tokens: int | Iterable[int] = (),
     pad_token: int = 0,
     prefix: Prefix | None = None,
     plan: Any = None,
@@ -62,8 +62,8 @@ def generate(
       max_new_tokens: at most so many for each sequence.
       lengths: [batch] integers of at least 1, of the prompts; T unless given.
       sampling: how to choose a token; greedily unless given.
-      seeds: [batch] integers, one for each sequence; 0 unless given.
-      end_tokens: a sequence ends with the first of these that it draws.
+      seeds: [batch] integers, one for each sequence, of which 64 bits count; 0 unless given.
+      end_tokens: a sequence ends with the first of these that it draws; one token, or any number.
       pad_token: stands after the end.
       prefix: what all prompts continue, from `shared_prefix`.
       plan: a `Partitioning` to decode in; the default one unless given.
@@ -87,6 +87,11 @@ def generate(
     max_new_tokens = as_size("max_new_tokens", max_new_tokens)
     int8_cache = as_flag("int8_cache", int8_cache)
     checks.check_prefix_of(prefix, config, mesh)
+    ends, pad_token = _as_tokens(end_tokens), _as_token(pad_token)
+    sampling = as_sampling(sampling)
+    check_sampling(sampling, batch)
+    seeds = np.zeros((batch,), np.uint32) if seeds is None else seeds
+    check_seeds(seeds, batch)
     room = length + max_new_tokens
     if plan is None:
         plan = default_decode(config, mesh, batch, room, chip=chip)
@@ -97,7 +102,7 @@ def generate(
     if prefill_plan is not None:
         reader = Program.of(config, mesh, prefill_plan, schedule, params, chip)
         _check_alike(program, reader)
-    for token in (*end_tokens, pad_token):
+    for token in (*ends, pad_token):
         if not 0 <= token < config.vocab:
             raise ValueError(
                 f"end or pad token {token} is not in the vocabulary of {config.name}, 0 to "
@@ -113,10 +118,36 @@ def generate(
     checks.check_prompts(counts)
     for each, new in ((reader, tokens.shape[1]), (program, 1)):
         checks.check_positions(new, each.plan.feedforward, dict(mesh.shape))
-    seeds = jnp.zeros((batch,), jnp.uint32) if seeds is None else jnp.asarray(seeds)
-    sampling, seeds = checks.brought((as_sampling(sampling), seeds), mesh)
-    run = generator(program, reader, max_new_tokens, tuple(end_tokens), pad_token, int8_cache)
+    run = generator(program, reader, max_new_tokens, ends, pad_token, int8_cache)
+    sampling, seeds = checks.brought((sampling, seed_words(seeds)), mesh)
     return run(params, tokens, counts, sampling, seeds, prefix)
+
+
+def _as_token(x: Any) -> int:
+    """The token after the end, as an int.
+
+    Raises:
+      ValueError: it is none.
+    """
+    found = checks.values_of(x)
+    if found is None or found.shape or found.dtype.kind not in "iu":
+        raise ValueError(f"pad_token={x!r} must be one integer, known before anything is compiled")
+    return int(found)
+
+
+def _as_tokens(given: Any) -> tuple[int, ...]:
+    """One end token, or any collection of them, in ascending order.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    found = checks.values_of(list(given) if isinstance(given, Set) else given)
+    if found is None or (found.size and found.dtype.kind not in "iu") or found.ndim > 1:
+        raise ValueError(
+            f"end_tokens={given!r} must be one token, or a sequence of them, known before anything "
+            "is compiled"
+        )
+    return tuple(sorted({int(token) for token in found.ravel()}))
 
 
 def _check_alike(decoder: Program, reader: Program) -> None:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from .candidates import INT32_MAX, LARGEST_VOCAB, column, likeliest
 from .checks import values_of
@@ -68,6 +67,8 @@ class Sampling:
         ):
             given = getattr(self, field)
             value = np.asarray(given) if _is_numbers(given) else given
+            if field == "top_k" and isinstance(value, int):
+                value = value if isinstance(value, bool) else min(value, INT32_MAX)
             # Under a transformation, the fields are whatever it puts there.
             if not isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
                 continue
@@ -176,26 +177,22 @@ def seed_words(seeds: Any) -> Any:
     Of any integers, a negative one in two's complement: an int32 is the same seed as an int64. Those
     that can be seen are read before jax makes 32 bits of them.
     """
-    if isinstance(seeds, Tracer):
+    seen = values_of(seeds)
+    if seen is None:
         if seeds.dtype.itemsize == 8:
             return jnp.stack([(seeds >> shift).astype(jnp.uint32) for shift in (32, 0)], axis=-1)
         high = jnp.where(seeds < 0, jnp.uint32(2**32 - 1), jnp.uint32(0))
         return jnp.stack([high, seeds.astype(jnp.uint32)], axis=-1)
-    wide = np.asarray(jax.device_get(seeds)).astype(np.uint64)
+    wide = seen.astype(np.uint64)
     return np.stack([wide >> np.uint64(32), wide & np.uint64(2**32 - 1)], -1).astype(np.uint32)
 
 
-def check_sampling(sampling: Any, batch: int) -> None:
+def check_sampling(sampling: Sampling, batch: int) -> None:
     """Refuses settings that are not numbers, or not of a batch.
 
     Raises:
       ValueError: they are not.
     """
-    if not isinstance(sampling, Sampling):
-        raise ValueError(
-            f"sampling={sampling!r} must be a layouts.Sampling, such as "
-            "layouts.Sampling(temperature=1.0)"
-        )
     for field in dataclasses.fields(sampling):
         setting = getattr(sampling, field.name)
         if setting is None:

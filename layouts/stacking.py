@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax import lax
 
 Params = dict[str, Any]
 
@@ -47,4 +48,9 @@ def unroll(params: Params) -> Params:
     if not isinstance(blocks, Mapping):
         return params
     count = jax.tree.leaves(blocks)[0].shape[0]
-    return params | {"blocks": [at(blocks, layer) for layer in range(count)]}
+
+    def cut(layer: int) -> Any:
+        # A slice that is known, not an index brought to the devices.
+        return jax.tree.map(lambda x: lax.index_in_dim(x, layer, 0, keepdims=False), blocks)
+
+    return params | {"blocks": [cut(layer) for layer in range(count)]}

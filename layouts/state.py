@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from collective_einsum.chip import Chip
 
@@ -52,7 +54,7 @@ def init(
     if not as_flag("unrolled", unrolled):
         return _initializer(params.init, *how)(key)
     blocks = [
-        _initializer(params.init_layer, *how)(key, jnp.int32(layer))
+        _initializer(params.init_layer, *how)(*checks.brought((key, np.int32(layer)), mesh))
         for layer in range(config.layers)
     ]
     return _initializer(params.init_ends, *how)(key) | {"blocks": blocks}
@@ -136,7 +138,7 @@ def shared_prefix(cache: Cache) -> Prefix:
       ValueError: there are several sequences, room is left, or it begins with a prefix itself.
     """
     checks.check_prefix(cache)
-    k, v = jax.tree.map(lambda x: x[:, 0], (cache.k, cache.v))
+    k, v = jax.tree.map(lambda x: lax.index_in_dim(x, 0, 1, False), (cache.k, cache.v))
     return Prefix(k, v)
 
 

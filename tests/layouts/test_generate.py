@@ -101,6 +101,48 @@ def test_compiles_once(mesh_of: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert not any("Compiling" in message for message in compiled(1, 0.5))
 
 
+def test_arguments_as_people_have_them(mesh_of: Any) -> None:
+    """One end token or several, of any kind; sizes of numpy; lists for each sequence."""
+    config, mesh = TINY_PADDED, mesh_of((2, 2, 2), "xyz")
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+
+    def run(**options: Any) -> list[list[int]]:
+        given = {"max_new_tokens": 2, "sampling": layouts.Sampling(1.0), "seeds": SEEDS} | options
+        drawn, _ = layouts.generate(config, mesh, params, np.asarray(tokens), **given)
+        return np.asarray(drawn).tolist()
+
+    whole = run(sampling=layouts.Sampling([1.0] * BATCH), seeds=SEEDS.tolist())
+    assert whole == run(seeds=SEEDS.astype(np.int8), max_new_tokens=np.int64(2))
+    # Seeds that are alike in their last 32 bits.
+    assert whole != run(seeds=SEEDS + 2**32)
+    end = whole[3][0]
+    wanted = [[row[0], 63 if row[0] == end else row[1]] for row in whole]
+    for ends in (
+        end,
+        (end,),
+        [np.int64(end)],
+        np.array([end]),
+        jnp.array(end),
+        {end},
+        range(end, end + 1),
+    ):
+        assert run(end_tokens=ends, pad_token=np.int32(63)) == wanted
+    other = next(row[0] for row in whole if row[0] != end)
+    wanted = [[row[0], 63 if row[0] in (end, other) else row[1]] for row in whole]
+    assert run(end_tokens=jnp.array([end, other, end]), pad_token=jnp.array(63)) == wanted
+
+
+def test_poisoned_weights_draw_tokens_of_the_vocabulary(mesh_of: Any) -> None:
+    config, mesh = TINY_PADDED, mesh_of((2, 2, 2), "xyz")
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"] * jnp.nan
+    for how in SAMPLINGS:
+        drawn, _ = layouts.generate(
+            config, mesh, params, np.asarray(tokens), max_new_tokens=2, sampling=how, seeds=SEEDS
+        )
+        assert 0 <= np.min(drawn) <= np.max(drawn) < config.vocab
+
+
 def test_refuses_in_words(mesh_of: Any) -> None:
     config, mesh = TINY_PADDED, mesh_of((2, 2, 2), "xyz")
     params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
@@ -108,6 +150,31 @@ def test_refuses_in_words(mesh_of: Any) -> None:
         layouts.generate(config, mesh, params, tokens, max_new_tokens=0)
     with pytest.raises(ValueError, match=r"token 64 is not in the vocabulary .* 0 to 63"):
         layouts.generate(config, mesh, params, tokens, max_new_tokens=1, end_tokens=(64,))
+    for options, message in (
+        ({"max_new_tokens": 2.0}, r"max_new_tokens=2\.0 must be a positive integer"),
+        ({"max_new_tokens": True}, r"max_new_tokens=True must be a positive integer"),
+        ({"pad_token": 64}, r"token 64 is not in the vocabulary"),
+        ({"pad_token": 1.5}, r"pad_token=1\.5 must be one integer"),
+        ({"end_tokens": -1}, r"token -1 is not in the vocabulary"),
+        ({"end_tokens": None}, r"end_tokens=None must be one token, or a sequence of them"),
+        ({"end_tokens": (1.5,)}, r"end_tokens=\(1\.5,\) must be one token"),
+        ({"end_tokens": [[1], [2]]}, r"end_tokens=\[\[1\], \[2\]\] must be one token"),
+        ({"seeds": 3}, r"seeds of int64 and shape \(\) must be .* shape \(8,\), one for each row"),
+        ({"seeds": [0.5] * 8}, r"seeds of float64 and shape \(8,\) must be integers"),
+        ({"seeds": [True] * 8}, r"seeds of bool and shape"),
+        ({"seeds": [2**64] * 8}, r"seeds of object .* must be integers of 64 bits at most"),
+        ({"sampling": 1.0}, r"sampling=1\.0 must be a layouts\.Sampling"),
+        ({"sampling": layouts.Sampling([1.0] * 3)}, r"temperature of shape \(3,\) must be one"),
+        ({"sampling": layouts.Sampling("hot")}, r"sampling\.temperature='hot' must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layouts.generate(config, mesh, params, tokens, **({"max_new_tokens": 1} | options))
+    with pytest.raises(ValueError, match=r"end_tokens=.* known before anything is compiled"):
+        jax.jit(
+            lambda end: layouts.generate(
+                config, mesh, params, tokens, max_new_tokens=1, end_tokens=end
+            )
+        )(3)
     lengths = np.array([1, 1, 0, 1, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="prompt 2 has length 0"):
         layouts.generate(config, mesh, params, tokens, max_new_tokens=1, lengths=lengths)
