@@ -27,3 +27,40 @@ from .jitted import jit as jit
 from .quantized import Quantized as Quantized
 from .quantized import quantize as quantize
 from .schedule import Schedule as Schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "H100",
+    "H200",
+    "TPU_V4",
+    "TPU_V5E",
+    "TPU_V5P",
+    "TPU_V6E",
+    "Chip",
+    "Choice",
+    "Quantized",
+    "Schedule",
+    "UnlistedChipWarning",
+    "__version__",
+    "all_gather",
+    "all_gather_einsum",
+    "all_gather_einsum_reduce_scatter",
+    "all_gather_fold",
+    "all_reduce",
+    "all_to_all",
+    "as_chip",
+    "chip_for",
+    "choose_schedule",
+    "compiler_options",
+    "einsum",
+    "einsum_all_reduce",
+    "einsum_reduce_scatter",
+    "jit",
+    "quantize",
+    "reduce_scatter",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,6 +15,7 @@ from .chip_names import as_chip
 from .compiling import traced_chip, with_options
 from .cost import Estimate, Problem, estimate
 from .schedule import Schedule, as_schedule
+from .showing import Shown
 
 if TYPE_CHECKING:
     from .operation import Operation
@@ -24,7 +25,7 @@ WORTHWHILE = 0.015
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(Shown):
     """Schedules of one einsum, best first, with their predicted costs; prints as a table.
 
     Attributes:
@@ -59,6 +60,13 @@ class Choice:
         return (
             f"{gain:.2f} times faster than blocking: it leaves {best.exposed * 1e6:.1f} of "
             f"{blocking.exposed * 1e6:.1f} us exposed"
+        )
+
+    def __repr__(self) -> str:
+        best = self.rows[0]
+        return (
+            f"Choice({best.schedule}, {best.seconds * 1e6:.1f} us, of {len(self.rows)} schedules of "
+            f"{self.what} on {self.chip})"
         )
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from .showing import brief
 from .spec import Spec
 
 
@@ -43,6 +44,9 @@ class Quantized:
     def __post_init__(self) -> None:
         # One spelling of a dtype, since jit compares the static part of a pytree by hash.
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Transformer layouts built on collective einsums: the partitionings of "Efficiently Scaling
 Transformer Inference" (arXiv 2211.05102), as layers and as a whole decoder."""
 
+from collective_einsum import __version__ as __version__
+
 from . import cost as cost
 from . import volume as volume
 from .attention import attention as attention
@@ -46,3 +48,56 @@ from .sweep import sweep as sweep
 from .weight_gathered import WeightGathered as WeightGathered
 from .weight_stationary import WeightStationary1D as WeightStationary1D
 from .weight_stationary import WeightStationary2D as WeightStationary2D
+
+__all__ = [
+    "MT_NLG_530B",
+    "PALM_8B",
+    "PALM_62B",
+    "PALM_540B",
+    "BatchSharded",
+    "Cache",
+    "Entries",
+    "HeadSharded",
+    "ModelConfig",
+    "Option",
+    "Partitioning",
+    "Plan",
+    "Prefix",
+    "Rotary",
+    "Sampling",
+    "WeightGathered",
+    "WeightStationary1D",
+    "WeightStationary2D",
+    "__version__",
+    "activation_spec",
+    "attention",
+    "cache_specs",
+    "cost",
+    "decode_step",
+    "default_decode",
+    "default_prefill",
+    "feedforward",
+    "generate",
+    "init",
+    "init_cache",
+    "lower_decode_step",
+    "lower_prefill",
+    "model",
+    "move_cache",
+    "parallel_block",
+    "param_specs",
+    "pareto",
+    "plan",
+    "prefill",
+    "quantize",
+    "serial_block",
+    "shardings",
+    "shared_prefix",
+    "sweep",
+    "unroll",
+    "volume",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

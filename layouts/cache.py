@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
+from collective_einsum.showing import brief
 
 from .axes import Axes
 from .config import ModelConfig
@@ -42,6 +43,9 @@ class Entries:
     values: Any
     scale: Any = None
 
+    def __repr__(self) -> str:
+        return brief(self)
+
     def like(self, x: jax.Array) -> Entries:
         """`x` [..., positions, D] as it is stored here."""
         if self.scale is None:
@@ -61,6 +65,9 @@ class Prefix:
 
     k: Entries
     v: Entries
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def length(self) -> int:
@@ -86,6 +93,9 @@ class Cache:
     v: Entries
     lengths: Any
     prefix: Prefix | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def batch(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
+from collective_einsum.showing import brief
 from collective_einsum.words import did_you_mean, plain, shown
 
 from .arguments import as_flag, as_size
@@ -92,6 +93,9 @@ class ModelConfig:
                 f"of d_head={self.d_head} is {self.rotary.dims(self.d_head)} dimensions; "
                 "make that an even number, or set rotary=None"
             )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def _check_size(self, field: str) -> None:
         # A numpy integer would make two equal configs print differently.

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from collective_einsum.chip import Chip
 from collective_einsum.chip_names import as_chip
 from collective_einsum.cost_lax import hops, links
+from collective_einsum.showing import Shown
 from collective_einsum.words import did_you_mean
 
 from . import einsum_cost
@@ -28,7 +29,7 @@ from .layer_cost import spent, transfer_seconds
 from .memory import Memory, memory
 from .padded_sizes import padded_load
 from .plans import Partitioning, as_plan
-from .slices import as_shape
+from .slices import as_shape, shape_name
 from .work import layer_work
 
 Overlap = Literal["none", "auto"]
@@ -48,7 +49,7 @@ REPEATED_PASSES = 7.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(Shown):
     """What one step of a phase costs, on each chip; of all layers, unless it says otherwise.
 
     Attributes:
@@ -104,6 +105,31 @@ class Cost:
         """Of the layers."""
         return (
             self.matmul_seconds + self.attention_seconds + self.exposed_seconds + self.rest_seconds
+        )
+
+    def __repr__(self) -> str:
+        where, load = shape_name(self.sizes), self.load
+        return (
+            f"Cost({self.config.name}, {load.batch} sequences of {load.new} new positions after "
+            f"{load.past}, on {where} {self.chip.name}: {self.seconds * 1e3:.4g} ms)"
+        )
+
+    def __str__(self) -> str:
+        parts = (
+            ("matmuls", self.matmul_seconds),
+            ("attention", self.attention_seconds),
+            ("exposed communication", self.exposed_seconds),
+            ("what stands between", self.rest_seconds),
+            ("all layers", self.seconds),
+            ("embedding and unembedding", self.outside_seconds),
+        )
+        memory = f"{self.memory.total / 2**30:.1f} GiB of {self.chip.hbm_bytes / 2**30:.1f} a chip"
+        return "\n".join(
+            [
+                f"{self!r}, predicted by the analytical model",
+                *(f"{name:26}{seconds * 1e3:12.4g} ms" for name, seconds in parts),
+                f"MFU {self.mfu:.1%}, {self.chip_seconds_per_token * 1e3:.3g} chip-ms a token, {memory}",
+            ]
         )
 
     @property

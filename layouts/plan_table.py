@@ -16,6 +16,7 @@ _HEAD = (
     *("layouts", "mesh", "batch", "ms", "matmul", "attend", "exposed", "rest"),
     *("flops", "HBM", "ICI", "MFU", "chip-ms/token", "GiB", ""),
 )
+_UNITS = "ms of a step's layers, and of its parts; flops, HBM and ICI are ms at the chip's peaks"
 _PARTS = {
     "matmuls": "matmul_seconds",
     "attention": "attention_seconds",
@@ -32,10 +33,12 @@ def print_plan(plan: Plan) -> str:
         "predicted by the analytical model",
     ]
     if feasible:
-        lines.append(_table([_HEAD, *(_cells(o, plan) for o in feasible[:ROWS_SHOWN])]))
-        lines.append(
-            "ms of a step's layers, and of its parts; flops, HBM and ICI are ms at the chip's peaks"
+        best = feasible[0]
+        rows = (
+            [*_cells(o), "" if o is best else slower(_cost(o), plan.cost)]
+            for o in feasible[:ROWS_SHOWN]
         )
+        lines += [_table([_HEAD, *rows]), _UNITS]
     else:
         lines.append(plan.nearest)
     hidden = len(feasible) - ROWS_SHOWN
@@ -46,6 +49,13 @@ def print_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def print_options(options: Sequence[Option]) -> str:
+    """Options as a table, in their order; those that cannot be, in words below it."""
+    possible = [option for option in options if not option.excluded]
+    lines = [_table([_HEAD[:-1], *map(_cells, possible)]), _UNITS] if possible else ["no options"]
+    return "\n".join([*lines, *(f"{o}: {o.excluded}" for o in options if o.excluded)])
+
+
 def _told(excluded: Sequence[Option]) -> list[Option]:
     """One for each reason and layout."""
     found: dict[tuple[str, str], Option] = {}
@@ -54,9 +64,13 @@ def _told(excluded: Sequence[Option]) -> list[Option]:
     return list(found.values())[:ROWS_SHOWN]
 
 
-def _cells(option: Option, plan: Plan) -> list[str]:
-    cost = option.cost
-    assert cost is not None
+def _cost(option: Option) -> Cost:
+    assert option.cost is not None
+    return option.cost
+
+
+def _cells(option: Option) -> list[str]:
+    cost = _cost(option)
     parts = [getattr(cost, name) for name in _PARTS.values()]
     limits = (cost.flop_seconds, cost.hbm_seconds, cost.ici_seconds)
     return [
@@ -67,7 +81,6 @@ def _cells(option: Option, plan: Plan) -> list[str]:
         f"{cost.mfu:.1%}",
         f"{cost.chip_seconds_per_token * 1e3:.3g}",
         f"{cost.memory.total / 2**30:.1f}",
-        "" if option is plan.best else slower(cost, plan.cost),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from collective_einsum.chip import Chip
 from collective_einsum.chip_names import as_chip
 from collective_einsum.chips import TPU_V4
+from collective_einsum.showing import Shown
 
 from .arguments import as_seconds, as_sizes, check_word
 from .axes import AXES
@@ -60,13 +61,17 @@ class Option:
         """How many."""
         return functools.reduce(lambda n, axis: n * self.sizes[axis], AXES, 1)
 
+    def __repr__(self) -> str:
+        said = self.excluded or ("" if self.cost is None else _ms(self.cost.seconds))
+        return f"Option({self}: {said})"
+
     def __str__(self) -> str:
         what = f"{self.feedforward}, {self.attention}, {shape_name(self.sizes)}"
         return f"{what}, batch {self.batch}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """All options of a phase, the best first; prints as a table with reasons.
 
     Attributes:
@@ -135,6 +140,14 @@ class Plan:
             f"{head}: the nearest is {option}, which needs {_gib(each.memory.total)} of the "
             f"{_gib(self.chip.hbm_bytes)} of a {self.chip.name}; use more chips, a smaller batch, a "
             "shorter context, int8 weights or an int8 cache"
+        )
+
+    def __repr__(self) -> str:
+        feasible = self.feasible
+        best = f", best {feasible[0]!r}" if feasible else ""
+        return (
+            f"Plan({self.config.name}, {self.phase}, on {self.chip.name}: {len(feasible)} of "
+            f"{len(self.options)} options will do{best})"
         )
 
     def __str__(self) -> str:

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from collective_einsum.showing import brief
+
 from .candidates import INT32_MAX, LARGEST_VOCAB, column, likeliest
 from .checks import values_of
 
@@ -89,6 +91,9 @@ class Sampling:
                 f"Sampling: top_k={self.top_k} and top_p={self.top_p} do nothing to a greedy "
                 "choice; give a temperature, such as 1.0"
             )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def as_sampling(sampling: Any) -> Sampling:

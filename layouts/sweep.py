@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from collective_einsum.showing import Shown
+
 from .arguments import as_sizes
 from .config import ModelConfig, as_config
+from .plan_table import print_options
 from .planner import BATCHES, CHIPS, Option, Plan, plan
+
+
+class Options(Shown, tuple[Option, ...]):
+    """Some options; prints as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        ends = f": {self[0]!r} to {self[-1]!r}" if self else ""
+        return f"Options({len(self)}{ends})"
+
+    def __str__(self) -> str:
+        return print_options(self)
 
 
 def sweep(
@@ -17,7 +33,7 @@ def sweep(
     batches: int | Sequence[int] = BATCHES,
     chips: int | Sequence[int] = CHIPS,
     **asked: Any,
-) -> tuple[Option, ...]:
+) -> Options:
     """The fastest layouts for each batch on each number of chips, where any will do (figure 1).
 
     Args:
@@ -25,6 +41,9 @@ def sweep(
       phase: "decode" or "prefill".
       batches, chips: what to go through.
       asked: as `plan` takes it: chip, context, length, weights, cache, max_seconds, overlap.
+
+    Returns:
+      A tuple of them, which prints as a table.
 
     Raises:
       ValueError: as `plan`.
@@ -41,10 +60,10 @@ def sweep(
         for batch in sizes:
             options = plan(config, phase=phase, batch=batch, chips=count, **asked).feasible
             found += options[:1]
-    return tuple(found)
+    return Options(found)
 
 
-def pareto(options: Sequence[Option] | Plan) -> tuple[Option, ...]:
+def pareto(options: Sequence[Option] | Plan) -> Options:
     """Those that no other beats both in seconds and in chip-seconds a token, the fastest first.
 
     Args:
@@ -66,7 +85,7 @@ def pareto(options: Sequence[Option] | Plan) -> tuple[Option, ...]:
         if spent < least:
             found.append(option)
             least = spent
-    return tuple(found)
+    return Options(found)
 
 
 def _point(option: Option) -> tuple[float, float]:

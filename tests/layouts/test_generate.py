@@ -114,7 +114,7 @@ def test_arguments_as_people_have_them(mesh_of: Any) -> None:
     whole = run(sampling=layouts.Sampling([1.0] * BATCH), seeds=SEEDS.tolist())
     assert whole == run(seeds=SEEDS.astype(np.int8), max_new_tokens=np.int64(2))
     # Seeds that are alike in their last 32 bits.
-    assert whole != run(seeds=SEEDS + 2**32)
+    assert whole != run(seeds=SEEDS.astype(np.int64) + 2**32)
     end = whole[3][0]
     wanted = [[row[0], 63 if row[0] == end else row[1]] for row in whole]
     for ends in (

@@ -1,0 +1,45 @@
+"""How results show themselves: one line as a `repr`, and as the last line of a notebook's cell the
+table that they print as."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+class Shown:
+    """A value that a notebook, and IPython's prompt, show as they print it."""
+
+    def _repr_html_(self) -> str:
+        # Not at the top: `import collective_einsum` should bring little.
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text("..." if cycle else str(self))
+
+
+def brief(value: Any) -> str:
+    """A dataclass of arrays, as its `repr`: their dtypes and shapes, and no numbers, which would be
+    brought from the devices; a field that has its default is left out."""
+    shown = [
+        f"{field.name}={_of(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if not _is(getattr(value, field.name), field.default)
+    ]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def _of(x: Any) -> str:
+    shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+    if dataclasses.is_dataclass(x) or not isinstance(shape, tuple) or dtype is None:
+        return repr(x)
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _is(x: Any, default: Any) -> bool:
+    # Arrays are not compared.
+    return x is default or (
+        isinstance(x, type(default)) and not hasattr(x, "shape") and x == default
+    )
