@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 
 class Shown:
     """A value that a notebook, and IPython's prompt, show as they print it."""
@@ -32,6 +34,8 @@ def brief(value: Any) -> str:
 
 
 def _of(x: Any) -> str:
+    if isinstance(x, np.dtype):
+        return x.name
     shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
     if dataclasses.is_dataclass(x) or not isinstance(shape, tuple) or dtype is None:
         return repr(x)
