@@ -7,6 +7,7 @@ H query heads, K key and value heads, D d_head.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any, Literal, get_args
 
 from collective_einsum.showing import brief
@@ -84,8 +85,8 @@ class ModelConfig:
             object.__setattr__(self, field, as_flag(f"{self.name}: {field}", getattr(self, field)))
         if self.rotary is not None and not isinstance(self.rotary, Rotary):
             raise ValueError(f"{self.name}: rotary={self.rotary!r} must be a Rotary() or None")
-        if not isinstance(self.norm_epsilon, float | int) or not self.norm_epsilon > 0:
-            raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon} must be positive")
+        if not isinstance(self.norm_epsilon, numbers.Real) or not self.norm_epsilon > 0:
+            raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon!r} must be positive")
         self._check_heads()
         if self.rotary is not None and (self.rotary.dims(self.d_head) % 2 or not self.rotary_dims):
             raise ValueError(

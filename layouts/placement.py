@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -60,7 +60,8 @@ class BatchSharded:
     axes: Axes = AXES
 
     def __post_init__(self) -> None:
-        given = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        given: Any = (self.axes,) if isinstance(self.axes, str) else self.axes
+        given = tuple(given) if isinstance(given, Sequence) else given
         if given not in (("z",), ("y", "z"), AXES):
             raise ValueError(
                 f'BatchSharded(axes={self.axes!r}): choose ("z",), ("y", "z") or ("x", "y", "z")'

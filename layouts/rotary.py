@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+
+from .arguments import as_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Rotary:
     interleaved: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("base", "fraction"):
+            value = getattr(self, field)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+                raise ValueError(f"rotary {field}={value!r} must be a number")
+        object.__setattr__(self, "interleaved", as_flag("interleaved", self.interleaved))
         if not self.base > 1:
             raise ValueError(f"rotary base={self.base} must be greater than 1")
         if not 0 < self.fraction <= 1:

@@ -30,7 +30,8 @@ class WeightGathered(FeedForwardLayout):
     axes: Axes = AXES
 
     def __post_init__(self) -> None:
-        given = (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        given: Any = (self.axes,) if isinstance(self.axes, str) else self.axes
+        given = tuple(given) if isinstance(given, Sequence) else given
         if given not in (("x",), ("x", "y"), AXES):
             raise ValueError(
                 f"WeightGathered(axes={self.axes!r}): weights are stored E_x F_yz and gathered over "

@@ -13,6 +13,7 @@ from jax import lax
 import collective_einsum as ce
 
 from . import axes as ax
+from .arguments import as_flag
 from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .projections import FeedForwardLayout, Outgoing, total
 
@@ -45,6 +46,9 @@ class WeightStationary2D(FeedForwardLayout):
     by_position: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("by_batch", "whole", "by_position"):
+            flag = as_flag(f"WeightStationary2D: {field}", getattr(self, field))
+            object.__setattr__(self, field, flag)
         if self.whole and not self.by_batch:
             raise ValueError(
                 "WeightStationary2D(whole=True): whole rows between layers go with rows cut inside "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -362,6 +363,46 @@ def test_a_pair_of_layouts() -> None:
     refuses(lambda: pair(one, 3), "3 is no attention layout; choose HeadSharded()")
     refuses(lambda: layouts.activation_spec(PLAN), "is no feedforward layout")
     assert layouts.activation_spec(layouts.WeightStationary1D) == layouts.activation_spec(one)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: layouts.BatchSharded(3), 'choose ("z",), ("y", "z") or ("x", "y", "z")'),
+        (lambda: layouts.BatchSharded("xyz"), 'choose ("z",), ("y", "z") or ("x", "y", "z")'),
+        (lambda: layouts.WeightGathered(None), 'choose ("x",), ("x", "y") or ("x", "y", "z")'),
+        (lambda: layouts.WeightStationary2D("batch"), "by_batch='batch' must be True or False"),
+        (lambda: layouts.WeightStationary2D(True, 1), "whole=1 must be True or False"),
+        (lambda: layouts.Rotary("1e4"), "rotary base='1e4' must be a number"),
+        (lambda: layouts.Rotary(fraction=True), "rotary fraction=True must be a number"),
+        (lambda: layouts.Rotary(interleaved="no"), "interleaved='no' must be True or False"),
+    ],
+)
+def test_settings_of_layouts_and_rotary(make: Any, words: str) -> None:
+    refuses(make, words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"block": "Serial"}, "; did you mean 'serial'?"),
+        ({"activation": "gelu-tanh"}, "; did you mean 'gelu_tanh'?"),
+        ({"norm": "rms_norm"}, "; did you mean 'rmsnorm'?"),
+        ({"gated": "yes"}, "gated='yes' must be True or False"),
+        ({"rotary": True}, "rotary=True must be a Rotary() or None"),
+        ({"rotary": layouts.Rotary}, "must be a Rotary() or None"),
+        ({"norm_epsilon": "1e-6"}, "norm_epsilon='1e-6' must be positive"),
+        ({"heads": 8.0}, "heads=8.0 must be a positive integer; write 8"),
+    ],
+)
+def test_fields_of_a_config(change: Any, words: str) -> None:
+    refuses(lambda: dataclasses.replace(TINY_GROUPED, **change), words)
+
+
+def test_numpys_floats_are_numbers() -> None:
+    rotary = layouts.Rotary(np.float32(1e4), np.float32(0.5))
+    config = dataclasses.replace(TINY_GROUPED, rotary=rotary, norm_epsilon=np.float32(1e-6))
+    assert config.rotary_dims == 4
 
 
 # Layers.
