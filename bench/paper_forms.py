@@ -15,6 +15,7 @@ from layouts import volume
 from layouts.axes import AXES
 from layouts.cost import load
 from layouts.memory import cache_bytes
+from layouts.padded_sizes import CACHE_TILE
 from layouts.planner import Plan, plan
 
 SIZES: Mapping[str, int] = {"x": 4, "y": 4, "z": 4}
@@ -41,7 +42,8 @@ def longest_context(attention: str, batch: int) -> float:
     config = multihead if attention == "multihead" else layouts.PALM_540B
     layout = layouts.BatchSharded() if attention.endswith("batch") else layouts.HeadSharded()
     partitioning = layouts.Partitioning(layouts.WeightStationary2D(), layout)
-    position = cache_bytes(config, partitioning, SIZES, load("decode", batch=batch, context=1))
+    asked = load("decode", batch=batch, context=CACHE_TILE)
+    position = cache_bytes(config, partitioning, SIZES, asked) / CACHE_TILE
     return published.CACHE_SHARE * TPU_V4.hbm_bytes / position
 
 

@@ -177,7 +177,10 @@ def attend_columns(
         if past is not None:
             segments.append(_segment(*past, step, lengths=step.lengths))
         if prefix is not None:
-            segments.append(_segment(*prefix, step))
+            lengths = None
+            if prefix[0].values.shape[-2] != step.prefix_length:
+                lengths = jnp.full(step.lengths.shape, step.prefix_length, jnp.int32)
+            segments.append(_segment(*prefix, step, lengths=lengths))
         o = attend(q, segments, step.first_query)
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)

@@ -1,8 +1,10 @@
 """The KV cache: what it holds, how it is sharded, and how it grows in place.
 
 Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
-of a matrix. A step reads the cache as it was and attends to its own keys beside it; what is new is
-written afterwards, into the buffer of a donated cache.
+of a matrix. Batch and positions are stored padded, see `padded_sizes`: sequences that nobody asked
+for stay empty, and positions that nobody asked for are behind the end of every sequence. A step reads
+the cache as it was and attends to its own keys beside it; what is new is written afterwards, into the
+buffer of a donated cache.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -23,6 +26,7 @@ from collective_einsum.showing import brief
 
 from .axes import Axes
 from .config import ModelConfig
+from .padded_sizes import padded_capacity
 
 # Up to here each sequence's write is an instruction of its own; further ones are a loop.
 UNROLLED_WRITES = 16
@@ -46,6 +50,20 @@ class Entries:
     def __repr__(self) -> str:
         return brief(self)
 
+    @property
+    def size(self) -> int:
+        """Positions."""
+        return self.values.shape[-2]
+
+    def first(self, size: int) -> Entries:
+        """Those of the first `size` positions, or all if there are no more."""
+        if size >= self.size:
+            return self
+        scale = self.scale
+        if scale is not None:
+            scale = lax.slice_in_dim(scale, 0, size, axis=scale.ndim - 1)
+        return Entries(lax.slice_in_dim(self.values, 0, size, axis=self.values.ndim - 2), scale)
+
     def like(self, x: jax.Array) -> Entries:
         """`x` [..., positions, D] as it is stored here."""
         if self.scale is None:
@@ -54,45 +72,53 @@ class Entries:
         return Entries(q.values, lax.squeeze(q.scale, [q.scale.ndim - 1]))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["positions"]
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
     """What all sequences of a batch begin with, stored once; see `shared_prefix`.
 
     Attributes:
-      k, v: `Entries` of [layers, K, length, D].
+      k, v: `Entries` of [layers, K, at least `length`, D].
+      positions: the length, or None for all that is stored.
     """
 
     k: Entries
     v: Entries
+    positions: int | None = None
 
     def __repr__(self) -> str:
         return brief(self)
 
     @property
     def length(self) -> int:
-        """Positions."""
-        return self.k.values.shape[-2]
+        """Positions; whatever is stored behind them counts for nothing."""
+        return self.k.values.shape[-2] if self.positions is None else self.positions
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["k", "v", "lengths", "prefix"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["k", "v", "lengths", "prefix"],
+    meta_fields=["positions"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cache:
     """Keys and values of every layer, for a batch of sequences.
 
     Attributes:
-      k, v: `Entries` of [layers, batch, K, max_length, D].
+      k, v: `Entries` of [layers, at least `batch`, K, at least `max_length`, D].
       lengths: [batch] int32, how many positions each sequence has beside the prefix; whatever
         stands behind them counts for nothing.
       prefix: what they all begin with, or None.
+      positions: `max_length`, or None for all that is stored.
     """
 
     k: Entries
     v: Entries
     lengths: Any
     prefix: Prefix | None = None
+    positions: int | None = None
 
     def __repr__(self) -> str:
         return brief(self)
@@ -100,12 +126,17 @@ class Cache:
     @property
     def batch(self) -> int:
         """Number of sequences."""
+        return self.lengths.shape[0]
+
+    @property
+    def stored_batch(self) -> int:
+        """Sequences that are stored; those from `batch` on are padding."""
         return self.k.values.shape[1]
 
     @property
     def max_length(self) -> int:
         """Positions that there is room for, beside the prefix."""
-        return self.k.values.shape[-2]
+        return self.k.values.shape[-2] if self.positions is None else self.positions
 
     @property
     def prefix_length(self) -> int:
@@ -122,6 +153,7 @@ def empty_cache(
     int8: bool = False,
     prefix: Prefix | None = None,
     kv_heads: int | None = None,
+    stored_batch: int | None = None,
 ) -> Cache:
     """A cache without positions; under jit with out_shardings, made where it will be.
 
@@ -133,6 +165,7 @@ def empty_cache(
       int8: store them as int8, with a scale for each position and head.
       prefix: what all sequences begin with.
       kv_heads: of a shard; all of them unless given.
+      stored_batch: sequences that are stored, of a shard or with padding; `batch` unless given.
 
     Raises:
       ValueError: a size is not positive, or the prefix is stored in another way.
@@ -142,7 +175,8 @@ def empty_cache(
             f"a cache needs a batch and a max_length of at least 1, got {batch} and {max_length}"
         )
     heads = config.stored_kv_heads if kv_heads is None else kv_heads
-    shape = (config.layers, batch, heads, max_length, config.d_head)
+    stored = batch if stored_batch is None else stored_batch
+    shape = (config.layers, stored, heads, padded_capacity(max_length), config.d_head)
     kind = jnp.dtype(jnp.int8 if int8 else dtype)
     if prefix is not None and prefix.k.values.dtype != kind:
         raise ValueError(
@@ -154,7 +188,46 @@ def empty_cache(
         scale = jnp.ones(shape[:-1], jnp.float32) if int8 else None
         return Entries(jnp.zeros(shape, kind), scale)
 
-    return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32), prefix)
+    return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32), prefix, max_length)
+
+
+def with_stored_batch(cache: Cache, stored: int) -> Cache:
+    """The cache with so many sequences stored: padding is added or left out. Global arrays."""
+
+    def sized(x: jax.Array) -> jax.Array:
+        sharding = _explicit(x)
+        if sharding is not None:
+            # What is cut or joined there must not be sharded.
+            spec = P(*(None if dim == 1 else axes for dim, axes in enumerate(sharding.spec)))
+            x = jax.reshard(x, NamedSharding(sharding.mesh, spec))
+        more = max(0, stored - x.shape[1])
+        padded = jnp.pad(x, [(0, more if dim == 1 else 0) for dim in range(x.ndim)])
+        return lax.slice_in_dim(padded, 0, stored, axis=1)
+
+    if cache.stored_batch == stored:
+        return cache
+    k, v = jax.tree.map(sized, (cache.k, cache.v))
+    return dataclasses.replace(cache, k=k, v=v)
+
+
+def stored_like(cache: Cache, given: Cache) -> Cache:
+    """The cache with as many sequences stored as `given`, sharded as that is if its type says so."""
+    if cache.stored_batch == given.stored_batch:
+        return cache
+
+    def placed(x: jax.Array, like: jax.Array) -> jax.Array:
+        sharding = _explicit(like)
+        return x if sharding is None else jax.reshard(x, sharding)
+
+    cache = with_stored_batch(cache, given.stored_batch)
+    k, v = jax.tree.map(placed, (cache.k, cache.v), (given.k, given.v))
+    return dataclasses.replace(cache, k=k, v=v)
+
+
+def _explicit(x: jax.Array) -> NamedSharding | None:
+    """The sharding that is part of an array's type, on a mesh with Explicit axes."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def cache_specs(cache: Cache, batch_axes: Axes, kv_axes: Axes) -> Cache:
@@ -167,13 +240,13 @@ def cache_specs(cache: Cache, batch_axes: Axes, kv_axes: Axes) -> Cache:
     """
     own = _specs(cache.k, None, batch_axes or None, kv_axes or None)
     prefix = None if cache.prefix is None else prefix_specs(cache.prefix, kv_axes)
-    return Cache(own, own, P(), prefix)
+    return dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix)
 
 
 def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
     """The partition spec of every array of a prefix, as a prefix."""
     own = _specs(prefix.k, None, kv_axes or None)
-    return Prefix(own, own)
+    return dataclasses.replace(prefix, k=own, v=own)
 
 
 def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = True) -> Entries:
@@ -201,7 +274,7 @@ def append(
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [layers, B, K, T, D], T at most S; or of some layers, of which `layer` is the first.
+      new: [layers, B, K, T, D]; or of some layers, of which `layer` is the first.
       starts: [B], the position of each sequence's first new entry.
       counts: [B], how many of its T entries to write; those past S are not written either.
     """
@@ -238,6 +311,7 @@ def append(
             buffer = one(b, buffer)
         return buffer
 
+    new = new.first(entries.size)
     scale = entries.scale
     if scale is not None:
         scale = write(scale, new.scale, 3)
@@ -249,14 +323,14 @@ def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [B, K, T, D], T at most S.
+      new: [B, K, T, D]; those past S are not written.
       layer: which.
     """
 
     def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice(buffer, rows[None], _starts([layer, *[0] * rows.ndim]))
 
-    return jax.tree.map(write, entries, new)
+    return jax.tree.map(write, entries, new.first(entries.size))
 
 
 def _starts(at: Sequence[Any]) -> list[Any]:

@@ -18,9 +18,7 @@ from .axes import check_mesh
 from .cache import Cache, Prefix
 from .config import ModelConfig, as_config
 from .params import check_params
-from .partitioning import check_batch as check_batch
-from .partitioning import check_model
-from .rows import check_positions as check_positions
+from .partitioning import check_layouts, check_model
 
 if TYPE_CHECKING:
     from .program import Program
@@ -201,8 +199,7 @@ def check_step(program: Program, cache: Cache, tokens: Any, counts: Any) -> tupl
     """
     config, mesh = program.config, program.mesh
     batch, length = tokens.shape
-    check_batch(batch, config, mesh, program.plan)
-    check_positions(length, program.plan.feedforward, check_mesh(mesh))
+    check_layouts(config, check_mesh(mesh), program.plan)
     _check_cache(cache, config, batch, length)
     counts = np.full((batch,), length, np.int32) if counts is None else counts
     counts = as_integers(counts, "lengths")
@@ -214,7 +211,13 @@ def check_step(program: Program, cache: Cache, tokens: Any, counts: Any) -> tupl
 
 
 def _check_cache(cache: Cache, config: ModelConfig, batch: int, length: int) -> None:
-    expected = (config.layers, batch, config.stored_kv_heads, cache.max_length, config.d_head)
+    if tuple(np.shape(cache.lengths)) != (batch,):
+        raise ValueError(
+            f"cache.lengths has shape {tuple(np.shape(cache.lengths))}, but tokens are of {batch} "
+            f"sequences; give as many, or make the cache with layouts.init_cache for a batch of {batch}"
+        )
+    stored, capacity = max(batch, cache.stored_batch), max(cache.max_length, cache.k.size)
+    expected = (config.layers, stored, config.stored_kv_heads, capacity, config.d_head)
     for name, entries in (("k", cache.k), ("v", cache.v)):
         if tuple(entries.values.shape) != expected:
             raise ValueError(

@@ -22,7 +22,7 @@ from . import checks
 from .arguments import as_next_tokens, as_prompts
 from .axes import ScheduleLike
 from .block import block, normed
-from .cache import Cache, Entries, append, fill
+from .cache import Cache, Entries, append, fill, stored_like
 from .config import ModelConfig
 from .defaults import default_decode, default_prefill
 from .embedding import embed, unembed
@@ -130,12 +130,15 @@ def extender(program: Program) -> Any:
     def run(
         params: Params, cache: Cache, tokens: jax.Array, counts: jax.Array, *, reads: bool
     ) -> tuple[jax.Array, Cache]:
+        given, cache = cache, program.padded_cache(cache)
         specs = program.cache_specs(cache)
-        return program.shard_map(
+        logits, cache = program.shard_map(
             functools.partial(extend, program, reads=reads),
             (param_specs(program.config, program.mesh, params), specs, P(), P()),
             (program.logit_spec, specs),
         )(params, cache, tokens, counts)
+        # As it came, so that the donated one can be written into.
+        return logits, stored_like(cache, given)
 
     return program.jit(run, static_argnames="reads", donate_argnames="cache")
 
@@ -151,17 +154,24 @@ def extend(
 ) -> tuple[jax.Array, Cache]:
     """One step on local shards: reads `counts` of the tokens [batch, T] into each sequence.
 
+    It is padded here: to as many sequences as the cache stores, which have no positions and read none,
+    and to as many positions as the layouts want, which do not count.
+
     Returns:
       logits [batch, vocab shard] after each sequence's last token, and the cache.
     """
     config, layout = program.config, program.plan.feedforward
     dtype = activation_dtype(params)
+    batch, new = tokens.shape
+    more = cache.stored_batch * ax.size(program.placement.batch_axes) - batch
+    tokens = jnp.pad(tokens, ((0, more), (0, program.padded_length(new) - new)))
+    own_counts, counts = counts, jnp.pad(counts, (0, more))
     step = make_step(
         config,
         layout,
         program.placement,
         program.schedule,
-        cache.lengths,
+        jnp.pad(cache.lengths, (0, more)),
         tokens.shape[1],
         cache.prefix_length,
         dtype,
@@ -179,8 +189,8 @@ def extend(
             logits = logits * ax.all_gather(inverse, layout.batch_axes, 0, program.schedule).astype(
                 logits.dtype
             )
-    cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + counts)
-    return logits, cache
+    cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + own_counts)
+    return logits[:batch], cache
 
 
 def _vectors_cut(blocks: Params, step: Step) -> Params:

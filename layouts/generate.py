@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Set
 from typing import Any
@@ -113,11 +112,8 @@ def generate(
         functools.partial(empty_cache, config, batch, room, dtype, int8=int8_cache),
         prefix=prefix,
     )
-    checks.check_batch(batch, config, mesh, reader.plan)
     tokens, counts = checks.check_step(program, cache, tokens, lengths)
     checks.check_prompts(counts)
-    for each, new in ((reader, tokens.shape[1]), (program, 1)):
-        checks.check_positions(new, each.plan.feedforward, dict(mesh.shape))
     run = generator(program, reader, max_new_tokens, ends, pad_token, int8_cache)
     sampling, seeds = checks.brought((sampling, seed_words(seeds)), mesh)
     return run(params, tokens, counts, sampling, seeds, prefix)
@@ -219,14 +215,14 @@ def _generate(
     place = decoder.placement
     cache = empty_cache(
         decoder.config,
-        batch // ax.size(place.batch_axes),
+        batch,
         length + max_new_tokens,
         activation_dtype(params),
         int8=int8_cache,
         prefix=prefix,
         kv_heads=decoder.config.stored_kv_heads // ax.size(place.kv_axes),
+        stored_batch=decoder.padded_batch(batch, reader) // ax.size(place.batch_axes),
     )
-    cache = dataclasses.replace(cache, lengths=jnp.zeros((batch,), jnp.int32))
     axes = vocab_axes(decoder.config, dict(decoder.mesh.shape))
     ends = jnp.asarray(np.asarray(end_tokens, np.int32))
 

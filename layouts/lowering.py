@@ -13,7 +13,7 @@ from collective_einsum.chip import Chip
 
 from . import checks
 from .arguments import as_flag, as_size
-from .axes import ScheduleLike, check_mesh
+from .axes import ScheduleLike
 from .cache import empty_cache
 from .config import ModelConfig, as_config
 from .decoder import extender
@@ -145,12 +145,17 @@ def _lower(
 ) -> jax.stages.Lowered:
     plan, unrolled = as_plan(plan), as_flag("unrolled", unrolled)
     int8_cache = as_flag("int8_cache", int8_cache)
-    checks.check_batch(batch, config, mesh, plan)
-    checks.check_positions(new, plan.feedforward, check_mesh(mesh))
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
     program = Program.of(config, mesh, plan, schedule, params, chip)
     cache = jax.eval_shape(
-        lambda: empty_cache(config, batch, context, jnp.bfloat16, int8=int8_cache)
+        lambda: empty_cache(
+            config,
+            batch,
+            context,
+            jnp.bfloat16,
+            int8=int8_cache,
+            stored_batch=program.padded_batch(batch),
+        )
     )
     replicated = NamedSharding(mesh, P())
     return extender(program).lower(

@@ -10,6 +10,7 @@ from .axes import WEIGHT_AXES, size
 from .config import ModelConfig
 from .embedding import vocab_axes
 from .items import ACTIVATION_BYTES, Einsum, Item, Load
+from .padded_sizes import padded_capacity
 from .partitioning import Partitioning
 from .placement import place, stored_kv_axes
 from .projections import boundary_axes
@@ -79,12 +80,13 @@ def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> f
 def cache_bytes(
     config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int], load: Load
 ) -> float:
-    """Keys and values of all layers (section 3.3): `past` positions, or the new ones of a prefill."""
+    """Keys and values of all layers (section 3.3): `past` positions, or the new ones of a prefill, of
+    which as many are stored as a cache pads them to."""
     where = place(config, plan.feedforward, plan.attention, sizes)
     sequences = load.batch / size(where.batch_axes, sizes)
     heads = config.stored_kv_heads / size(where.kv_axes, sizes)
     vector = config.d_head * load.cache_bytes + (SCALE_BYTES if load.cache_bytes == 1 else 0)
-    return 2 * config.layers * sequences * heads * (load.past or load.new) * vector
+    return 2 * config.layers * sequences * heads * padded_capacity(load.past or load.new) * vector
 
 
 def _temporary_bytes(

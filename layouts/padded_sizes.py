@@ -19,9 +19,9 @@ from .placement import place
 if TYPE_CHECKING:
     from .partitioning import Partitioning
 
-# Positions of a cache come in multiples of the first, up to the second; from there on in multiples of
-# the second, the lanes of a TPU's tile, over which scores lie.
-CACHE_TILE, LANES = 16, 128
+# Positions of a cache come in multiples of this, the rows of a TPU's tile of int8 and of two of
+# bfloat16: where a head's last tile is not full, the TPU compiler copies a layer's cache in each step.
+CACHE_TILE = 32
 # Positions of a step of more than one come in multiples of this, the rows of a tile of bfloat16.
 STEP_TILE = 16
 
@@ -46,7 +46,7 @@ def padded_batch(
     batch: int, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
 ) -> int:
     """The sequences of a step and of its cache; arguments and errors as `batch_multiple`."""
-    return _up(batch, batch_multiple(config, plan, sizes))
+    return round_up(batch, batch_multiple(config, plan, sizes))
 
 
 def padded_length(
@@ -61,12 +61,12 @@ def padded_length(
         needed = size(cut, sizes)
     else:
         needed = _common((layout.position_axes, layout.inner_position_axes), sizes)
-    return _up(new, needed if new == 1 else math.lcm(needed, STEP_TILE))
+    return round_up(new, needed if new == 1 else math.lcm(needed, STEP_TILE))
 
 
 def padded_capacity(positions: int) -> int:
     """The positions that a cache stores for each sequence, where `positions` are asked for."""
-    return _up(positions, CACHE_TILE if positions <= LANES else LANES)
+    return round_up(positions, CACHE_TILE)
 
 
 def padded_load(
@@ -85,5 +85,6 @@ def _common(ways: tuple[Axes, ...], sizes: Mapping[str, int]) -> int:
     return math.lcm(*(size(axes, sizes) for axes in ways))
 
 
-def _up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple from n on."""
     return -(-n // multiple) * multiple

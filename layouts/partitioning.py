@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
-from .axes import as_mesh, check_mesh, size
+from .axes import as_mesh, check_mesh
 from .cache import Cache
 from .cache import cache_specs as cache_parts
 from .config import ModelConfig, as_config
@@ -22,7 +22,6 @@ from .params import Params, params_shapes
 from .placement import Placement, misplaced, place
 from .plans import Partitioning as Partitioning
 from .plans import as_plan
-from .slices import shape_name
 from .stacking import is_unrolled
 from .step import block_specs
 
@@ -112,34 +111,6 @@ def check_layouts(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> N
       ValueError: `misfit` says why.
     """
     _refuse(misfit(config, sizes, plan))
-
-
-def check_batch(batch: int, config: ModelConfig, mesh: Any, plan: Any) -> None:
-    """`check_fits` on a mesh."""
-    check_fits(batch, config, check_mesh(mesh), plan)
-
-
-def check_fits(batch: int, config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> None:
-    """Refuses a model that a mesh does not divide, and a batch that the layouts cannot shard.
-
-    Raises:
-      ValueError: a size does not divide.
-    """
-    check_layouts(config, sizes, plan)
-    where = place(config, plan.feedforward, plan.attention, sizes)
-    for what, axes in (
-        (plan.feedforward, plan.feedforward.batch_axes),
-        (plan.feedforward, plan.feedforward.inner_batch_axes),
-        (plan.attention, where.batch_axes),
-    ):
-        n = size(axes, sizes)
-        if batch % n:
-            smaller = "HeadSharded()" if what is plan.attention else "WeightStationary2D()"
-            raise ValueError(
-                f"{what} shards the batch over {axes} of a mesh {shape_name(sizes)}, {n} chips, "
-                f"which do not divide a batch of {batch}; make the batch a multiple of {n}, shard it "
-                f"over fewer axes, or use {smaller}"
-            )
 
 
 def _refuse(why: str) -> None:

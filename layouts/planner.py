@@ -18,11 +18,10 @@ from .arguments import as_seconds, as_sizes, check_word
 from .axes import AXES
 from .config import ModelConfig, as_config
 from .cost import Cost, Load, Overlap, cost, load
-from .partitioning import check_fits
+from .partitioning import misfit
 from .plans import ATTENTIONS as ATTENTIONS
 from .plans import FEEDFORWARDS as FEEDFORWARDS
 from .plans import Partitioning
-from .rows import check_positions
 from .slices import as_shape, meshes, shape_name
 
 Objective = Literal["latency", "throughput", "cost"]
@@ -249,13 +248,10 @@ def _option(
     max_seconds: float | None,
 ) -> Option:
     option = Option(feedforward, attention, sizes, asked.batch, None)
-    try:
-        check_fits(asked.batch, config, sizes, option.partitioning)
-        check_positions(asked.new, FEEDFORWARDS[feedforward], sizes)
-    except ValueError as error:
-        return dataclasses.replace(option, excluded=str(error))
+    why = misfit(config, sizes, option.partitioning)
+    if why:
+        return dataclasses.replace(option, excluded=why)
     found = cost(config, option.partitioning, sizes, asked, chip, overlap)
-    why = ""
     if not found.fits:
         why = f"needs {_gib(found.memory.total)} of {_gib(chip.hbm_bytes)} a chip"
     elif max_seconds is not None and found.step_seconds > max_seconds:

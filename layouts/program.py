@@ -16,11 +16,12 @@ from collective_einsum.compiling import for_chip
 from collective_einsum.schedule import as_schedule
 
 from .axes import ScheduleLike, check_mesh, size, values
-from .cache import Cache
+from .cache import Cache, with_stored_batch
 from .config import ModelConfig
 from .defaults import chip_of, kind_of
 from .doors import on_mesh
 from .embedding import vocab_axes
+from .padded_sizes import batch_multiple, padded_length, round_up
 from .params import Params
 from .partitioning import cache_specs, placement
 from .placement import Placement
@@ -66,6 +67,25 @@ class Program:
     def placement(self) -> Placement:
         """Where attention happens."""
         return placement(self.config, self.mesh, self.plan)
+
+    @property
+    def batch_multiple(self) -> int:
+        """What the sequences of a step and of its cache are a multiple of."""
+        return batch_multiple(self.config, self.plan, check_mesh(self.mesh))
+
+    def padded_batch(self, batch: int, *others: Program) -> int:
+        """The sequences of a step of `batch`, which these other programs can take too."""
+        return round_up(batch, math.lcm(*(each.batch_multiple for each in (self, *others))))
+
+    def padded_length(self, new: int) -> int:
+        """The positions of a step that reads `new` of each sequence."""
+        return padded_length(new, self.config, self.plan, check_mesh(self.mesh))
+
+    def padded_cache(self, cache: Cache) -> Cache:
+        """A cache of any plan, with a batch that this one can shard."""
+        if cache.stored_batch % self.batch_multiple == 0:
+            return cache
+        return with_stored_batch(cache, self.padded_batch(cache.batch))
 
     @property
     def logit_spec(self) -> P:

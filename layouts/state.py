@@ -15,9 +15,11 @@ from collective_einsum.chip import Chip
 
 from . import checks, params
 from .arguments import as_dtype, as_flag, as_key, as_size
-from .cache import Cache, Prefix, empty_cache
+from .axes import check_mesh
+from .cache import Cache, Prefix, empty_cache, with_stored_batch
 from .config import ModelConfig, as_config
 from .defaults import default_decode
+from .padded_sizes import padded_batch
 from .params import Params
 from .partitioning import cache_specs, param_specs, shardings
 from .plans import as_plan
@@ -119,10 +121,12 @@ def init_cache(
         if plan is None
         else as_plan(plan)
     )
-    checks.check_batch(batch, config, mesh, plan)
+    stored = padded_batch(batch, config, plan, check_mesh(mesh))
 
     def make(prefix: Prefix | None) -> Cache:
-        return empty_cache(config, batch, max_length, dtype, int8=int8, prefix=prefix)
+        return empty_cache(
+            config, batch, max_length, dtype, int8=int8, prefix=prefix, stored_batch=stored
+        )
 
     specs = cache_specs(config, mesh, plan, jax.eval_shape(make, prefix))
     return jax.jit(make, out_shardings=shardings(mesh, specs))(prefix)
@@ -138,8 +142,9 @@ def shared_prefix(cache: Cache) -> Prefix:
       ValueError: there are several sequences, room is left, or it begins with a prefix itself.
     """
     checks.check_prefix(cache)
+    cache = with_stored_batch(cache, 1)
     k, v = jax.tree.map(lambda x: lax.index_in_dim(x, 0, 1, False), (cache.k, cache.v))
-    return Prefix(k, v)
+    return Prefix(k, v, cache.max_length)
 
 
 def move_cache(config: ModelConfig | str, mesh: Any, cache: Cache, plan: Any) -> Cache:
@@ -151,9 +156,10 @@ def move_cache(config: ModelConfig | str, mesh: Any, cache: Cache, plan: Any) ->
       plan: as `prefill`.
 
     Raises:
-      ValueError: the plan cannot shard the cache's batch.
+      ValueError: the plan cannot shard the model's heads over the mesh.
     """
     config, plan = as_config(config), as_plan(plan)
     checks.check_cache(cache)
-    checks.check_batch(cache.batch, config, mesh, plan)
+    stored = padded_batch(cache.batch, config, plan, check_mesh(mesh))
+    cache = with_stored_batch(cache, stored)
     return jax.device_put(cache, shardings(mesh, cache_specs(config, mesh, plan, cache)))

@@ -40,6 +40,7 @@ class Step:
       query_tables: the same for the positions of a chip's queries.
       new: T, how many positions are new.
       queries: how many of them are those of a chip's queries.
+      prefix_length: positions of the shared prefix, of which more may be stored.
     """
 
     config: ModelConfig
@@ -51,6 +52,7 @@ class Step:
     query_tables: tuple[jax.Array, jax.Array] | None
     new: int
     queries: int
+    prefix_length: int = 0
 
     @property
     def first_query(self) -> jax.Array | int:
@@ -85,7 +87,18 @@ def make_step(
         sin, cos = lax.optimization_barrier(tables)
         tables, query_tables = (sin, cos), (ax.own_block(sin, cut, 1), ax.own_block(cos, cut, 1))
     queries = new // ax.size(cut)
-    return Step(config, feedforward, placement, schedule, own, tables, query_tables, new, queries)
+    return Step(
+        config,
+        feedforward,
+        placement,
+        schedule,
+        own,
+        tables,
+        query_tables,
+        new,
+        queries,
+        prefix_length,
+    )
 
 
 def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:

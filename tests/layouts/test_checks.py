@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -43,8 +44,8 @@ def tokens(length: int = 2, value: int = 1) -> np.ndarray:
         ({"tokens": tokens(value=-1)}, "token -1 is not in the vocabulary"),
         ({"tokens": tokens().astype(np.float32)}, "tokens must be integers, got float32"),
         ({"tokens": tokens(5)}, "5 tokens do not fit a cache of 4 positions; .* max_length=5"),
-        ({"tokens": tokens()[:6]}, "8 chips, which do not divide a batch of 6"),
-        ({"tokens": np.zeros((16, 2), np.int32)}, r"cache.k has shape \(2, 8, 2, 4, 8\), but"),
+        ({"tokens": tokens()[:6]}, r"cache.lengths has shape \(8,\), but tokens are of 6 seq"),
+        ({"tokens": np.zeros((16, 2), np.int32)}, r"for a batch of 16"),
         ({"tokens": tokens(0)}, "neither of them 0"),
         ({"lengths": np.array([3] * BATCH)}, "lengths must be between 0 and 2"),
         ({"lengths": np.array([1, 2])}, r"lengths of shape \(2,\) must be \(8,\)"),
@@ -95,9 +96,11 @@ def test_an_unknown_kind_of_weights(mesh: Any) -> None:
         layouts.init(TINY_GROUPED, mesh, jax.random.key(0), weights="int4")
 
 
-def test_a_cache_that_cannot_be_sharded(mesh: Any) -> None:
-    with pytest.raises(ValueError, match=r"8 chips, which do not divide a batch of 4; .*HeadSh"):
-        layouts.init_cache(TINY_GROUPED, mesh, 4, ROOM, plan=PLAN)
+def test_a_cache_of_another_model(mesh: Any, params: Any) -> None:
+    other = dataclasses.replace(TINY_GROUPED, kv_heads=4)
+    cache = layouts.init_cache(other, mesh, 3, ROOM, plan=PLAN)
+    with pytest.raises(ValueError, match=r"cache.k has shape \(2, 8, 4, 32, 8\), but tiny-grouped"):
+        layouts.prefill(TINY_GROUPED, mesh, params, cache, tokens()[:3], plan=PLAN)
 
 
 def test_int8_parameters_are_made_in_place(mesh: Any) -> None:

@@ -54,8 +54,10 @@ def test_options_are_ranked_and_the_others_explained() -> None:
     text = str(found)
     for word in ("ranked by latency", "predicted", "WS 2D batch, batch xyz", "x: attention"):
         assert word in text
-    undivided = layouts.plan(PALM_540B, mesh_shape=MESH, phase="prefill", batch=1, length=2048)
-    assert "do not divide a batch of 1" in str(undivided)
+    single = layouts.plan(PALM_540B, mesh_shape=MESH, phase="prefill", batch=1, length=2047)
+    assert "would exchange for sequences; use HeadSharded()" in str(single)
+    # Batches and prompts are padded to what divides.
+    assert "do not divide" not in str(single)
 
 
 def test_what_does_not_fit_says_how_much_it_needs() -> None:
