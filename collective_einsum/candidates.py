@@ -28,12 +28,13 @@ GATHERED: tuple[int | tuple[int, ...], ...] = (
 def candidates(problem: Problem) -> list[Schedule]:
     """Every schedule that can serve an operation, blocking first.
 
-    What goes directly only where the chip's compiler runs it beside other work.
+    Of nothing at all, only that. What goes directly only where the chip's compiler runs it beside
+    other work.
     """
     op = problem.op
     n = math.prod(problem.axis_sizes[axis] for axis in op.axes)
     found = [Schedule("blocking")]
-    if n == 1:
+    if n == 1 or 0 in problem.sizes.values():
         return found
     shards = [problem.sizes[end.label] for end in op.ends]
     # The one with the fewest hops first: it wins ties.

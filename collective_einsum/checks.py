@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
+import numbers
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax import lax
@@ -79,6 +83,24 @@ def squeeze_broadcasts(
     lhs = "".join(c for i, c in enumerate(spec.lhs) if i not in lhs_dims)
     rhs = "".join(c for i, c in enumerate(spec.rhs) if i not in rhs_dims)
     return dataclasses.replace(spec, lhs=lhs, rhs=rhs), lhs_dims, rhs_dims
+
+
+def symbolic(*sizes: Any) -> bool:
+    """Whether a size is no number but an expression, as in `jax.export` with symbolic shapes."""
+    return not all(isinstance(size, numbers.Integral) for size in sizes)
+
+
+@contextlib.contextmanager
+def sizes_are_numbers(where: Any, schedule: Any) -> Iterator[None]:
+    """Says in words that a schedule cannot cut dimensions of symbolic sizes."""
+    try:
+        yield
+    except jax.errors.InconclusiveDimensionOperation as error:
+        raise ValueError(
+            f"{where}: schedule {str(schedule)!r} cuts dimensions, and has to compare sizes that are "
+            "symbolic; choose 'auto' or 'blocking', which do not, or export for sizes that are "
+            "numbers"
+        ) from error
 
 
 def axis_names(axis_name: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
+from . import checks
 from .candidates import candidates, cuttable, length
 from .chip import Chip
 from .chip_names import as_chip
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # A predicted gain that is smaller than this is within the model's error, and blocking is kept.
 WORTHWHILE = 0.015
+# Devices up to which "auto" makes an all-to-all of a permute for each of them, of as many pairs.
+STRAIGHT_AT_MOST = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,15 +137,28 @@ def resolve(
     """The schedule that was asked for, complete; for "auto", the one of `rank`."""
     given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    symbolic = checks.symbolic(*(size for x in values for size in x.shape))
     if given is None:
+        # Sizes that are no numbers have no costs.
+        if symbolic:
+            return Schedule("blocking")
         return rank(op, values, chip_of(named), axes, beside).schedule
     if given.kind == "chunked" and len(given.shares) > 1 and given.label is None:
+        if symbolic:
+            raise ValueError(
+                f"schedule {str(given)!r} cuts a label into chunks, and of shapes "
+                f"{[tuple(x.shape) for x in values]} not all sizes are numbers; choose 'auto' or "
+                "'blocking'"
+            )
         problem = _problem(op, values, chip_of(named), axes)
-        labels = [
-            label
-            for label in cuttable(op, given.direction)
-            if length(problem, label) >= sum(given.shares)
-        ]
+        lengths = {label: length(problem, label) for label in cuttable(op, given.direction)}
+        if lengths and isinstance(schedule, str):
+            # By name, it is as many chunks as there can be.
+            most = max(1, *lengths.values())
+            given = dataclasses.replace(given, chunks=min(most, len(given.shares)))
+        if len(given.shares) == 1:
+            return given
+        labels = [label for label, size in lengths.items() if size >= sum(given.shares)]
         cut = [dataclasses.replace(given, label=c) for c in labels]
         return min(cut, key=lambda each: estimate(problem, each).seconds, default=given)
     return given
@@ -158,7 +174,11 @@ def closed_axes(op: Operation, schedule: Schedule, chip: Chip | str | None) -> t
 
 
 def resolve_collective(
-    kind: str, axes: Sequence[str], schedule: str | Schedule, chip: Chip | str | None
+    kind: str,
+    axes: Sequence[str],
+    schedule: str | Schedule,
+    chip: Chip | str | None,
+    shape: Sequence[Any],
 ) -> Schedule:
     """The schedule of a collective by itself: what can run beside other work, for "auto".
 
@@ -176,8 +196,10 @@ def resolve_collective(
             )
         return given
     chip = chip_of(named)
-    alone = math.prod(lax.axis_size(axis) for axis in axes) == 1
-    if alone or kind in chip.asynchronous or not chip.torus_dims:
+    n = math.prod(lax.axis_size(axis) for axis in axes)
+    if n == 1 or (kind == "all_to_all" and n > STRAIGHT_AT_MOST) or checks.symbolic(*shape):
+        return Schedule("blocking")
+    if kind in chip.asynchronous or not chip.torus_dims:
         return Schedule("blocking")
     return Schedule("ring", "latency")
 

@@ -14,6 +14,7 @@ from .chip import Chip
 from .collective import Collective
 from .explicit import explicit_axes, on_auto_axes, spec_of
 from .primitive import apply
+from .quantized import Quantized
 from .schedule import Schedule
 
 AxisName = str | tuple[str, ...]
@@ -24,15 +25,18 @@ def all_gather(
     axis_name: AxisName,
     *,
     axis: int = 0,
+    tiled: bool = True,
+    axis_index_groups: None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
-) -> jax.Array:
+) -> Any:
     """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`: n times as long in that dimension.
 
     Args:
-      x: any array, a local shard.
+      x: any array, a local shard; or a pytree of them, each of which is gathered.
       axis_name: mesh axis or axes; a tuple orders shards as lax does, major first.
       axis: the dimension along which shards are joined.
+      tiled, axis_index_groups: as lax's, but only True and None serve.
       schedule: "auto", "blocking", "unidirectional", "bidirectional", "latency" or a `Schedule`,
         whose `wire_dtype` is the dtype on the links.
       chip: whose costs "auto" reckons with, itself or its name; by default told from the mesh.
@@ -41,7 +45,13 @@ def all_gather(
       ValueError: while tracing, for an unknown axis, dimension or schedule, or one that cannot
         serve: "chunked", and "bidirectional" where there is one element to go two ways.
     """
-    return _run("all_gather", x, axis_name, axis, schedule, chip)
+    if not tiled:
+        raise ValueError(
+            f"all_gather: tiled={tiled!r} would stack shards along a new dimension; leave it out, or "
+            f"give tiled=True, and give that dimension to x: jnp.expand_dims(x, {axis})"
+        )
+    _check_groups("all_gather", axis_index_groups)
+    return _each("all_gather", x, axis_name, axis, schedule, chip)
 
 
 def reduce_scatter(
@@ -49,23 +59,31 @@ def reduce_scatter(
     axis_name: AxisName,
     *,
     scatter_dimension: int = 0,
+    tiled: bool = True,
+    axis_index_groups: None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
-) -> jax.Array:
+) -> Any:
     """`lax.psum_scatter(x, axis_name, scatter_dimension=scatter_dimension, tiled=True)`.
 
     Sums are taken in at least 32 bits and rounded to `x`'s dtype (or the schedule's `wire_dtype`)
     at every hop, in an order that is the same in every run; integers wrap around as in lax.
 
     Args:
-      x: any array, as large on every device.
+      x: any array, as large on every device; or a pytree of them.
       scatter_dimension: the dimension of which each device keeps its block.
-      axis_name, schedule, chip: as `all_gather`.
+      axis_name, tiled, axis_index_groups, schedule, chip: as `all_gather`.
 
     Raises:
       ValueError: while tracing, also for a dimension that the number of devices does not divide.
     """
-    return _run("reduce_scatter", x, axis_name, scatter_dimension, schedule, chip)
+    if not tiled:
+        raise ValueError(
+            f"reduce_scatter: tiled={tiled!r} would drop the dimension that is scattered; leave it "
+            f"out, or give tiled=True, and drop it afterwards: jnp.squeeze(y, {scatter_dimension})"
+        )
+    _check_groups("psum_scatter", axis_index_groups)
+    return _each("reduce_scatter", x, axis_name, scatter_dimension, schedule, chip)
 
 
 def all_to_all(
@@ -74,43 +92,88 @@ def all_to_all(
     split_axis: int,
     concat_axis: int,
     *,
+    tiled: bool = True,
+    axis_index_groups: None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
-) -> jax.Array:
+) -> Any:
     """`lax.all_to_all(x, axis_name, split_axis, concat_axis, tiled=True)`.
 
     Every block travels by itself, straight to its device, and all are in flight at once; a
-    schedule's direction therefore makes no difference.
+    schedule's direction therefore makes no difference. Over many devices "auto" leaves it to lax,
+    since the program grows with the square of their number.
 
     Args:
-      x: any array, a local shard.
+      x: any array, a local shard; or a pytree of them.
       split_axis: the dimension whose blocks go to the devices in order.
       concat_axis: the dimension along which what arrives is joined.
-      axis_name, schedule, chip: as `all_gather`.
+      axis_name, tiled, axis_index_groups, schedule, chip: as `all_gather`.
 
     Raises:
       ValueError: while tracing, also for a dimension that the number of devices does not divide.
     """
-    return _run("all_to_all", x, axis_name, split_axis, schedule, chip, concat_axis)
+    if not tiled:
+        raise ValueError(
+            f"all_to_all: tiled={tiled!r} would drop split_axis and make a new dimension at "
+            "concat_axis; leave it out, or give tiled=True, and reshape before and after, or use "
+            "lax.all_to_all"
+        )
+    _check_groups("all_to_all", axis_index_groups)
+    return _each("all_to_all", x, axis_name, split_axis, schedule, chip, concat_axis)
 
 
 def all_reduce(
     x: Any,
     axis_name: AxisName,
     *,
+    axis_index_groups: None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
-) -> jax.Array:
+) -> Any:
     """`lax.psum(x, axis_name)`: a reduce-scatter and an all-gather, equal on all devices.
 
     Args:
-      x: any array; of any size, padded on the way where the number of devices does not divide it.
-      axis_name, schedule, chip: as `reduce_scatter`.
+      x: any array; of any size, padded on the way where the number of devices does not divide it. Or
+        a pytree of them; a Python number becomes so many times itself, as in lax.
+      axis_name, axis_index_groups, schedule, chip: as `reduce_scatter`.
 
     Raises:
       ValueError: while tracing, for an unknown axis or schedule.
     """
-    return _run("all_reduce", x, axis_name, 0, schedule, chip)
+    _check_groups("psum", axis_index_groups)
+    return _each("all_reduce", x, axis_name, 0, schedule, chip)
+
+
+def _check_groups(name: str, groups: Any) -> None:
+    if groups is not None:
+        raise ValueError(
+            f"axis_index_groups={groups!r}: a collective here goes over whole mesh axes; make the "
+            f"mesh with an axis for the groups and one within them, and name that, or use lax.{name}"
+        )
+
+
+def _each(
+    kind: Any,
+    x: Any,
+    axis_name: AxisName,
+    dim: int,
+    schedule: str | Schedule,
+    chip: Chip | str | None,
+    concat: int = 0,
+) -> Any:
+    """The collective of every array of a pytree."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, Quantized):
+            raise ValueError(
+                f"{kind} over axis {axis_name!r}: a Quantized has a scale, which does not move like "
+                "its values; pass .values and .scale one by one, or .dequantize() it first"
+            )
+        if kind == "all_reduce" and type(leaf) in (int, float, complex):
+            return leaf * checks.axis_size(axis_name)
+        return _run(kind, leaf, axis_name, dim, schedule, chip, concat)
+
+    return jax.tree.map(one, x, is_leaf=lambda leaf: isinstance(leaf, Quantized))
 
 
 def _run(
@@ -142,16 +205,24 @@ def _run(
             f"{where}: {n} does not divide dimension {dim}, of size {x.shape[dim]}; pad it to "
             f"{-(-x.shape[dim] // n) * n}"
         )
-    chosen = choice.resolve_collective(kind, axes, schedule, chip)
+    chosen = choice.resolve_collective(kind, axes, schedule, chip, x.shape)
+    with checks.sizes_are_numbers(where, chosen):
+        _check_halves(where, kind, x.shape, dim, n, chosen)
+        dtypes.check_wire_dtype(where, chosen.wire_dtype, x.dtype)
+        return apply(Collective(kind, dim, axes, chosen, concat), x)[0]
+
+
+def _check_halves(
+    where: str, kind: str, shape: tuple[int, ...], dim: int, n: int, chosen: Schedule
+) -> None:
+    """Refuses to send halves of what cannot be halved."""
     if kind in ("all_gather", "reduce_scatter") and n > 1 and chosen.direction == "bidirectional":
-        shard = x.shape[dim] if kind == "all_gather" else x.shape[dim] // n
+        shard = shape[dim] if kind == "all_gather" else shape[dim] // n
         if shard < 2:
             raise ValueError(
                 f"{where}: schedule {str(chosen)!r} sends half a shard each way, and a shard has "
                 f"{shard} of dimension {dim}; use 'latency' or 'unidirectional'"
             )
-    dtypes.check_wire_dtype(where, chosen.wire_dtype, x.dtype)
-    return apply(Collective(kind, dim, axes, chosen, concat), x)[0]
 
 
 def _dimension(where: str, dim: int, ndim: int) -> int:

@@ -93,7 +93,9 @@ def _dot_seconds(problem: Problem, waits: float, shrunk: Mapping[str, float]) ->
     right = problem.elements(op.rhs, **shrunk)
     out = problem.elements(op.out, **shrunk)
     # The matrix unit works on whole tiles.
-    whole = {c: _tiles(problem.sizes[c] * part) / problem.sizes[c] for c, part in shrunk.items()}
+    whole = {
+        c: _tiles(problem.sizes[c] * part) / max(1, problem.sizes[c]) for c, part in shrunk.items()
+    }
     flops = 2 * problem.elements(labels, **whole)
     integers = min(problem.lhs_bytes, problem.rhs_bytes) == 1 and (
         max(problem.lhs_bytes, problem.rhs_bytes) > 1

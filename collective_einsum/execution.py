@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jax import lax
 
 from . import looped, pipelined
-from .local import products
+from .local import products, psum_scatter
 
 if TYPE_CHECKING:
     from .operation import Operation
@@ -34,6 +34,8 @@ def _blocking(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
         dim = op.out.index(op.scatter.label)
         results = [
             lax.psum_scatter(op.wire(y), op.scatter.axes, scatter_dimension=dim, tiled=True)
+            if 0 not in y.shape
+            else psum_scatter(op.wire(y), op.scatter.axes, dim)
             for y in results
         ]
     if op.reduce:

@@ -10,12 +10,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .checks import symbolic
 from .problem import Ends
 from .spec import Spec
 
 Axes = tuple[str, ...]
 # The mesh axes of every dimension of an array, the major one first.
 Layout = tuple[Axes, ...]
+# What a symbolic size is taken for where bytes are compared.
+SOME = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Case:
     def bytes(self, side: int) -> int:
         """Of the whole lhs (0), rhs (1) or output (2)."""
         labels = (self.spec.lhs, self.spec.rhs, self.spec.out)[side]
-        return self.widths[side] * math.prod(self.sizes[label] for label in labels)
+        sizes = [self.sizes[label] for label in labels]
+        return self.widths[side] * math.prod(SOME if symbolic(size) else size for size in sizes)
 
     def axes_of(self, side: int) -> dict[str, Axes]:
         """The axes of each label of lhs (0), rhs (1) or output (2)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
-from . import blocks, ring
+from . import blocks, checks, ring
 
 if TYPE_CHECKING:
     from .operation import Operation
@@ -45,6 +45,11 @@ def psum_scatter(y: Any, axes: tuple[str, ...], dim: int) -> Any:
     whole tiles, if of rows; so those travel as rows of lanes.
     """
     n = ring.total(axes)
+    if checks.symbolic(*y.shape):
+        return lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=True)
+    # StableHLO has no scatter of nothing.
+    if 0 in y.shape:
+        return lax.slice_in_dim(y, 0, y.shape[dim] // n, axis=dim)
     y = blocks.split(y, dim, (n, y.shape[dim] // n))
     block = (*y.shape[:dim], *y.shape[dim + 1 :])
     rows = math.prod(block[:-1])

@@ -312,6 +312,15 @@ def _apply(problems: list[_Problem]) -> list[Any]:
     op, values = _operation(problems)
     options = first.options
     schedule = choice.resolve(op, values, options.schedule, options.chip, options.beside)
+    with checks.sizes_are_numbers(f"einsum {first.spec}", schedule):
+        return _under(schedule, op, values, problems)
+
+
+def _under(
+    schedule: Schedule, op: Operation, values: Sequence[Any], problems: list[_Problem]
+) -> list[Any]:
+    """`_apply` under a schedule that is complete."""
+    first = problems[0]
     for p in problems:
         check_schedule(
             schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=p.ends.reduce is not None
@@ -319,7 +328,7 @@ def _apply(problems: list[_Problem]) -> list[Any]:
     op = dataclasses.replace(
         op,
         schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
-        closed=choice.closed_axes(op, schedule, options.chip),
+        closed=choice.closed_axes(op, schedule, first.options.chip),
     )
     scaled = [p.scaled for p in problems]
     stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)

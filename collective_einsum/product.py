@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from opt_einsum import parser as oe_parser
 
+from . import checks
+
 # Rows of the smallest tile, and the elements from which a matrix is worth a dot.
 ROWS, LARGE = 8, 2**16
 
@@ -25,9 +27,7 @@ def product(
     if lhs.dtype != rhs.dtype:
         wide = _common(lhs.dtype, rhs.dtype, accumulator)
         lhs, rhs = lhs.astype(wide), rhs.astype(wide)
-    sizes = dict(zip(labels[0] + labels[1], (*lhs.shape, *rhs.shape), strict=True))
-    contracted = math.prod(n for label, n in sizes.items() if label not in labels[2])
-    single = min(lhs.size, rhs.size) == contracted and max(lhs.size, rhs.size) >= LARGE
+    single = not checks.symbolic(*lhs.shape, *rhs.shape) and _is_one_row(labels, lhs, rhs)
     if single:
         # The TPU compiler makes a vector loop of a single row, 2.7 times slower than a dot.
         label = fresh_label("".join(labels))
@@ -42,6 +42,13 @@ def product(
         f"{left},{right}->{out}", lhs, rhs, precision=precision, preferred_element_type=accumulator
     )
     return y[0] if single else y
+
+
+def _is_one_row(labels: tuple[str, str, str], lhs: Any, rhs: Any) -> bool:
+    """Whether one operand is a single row, and the other large."""
+    sizes = dict(zip(labels[0] + labels[1], (*lhs.shape, *rhs.shape), strict=True))
+    contracted = math.prod(n for label, n in sizes.items() if label not in labels[2])
+    return min(lhs.size, rhs.size) == contracted and max(lhs.size, rhs.size) >= LARGE
 
 
 def fresh_label(used: str) -> str:

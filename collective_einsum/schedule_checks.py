@@ -81,7 +81,7 @@ def _uncut(
         if label not in taken and (label in spec.out or not summed)
     ]
     label, shares = schedule.label, schedule.shares
-    instead = "choose label=" + " or ".join(map(repr, fitting)) if fitting else "use a ring"
+    instead = _instead({label: sizes[label] for label in fitting}, sum(shares))
     if label is None:
         if len(shares) == 1:
             return None
@@ -103,6 +103,17 @@ def _uncut(
     if summed and label not in spec.out:
         return f"{label!r} is summed over, so each chunk would send the whole result; {instead}"
     return _uncuttable(f"{label!r} has", sizes[label], shares)
+
+
+def _instead(sizes: Mapping[str, int], parts: int) -> str:
+    """What to write for so many parts, of labels that can be cut and their sizes."""
+    enough = [label for label, size in sizes.items() if size >= parts]
+    if enough:
+        return "choose label=" + " or ".join(map(repr, enough))
+    longest = max(sizes, key=lambda label: sizes[label], default=None)
+    if longest is None or sizes[longest] < 2:
+        return "use a ring, such as 'latency'"
+    return f"choose chunks={sizes[longest]} and label={longest!r}, or a ring, such as 'latency'"
 
 
 def _is_free(gather: Gather) -> bool:

@@ -76,10 +76,11 @@ class Touring(Around):
         self.stops = tuple(ring.number(place, self.axis) for place in places)
         self.n = self.blocks = len(tour)
         self.sizes, self.at = (self.n,), 0
-        # Seen from each device, the devices from it on.
+        # Seen from this device, the devices from it on.
         numbers = np.asarray([ring.number(place, axes) for place in places])
-        onward = numbers[(np.argsort(numbers)[:, None] + np.arange(self.n)) % self.n]
-        self.onward = jnp.asarray(onward, jnp.int32)[lax.axis_index(axes)]
+        twice = jnp.asarray(np.tile(numbers, 2), jnp.int32)
+        own = jnp.asarray(np.argsort(numbers), jnp.int32)[lax.axis_index(axes)]
+        self.onward = lax.dynamic_slice(twice, (own,), (self.n,))
 
     def index(self, offset: Any) -> Any:
         """The number, the first axis major, of the device `offset` further on."""
