@@ -14,12 +14,7 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from collective_einsum import compiling
 
-# Meshes of 256 and of 1,024 devices, of the same kind.
-MESHES = {
-    "one axis": ((256,), (1024,)),
-    "two axes": ((16, 16), (32, 32)),
-    "three axes": ((4, 4, 16), (8, 8, 16)),
-}
+MESHES = ((1024,), (32, 32), (8, 8, 16))
 EINSUM = "mk,kn->mn"
 
 
@@ -81,23 +76,22 @@ PROGRAMS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("knowing", [False, True], ids=["by default", "under options"])
-@pytest.mark.parametrize("meshes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    ("mesh", "knowing"), [*((mesh, False) for mesh in MESHES), (MESHES[0], True)], ids=str
+)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_grow_with_the_number_of_devices(name: str, meshes: Any, knowing: bool) -> None:
+def test_programs_do_not_grow_with_the_square_of_devices(
+    name: str, mesh: tuple[int, ...], knowing: bool
+) -> None:
     run, *shapes = PROGRAMS[name]
-    if name == "all_gather_einsum, of weights":
-        few, many = (
-            [(64, 4 * 256), (4, 4096)],
-            [(64, 4 * 1024), (4, 4096)],
-        )
-    else:
-        few = many = shapes
     with compiling.knowing_options() if knowing else contextlib.nullcontext():
-        small, large = lowered(meshes[0], run, *few), lowered(meshes[1], run, *many)
-    # Each permute lists all devices; how many there are grows with the sides.
-    assert len(large) < 8 * len(small) + 4000
-    assert len(large) < 7e6
+        text = lowered(mesh, run, *shapes)
+    # Each permute lists all devices; there are as many as hops along unrolled sides, there and back
+    # for each order of the axes.
+    hops = sum(side if side < 16 else 4 for side in mesh)
+    assert text.count("collective_permute") <= 2 * 4 * len(mesh) * hops
+    assert len(text) < 7e6
+    assert "1024x1024x" not in text
 
 
 @pytest.mark.parametrize(("n", "rings"), [(8, True), (64, True), (128, False), (1024, False)])
@@ -105,9 +99,3 @@ def test_an_all_to_all_of_many_is_lax_s(n: int, rings: bool) -> None:
     text = lowered((n,), *PROGRAMS["all_to_all"])
     assert ("collective_permute" in text) == rings
     assert ("stablehlo.all_to_all" in text) != rings
-
-
-def test_a_tour_through_many_holds_no_table_of_pairs() -> None:
-    text = lowered((32, 32), *PROGRAMS["all_gather_einsum, round all"])
-    assert "collective_permute" in text
-    assert "tensor<1024x1024xi32>" not in text
