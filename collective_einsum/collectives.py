@@ -26,7 +26,7 @@ def all_gather(
     *,
     axis: int = 0,
     tiled: bool = True,
-    axis_index_groups: None = None,
+    axis_index_groups: Any = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:
@@ -60,7 +60,7 @@ def reduce_scatter(
     *,
     scatter_dimension: int = 0,
     tiled: bool = True,
-    axis_index_groups: None = None,
+    axis_index_groups: Any = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:
@@ -93,7 +93,7 @@ def all_to_all(
     concat_axis: int,
     *,
     tiled: bool = True,
-    axis_index_groups: None = None,
+    axis_index_groups: Any = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:
@@ -126,7 +126,7 @@ def all_reduce(
     x: Any,
     axis_name: AxisName,
     *,
-    axis_index_groups: None = None,
+    axis_index_groups: Any = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:

@@ -48,6 +48,8 @@ def jit(function: Any = _MISSING, /, *, chip: Chip | str | None = None, **option
 class Jitted:
     """See `jit`."""
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(
         self, function: Callable[..., Any], chip: Chip | None, options: dict[str, Any]
     ) -> None:
@@ -55,7 +57,7 @@ class Jitted:
         self._given = self._options.pop("compiler_options", None) or {}
         # Where schedules are not told the chip, nor options, it is the function itself.
         told = function if chip is None else self._telling(function, chip, knows=False)
-        self._inside = jax.jit(told, **self._options)
+        self._inside: Any = jax.jit(told, **self._options)
         self._alone: dict[str, Any] = {}
         functools.update_wrapper(self, function)
         self.__name__ = self._inside.__name__
@@ -149,7 +151,8 @@ class Jitted:
                     return function(*args, **kwargs)
 
         # As jax names what has no name.
-        telling.__name__ = jax.jit(function).__name__
+        plain: Any = jax.jit(function)
+        telling.__name__ = plain.__name__
         return telling
 
 

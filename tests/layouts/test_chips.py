@@ -36,6 +36,10 @@ PUBLIC = (
     layouts.serial_block,
     layouts.feedforward,
 )
+LOWER: tuple[tuple[Any, str], ...] = (
+    (layouts.lower_decode_step, "context"),
+    (layouts.lower_prefill, "length"),
+)
 KINDS = (
     "NVIDIA A100-SXM4-80GB",
     "NVIDIA B200",
@@ -82,7 +86,7 @@ def test_every_default_works_on_an_unlisted_kind(mesh_of: Any) -> None:
     logits, _ = layouts.decode_step(TINY_GROUPED, mesh, params, cache, named[:, 0])
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1), named[:, 1])
     np.testing.assert_array_equal(drawn(), named)
-    for lower, size in ((layouts.lower_decode_step, "context"), (layouts.lower_prefill, "length")):
+    for lower, size in LOWER:
         assert lower(TINY_GROUPED, mesh, batch=8, **{size: 16}).as_text()
 
 
@@ -167,7 +171,7 @@ def test_what_is_no_chip_is_refused_in_words(name: Any, mesh_of: Any) -> None:
         mesh_of((2, 2, 2), AXES),
         layouts.Partitioning(layouts.WeightStationary2D(), layouts.HeadSharded()),
     )
-    for lower, size in ((layouts.lower_decode_step, "context"), (layouts.lower_prefill, "length")):
+    for lower, size in LOWER:
         for chosen in (None, plan):
             with pytest.raises(ValueError, match=r"chip=.*'v4'"):
                 lower(TINY_GROUPED, mesh, batch=8, plan=chosen, chip=name, **{size: 16})
