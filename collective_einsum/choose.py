@@ -11,7 +11,6 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from . import checks, choice, problem
 from .chip import Chip
 from .chips import TPU_V4
-from .words import as_integer
 
 AxisName = str | tuple[str, ...]
 
@@ -98,21 +97,13 @@ def _named(what: str, axis_name: AxisName | None) -> AxisName:
     return axis_name
 
 
-def _size(axis_size: Any, one: Any) -> int:
-    size = as_integer(one)
-    if size is None or size < 1:
-        raise ValueError(f"axis_size={axis_size!r} must be a positive integer, or several")
-    return size
-
-
 def _sizes(names: tuple[str, ...], axis_size: Any) -> dict[str, int]:
     if isinstance(axis_size, Mapping):
         missing = [name for name in names if name not in axis_size]
         if missing:
             raise ValueError(f"axis_size={dict(axis_size)!r} lacks the axis {missing[0]!r}")
-        return {name: _size(axis_size, axis_size[name]) for name in names}
-    several = isinstance(axis_size, Sequence) and not isinstance(axis_size, str)
-    sizes = [_size(axis_size, size) for size in (axis_size if several else (axis_size,))]
+        return {name: axis_size[name] for name in names}
+    sizes = (axis_size,) if isinstance(axis_size, int) else tuple(axis_size)
     if len(sizes) != len(names):
         raise ValueError(
             f"axis_size={axis_size!r} gives {len(sizes)} size(s) for the axes {names!r}; give one "

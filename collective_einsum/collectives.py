@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from .explicit import explicit_axes, on_auto_axes, spec_of
 from .primitive import apply
 from .quantized import Quantized
 from .schedule import Schedule
-from .words import as_integer
 
 AxisName = str | tuple[str, ...]
 
@@ -226,7 +226,10 @@ def _check_halves(
 
 
 def _dimension(where: str, dim: int, ndim: int) -> int:
-    index = as_integer(dim)
+    try:
+        index = None if isinstance(dim, bool) else operator.index(dim)
+    except TypeError:
+        index = None
     if index is None:
         raise ValueError(f"{where}: dimension {dim!r} must be an integer")
     if not -ndim <= dim < ndim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from jax.sharding import PartitionSpec
 
 from .showing import brief
 from .spec import Spec
-from .words import as_dtype, as_integer
 
 
 @functools.partial(
@@ -101,18 +101,14 @@ def quantize(
       ValueError: `x` is not floating, `dtype` is not such an integer, or `axis` is empty, repeated
         or out of range.
     """
-    if isinstance(x, Quantized):
-        raise ValueError("quantize needs a floating array, got a Quantized; dequantize() it first")
-    if x is None or isinstance(x, str):
-        raise ValueError(f"quantize needs a floating array, got {x!r}")
-    x, dtype = jnp.asarray(x), as_dtype("dtype", dtype)
+    x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"quantize needs a floating array, got {x.dtype} of shape {x.shape}")
     if not jnp.issubdtype(dtype, jnp.signedinteger) or jnp.iinfo(dtype).bits > 8:
         raise ValueError(
             f"quantize makes signed integers of at most 8 bits, not {jnp.dtype(dtype)}"
         )
-    standing = x.dtype if stands_for is None else as_dtype("stands_for", stands_for)
+    standing = jnp.dtype(x.dtype if stands_for is None else stands_for)
     if not jnp.issubdtype(standing, jnp.floating):
         raise ValueError(f"stands_for={standing} is not a floating dtype")
     axes = _axes(axis, x.shape)
@@ -125,14 +121,14 @@ def quantize(
 
 
 def _axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    named: Any = axis if isinstance(axis, Sequence) and not isinstance(axis, str) else (axis,)
-    found = [as_integer(a) for a in named]
-    given = tuple(a for a in found if a is not None)
-    if len(given) < len(found):
+    several = isinstance(axis, Sequence) and not isinstance(axis, str)
+    given: tuple[Any, ...] = tuple(axis) if several else (axis,)
+    if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in given):
         raise ValueError(
             f"axis={axis!r} must be a dimension of an array of shape {shape}, or several: those that "
             "the einsum sums over, as integers"
         )
+    given = tuple(operator.index(a) for a in given)
     axes = tuple(a + len(shape) if a < 0 else a for a in given)
     if not axes or len(set(axes)) != len(axes) or not all(0 <= a < len(shape) for a in axes):
         raise ValueError(

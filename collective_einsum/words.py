@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import operator
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -50,16 +49,6 @@ def as_dtype(name: str, value: Any) -> np.dtype[Any]:
     kind = "bfloat" if str(value).startswith("b") else "int" if "i" in str(value) else "float"
     meant = f"{kind}{bits}" if f"{kind}{bits}" in _DTYPES else "bfloat16"
     raise ValueError(f"{name}={value!r} is no dtype; write {meant!r} or jnp.{meant}")
-
-
-def as_integer(value: Any) -> int | None:
-    """The int that a value is, numpy's included; None for a bool, or what is no integer."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 def shown(value: Any) -> str:

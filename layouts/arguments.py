@@ -6,6 +6,7 @@ One conversion for each kind, at the door of every public function; the others a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from collective_einsum.words import as_dtype as any_dtype
-from collective_einsum.words import as_integer, did_you_mean
+from collective_einsum.words import did_you_mean
 
 
 def as_size(name: str, value: Any, whose: str = "") -> int:
@@ -29,7 +30,7 @@ def as_size(name: str, value: Any, whose: str = "") -> int:
     Raises:
       ValueError: it is none: a float or a bool, say, or traced.
     """
-    found = as_integer(value)
+    found = _integer(value)
     if found is not None and found > 0:
         return found
     hint = ""
@@ -112,7 +113,7 @@ def as_key(key: Any) -> Any:
         or (key.dtype == np.uint32 and key.ndim == 1)
     ):
         return key
-    seed = as_integer(key)
+    seed = _integer(key)
     what = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array) else repr(key)
     raise ValueError(
         f"key must be one jax.random.key, got {what}; write jax.random.key"
@@ -194,3 +195,13 @@ def _joined(x: Sequence[Any], name: str) -> Any:
         return np.asarray(x) if x else np.zeros((0,), np.int32)
     except ValueError as error:
         raise ValueError(f"{name} are no array of integers: {error}") from error
+
+
+def _integer(value: Any) -> int | None:
+    """The int that a value is; None for a bool, or what is no integer."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

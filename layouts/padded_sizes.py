@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .axes import Axes, size
+from . import rows
 from .config import ModelConfig
 from .items import Load
 from .placement import place
@@ -39,7 +39,7 @@ def batch_multiple(config: ModelConfig, plan: Partitioning, sizes: Mapping[str, 
     """
     layout = plan.feedforward
     where = place(config, layout, plan.attention, sizes)
-    return _common((layout.batch_axes, layout.inner_batch_axes, where.batch_axes), sizes)
+    return rows.batch_multiple(layout, where, sizes)
 
 
 def padded_batch(
@@ -55,12 +55,7 @@ def padded_length(
     """The positions of a step that reads `new` of each sequence; as `batch_multiple`."""
     layout = plan.feedforward
     where = place(config, layout, plan.attention, sizes)
-    if where.own_keys:
-        # Keys are summed over x while positions are cut over y and z.
-        cut = (*layout.position_axes, *layout.inner_position_axes)
-        needed = size(cut, sizes)
-    else:
-        needed = _common((layout.position_axes, layout.inner_position_axes), sizes)
+    needed = rows.length_multiple(layout, where, sizes)
     return round_up(new, needed if new == 1 else math.lcm(needed, STEP_TILE))
 
 
@@ -79,10 +74,6 @@ def padded_load(
         new=padded_length(load.new, config, plan, sizes),
         past=padded_capacity(load.past) if load.past else 0,
     )
-
-
-def _common(ways: tuple[Axes, ...], sizes: Mapping[str, int]) -> int:
-    return math.lcm(*(size(axes, sizes) for axes in ways))
 
 
 def round_up(n: int, multiple: int) -> int:

@@ -6,6 +6,7 @@ together are then on one chip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 
 from . import axes as ax
 from .axes import ScheduleLike
+from .placement import Placement
 from .projections import FeedForwardLayout
 
 
@@ -59,17 +61,58 @@ def last_rows(
     return ax.all_reduce(found, cut, schedule)
 
 
-def check_positions(new: int, layout: FeedForwardLayout, sizes: Mapping[str, int]) -> None:
-    """Refuses a step of so many positions of each sequence that a layout cannot shard.
+def batch_multiple(layout: FeedForwardLayout, where: Placement, sizes: Mapping[str, int]) -> int:
+    """What a batch is a multiple of that all can shard which do."""
+    ways = (layout.batch_axes, layout.inner_batch_axes, where.batch_axes)
+    return math.lcm(*(ax.size(axes, sizes) for axes in ways))
+
+
+def length_multiple(layout: FeedForwardLayout, where: Placement, sizes: Mapping[str, int]) -> int:
+    """What new positions are a multiple of that all can cut which do."""
+    ways = (layout.position_axes, layout.inner_position_axes)
+    if where.own_keys:
+        # Keys are summed over x while positions are cut over y and z.
+        return ax.size((*ways[0], *ways[1]), sizes)
+    return math.lcm(*(ax.size(axes, sizes) for axes in ways))
+
+
+def check_rows(
+    batch: int,
+    new: int,
+    layout: FeedForwardLayout,
+    where: Placement,
+    sizes: Mapping[str, int],
+) -> None:
+    """Refuses sequences, or new positions of each, that layouts cannot shard.
+
+    Those that `batch_multiple` and `length_multiple` divide they can.
 
     Raises:
       ValueError: they do not divide.
     """
+    for axes in (layout.batch_axes, layout.inner_batch_axes, where.batch_axes):
+        n = ax.size(axes, sizes)
+        if batch % n:
+            raise ValueError(
+                f"{layout} and its attention shard the batch over {axes}, {n} chips, which do not "
+                f"divide a batch of {batch}; make the batch a multiple of "
+                f"{batch_multiple(layout, where, sizes)}"
+            )
+    pad = (
+        f"pad prompts to a multiple of {length_multiple(layout, where, sizes)} and say how many "
+        "positions count (lengths=)"
+    )
     for axes in (layout.position_axes, layout.inner_position_axes):
         n = ax.size(axes, sizes)
         if new % n:
             raise ValueError(
-                f"{layout} shards positions over {axes}, {n} chips, which do not divide {new} of them; "
-                f"pad prompts to a multiple of {n} and say how many positions count (lengths=), or "
-                "use WeightStationary2D()"
+                f"{layout} shards positions over {axes}, {n} chips, which do not divide {new} of "
+                f"them; {pad}"
             )
+    rows, inner = batch * new // ax.size(layout.position_axes, sizes), layout.inner_position_axes
+    if where.own_keys and rows % ax.size(inner, sizes):
+        raise ValueError(
+            f"{layout} sums keys and values of a chip's {rows} rows, {batch} times {new} over "
+            f"{layout.position_axes}, over {inner}, {ax.size(inner, sizes)} chips, which do not divide "
+            f"them; {pad}"
+        )

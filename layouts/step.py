@@ -23,7 +23,7 @@ from .layer_checks import check_layer, check_past
 from .placement import AttentionLayout, Placement, place, stored_kv_axes
 from .plans import as_attention, as_feedforward
 from .projections import FeedForwardLayout, activation_spec
-from .rows import check_positions, from_rows, to_rows
+from .rows import check_rows, from_rows, to_rows
 
 Past = tuple[Entries, Entries]
 Layer = Callable[..., tuple[jax.Array, Past]]
@@ -74,9 +74,9 @@ def make_step(
     """A `Step` for `new` positions after `lengths` [whole batch], after a shared prefix.
 
     Raises:
-      ValueError: a layout that cuts positions does not divide them.
+      ValueError: the layouts cannot shard so many sequences or positions.
     """
-    check_positions(new, feedforward, ax.local_sizes())
+    check_rows(lengths.shape[0], new, feedforward, placement, ax.local_sizes())
     own = ax.own_block(lengths, placement.batch_axes, 0)
     tables = query_tables = None
     cut = feedforward.inner_position_axes
@@ -161,6 +161,7 @@ class LayerCall:
             return self._local(layer, x, weights, lengths, past, prefix)
         sizes = ax.check_mesh(mesh)
         where = place(self.config, self.layout, self.attention, sizes)
+        check_rows(x.shape[0], x.shape[1], self.layout, where, sizes)
         spec = activation_spec(self.layout)
         new = layer_specs(where.batch_axes, where.kv_axes, int8=is_int8(past))
         before = layer_specs((), where.kv_axes, int8=is_int8(prefix), batched=False)

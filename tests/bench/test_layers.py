@@ -15,8 +15,9 @@ from bench import layers, layers_run, phases
 from bench.phases import Phase
 from bench.target import target
 from layouts.axes import AXES
-from layouts.partitioning import check_fits
-from layouts.rows import check_positions
+from layouts.partitioning import misfit
+from layouts.placement import place
+from layouts.rows import check_rows
 
 SLICE = "v4:2x2x2"
 PHASE = Phase("palm-8b", "decode", 8, 256, "bf16", "WS 2D batch")
@@ -72,9 +73,10 @@ def test_the_table_shows_the_row_and_what_it_waits_for() -> None:
 
 def test_what_does_not_fit_is_refused_in_the_table() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        found = layers.measure(Phase("palm-8b", "decode", 3, 256), SLICE, directory)
-    assert "do not divide a batch of 3" in found.refused
-    assert "do not divide a batch of 3" in layers.print_rows([found])
+        phase = Phase("palm-8b", "decode", 3, 256, feedforward="WS 2D position")
+        found = layers.measure(phase, SLICE, directory)
+    assert "cuts positions, which BatchSharded" in found.refused
+    assert "cuts positions, which BatchSharded" in layers.print_rows([found])
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -136,8 +138,9 @@ def test_every_pair_that_runs_can_be_placed_on_any_number_of_devices(count: int)
         assert {attention for _, attention in pairs} == set(phases.ATTENTIONS)
     for pair in pairs:
         for plan, new in zip(case.plans(pair), (case.prompt, 1), strict=True):
-            check_fits(case.batch, case.config, case.sizes, plan)
-            check_positions(new, plan.feedforward, case.sizes)
+            assert not misfit(case.config, case.sizes, plan)
+            where = place(case.config, plan.feedforward, plan.attention, case.sizes)
+            check_rows(case.batch, new, plan.feedforward, where, case.sizes)
 
 
 @pytest.mark.parametrize("pair", [("WS 2D position", "heads"), ("WG XYZ", "batch xyz")])

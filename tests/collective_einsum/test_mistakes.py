@@ -131,27 +131,6 @@ def test_axes_of_a_scale_are_integers(axis: Any) -> None:
     assert ce.quantize(X, np.int64(0)).scale.shape == (1, 4)
 
 
-def test_what_is_quantized() -> None:
-    refuses(lambda: ce.quantize(ce.quantize(X, 0), 0), "got a Quantized; dequantize() it first")
-    assert ce.quantize(ce.quantize(X, 0).dequantize(), 0).shape == X.shape
-    refuses(lambda: ce.quantize(None, 0), "quantize needs a floating array, got None")
-    refuses(lambda: ce.quantize(X, 0, dtype="int-8"), "dtype='int-8' is no dtype; write")
-    refuses(lambda: ce.quantize(X, 0, stands_for="bf16"), "stands_for='bf16' is no dtype; write")
-    assert ce.quantize(X, 0, dtype="int8", stands_for="bfloat16").dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("size", [4.0, "4", True, 0, None, {"t": 4.0}, [2.0]])
-def test_sizes_of_axes_are_integers(size: Any) -> None:
-    def chosen(size: Any) -> Any:
-        how = {"axis_name": "t", "gather": "m", "axis_size": size}
-        return ce.choose_schedule("mk,kn->mn", X, X[:4], **how)
-
-    refuses(lambda: chosen(size), "must be a positive integer, or several")
-    wanted = chosen(4).schedule
-    for each in (np.int64(4), {"t": np.int32(4)}, [np.int64(4)]):
-        assert chosen(each).schedule == wanted
-
-
 def test_the_nearest_word() -> None:
     for word in NAMED:
         assert nearest(word.upper(), NAMED) == word

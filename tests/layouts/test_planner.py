@@ -60,6 +60,20 @@ def test_options_are_ranked_and_the_others_explained() -> None:
     assert "do not divide" not in str(single)
 
 
+def test_a_batch_is_priced_as_it_is_padded() -> None:
+    """It never excludes an option: over 64 chips one sequence costs as many as 64 do, and 60 tokens
+    share what 64 would take."""
+    costs = {
+        batch: option.cost
+        for option in decode(mesh_shape=MESH, batch=(1, 60, 64)).options
+        for batch in [option.batch]
+        if (option.feedforward, option.attention) == ("WS 2D batch", "batch xyz") and option.cost
+    }
+    assert costs[1].step_seconds == costs[60].step_seconds == costs[64].step_seconds
+    assert costs[60].memory == costs[64].memory
+    assert costs[60].mfu == pytest.approx(costs[64].mfu * 60 / 64)
+
+
 def test_what_does_not_fit_says_how_much_it_needs() -> None:
     found = decode(mesh_shape=MESH, batch=512, context=10_000)
     heads = next(o for o in found.options if (o.feedforward, o.attention) == ("WS 2D", "heads"))

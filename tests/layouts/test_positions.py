@@ -185,6 +185,13 @@ def test_refusals(mesh_of: Any) -> None:
     weights = jax.tree.map(lambda each: each[0], weights)
     with pytest.raises(ValueError, match=r"over \('x',\), 4 chips, which do not divide 2 of them"):
         layouts.parallel_block(x, weights, config, BY_POSITION, HEADS, mesh=wide)
+    # Four positions divide over either, but not the one row of a chip of yz over x.
+    one = jnp.zeros((1, 4, config.d_model))
+    with pytest.raises(ValueError, match=r"of a chip's 1 rows.*; pad prompts to a multiple of 8 "):
+        layouts.parallel_block(one, weights, config, BY_POSITION, HEADS, mesh=mesh)
+    with pytest.raises(ValueError, match=r"divide a batch of 1; make the batch a multiple of 4"):
+        by_batch = layouts.WeightStationary2D(by_batch=True)
+        layouts.parallel_block(one, weights, config, by_batch, HEADS, mesh=mesh)
 
 
 def test_steps_are_padded_to_what_cuts_them(mesh_of: Any) -> None:
