@@ -17,6 +17,7 @@ from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all
 from .collectives import reduce_scatter as reduce_scatter
 from .compiling import compiler_options as compiler_options
+from .dot_general import dot_general as dot_general
 from .einsum import einsum as einsum
 from .einsums import all_gather_einsum as all_gather_einsum
 from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
@@ -53,6 +54,7 @@ __all__ = [
     "chip_for",
     "choose_schedule",
     "compiler_options",
+    "dot_general",
     "einsum",
     "einsum_all_reduce",
     "einsum_reduce_scatter",

@@ -7,13 +7,13 @@ import contextlib
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
-from .spec import Gather, Operand, Shape, Spec
+from .spec import Gather, Operand, Shape, Spec, sides
 
 
 def check_sizes(
@@ -45,6 +45,34 @@ def check_sizes(
         for label, size in own.items():
             found[label].append(size)
     return {label: _merge(spec, label, sizes, gather) for label, sizes in found.items()}
+
+
+def sizes_of(spec: Any, terms: Sequence[str], shapes: Sequence[Shape]) -> dict[str, int]:
+    """The size of each label of an einsum of global arrays; 1 gives way to any other.
+
+    Raises:
+      ValueError: two operands, or two dimensions of one, disagree.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for side, labels, shape in zip(sides(len(terms)), terms, shapes, strict=True):
+        own: dict[str, int] = {}
+        for label, size in zip(labels, shape, strict=True):
+            if own.setdefault(label, size) != size:
+                raise ValueError(
+                    f"einsum {spec}: label {label!r} stands for sizes {own[label]} and {size} "
+                    f"within {side}, whose shape is {tuple(shape)}; a diagonal needs them equal"
+                )
+        for label, size in own.items():
+            before, whose = found.get(label, (1, ""))
+            here = f"{side}, of shape {tuple(shape)}"
+            if 1 not in (before, size) and before != size:
+                raise ValueError(
+                    f"einsum {spec}: label {label!r} is {before} in {whose}, and {size} in {here}; "
+                    "global sizes must be equal"
+                )
+            if label not in found or size != 1:
+                found[label] = size, here
+    return {label: size for label, (size, _) in found.items()}
 
 
 def _merge(spec: Spec, label: str, sizes: list[int], gather: Gather | None) -> int:

@@ -14,7 +14,7 @@ from jax import lax
 from . import ring, stages
 from .dtypes import accumulator_dtype
 from .local import psum_scatter
-from .primitive import apply, checks_vma
+from .primitive import Dot, apply, checks_vma
 from .ring import Steps
 from .schedule import Direction, Schedule
 
@@ -88,11 +88,15 @@ class Collective:
         return apply(mirrored, cotangents[0])
 
     def batched(
-        self, dims: Sequence[int | None], operands: Sequence[Any]
+        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
     ) -> tuple[Collective, list[Any]]:
-        """A further dimension, in front; see `primitive.Op`."""
+        """A further dimension, in front; see `primitive.Op`. Those of `over` are not manual."""
         moved = jnp.moveaxis(operands[0], dims[0] or 0, 0)
         return dataclasses.replace(self, dim=self.dim + 1, concat=self.concat + 1), [moved]
+
+    def dots(self, operands: Sequence[Any]) -> list[Dot]:
+        """None; see `primitive.Op`."""
+        return []
 
 
 def all_reduce_steps(

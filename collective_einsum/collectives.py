@@ -13,7 +13,7 @@ from . import checks, choice, dtypes
 from .chip import Chip
 from .collective import Collective
 from .explicit import explicit_axes, on_auto_axes, spec_of
-from .primitive import apply
+from .primitive import apply, named
 from .quantized import Quantized
 from .schedule import Schedule
 
@@ -209,7 +209,7 @@ def _run(
     with checks.sizes_are_numbers(where, chosen):
         _check_halves(where, kind, x.shape, dim, n, chosen)
         dtypes.check_wire_dtype(where, chosen.wire_dtype, x.dtype)
-        return apply(Collective(kind, dim, axes, chosen, concat), x)[0]
+        return named(f"ce.{kind}", apply(Collective(kind, dim, axes, chosen, concat), x)[0])
 
 
 def _check_halves(

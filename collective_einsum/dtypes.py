@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .spec import Spec
+from .spec import Spec, sides
 
 # An array (whose weak type counts), anything else with a dtype, or a dtype.
 DTypeOrArray = Any
@@ -56,9 +59,7 @@ def _dtype_of(operand: DTypeOrArray) -> jnp.dtype:
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.dtype(dtype)
 
 
-def result_dtype(
-    lhs: DTypeOrArray, rhs: DTypeOrArray, preferred_element_type: Any = None
-) -> jnp.dtype:
+def result_dtype(*operands: DTypeOrArray, preferred_element_type: Any = None) -> jnp.dtype:
     """The dtype `jnp.einsum` would return, for arrays or dtypes.
 
     Raises:
@@ -66,7 +67,7 @@ def result_dtype(
     """
     if preferred_element_type is not None:
         return jnp.dtype(jax.dtypes.canonicalize_dtype(preferred_element_type))
-    weak_or_not = [x if isinstance(x, jax.Array) else _dtype_of(x) for x in (lhs, rhs)]
+    weak_or_not = [x if isinstance(x, jax.Array) else _dtype_of(x) for x in operands]
     return jnp.dtype(jnp.result_type(*weak_or_not))
 
 
@@ -89,10 +90,8 @@ def summed_terms(spec: Spec, sizes: dict[str, int], n: int = 1) -> int:
 
 
 def check_dtypes(
-    spec: Spec,
-    lhs: DTypeOrArray,
-    rhs: DTypeOrArray,
-    *,
+    spec: Any,
+    *operands: DTypeOrArray,
     terms: int,
     preferred_element_type: Any = None,
     accumulator: Any = None,
@@ -106,8 +105,7 @@ def check_dtypes(
 
     Args:
       spec: the einsum, for messages.
-      lhs: an array or its dtype.
-      rhs: an array or its dtype.
+      operands: arrays or their dtypes, one or more.
       terms: the number of products summed into an output element, over all devices.
       preferred_element_type: as in `jnp.einsum`.
       accumulator: the dtype of partial sums; `accumulator_dtype` of the result unless given.
@@ -116,59 +114,72 @@ def check_dtypes(
       ValueError: non-numeric operands, a preferred or accumulator dtype of another kind, or
         possible integer overflow.
     """
-    lhs_dtype, rhs_dtype = _dtype_of(lhs), _dtype_of(rhs)
-    for side, dtype in (("lhs", lhs_dtype), ("rhs", rhs_dtype)):
+    given = [_dtype_of(x) for x in operands]
+    for side, dtype in zip(sides(len(given)), given, strict=True):
         if dtype == jnp.bool_:
             raise ValueError(
                 f"einsum {spec}: {side} is bool; cast it, for example with {side}.astype(jnp.int32)"
+                if len(given) == 2
+                else f"einsum {spec}: {side} is bool; cast it, for example with astype(jnp.int32)"
             )
         if _kind(dtype) is None:
             raise ValueError(f"einsum {spec}: {side} has dtype {dtype}, which is not numeric")
     try:
-        result = result_dtype(lhs, rhs, preferred_element_type)
+        result = result_dtype(*operands, preferred_element_type=preferred_element_type)
     except ValueError as error:
         raise ValueError(f"einsum {spec}: {error}") from error
     if preferred_element_type is not None:
-        _check_holds(spec, "preferred_element_type", result, lhs_dtype, rhs_dtype)
-    _check_overflow(spec, lhs_dtype, rhs_dtype, result, terms)
+        _check_holds(spec, "preferred_element_type", result, given)
+    _check_overflow(spec, given, result, terms)
     if accumulator is None:
         return Dtypes(result, accumulator_dtype(result))
     sums = jnp.dtype(jax.dtypes.canonicalize_dtype(accumulator))
-    _check_holds(spec, "accumulator_dtype", sums, lhs_dtype, rhs_dtype)
+    _check_holds(spec, "accumulator_dtype", sums, given)
     if _rank(sums) > _rank(result):
         raise ValueError(
             f"einsum {spec}: sums in accumulator_dtype={sums} cannot become a {result} result; "
             f"give a {_kind(result)} accumulator_dtype or leave it out"
         )
-    _check_overflow(spec, lhs_dtype, rhs_dtype, sums, terms)
+    _check_overflow(spec, given, sums, terms)
     return Dtypes(result, sums)
 
 
-def _check_holds(
-    spec: Spec, keyword: str, dtype: jnp.dtype, lhs: jnp.dtype, rhs: jnp.dtype
-) -> None:
+def between(result: jnp.dtype, operands: Sequence[DTypeOrArray]) -> jnp.dtype:
+    """The dtype of an intermediate product in an einsum of three and more operands: its `result`'s,
+    or sums of its own kind where these operands are of a lesser one."""
+    given = [_dtype_of(x) for x in operands]
+    if max(map(_rank, given)) == _rank(result):
+        return accumulator_dtype(result) if _kind(result) == "integer" else result
+    with jax.numpy_dtype_promotion("standard"):
+        return accumulator_dtype(functools.reduce(jnp.promote_types, given))
+
+
+def _check_holds(spec: Any, keyword: str, dtype: jnp.dtype, given: Sequence[jnp.dtype]) -> None:
     """Refuses what dot_general refuses, and casts that would drop a sign or an imaginary part."""
-    kind = _kind(max(lhs, rhs, key=_rank))
-    loses_kind = _rank(dtype) < max(_rank(lhs), _rank(rhs))
+    kind = _kind(max(given, key=_rank))
+    loses_kind = _rank(dtype) < max(map(_rank, given))
     # A narrower float only rounds; other narrower dtypes lose range.
-    wide = [_bits(d) for d in (lhs, rhs) if _kind(d) == kind != "floating"]
+    wide = [_bits(d) for d in given if _kind(d) == kind != "floating"]
     unsigned = jnp.issubdtype(dtype, jnp.unsignedinteger)
-    loses_sign = unsigned and any(jnp.issubdtype(d, jnp.signedinteger) for d in (lhs, rhs))
+    loses_sign = unsigned and any(jnp.issubdtype(d, jnp.signedinteger) for d in given)
     if loses_kind or loses_sign or _bits(dtype) < max(wide, default=0):
         raise ValueError(
-            f"einsum {spec}: {keyword}={dtype} cannot hold the {kind} products of {lhs} and {rhs}; "
+            f"einsum {spec}: {keyword}={dtype} cannot hold the {kind} {_of(given)}; "
             "leave it out and cast the result, or prefer a dtype that keeps their kind, sign and "
             "width"
         )
 
 
-def _check_overflow(
-    spec: Spec, lhs: jnp.dtype, rhs: jnp.dtype, result: jnp.dtype, terms: int
-) -> None:
-    integers = _kind(result) == "integer"
-    if not (integers and _is_small_integer(lhs) and _is_small_integer(rhs)):
+def _of(given: Sequence[jnp.dtype]) -> str:
+    """What is summed, in words."""
+    names = " and ".join(map(str, given))
+    return f"values of {names}" if len(given) == 1 else f"products of {names}"
+
+
+def _check_overflow(spec: Any, given: Sequence[jnp.dtype], result: jnp.dtype, terms: int) -> None:
+    if _kind(result) != "integer" or not all(map(_is_small_integer, given)):
         return
-    products = [a * b for a in _range(lhs) for b in _range(rhs)]
+    products = [math.prod(values) for values in itertools.product(*map(_range, given))]
     low, high = min(0, min(products)) * terms, max(products) * terms
     if _fits(low, high, result):
         return
@@ -178,10 +189,11 @@ def _check_overflow(
         if _fits(low, high, d) and jax.dtypes.canonicalize_dtype(d) == d
     ]
     safe = f"preferred_element_type=jnp.{jnp.dtype(wider[0])} or " if wider else ""
+    cast = "cast both operands" if len(given) == 2 else "cast"
     raise ValueError(
-        f"einsum {spec}: integer overflow: {terms} products of {lhs} and {rhs} sum to as much as "
+        f"einsum {spec}: integer overflow: {terms} {_of(given)} sum to as much as "
         f"{max(high, -low)}, which {result} does not hold. Use "
-        f"{safe}preferred_element_type=jnp.float32, or cast both operands to jnp.int32 to accept "
+        f"{safe}preferred_element_type=jnp.float32, or {cast} to jnp.int32 to accept "
         "wrap-around as plain einsum does"
     )
 

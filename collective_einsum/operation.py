@@ -16,8 +16,8 @@ from jax import lax
 
 from .collective import Collective
 from .execution import execute
-from .primitive import apply, checks_vma
-from .product import fresh_label, product
+from .primitive import Dot, apply, checks_vma
+from .product import dimension_numbers, fresh_label, product
 from .schedule import Schedule
 
 
@@ -170,9 +170,9 @@ class Operation:
         ]
 
     def batched(
-        self, dims: Sequence[int | None], operands: Sequence[Any]
+        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
     ) -> tuple[Operation, list[Any]]:
-        """A new label, in front; see `primitive.Op`."""
+        """A new label, in front; see `primitive.Op`. Axes of `over` are not manual."""
         lefts = 1 if self.form == "each" else len(operands) // 2
         label = fresh_label(self.lhs + self.rhs)
         size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
@@ -193,6 +193,13 @@ class Operation:
             self, lhs=left + self.lhs, rhs=right + self.rhs, out=label + self.out
         )
         return op, moved
+
+    def dots(self, operands: Sequence[Any]) -> list[Dot]:
+        """One for each rhs, or pair; see `primitive.Op`."""
+        count = 1 if self.form == "each" else len(operands) // 2
+        lefts = [operands[0]] * len(operands[1:]) if count == 1 else operands[:count]
+        numbers = dimension_numbers(self.lhs, self.rhs, self.out)
+        return [(a, b, numbers) for a, b in zip(lefts, operands[count:], strict=True)]
 
     def _scope(self) -> str:
         words = ["einsum"]

@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
+
+# The types of lhs and rhs, and the dimension numbers of `lax.dot_general`.
+Dot = tuple[Any, Any, Any]
 
 
 class Op(Protocol):
@@ -43,14 +46,30 @@ class Op(Protocol):
         """Cotangents of those operands that are None, given those of the results."""
         ...
 
-    def batched(self, dims: Sequence[int | None], operands: Sequence[Any]) -> tuple[Op, list[Any]]:
-        """The operation on operands with a further dimension at `dims`, leading in the results."""
+    def batched(
+        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
+    ) -> tuple[Op, list[Any]]:
+        """The operation on operands with a further dimension at `dims`, leading in the results.
+
+        `over` are the axes that shard it by vmap's `spmd_axis_name`.
+        """
+        ...
+
+    def dots(self, operands: Sequence[Any]) -> list[Dot]:
+        """What checkpoint policies may take for the dots of the einsum, whole; of types."""
         ...
 
 
 def apply(op: Op, *operands: Any) -> list[Any]:
     """`op.run`, with its derivatives. All operands come to vary over the same axes."""
     return _primitive().bind(*vary(operands, op.axes), op=op)
+
+
+def named(name: str, results: Any) -> Any:
+    """The results under a name for checkpoint policies, such as `save_only_these_names`."""
+    from jax.ad_checkpoint import checkpoint_name
+
+    return checkpoint_name(results, name)
 
 
 def vary(operands: Sequence[Any], axes: tuple[str, ...]) -> list[Any]:
@@ -131,10 +150,68 @@ def _cast(ct: Any, dtype: Any) -> Any:
     return (ct.real if real else ct).astype(dtype)
 
 
-def _batch(operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:
-    op, operands = op.batched(dims, operands)
+def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:
+    mapped = any(d is not None for d in dims)
+    if mapped:
+        op, operands = op.batched(dims, operands, axis.spmd_name or ())
     results = _primitive().bind(*operands, op=op)
-    return results, [0] * len(results)
+    return results, [0 if mapped else None] * len(results)
+
+
+@functools.partial(jax.jit, static_argnames="op")
+def _compiled(*operands: Any, op: Op) -> list[Any]:
+    return _run(op, *operands)
+
+
+def _evaluate(*operands: Any, op: Op) -> list[Any]:
+    # As other primitives, which compile where nothing else does (jax_disable_jit).
+    with jax.disable_jit(False):
+        return _compiled(*operands, op=op)
+
+
+def _remat(
+    policy: Any, unknown: Sequence[bool], instantiated: Sequence[bool], eqn: Any
+) -> tuple[Any, Any, list[bool], list[bool], list[Any]]:
+    """The rule of jax.checkpoint: policies that save dots save what is made of dots.
+
+    The equation where it is known, the equation where it is computed again, which results are
+    unknown and which need no saving, and the operands that do.
+    """
+    count = len(eqn.outvars)
+    operands = [x for x, have in zip(eqn.invars, instantiated, strict=True) if not have]
+    if any(unknown):
+        return None, eqn, [True] * count, [True] * count, operands
+    if _is_saved(policy, eqn):
+        return eqn, None, [False] * count, [False] * count, []
+    return eqn, eqn, [False] * count, [True] * count, operands
+
+
+def _is_saved(policy: Any, eqn: Any) -> bool:
+    """Whether a checkpoint policy saves the primitive by itself, or the dots of its einsum.
+
+    What it would offload is computed again, unless it goes by name.
+    """
+    operands = [x.aval for x in eqn.invars]
+    asked = [policy(eqn.primitive, *operands, **eqn.params)]
+    dots = [
+        policy(
+            lax.dot_general_p,
+            lhs,
+            rhs,
+            dimension_numbers=numbers,
+            precision=None,
+            preferred_element_type=None,
+            out_sharding=None,
+        )
+        for lhs, rhs, numbers in eqn.params["op"].dots(operands)
+    ]
+    return any(answers and all(map(_saves, answers)) for answers in (asked, dots))
+
+
+def _saves(answer: Any) -> bool:
+    from jax.ad_checkpoint import Saveable
+
+    return answer is Saveable or answer is True
 
 
 @functools.cache
@@ -144,10 +221,12 @@ def _primitive() -> Any:
 
     made = Primitive("collective_einsum")
     made.multiple_results = True
+    made.def_impl(_evaluate)
     made.def_abstract_eval(_abstract)
     ad.primitive_jvps[made] = _jvp
     ad.primitive_transposes[made] = _transpose
-    batching.primitive_batchers[made] = _batch
+    batching.fancy_primitive_batchers[made] = _batch
+    partial_eval.partial_eval_jaxpr_custom_rules[made] = _remat
     lowering = mlir.lower_fun(lambda *operands, op: _run(op, *operands), multiple_results=True)
     mlir.register_lowering(made, lowering)
     return made

@@ -16,7 +16,7 @@ from . import spec as specs
 from .chip import Chip
 from .explicit import einsum_specs, explicit_axes, on_auto_axes
 from .operation import End, Operation
-from .primitive import apply
+from .primitive import apply, named
 from .quantized import Quantized, split_scale
 from .schedule import Schedule
 from .schedule_checks import check_schedule
@@ -56,6 +56,17 @@ class Ends:
     scatter: tuple[str, AxisName] | None = None
     reduce: AxisName | None = None
 
+    @property
+    def name(self) -> str:
+        """What checkpoint policies know the results by: the public function of these ends."""
+        words = [
+            "all_gather" if self.gather else "",
+            "einsum",
+            "reduce_scatter" if self.scatter else "",
+            "all_reduce" if self.reduce else "",
+        ]
+        return "ce." + "_".join(filter(None, words))
+
 
 def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     """An einsum with the collectives `ends`: what every public function comes down to."""
@@ -63,6 +74,7 @@ def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
         out_specs = einsum_specs(text, lhs, rhs)
         return on_auto_axes(lambda a, b: run(text, a, b, ends, options), out_specs, lhs, rhs)
     results = [y for group in _groups(text, lhs, rhs, ends, options) for y in _apply(group)]
+    results = named(ends.name, results)
     return results if isinstance(rhs, Sequence) else results[0]
 
 

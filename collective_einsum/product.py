@@ -56,9 +56,33 @@ def fresh_label(used: str) -> str:
     return next(c for c in map(oe_parser.get_symbol, itertools.count()) if c not in used)
 
 
+def dimension_numbers(lhs: str, rhs: str, out: str) -> Any:
+    """Those of `lax.dot_general`: the contracting and the batch dimensions of lhs and rhs."""
+    both = [c for c in dict.fromkeys(lhs) if c in rhs]
+    summed, batch = ([c for c in both if (c in out) == kept] for kept in (False, True))
+    return tuple(
+        tuple(tuple(labels.index(c) for c in chosen) for labels in (lhs, rhs))
+        for chosen in (summed, batch)
+    )
+
+
 def _common(lhs: Any, rhs: Any, accumulator: Any) -> Any:
-    """One dtype to multiply in: that of the floating operand where the other holds integers."""
+    """One dtype to multiply in, which holds every value of both, or of the floating one where the
+    other holds integers."""
     floating = [d for d in (lhs, rhs) if not jnp.issubdtype(d, jnp.integer)]
     if len(floating) == 1:
         return floating[0]
-    return jnp.promote_types(lhs, rhs) if floating else accumulator
+    if not floating:
+        return accumulator
+    if all(jnp.issubdtype(d, jnp.floating) for d in floating):
+        # Formats of 8 bits have no implicit promotion.
+        choices = [lhs, rhs, jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)]
+        held = [d for d in choices if _holds(d, lhs) and _holds(d, rhs)]
+        return held[0] if held else jnp.promote_types(lhs, rhs)
+    return jnp.promote_types(lhs, rhs)
+
+
+def _holds(wide: Any, narrow: Any) -> bool:
+    """Whether one floating dtype has all the finite values of the other."""
+    a, b = jnp.finfo(wide), jnp.finfo(narrow)
+    return a.nmant >= b.nmant and a.minexp <= b.minexp and a.maxexp >= b.maxexp

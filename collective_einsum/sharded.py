@@ -16,9 +16,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from . import collectives, problem
 from .inference import Case, Change, Layout, Plan, infer
-from .primitive import apply, vary
+from .primitive import Dot, apply, vary
 from .problem import Options
-from .product import fresh_label
+from .product import dimension_numbers, fresh_label
 from .schedule import Schedule, as_schedule
 from .sharding import AnyMesh, axes_of_type, partition_spec
 from .spec import Spec
@@ -159,9 +159,9 @@ class Sharded:
         return apply(op, lhs, rhs)[0]
 
     def batched(
-        self, dims: Sequence[int | None], operands: Sequence[Any]
+        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
     ) -> tuple[Sharded, list[Any]]:
-        """A new label, in front; see `primitive.Op`."""
+        """A new label, in front, sharded over the axes of `over`; see `primitive.Op`."""
         new = fresh_label(self.spec.lhs + self.spec.rhs)
         pairs = list(zip(dims, operands, strict=True))
         moved = [x if d is None else jnp.moveaxis(x, d, 0) for d, x in pairs]
@@ -170,8 +170,14 @@ class Sharded:
             for d, labels in zip(dims, (self.spec.lhs, self.spec.rhs), strict=True)
         ]
         spec = dataclasses.replace(self.spec, lhs=terms[0], rhs=terms[1], out=new + self.spec.out)
+        size = next(x.shape[0] for d, x in zip(dims, moved, strict=True) if d is not None)
+        # A shard_map around this has divided its batch over manual axes already.
+        over = tuple(axis for axis in over if axis not in axes_of_type(self.mesh, AxisType.Manual))
+        self._check_batch(size, over)
         # On Explicit axes the type of an operand says how the new dimension is sharded.
-        axes = [() if d is None else _leading_axes(x) for d, x in zip(dims, moved, strict=True)]
+        axes = [
+            () if d is None else over or _leading_axes(x) for d, x in zip(dims, moved, strict=True)
+        ]
         left, right, out = self.layouts
         layouts = (
             left if dims[0] is None else (axes[0], *left),
@@ -179,6 +185,30 @@ class Sharded:
             (axes[0] or axes[1], *out),
         )
         return dataclasses.replace(self, spec=spec, layouts=layouts), moved
+
+    def _check_batch(self, size: int, over: tuple[str, ...]) -> None:
+        """Raises ValueError if the batch of a vmap cannot be sharded over its spmd_axis_name."""
+        where = f"einsum {self.spec}, under a vmap of {size} with spmd_axis_name={over}"
+        sizes = dict(self.mesh.shape_tuple)
+        used = {axis for layout in self.layouts for axes in layout for axis in axes}
+        for axis in over:
+            if axis not in sizes:
+                raise ValueError(f"{where}: the mesh has no axis {axis!r}, only {tuple(sizes)}")
+            if axis in used:
+                raise ValueError(
+                    f"{where}: axis {axis!r} shards a dimension already; leave it out of in_specs "
+                    "and out_sharding, or give vmap another spmd_axis_name"
+                )
+        n = math.prod(sizes[axis] for axis in over)
+        if size % n:
+            raise ValueError(
+                f"{where}: {n} devices do not divide the batch; pad it to {-(-size // n) * n}"
+            )
+
+    def dots(self, operands: Sequence[Any]) -> list[Dot]:
+        """The einsum; see `primitive.Op`."""
+        numbers = dimension_numbers(self.spec.lhs, self.spec.rhs, self.spec.out)
+        return [(operands[0], operands[1], numbers)]
 
 
 def _leading_axes(x: Any) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from . import spec as specs
 from .inference import Axes, Layout
 from .quantized import Quantized
 from .spec import Spec
@@ -15,27 +17,31 @@ from .spec import Spec
 AnyMesh = Mesh | AbstractMesh
 
 
-def find_mesh(spec: Spec, mesh: Any, operands: Any, out_sharding: Any) -> AnyMesh:
-    """The mesh to work on: the context's, or else the one given, or else that of the types.
+def find_mesh(spec: Any, mesh: Any, operands: Sequence[Any], out_sharding: Any) -> AnyMesh | None:
+    """The mesh to work on: the context's, or else the one given, or else that of the operands.
+
+    An operand on another mesh of Auto axes is laid out by jit, which compares devices.
 
     Raises:
-      ValueError: none is found, or two differ.
+      ValueError: two differ, which both say how something is sharded.
     """
     if mesh is not None and not isinstance(mesh, AnyMesh):
         raise ValueError(f"einsum {spec}: mesh={mesh!r} is no jax.sharding.Mesh")
-    found: list[tuple[str, AnyMesh]] = [] if mesh is None else [("mesh=", mesh)]
+    # Inside a shard_map only the context's mesh knows which axes are manual.
+    found: list[tuple[str, AnyMesh]] = [("the context", jax.sharding.get_abstract_mesh())]
+    if mesh is not None:
+        found.append(("mesh=", mesh))
     if isinstance(out_sharding, NamedSharding):
         found.append(("out_sharding", out_sharding.mesh))
-    for side, x in zip(("lhs", "rhs"), operands, strict=True):
-        found.append((side, jax.typeof(values_of(x)).sharding.mesh))
-    # Inside a shard_map only the context's mesh knows which axes are manual.
-    found.insert(0, ("the context", jax.sharding.get_abstract_mesh()))
+    own = [
+        (side, _mesh_of(x)) for side, x in zip(specs.sides(len(operands)), operands, strict=True)
+    ]
+    loose = [each for _, each in own if _is_auto(each)]
+    found += [(side, each) for side, each in own if not _is_auto(each)]
     found = [(whose, each) for whose, each in found if not each.empty]
     if not found:
-        raise ValueError(
-            f"einsum {spec}: no mesh is known; pass mesh=, enter one with jax.set_mesh(mesh), or "
-            "give out_sharding as a NamedSharding"
-        )
+        alike = {each.shape_tuple for each in loose}
+        return loose[0] if len(alike) == 1 else None
     (first, chosen), *others = found
     for whose, other in others:
         if other.shape_tuple != chosen.shape_tuple:
@@ -44,6 +50,24 @@ def find_mesh(spec: Spec, mesh: Any, operands: Any, out_sharding: Any) -> AnyMes
                 f"{whose} has {_described(other)}; use one mesh for all"
             )
     return chosen
+
+
+def _mesh_of(x: Any) -> AnyMesh:
+    """The mesh of an operand: the devices themselves where there is an array."""
+    at = placed(x)
+    return at.mesh if at is not None else jax.typeof(values_of(x)).sharding.mesh
+
+
+def _is_auto(mesh: AnyMesh) -> bool:
+    return not mesh.empty and axes_of_type(mesh, AxisType.Auto) == mesh.axis_names
+
+
+def placed(x: Any) -> NamedSharding | None:
+    """Where an array lies, which is not known of one that is traced."""
+    values = values_of(x)
+    if isinstance(values, jax.core.Tracer) or not isinstance(values.sharding, NamedSharding):
+        return None
+    return values.sharding
 
 
 def _described(mesh: AnyMesh) -> str:
@@ -61,43 +85,76 @@ def axes_of_type(mesh: AnyMesh, kind: AxisType) -> Axes:
     return tuple(name for name, each in pairs if each == kind)
 
 
-def operand_layouts(
-    spec: Spec, operands: tuple[Any, Any], in_specs: Any, mesh: AnyMesh
-) -> tuple[Layout, Layout]:
-    """The layouts of lhs and rhs, from `in_specs` and, of Explicit axes, from their types.
+def operand_specs(
+    spec: Any, operands: Sequence[Any], in_specs: Any, mesh: AnyMesh
+) -> list[Any] | None:
+    """The PartitionSpecs of the operands: `in_specs`, or those of Explicit types or of arrays that
+    are there; None if the mesh has Auto axes and an operand is traced, or lies on another mesh.
 
     Raises:
-      ValueError: Auto axes and no `in_specs`, one that its operand's type contradicts, or one that
-        `layout` refuses.
+      ValueError: `in_specs` of another number.
     """
-    auto = axes_of_type(mesh, AxisType.Auto)
     if in_specs is None:
-        if auto:
-            raise ValueError(
-                f"einsum {spec}: mesh axes {auto} are Auto, so the operands' types do not say how "
-                "they are sharded; pass in_specs=(PartitionSpec of lhs, PartitionSpec of rhs), or "
-                "make the mesh with axis_types Explicit"
-            )
-        given = tuple(jax.typeof(values_of(x)).sharding.spec for x in operands)
-    elif isinstance(in_specs, tuple | list) and len(in_specs) == 2:
-        given = tuple(in_specs)
+        found = [_seen(x, mesh) for x in operands]
+        return None if any(each is None for each in found) else found
+    if isinstance(in_specs, PartitionSpec) or not isinstance(in_specs, tuple | list):
+        number = None
     else:
-        raise ValueError(
-            f"einsum {spec}: in_specs must be a pair of PartitionSpecs, one for lhs and one for "
-            f"rhs, got {in_specs!r}"
+        number = len(in_specs)
+    if number != len(operands):
+        wanted = (
+            "a pair of PartitionSpecs, one for lhs and one for rhs"
+            if len(operands) == 2
+            else f"a tuple of PartitionSpecs, one for each of {len(operands)} operand(s)"
         )
-    sides = zip(("lhs", "rhs"), (spec.lhs, spec.rhs), operands, given, strict=True)
-    lhs, rhs = (
-        _operand_layout(spec, side, labels, x, each, mesh) for side, labels, x, each in sides
+        raise ValueError(f"einsum {spec}: in_specs must be {wanted}, got {in_specs!r}")
+    return list(in_specs)
+
+
+def _seen(x: Any, mesh: AnyMesh) -> PartitionSpec | None:
+    if not axes_of_type(mesh, AxisType.Auto):
+        return jax.typeof(values_of(x)).sharding.spec
+    if isinstance(values_of(x), jax.core.Tracer):
+        return None
+    at = placed(x)
+    if at is None:
+        return PartitionSpec() if values_of(x).sharding.num_devices == 1 else None
+    return at.spec if at.mesh.shape_tuple == mesh.shape_tuple else None
+
+
+def operand_layouts(
+    spec: Any, terms: Sequence[str], operands: Sequence[Any], given: Sequence[Any], mesh: AnyMesh
+) -> list[Layout]:
+    """The layouts of the operands, by their PartitionSpecs.
+
+    Raises:
+      ValueError: one that its operand's type contradicts, or one that `layout` refuses.
+    """
+    each = zip(specs.sides(len(operands)), terms, operands, given, strict=True)
+    return [_operand_layout(spec, side, labels, x, one, mesh) for side, labels, x, one in each]
+
+
+def unseen(spec: Any, mesh: AnyMesh | None, count: int) -> ValueError:
+    """The error where the shardings of operands are needed and cannot be known."""
+    if mesh is None:
+        return ValueError(
+            f"einsum {spec}: no mesh is known; pass mesh=, enter one with jax.set_mesh(mesh), or "
+            "give out_sharding as a NamedSharding"
+        )
+    auto = axes_of_type(mesh, AxisType.Auto)
+    each = ", ".join(f"PartitionSpec of {side}" for side in specs.sides(count))
+    return ValueError(
+        f"einsum {spec}: mesh axes {auto} are Auto, so the operands' types do not say how "
+        f"they are sharded; pass in_specs=({each}), or "
+        "make the mesh with axis_types Explicit"
     )
-    return lhs, rhs
 
 
-def _operand_layout(
-    spec: Spec, side: str, labels: str, x: Any, given: Any, mesh: AnyMesh
-) -> Layout:
+def _operand_layout(spec: Any, side: str, labels: str, x: Any, given: Any, mesh: AnyMesh) -> Layout:
     found = layout(spec, side, given, labels, x.shape, mesh)
     explicit = axes_of_type(mesh, AxisType.Explicit)
+    if not explicit:
+        return found
     typed = jax.typeof(values_of(x)).sharding.spec
     by_type = layout(spec, f"the type of {side}", typed, labels, x.shape, mesh)
     by_spec = tuple(tuple(axis for axis in axes if axis in explicit) for axes in found)
@@ -111,7 +168,7 @@ def _operand_layout(
 
 
 def layout(
-    spec: Spec, side: str, given: Any, labels: str, shape: tuple[int, ...], mesh: AnyMesh
+    spec: Any, side: str, given: Any, labels: str, shape: tuple[int, ...], mesh: AnyMesh
 ) -> Layout:
     """The axes of each dimension of an array of `shape`, by the PartitionSpec `given`.
 
@@ -169,18 +226,18 @@ def layout(
 
 
 def result_layout(
-    spec: Spec, out_sharding: Any, shape: tuple[int, ...], lhs: Layout, rhs: Layout, mesh: AnyMesh
-) -> Layout:
-    """The layout of the result: `out_sharding`, or what the operands leave no doubt about.
+    spec: Any, out: str, out_sharding: Any, shape: tuple[int, ...], mesh: AnyMesh
+) -> Layout | None:
+    """The layout of the result by `out_sharding`, or None if that says nothing.
 
     Raises:
-      ValueError: as `layout`, or without `out_sharding`, as `natural`.
+      ValueError: as `layout`.
     """
     if out_sharding is None:
-        return natural(spec, lhs, rhs)
+        return None
     if isinstance(out_sharding, NamedSharding):
         out_sharding = out_sharding.spec
-    return layout(spec, "the result", out_sharding, spec.out, shape, mesh)
+    return layout(spec, "the result", out_sharding, out, shape, mesh)
 
 
 def natural(spec: Spec, lhs: Layout, rhs: Layout) -> Layout:
@@ -217,6 +274,19 @@ def natural(spec: Spec, lhs: Layout, rhs: Layout) -> Layout:
                     f"{spec.out[i]!r} of the other, and cannot shard both in the result; {fix}"
                 )
     return found
+
+
+def kept(spec: Spec, lhs: Layout, rhs: Layout) -> Layout:
+    """As `natural`, of a result that nobody asked for: where that leaves a doubt, an axis shards the
+    first dimension that it may, and none that is summed over."""
+    left = dict(zip(spec.lhs, lhs, strict=True))
+    right = dict(zip(spec.rhs, rhs, strict=True))
+    found: list[Axes] = []
+    for label in spec.out:
+        used = {axis for axes in found for axis in axes}
+        axes = left.get(label) or right.get(label, ())
+        found.append(axes if not used & set(axes) else ())
+    return tuple(found)
 
 
 def partition_spec(layout: Layout) -> PartitionSpec:

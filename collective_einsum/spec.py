@@ -71,7 +71,7 @@ class Spec:
 
 
 def parse(text: str, lhs_shape: Shape, rhs_shape: Shape) -> Spec:
-    """Reads an einsum string as `jnp.einsum` does, against the ranks of its two operands.
+    """Reads an einsum of two operands as `jnp.einsum` does, against their ranks.
 
     An implicit output has the `...` dimensions first and then, in alphabetical order, the labels
     that occur once. The sizes are not compared here (see `check_sizes`): a gathered label has two.
@@ -80,17 +80,31 @@ def parse(text: str, lhs_shape: Shape, rhs_shape: Shape) -> Spec:
       ValueError: not a string, not two operands, a malformed `...` or output, or ranks that do not
         match.
     """
+    (lhs, rhs), out = parse_terms(text, (lhs_shape, rhs_shape))
+    return Spec(text, lhs, rhs, out)
+
+
+def sides(count: int) -> list[str]:
+    """What messages call the operands of an einsum of so many."""
+    return ["lhs", "rhs"] if count == 2 else [f"operand {i}" for i in range(count)]
+
+
+def parse_terms(text: str, shapes: Sequence[Shape]) -> tuple[list[str], str]:
+    """The labels of every operand and of the output, with `...` expanded; as `parse`."""
     if not isinstance(text, str):
         raise ValueError(f"the einsum must be a string such as 'ij,jk->ik', got {text!r}")
     inputs = text.replace(" ", "").split("->")[0]
     terms = inputs.split(",")
     if "-" in inputs or ">" in inputs:
         raise ValueError(f"einsum {text!r}: write the output once, after '->'")
-    if len(terms) != 2:
-        raise ValueError(
-            f"einsum {text!r} names {len(terms)} operand(s); a collective einsum takes exactly two"
+    if len(terms) != len(shapes):
+        takes = (
+            "a collective einsum takes exactly two"
+            if len(shapes) == 2
+            else f"there are {len(shapes)}"
         )
-    for side, term, shape in zip(("lhs", "rhs"), terms, (lhs_shape, rhs_shape), strict=True):
+        raise ValueError(f"einsum {text!r} names {len(terms)} operand(s); {takes}")
+    for side, term, shape in zip(sides(len(shapes)), terms, shapes, strict=True):
         letters = term.replace("...", "", 1)
         open_ended = letters != term
         if "." in letters:
@@ -106,14 +120,11 @@ def parse(text: str, lhs_shape: Shape, rhs_shape: Shape) -> Spec:
             )
     try:
         # The parser of jnp.einsum itself, so that the two cannot disagree.
-        labels, out, _ = oe_parser.parse_einsum_input(
-            (text, tuple(lhs_shape), tuple(rhs_shape)), shapes=True
-        )
+        labels, out, _ = oe_parser.parse_einsum_input((text, *map(tuple, shapes)), shapes=True)
     except ValueError as error:
-        shapes = f"operands of shapes {tuple(lhs_shape)} and {tuple(rhs_shape)}"
-        raise ValueError(f"einsum {text!r} with {shapes}: {error}") from error
-    lhs, rhs = labels.split(",")
-    return Spec(text, lhs, rhs, out)
+        words = " and ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"einsum {text!r} with operands of shapes {words}: {error}") from error
+    return labels.split(","), out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_weak_types_and_arrays_count_as_in_einsum():
 
 
 def test_wide_dtypes_follow_x64():
-    assert result_dtype(jnp.float32, jnp.float32, jnp.float64) == jnp.float32
+    assert result_dtype(jnp.float32, jnp.float32, preferred_element_type=jnp.float64) == jnp.float32
     with jax.enable_x64(True):
         dtypes = check_dtypes(
             SPEC, jnp.int8, jnp.int8, terms=1 << 40, preferred_element_type=jnp.int64
