@@ -32,6 +32,9 @@ def all_gather(
 ) -> Any:
     """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`: n times as long in that dimension.
 
+    Checkpoint policies by name know the result, as those of all functions here, by that of the
+    function: "ce.all_gather".
+
     Args:
       x: any array, a local shard; or a pytree of them, each of which is gathered.
       axis_name: mesh axis or axes; a tuple orders shards as lax does, major first.

@@ -22,7 +22,9 @@ def read(subscripts: Any, operands: Sequence[Any]) -> tuple[str, list[Any]]:
         if not operands:
             raise ValueError(f"einsum {subscripts!r}: give its operands, too")
         return subscripts, list(operands)
-    if not operands or not all(isinstance(labels, list | tuple) for labels in operands[::2]):
+    # An even number, with the first operand an odd one, ends with the labels of the result.
+    lists = [*operands[::2], *([] if len(operands) % 2 else operands[-1:])]
+    if not operands or not all(isinstance(labels, list | tuple) for labels in lists):
         words = ", ".join(type(each).__name__ for each in (subscripts, *operands))
         raise ValueError(
             f"the einsum must be a string such as 'ij,jk->ik', or operands each followed by the list "
@@ -32,10 +34,9 @@ def read(subscripts: Any, operands: Sequence[Any]) -> tuple[str, list[Any]]:
     try:
         text, arrays = oe_parser.convert_interleaved_input(given)
     except (TypeError, ValueError, KeyError) as error:
-        lists = [list(labels) for labels in operands[::2]]
         raise ValueError(
-            f"einsum with labels {lists}: each operand is followed by the list of its labels, which "
-            f"are hashable and can be sorted, or `...`: {error}"
+            f"einsum with labels {[list(labels) for labels in lists]}: each operand is followed by "
+            f"the list of its labels, which are hashable and can be sorted, or `...`: {error}"
         ) from error
     return text, list(arrays)
 

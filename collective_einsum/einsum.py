@@ -172,16 +172,18 @@ class _Call:
         options = self.options
         arrays = [x.dequantize() if isinstance(x, Quantized) else x for x in self.operands]
         found = self._dtypes(arrays)
-        y = plain.einsum(
-            self.text,
-            arrays,
-            optimize=self.optimize,
-            precision=options.precision,
-            preferred_element_type=found.accumulator
-            if options.accumulator_dtype is not None
-            else options.preferred_element_type,
-            out_sharding=out_sharding,
-        )
+        # The caller's promotion mode was obeyed just now, and sums of products need another.
+        with jax.numpy_dtype_promotion("standard"):
+            y = plain.einsum(
+                self.text,
+                arrays,
+                optimize=self.optimize,
+                precision=options.precision,
+                preferred_element_type=found.accumulator
+                if options.accumulator_dtype is not None
+                else options.preferred_element_type,
+                out_sharding=out_sharding,
+            )
         return y.astype(found.result)
 
     def _dtypes(self, operands: list[Any]) -> dtypes.Dtypes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import plain
 from .chip import Chip
 from .problem import AxisName, Ends, Options, run
 from .schedule import Schedule
@@ -30,7 +31,8 @@ def all_gather_einsum(
     `gather`, then the einsum: "Efficiently Scaling Transformer Inference", section 3.5. Works
     inside `shard_map`, under jit, vmap, scan, grad, jvp and remat. The backward pass is the
     mirrored function (`einsum_reduce_scatter`) under the same schedule; its residuals are the local
-    shards.
+    shards. Checkpoint policies that save dots save the result, and those by name know it, as those
+    of all functions here, by that of the function: "ce.all_gather_einsum".
 
     Order of summation: within a dot, the compiler's; over shards of a contracted label, the own
     shard first and then in order of arrival, so it differs from device to device but never from run
@@ -64,7 +66,7 @@ def all_gather_einsum(
     options = Options(
         schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
-    return run(spec, lhs, rhs, Ends(gather=(gather, axis_name)), options)
+    return _run(spec, lhs, rhs, Ends(gather=(gather, axis_name)), options)
 
 
 def einsum_reduce_scatter(
@@ -105,7 +107,7 @@ def einsum_reduce_scatter(
     options = Options(
         schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
-    return run(spec, lhs, rhs, Ends(scatter=(scatter, axis_name)), options)
+    return _run(spec, lhs, rhs, Ends(scatter=(scatter, axis_name)), options)
 
 
 def einsum_all_reduce(
@@ -141,7 +143,7 @@ def einsum_all_reduce(
     options = Options(
         schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
-    return run(spec, lhs, rhs, Ends(reduce=axis_name), options)
+    return _run(spec, lhs, rhs, Ends(reduce=axis_name), options)
 
 
 def all_gather_einsum_reduce_scatter(
@@ -183,4 +185,9 @@ def all_gather_einsum_reduce_scatter(
         schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
     )
     ends = Ends(gather=(gather, gather_axis_name), scatter=(scatter, scatter_axis_name))
+    return _run(spec, lhs, rhs, ends, options)
+
+
+def _run(spec: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
+    plain.say_if_replaced(ends.name)
     return run(spec, lhs, rhs, ends, options)

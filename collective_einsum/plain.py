@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,17 @@ _OWN_DOT_GENERAL = lax.dot_general
 def is_replaced() -> bool:
     """Whether somebody intercepts `jnp.einsum` or `lax.dot_general`, as quantization libraries do."""
     return (_made_of(jnp.einsum), _made_of(lax.dot_general)) != _OWN
+
+
+def say_if_replaced(name: str) -> None:
+    """Warns whoever intercepts jax's dots that those of a function for shards are out of sight."""
+    if is_replaced():
+        warnings.warn(
+            f"{name}: jnp.einsum or lax.dot_general is replaced while this is called, but its dots "
+            "are made when jax lowers the program, out of the sight of what replaces them, and so "
+            "are not quantized, or whatever that does; ce.einsum hands its einsum over",
+            stacklevel=4,
+        )
 
 
 def is_own(dot_general: Any) -> bool:
