@@ -49,6 +49,7 @@ def test_traced_on_auto_axes_without_specs(mesh_of: MeshOf) -> None:
         grad = jax.grad(lambda x, w: einsum(x, w).sum(), (0, 1))
         equal(grad(x, w), jax.grad(lambda x, w: (x @ w).sum(), (0, 1))(X, W))
         equal(jax.vmap(einsum, (0, None))(jnp.stack([x, x]), w), np.stack([X @ W] * 2))
+        named: Any
         for named in ({"schedule": "latency"}, {"out_sharding": P()}, {"wire_dtype": jnp.bfloat16}):
             with pytest.raises(ValueError, match=r"Auto.*pass in_specs="):
                 jax.jit(lambda x, w, named=named: ce.einsum("ij,jk->ik", x, w, **named))(x, w)

@@ -63,7 +63,8 @@ def _terms(rng: np.random.Generator) -> tuple[list[str], str]:
 
 def _sharding(rng: np.random.Generator, mesh: Mesh, shape: tuple[int, ...]) -> P:
     """Some of the axes, on dimensions that they divide; tuples in any order."""
-    left, found = list(shape), [()] * len(shape)
+    left = list(shape)
+    found: list[tuple[str, ...]] = [()] * len(shape)
     for axis in rng.permutation(list(mesh.axis_names)):
         n = mesh.shape[str(axis)]
         places = [d for d, size in enumerate(left) if size % n == 0]
