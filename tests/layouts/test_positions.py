@@ -189,8 +189,8 @@ def test_refusals(mesh_of: Any) -> None:
     one = jnp.zeros((1, 4, config.d_model))
     with pytest.raises(ValueError, match=r"of a chip's 1 rows.*; pad prompts to a multiple of 8 "):
         layouts.parallel_block(one, weights, config, BY_POSITION, HEADS, mesh=mesh)
+    by_batch = layouts.WeightStationary2D(by_batch=True)
     with pytest.raises(ValueError, match=r"divide a batch of 1; make the batch a multiple of 4"):
-        by_batch = layouts.WeightStationary2D(by_batch=True)
         layouts.parallel_block(one, weights, config, by_batch, HEADS, mesh=mesh)
 
 
