@@ -26,6 +26,8 @@ from .feedforward import feedforward as feedforward
 from .generate import generate as generate
 from .lowering import lower_decode_step as lower_decode_step
 from .lowering import lower_prefill as lower_prefill
+from .mesh_axes import MeshAxes as MeshAxes
+from .mesh_axes import renamed as renamed
 from .params import quantize as quantize
 from .partitioning import Partitioning as Partitioning
 from .partitioning import cache_specs as cache_specs

@@ -19,6 +19,7 @@ from .columns import from_attention, to_attention
 from .config import ModelConfig
 from .functions import add_bias, rotate, scale_rows
 from .layer_checks import ATTENTION
+from .mesh_axes import AxesLike
 from .placement import AttentionLayout, Columns
 from .projections import (
     FeedForwardLayout,
@@ -42,23 +43,27 @@ def attention(
     past: Past | None = None,
     prefix: Past | None = None,
     mesh: Any = None,
+    axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Past]:
     """Causal attention of a block, without its norm, on local shards inside shard_map.
 
     Args:
-      x: [B_W, T, E over the rest]: new positions, sharded as `activation_spec(layout)` says.
+      x: [B_W, T, E over the rest]: new positions, sharded as `activation_spec(layout, axes)` says.
       weights: of one layer, stored as `block_specs` says: "w_q", "w_kv", "w_o", and their
         biases if the config has any.
       config: heads and rotary embedding.
       layout: of the projections, that of the block's feedforward.
       attention_layout: HeadSharded() or BatchSharded(...).
-      lengths: [whole batch] int32, the positions that precede x in `past`; None for none.
+      lengths: [whole batch] int32, the positions that precede x in `past`; None for none. Inside a
+        shard_map the whole is that over x, y and z, of which a data axis has a part.
       past: keys and values of this layer, `Entries` of [B, K, S, D], sharded over batch and heads
         as `place` says; positions from `lengths` on are not read.
       prefix: keys and values [K, P, D] that come before `past` in every sequence.
-      mesh: given outside of a shard_map, where all of these are global arrays.
+      mesh: given outside of a shard_map, where all of these are global arrays; as `feedforward`.
+      axes: what the mesh calls x, y and z, if something else, and which others shard the batch; a
+        `MeshAxes`.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       chip: for which schedules are chosen, itself or its name; by default that of the mesh.
 
@@ -68,7 +73,7 @@ def attention(
     Raises:
       ValueError: while tracing, in words, for sizes that do not fit.
     """
-    call = LayerCall(config, layout, attention_layout, schedule)
+    call = LayerCall(config, layout, attention_layout, axes, schedule)
     lengths = call.check(x, weights, ATTENTION, lengths, past, prefix, mesh)
     with for_chip(chip):
         return call(_attention, x, weights, lengths, past, prefix, mesh)
@@ -215,7 +220,7 @@ def _segment(k: Any, v: Any, step: Step, **how: Any) -> Segment:
     if table is not None:
         index = jnp.asarray(table)
         for axis in kept:
-            index = lax.dynamic_index_in_dim(index, lax.axis_index(axis), 0, keepdims=False)
+            index = lax.dynamic_index_in_dim(index, ax.axis_index(axis), 0, keepdims=False)
         parts = [
             (
                 jnp.take(values, index, axis=-3),

@@ -1,4 +1,4 @@
-"""The three mesh axes of every layout, and single steps over some of them, on local shards.
+"""Single steps over some of the three axes of every layout, on local shards.
 
 Axes of size 1 are left out of every collective, and no axes at all leave an array as it is.
 """
@@ -6,94 +6,34 @@ Axes of size 1 are left out of every collective, and no axes at all leave an arr
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh
 
 import collective_einsum as ce
 from collective_einsum.choice import mesh_chip
 from collective_einsum.product import product
 from collective_einsum.schedule import as_schedule
-from collective_einsum.words import shown
 
 from .functions import wide
+from .mesh_axes import AXES as AXES
+from .mesh_axes import WEIGHT_AXES as WEIGHT_AXES
+from .mesh_axes import Axes as Axes
+from .mesh_axes import as_mesh as as_mesh
+from .mesh_axes import axis_index as axis_index
+from .mesh_axes import axis_size as axis_size
+from .mesh_axes import check_mesh as check_mesh
+from .mesh_axes import in_order as in_order
+from .mesh_axes import live as live
+from .mesh_axes import local_sizes as local_sizes
+from .mesh_axes import names as names
+from .mesh_axes import size as size
 
-Axes = tuple[str, ...]
 ScheduleLike = str | ce.Schedule
-
-AXES: Axes = ("x", "y", "z")
-# Feedforward weights are stored E_x F_yz, attention weights E_x H_yz.
-WEIGHT_AXES: Axes = ("y", "z")
-
-
-def as_mesh(mesh: Any) -> Mesh | AbstractMesh:
-    """The mesh.
-
-    Raises:
-      ValueError: it is none.
-    """
-    if isinstance(mesh, Mesh | AbstractMesh):
-        return mesh
-    shape = "(X, Y, Z)"
-    if isinstance(mesh, tuple | list) and all(isinstance(n, int) for n in mesh):
-        shape = str((*mesh, 1, 1)[: max(3, len(mesh))])
-    raise ValueError(
-        f"mesh={shown(mesh)} is no jax.sharding.Mesh; make one with jax.make_mesh({shape}, "
-        '("x", "y", "z"))'
-    )
-
-
-def check_mesh(mesh: Any) -> dict[str, int]:
-    """The sizes of x, y and z.
-
-    Raises:
-      ValueError: it is no mesh, or has other axes.
-    """
-    names = tuple(as_mesh(mesh).axis_names)
-    if sorted(names) != sorted(AXES):
-        raise ValueError(
-            f"layouts need a mesh with the axes {AXES}, got {names}; make one with "
-            'jax.make_mesh((X, Y, Z), ("x", "y", "z")), where any of the sizes may be 1'
-        )
-    return {axis: mesh.shape[axis] for axis in AXES}
-
-
-def local_sizes() -> dict[str, int]:
-    """The sizes of x, y and z of the surrounding shard_map.
-
-    Raises:
-      ValueError: an axis is not manual here.
-    """
-    manual = tuple(jax.sharding.get_abstract_mesh().manual_axes)
-    missing = [axis for axis in AXES if axis not in manual]
-    if missing:
-        raise ValueError(
-            f"a layout's layers run inside a shard_map over {AXES}, but {missing[0]!r} is not "
-            f"manual here (manual axes: {manual}); call them inside jax.shard_map over a mesh with "
-            "these axes, or pass mesh="
-        )
-    return {axis: lax.axis_size(axis) for axis in AXES}
-
-
-def size(axes: Sequence[str], sizes: Mapping[str, int] | None = None) -> int:
-    """The number of devices along `axes`."""
-    return math.prod(sizes[a] if sizes is not None else lax.axis_size(a) for a in axes)
-
-
-def live(axes: Sequence[str]) -> Axes:
-    """Those of `axes` that have more than one device."""
-    return tuple(axis for axis in axes if lax.axis_size(axis) > 1)
-
-
-def in_order(axes: Sequence[str]) -> Axes:
-    """`axes` in the order of the mesh."""
-    return tuple(axis for axis in AXES if axis in axes)
 
 
 def collective_schedule(schedule: ScheduleLike) -> ScheduleLike:
@@ -125,11 +65,11 @@ def all_gather(x: Any, axes: Sequence[str], dim: int, schedule: ScheduleLike) ->
         return x
     how = collective_schedule(schedule)
     if not isinstance(x, ce.Quantized):
-        return ce.all_gather(x, axes, axis=dim, schedule=how)
+        return ce.all_gather(x, names(axes), axis=dim, schedule=how)
     scale = x.scale
     if scale.shape[dim] == x.shape[dim]:
-        scale = ce.all_gather(scale, axes, axis=dim, schedule=how)
-    values = ce.all_gather(x.values, axes, axis=dim, schedule=how)
+        scale = ce.all_gather(scale, names(axes), axis=dim, schedule=how)
+    values = ce.all_gather(x.values, names(axes), axis=dim, schedule=how)
     return dataclasses.replace(x, values=values, scale=scale)
 
 
@@ -137,7 +77,9 @@ def reduce_scatter(x: jax.Array, axes: Sequence[str], dim: int, schedule: Schedu
     """Sums over `axes`, and a block of `dim` on each device."""
     axes = live(axes)
     how = collective_schedule(schedule)
-    return ce.reduce_scatter(x, axes, scatter_dimension=dim, schedule=how) if axes else x
+    if not axes:
+        return x
+    return ce.reduce_scatter(x, names(axes), scatter_dimension=dim, schedule=how)
 
 
 def reduce_scatter_alone(
@@ -160,7 +102,7 @@ def all_reduce(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax
     less than a ring's hops and the passes between them."""
     axes = live(axes)
     how = "blocking" if schedule == "auto" else collective_schedule(schedule)
-    return ce.all_reduce(x, axes, schedule=how) if axes else x
+    return ce.all_reduce(x, names(axes), schedule=how) if axes else x
 
 
 def all_reduce_few(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax.Array:
@@ -170,7 +112,7 @@ def all_reduce_few(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) ->
     as its block of a reduce-scatter of copies. They may differ by roundings from chip to chip.
     """
     for axis in live(axes):
-        copies = jnp.broadcast_to(x, (lax.axis_size(axis), *x.shape))
+        copies = jnp.broadcast_to(x, (axis_size(axis), *x.shape))
         x = reduce_scatter(copies, (axis,), 0, schedule)[0]
     return x
 
@@ -185,7 +127,7 @@ def all_to_all(
     """
     axes = live(axes)
     how = "blocking" if schedule == "auto" else collective_schedule(schedule)
-    return ce.all_to_all(x, axes, split, concat, schedule=how) if axes else x
+    return ce.all_to_all(x, names(axes), split, concat, schedule=how) if axes else x
 
 
 def own_block(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
@@ -194,7 +136,7 @@ def own_block(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
     if not axes:
         return x
     block = x.shape[dim] // size(axes)
-    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * block, block, axis=dim)
+    return lax.dynamic_slice_in_dim(x, axis_index(axes) * block, block, axis=dim)
 
 
 def rows(x: jax.Array) -> jax.Array:
@@ -215,3 +157,68 @@ def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
     left, right, out = re.split(",|->", spec)
     y = product((left, right, out), lhs, values(w), accumulator=wide(lhs.dtype))
     return y * w.scale[0] if isinstance(w, ce.Quantized) else y
+
+
+def all_gather_einsum(
+    spec: str,
+    lhs: jax.Array,
+    w: Any,
+    axes: str | Sequence[str],
+    gather: str,
+    schedule: ScheduleLike,
+) -> Any:
+    """`collective_einsum.all_gather_einsum` over axes of a layout, of which there may be none."""
+    if not names(axes):
+        return _alone(spec, lhs, w)
+    how: dict[str, Any] = {"gather": gather, "schedule": schedule}
+    return ce.all_gather_einsum(spec, lhs, w, axis_name=names(axes), **how)
+
+
+def einsum_reduce_scatter(
+    spec: str,
+    lhs: jax.Array,
+    w: Any,
+    axes: str | Sequence[str],
+    scatter: str,
+    schedule: ScheduleLike,
+    beside: float = 0.0,
+) -> Any:
+    """`collective_einsum.einsum_reduce_scatter`, likewise."""
+    if not names(axes):
+        return _alone(spec, lhs, w)
+    how: dict[str, Any] = {"scatter": scatter, "schedule": schedule, "beside": beside}
+    return ce.einsum_reduce_scatter(spec, lhs, w, axis_name=names(axes), **how)
+
+
+def all_gather_einsum_reduce_scatter(
+    spec: str,
+    lhs: jax.Array,
+    w: Any,
+    gather: tuple[str | Sequence[str], str],
+    scatter: tuple[str | Sequence[str], str],
+    schedule: ScheduleLike,
+    beside: float = 0.0,
+) -> Any:
+    """`collective_einsum.all_gather_einsum_reduce_scatter`, likewise; both ends are axes and a label."""
+    if not names(gather[0]):
+        return einsum_reduce_scatter(spec, lhs, w, *scatter, schedule, beside)
+    if not names(scatter[0]):
+        return all_gather_einsum(spec, lhs, w, *gather, schedule)
+    return ce.all_gather_einsum_reduce_scatter(
+        spec,
+        lhs,
+        w,
+        gather_axis_name=names(gather[0]),
+        gather=gather[1],
+        scatter_axis_name=names(scatter[0]),
+        scatter=scatter[1],
+        schedule=schedule,
+        beside=beside,
+    )
+
+
+def _alone(spec: str, lhs: jax.Array, w: Any) -> Any:
+    """The einsum on a single device, of one or several matrices."""
+    if isinstance(w, list):
+        return [_alone(spec, lhs, each) for each in w]
+    return local_einsum(spec, lhs, w).astype(lhs.dtype)

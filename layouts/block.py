@@ -18,6 +18,7 @@ from .config import ModelConfig
 from .feedforward import columns_out, projected
 from .functions import norm_factors, norm_moments, normalize, wide
 from .layer_checks import PARALLEL, SERIAL
+from .mesh_axes import AxesLike
 from .overlap import beside_attention, in_turn
 from .placement import AttentionLayout
 from .projections import FeedForwardLayout, boundary_axes, boundary_shard, whole_rows
@@ -36,6 +37,7 @@ def parallel_block(
     past: Past | None = None,
     prefix: Past | None = None,
     mesh: Any = None,
+    axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Past]:
@@ -46,7 +48,8 @@ def parallel_block(
 
     Args:
       weights: of one layer; see `params.py`, and `layouts.param_specs` for how they are stored.
-      x, config, layout, attention_layout, lengths, past, prefix, mesh, schedule, chip: as `attention`.
+      x, config, layout, attention_layout, lengths, past, prefix, mesh, axes, schedule, chip: as
+        `attention`.
 
     Returns:
       As `attention`.
@@ -54,7 +57,7 @@ def parallel_block(
     Raises:
       ValueError: while tracing, in words, for sizes that do not fit.
     """
-    call = LayerCall(config, layout, attention_layout, schedule)
+    call = LayerCall(config, layout, attention_layout, axes, schedule)
     lengths = call.check(x, weights, PARALLEL, lengths, past, prefix, mesh)
     with for_chip(chip):
         return call(parallel, x, weights, lengths, past, prefix, mesh)
@@ -71,11 +74,12 @@ def serial_block(
     past: Past | None = None,
     prefix: Past | None = None,
     mesh: Any = None,
+    axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Past]:
     """y = x + attention(norm(x)), and then y + feedforward(norm_ffn(y)); as `parallel_block`."""
-    call = LayerCall(config, layout, attention_layout, schedule)
+    call = LayerCall(config, layout, attention_layout, axes, schedule)
     lengths = call.check(x, weights, SERIAL, lengths, past, prefix, mesh)
     with for_chip(chip):
         return call(serial, x, weights, lengths, past, prefix, mesh)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-from jax import lax
 
 from . import axes as ax
 from .axes import Axes
@@ -64,7 +63,7 @@ def _sorted_blocks(y: jax.Array, have: Axes, want: Axes) -> jax.Array:
     """The last dimension, which is made of blocks over `have`, with those in the order of `want`."""
     if have == want:
         return y
-    sizes = [lax.axis_size(axis) for axis in have]
+    sizes = [ax.axis_size(axis) for axis in have]
     lead = y.ndim - 1
     blocks = y.reshape(*y.shape[:-1], *sizes, -1)
     order = [lead + have.index(axis) for axis in want]

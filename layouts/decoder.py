@@ -26,7 +26,7 @@ from .cache import Cache, Entries, append, fill, stored_like
 from .config import ModelConfig
 from .defaults import default_decode, default_prefill
 from .embedding import embed, unembed
-from .params import Params, activation_dtype
+from .params import Params, activation_dtype, standing_for
 from .partitioning import param_specs
 from .program import Program
 from .projections import boundary_shard
@@ -162,6 +162,7 @@ def extend(
     """
     config, layout = program.config, program.plan.feedforward
     dtype = activation_dtype(params)
+    params = standing_for(params, dtype)
     batch, new = tokens.shape
     more = cache.stored_batch * ax.size(program.placement.batch_axes) - batch
     tokens = jnp.pad(tokens, ((0, more), (0, program.padded_length(new) - new)))

@@ -15,16 +15,18 @@ from collective_einsum.compiling import for_chip
 from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
 from .config import ModelConfig, as_config
-from .doors import on_mesh, weight_specs_of
+from .doors import layer_on_mesh, on_auto, weight_specs_of
 from .functions import BIASES, add_bias, hidden, scale_rows
 from .layer_checks import FEEDFORWARD, check_layer
+from .mesh_axes import AxesLike, naming
+from .params import standing_for
 from .parts import Between, in_parts, pays
 from .plans import as_feedforward
 from .projections import (
     FeedForwardLayout,
     Outgoing,
-    activation_spec,
     boundary_shard,
+    boundary_spec,
     feature_bias,
     whole_rows,
 )
@@ -48,18 +50,23 @@ def feedforward(
     layout: FeedForwardLayout,
     *,
     mesh: Any = None,
+    axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
 ) -> jax.Array:
     """The feedforward of a block, without its norm, on local shards inside shard_map.
 
     Args:
-      x: [B_W, L, E over the rest], sharded by `activation_spec(layout)`.
+      x: [B_W, L, E over the rest], sharded by `activation_spec(layout, axes)`.
       weights: of one layer, stored as `WEIGHT_SPECS` says: "w_in", "w_out", "w_gate" if gated, and
-        their biases if the config has any; each an array or a Quantized.
+        their biases if the config has any; each an array or a Quantized, whichever the others are.
       config: activation and gate.
       layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
-      mesh: given outside of a shard_map, where x and weights are global arrays.
+      mesh: given outside of a shard_map, where x and weights are global arrays. It may have axes
+        beside x, y and z: Explicit ones that shard the batch of x go on doing so, and Auto ones are
+        left to the compiler. An x whose type is that of `activation_spec` is not resharded.
+      axes: what the mesh calls x, y and z, if something else, and which others shard the batch; a
+        `MeshAxes`.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`. Under "auto" a gated
         feedforward whose rows are cut may come in two parts of F, which adds up in another order.
       chip: for which schedules are chosen, itself or its name; by default that of the mesh.
@@ -72,17 +79,25 @@ def feedforward(
     """
     config, layout = as_config(config), as_feedforward(layout)
     check_layer(config, x, weights, FEEDFORWARD, whole=mesh is not None)
-    if mesh is not None:
+    local = functools.partial(_local, config=config, layout=layout, schedule=schedule)
+    with naming(axes), for_chip(chip):
+        if mesh is None:
+            return on_auto(local, lambda spec: spec, x, weights)
         ax.check_mesh(mesh)
-        spec = activation_spec(layout)
-        specs = (spec, weight_specs_of(weights, WEIGHT_SPECS))
-        local = functools.partial(
-            feedforward, config=config, layout=layout, schedule=schedule, chip=chip
-        )
-        return on_mesh(mesh, local, specs, spec)(x, weights)
+        specs = (boundary_spec(layout), weight_specs_of(weights, WEIGHT_SPECS))
+        return layer_on_mesh(mesh, local, x, (weights,), specs, lambda spec: spec)
+
+
+def _local(
+    x: jax.Array,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedule: ScheduleLike,
+) -> jax.Array:
     ax.local_sizes()
-    with for_chip(chip):
-        y = projected(ax.rows(x), None, weights, config, layout, schedule)
+    weights = standing_for(weights, x.dtype)
+    y = projected(ax.rows(x), None, weights, config, layout, schedule)
     if "b_out" in weights:
         y = add_bias(y, boundary_shard(layout, weights["b_out"], config.d_model))
     return y.reshape(x.shape)

@@ -58,7 +58,7 @@ def in_turn(o: Outgoing, h: Outgoing, step: Step, attention: float) -> list[Outg
       step: what layers share.
       attention: what `project_in` reckoned with, of `beside_attention`.
     """
-    sides = [lax.axis_size("x")]
+    sides = [ax.axis_size("x")]
     if not attention or sides == [1]:
         return [o, h]
     chip, size = mesh_chip(), h.h.size * h.h.dtype.itemsize * sides[0]

@@ -20,6 +20,7 @@ matmuls cost more than their bytes. Any matrix, and each table, may be a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -183,6 +184,15 @@ def quantize(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
+def standing_for(weights: Any, dtype: Any) -> Any:
+    """Weights of which each Quantized stands for `dtype`, whatever it was made of."""
+
+    def leaf(x: Any) -> Any:
+        return dataclasses.replace(x, dtype=dtype) if isinstance(x, Quantized) else x
+
+    return jax.tree.map(leaf, weights, is_leaf=lambda x: isinstance(x, Quantized))
+
+
 def activation_dtype(params: Mapping[str, Any]) -> Any:
     """The dtype in which activations travel between the layers: that of the norms' scales."""
     return params["final_norm"]["scale"].dtype
@@ -287,6 +297,8 @@ def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:
                 f"{config.name}: params[{path!r}] has scales of shape {tuple(x.scale.shape)}, but "
                 f"one per output channel has {scales}; make it with layouts.params.quantize"
             )
+        # Steps let it stand for the dtype of the others.
+        return
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != dtype:
         raise ValueError(
             f"{config.name}: params[{path!r}] is {describe(x)}, but every array must be floating "

@@ -17,6 +17,7 @@ from .cache import cache_specs as cache_parts
 from .config import ModelConfig, as_config
 from .doors import spec_of
 from .embedding import vocab_axes
+from .mesh_axes import AxesLike, named, naming
 from .mesh_fit import model_misfit
 from .params import Params, params_shapes
 from .placement import Placement, misplaced, place
@@ -26,7 +27,9 @@ from .stacking import is_unrolled
 from .step import block_specs
 
 
-def param_specs(config: ModelConfig | str, mesh: Any, params: Params | None = None) -> Params:
+def param_specs(
+    config: ModelConfig | str, mesh: Any, params: Params | None = None, *, axes: AxesLike = None
+) -> Params:
     """The partition spec of every parameter, the same in all layouts.
 
     Args:
@@ -34,11 +37,13 @@ def param_specs(config: ModelConfig | str, mesh: Any, params: Params | None = No
       mesh: with axes x, y and z; its sizes decide whether key-value heads and the vocabulary can be
         sharded.
       params: arrays or shapes, which say what is Quantized; nothing, unless given.
+      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
 
     Raises:
       ValueError: the mesh has other axes, or `config` is neither a config nor a model's name.
     """
-    config, sizes = as_config(config), check_mesh(mesh)
+    with naming(axes):
+        config, sizes = as_config(config), check_mesh(mesh)
     params = params_shapes(config) if params is None else params
     by_name = block_specs(config, sizes)
     table = P(vocab_axes(config, sizes) or None, None)
@@ -52,9 +57,11 @@ def param_specs(config: ModelConfig | str, mesh: Any, params: Params | None = No
             return spec_of(x, P())
         return spec_of(x, P(*leading, *by_name.get(name, P())))
 
-    return jax.tree_util.tree_map_with_path(
+    found = jax.tree_util.tree_map_with_path(
         spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)
     )
+    with naming(axes):
+        return named(found)
 
 
 def shardings(mesh: Any, specs: Any) -> Any:
@@ -80,10 +87,13 @@ def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
     return place(config, plan.feedforward, plan.attention, sizes)
 
 
-def cache_specs(config: ModelConfig | str, mesh: Any, plan: Any, cache: Cache) -> Cache:
-    """The partition spec of every array of a cache under `plan`."""
-    found = placement(as_config(config), mesh, as_plan(plan))
-    return cache_parts(cache, found.batch_axes, found.kv_axes)
+def cache_specs(
+    config: ModelConfig | str, mesh: Any, plan: Any, cache: Cache, *, axes: AxesLike = None
+) -> Cache:
+    """The partition spec of every array of a cache under `plan`; `axes` as `param_specs`."""
+    with naming(axes):
+        found = placement(as_config(config), mesh, as_plan(plan))
+        return named(cache_parts(cache, found.batch_axes, found.kv_axes))
 
 
 def misfit(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> str:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-import collective_einsum as ce
 from collective_einsum import blocks
 from collective_einsum.choice import mesh_chip
 from collective_einsum.cost_dots import TILE
@@ -51,7 +50,7 @@ def in_parts(
       w_out: [F over yz, E over x].
       between: takes some columns of what each input matrix made, [rows over x, columns], and the
         first of these columns; returns as many of the hidden activations.
-      x, yz: mesh axes.
+      x, yz: axes of a layout, or of the mesh.
 
     Returns:
       [rows over yz, E over x].
@@ -61,9 +60,7 @@ def in_parts(
 
     def scattered(h: jax.Array, weights: Sequence[jax.Array], part: tuple[int, int]) -> Any:
         columns = [_cut(w, (0, w.shape[0]), part) for w in weights]
-        return ce.einsum_reduce_scatter(
-            "me,ef->mf", h, columns, axis_name=x, scatter="m", schedule="direct"
-        )
+        return ax.einsum_reduce_scatter("me,ef->mf", h, columns, x, "m", "direct")
 
     def gathered(rows: jax.Array, axes: Axes) -> jax.Array:
         return ax.all_gather(rows, axes, 0, "direct")
@@ -106,7 +103,7 @@ def pays(
     plain = all(ax.values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)
     if as_schedule(schedule) is not None or not (plain and config.gated and _rows_go_round(layout)):
         return False
-    x, yz = (tuple(lax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
+    x, yz = (tuple(ax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
     width, d_model = weights["w_out"].shape
     of = Rows(rows * math.prod(yz), d_model, width, len(config.input_names), x, yz, mesh_chip())
     return saving(of) > 0

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from . import axes as ax
 from .axes import AXES, Axes, ScheduleLike
 from .functions import wide
+from .mesh_axes import BATCH, AxesLike, named, naming
 
 
 class Outgoing(NamedTuple):
@@ -109,18 +110,27 @@ def boundary_axes(layout: FeedForwardLayout) -> Axes:
     return tuple(axis for axis in AXES if axis not in taken)
 
 
-def activation_spec(layout: FeedForwardLayout) -> P:
+def activation_spec(layout: FeedForwardLayout, axes: AxesLike = None) -> P:
     """The partition spec of activations [batch, length, E] between layers.
 
+    Args:
+      layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
+      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
+
     Raises:
-      ValueError: `layout` is no feedforward layout.
+      ValueError: `layout` is no feedforward layout, or `axes` names other things.
     """
     # Not at the top: a pair of layouts is made of these.
     from .plans import as_feedforward
 
-    layout = as_feedforward(layout)
-    parts = (layout.batch_axes, layout.position_axes, boundary_axes(layout))
-    return P(*(axes or None for axes in parts))
+    with naming(axes):
+        return named(boundary_spec(as_feedforward(layout)))
+
+
+def boundary_spec(layout: FeedForwardLayout) -> P:
+    """`activation_spec` over the axes of the layout and those of the batch."""
+    batch = (BATCH, *layout.batch_axes)
+    return P(batch, layout.position_axes, boundary_axes(layout))
 
 
 def feature_bias(

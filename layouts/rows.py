@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from . import axes as ax
 from .axes import ScheduleLike
@@ -52,7 +51,7 @@ def last_rows(
     length, cut = rows.shape[0] // batch, ax.live(layout.position_axes)
     if not layout.position_axes:
         return jnp.take(rows, jnp.arange(batch, dtype=jnp.int32) * length + at, axis=0)
-    first = lax.axis_index(cut) * length if cut else 0
+    first = ax.axis_index(cut) * length if cut else 0
     here = (at >= first) & (at < first + length)
     index = jnp.where(
         here, (at - first) * batch + jnp.arange(batch, dtype=jnp.int32), rows.shape[0]

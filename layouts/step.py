@@ -16,13 +16,15 @@ from . import axes as ax
 from .axes import WEIGHT_AXES, ScheduleLike
 from .cache import Entries, is_int8, layer_specs
 from .config import ModelConfig, as_config
-from .doors import on_mesh, weight_specs_of
+from .doors import layer_on_mesh, on_auto, weight_specs_of
 from .feedforward import WEIGHT_SPECS
 from .functions import rotary_tables, wide
 from .layer_checks import check_layer, check_past
+from .mesh_axes import BATCH, AxesLike, naming
+from .params import standing_for
 from .placement import AttentionLayout, Placement, place, stored_kv_axes
 from .plans import as_attention, as_feedforward
-from .projections import FeedForwardLayout, activation_spec
+from .projections import FeedForwardLayout, boundary_spec
 from .rows import check_rows, from_rows, to_rows
 
 Past = tuple[Entries, Entries]
@@ -58,7 +60,7 @@ class Step:
     def first_query(self) -> jax.Array | int:
         """The first of a chip's queries, of the new positions."""
         axes = ax.live(self.feedforward.inner_position_axes)
-        return lax.axis_index(axes) * self.queries if axes else 0
+        return ax.axis_index(axes) * self.queries if axes else 0
 
 
 def make_step(
@@ -121,6 +123,7 @@ class LayerCall:
     config: ModelConfig
     layout: FeedForwardLayout
     attention: AttentionLayout
+    axes: AxesLike
     schedule: ScheduleLike
 
     def __post_init__(self) -> None:
@@ -154,37 +157,52 @@ class LayerCall:
         mesh: Any,
     ) -> tuple[jax.Array, Past]:
         """The layer's results; arguments as `attention`."""
-        if lengths is None:
-            parts = 1 if mesh is not None else ax.size(self.layout.batch_axes)
-            lengths, past = jnp.zeros((x.shape[0] * parts,), jnp.int32), None
+        with naming(self.axes):
+            return self._call(layer, x, weights, lengths, past, prefix, mesh)
+
+    def _call(
+        self,
+        layer: Layer,
+        x: jax.Array,
+        weights: Mapping[str, Any],
+        lengths: jax.Array | None,
+        past: Past | None,
+        prefix: Past | None,
+        mesh: Any,
+    ) -> tuple[jax.Array, Past]:
+        local = functools.partial(self._local, layer)
+        past = None if lengths is None else past
         if mesh is None:
-            return self._local(layer, x, weights, lengths, past, prefix)
+            rest = (weights, lengths, past, prefix)
+            return on_auto(local, lambda spec: (spec, P(*spec[:1])), x, *rest)
         sizes = ax.check_mesh(mesh)
         where = place(self.config, self.layout, self.attention, sizes)
         check_rows(x.shape[0], x.shape[1], self.layout, where, sizes)
-        spec = activation_spec(self.layout)
-        new = layer_specs(where.batch_axes, where.kv_axes, int8=is_int8(past))
+        new = layer_specs((BATCH, *where.batch_axes), where.kv_axes, int8=is_int8(past))
         before = layer_specs((), where.kv_axes, int8=is_int8(prefix), batched=False)
         in_specs = (
-            spec,
+            boundary_spec(self.layout),
             weight_specs_of(weights, block_specs(self.config, sizes)),
-            P(),
+            lengths if lengths is None else P((BATCH,)),
             past and (new, new),
             prefix and (before, before),
         )
-        local = functools.partial(self._local, layer)
-        return on_mesh(mesh, local, in_specs, (spec, (new, new)))(x, weights, lengths, past, prefix)
+        rest = (weights, lengths, past, prefix)
+        return layer_on_mesh(mesh, local, x, rest, in_specs, lambda spec: (spec, (new, new)))
 
     def _local(
         self,
         layer: Layer,
         x: jax.Array,
         weights: Mapping[str, Any],
-        lengths: jax.Array,
+        lengths: jax.Array | None,
         past: Past | None,
         prefix: Past | None,
     ) -> tuple[jax.Array, Past]:
         where = place(self.config, self.layout, self.attention, ax.local_sizes())
+        weights = standing_for(weights, x.dtype)
+        if lengths is None:
+            lengths = jnp.zeros((x.shape[0] * ax.size(self.layout.batch_axes),), jnp.int32)
         before = 0 if prefix is None else prefix[0].values.shape[-2]
         length = x.shape[1] * ax.size(self.layout.position_axes)
         step = make_step(

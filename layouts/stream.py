@@ -21,7 +21,7 @@ from collective_einsum.choice import mesh_chip
 from collective_einsum.schedule import as_schedule
 
 from . import axes as ax
-from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
+from .axes import WEIGHT_AXES, Axes, ScheduleLike
 from .config import ModelConfig
 from .functions import BIASES, hidden, scale_rows
 from .items import ACTIVATION_BYTES, gathered_weight
@@ -55,7 +55,7 @@ def stream_schedule(
     if given is not None:
         whole = given.kind == "ring" and given.direction != "bidirectional"
         return given if whole and given.wire_dtype is None else None
-    sizes = {axis: lax.axis_size(axis) for axis in AXES}
+    sizes = ax.local_sizes()
     columns = {"w_o": config.stored_heads * config.d_head}
     items = [
         item
@@ -122,7 +122,7 @@ def stream(
         arrive,
         (np.int32(0), h, {name: _whole(shards[name], axes) for name in out}),
         _groups(shards, ways * len(names)),
-        axis_name=axes,
+        axis_name=ax.names(axes),
         schedule=schedule,
     )
     terms = [*before, Outgoing(h, weights["w_out"])]

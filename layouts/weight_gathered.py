@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 
-import collective_einsum as ce
-
 from . import axes as ax
 from .axes import AXES, WEIGHT_AXES, Axes, ScheduleLike
 from .projections import FeedForwardLayout, Outgoing, boundary_axes, total, whole_rows
@@ -88,4 +86,4 @@ def _gathered(spec: str, x: jax.Array, w: Any, columns: Axes, schedule: Schedule
         # The larger gather, of columns, is the one to hide; without one, that of E.
         w = ax.all_gather(w, ("x",), spec.split(",")[1].index("e"), schedule)
     label, axes = ("f", columns) if columns else ("e", "x")
-    return ce.all_gather_einsum(spec, x, w, axis_name=axes, gather=label, schedule=schedule)
+    return ax.all_gather_einsum(spec, x, w, axes, label, schedule)

@@ -10,8 +10,6 @@ from typing import Any
 import jax
 from jax import lax
 
-import collective_einsum as ce
-
 from . import axes as ax
 from .arguments import as_flag
 from .axes import WEIGHT_AXES, Axes, ScheduleLike
@@ -105,14 +103,8 @@ class WeightStationary2D(FeedForwardLayout):
         """See `FeedForwardLayout`."""
         del sharded
         if self.whole:
-            return ce.einsum_reduce_scatter(
-                "me,ef->mf",
-                c,
-                list(weights),
-                axis_name="x",
-                scatter="m",
-                schedule=schedule,
-                beside=beside,
+            return ax.einsum_reduce_scatter(
+                "me,ef->mf", c, list(weights), "x", "m", schedule, beside
             )
         ends = ("m", "m") if self.cuts_rows else ("e", "f")
         return _gather_and_scatter(c, weights, *ends, schedule, beside)
@@ -148,9 +140,7 @@ class WeightStationary1D(FeedForwardLayout):
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`; there is no scatter."""
         del sharded, beside
-        partial = ce.all_gather_einsum(
-            "me,ef->mf", c, list(weights), axis_name=WEIGHT_AXES, gather="e", schedule=schedule
-        )
+        partial = ax.all_gather_einsum("me,ef->mf", c, list(weights), WEIGHT_AXES, "e", schedule)
         return [ax.all_reduce(each, ("x",), schedule) for each in partial]
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
@@ -177,16 +167,9 @@ def _gather_and_scatter(
     beside: float = 0.0,
 ) -> list[jax.Array]:
     """`project_in` of weight-stationary layouts; the labels are what yz cuts before, and x after."""
-    return ce.all_gather_einsum_reduce_scatter(
-        "me,ef->mf",
-        c,
-        list(weights),
-        gather_axis_name=WEIGHT_AXES,
-        gather=gather,
-        scatter_axis_name="x",
-        scatter=scatter,
-        schedule=schedule,
-        beside=beside,
+    ends = ((WEIGHT_AXES, gather), ("x", scatter))
+    return ax.all_gather_einsum_reduce_scatter(
+        "me,ef->mf", c, list(weights), *ends, schedule, beside
     )
 
 
@@ -198,20 +181,12 @@ def _stationary_out(
 ) -> jax.Array:
     """`project_out` of weight-stationary layouts; `gathers` are the labels that x cuts before, if
     any, and `scatter` is what yz cuts after."""
-    ends = {"scatter": scatter, "schedule": schedule}
     if len(terms) == 1:
         (h, w, *_), (gather,) = terms[0], gathers
         if gather is None:
-            return ce.einsum_reduce_scatter(_OUT, h, w, axis_name=WEIGHT_AXES, **ends)
-        return ce.all_gather_einsum_reduce_scatter(
-            _OUT,
-            h,
-            w,
-            gather_axis_name="x",
-            gather=gather,
-            scatter_axis_name=WEIGHT_AXES,
-            **ends,
-        )
+            return ax.einsum_reduce_scatter(_OUT, h, w, WEIGHT_AXES, scatter, schedule)
+        ends = (("x", gather), (WEIGHT_AXES, scatter))
+        return ax.all_gather_einsum_reduce_scatter(_OUT, h, w, *ends, schedule)
     y = _stationary_sum(terms, gathers, schedule)
     return ax.reduce_scatter_alone(y, WEIGHT_AXES, "me".index(scatter), schedule)
 
@@ -231,7 +206,5 @@ def _stationary_sum(
         if gather is None:
             parts.append(ax.local_einsum(_OUT, h, w).astype(h.dtype))
             continue
-        parts.append(
-            ce.all_gather_einsum(_OUT, h, w, axis_name="x", gather=gather, schedule=schedule)
-        )
+        parts.append(ax.all_gather_einsum(_OUT, h, w, "x", gather, schedule))
     return total(parts)

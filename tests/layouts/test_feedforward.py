@@ -89,6 +89,23 @@ def test_takes_int8_weights(mesh_of: Any, layout: Any) -> None:
     np.testing.assert_allclose(y, reference.feedforward(x, weights, config), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("names", [("w_gate",), ("w_in", "w_out")], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_takes_int8_weights_among_others(mesh_of: Any, layout: Any, names: Any) -> None:
+    """Also those that stand for another dtype than the others have."""
+    config = TINY_MULTIQUERY
+    weights, x = one_layer(config), activations(config)
+    mixed = weights | {name: ce.quantize(weights[name], 0) for name in names}
+    mesh = mesh_of((2, 2, 2), "xyz")
+    run = jax.jit(lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh))
+    expected = reference.feedforward(x, mixed, config)
+    np.testing.assert_allclose(run(x, mixed), expected, rtol=2e-5, atol=2e-5)
+    others = {name: w.astype(jnp.bfloat16) for name, w in weights.items()}
+    y = run(x.astype(jnp.bfloat16), others | {name: mixed[name] for name in names})
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_bfloat16_is_as_near_to_the_truth_as_one_device(mesh_of: Any, layout: Any) -> None:
     config = TINY_MULTIQUERY

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import collective_einsum as ce
 import layouts
 from layouts import reference
 from layouts.config import TINY_GROUPED, TINY_PADDED
@@ -182,3 +183,38 @@ def test_refuses_in_words(mesh_of: Any) -> None:
         layouts.generate(
             config, mesh, params, tokens, max_new_tokens=1, plan=PLANS[0], prefill_plan=PLANS[1]
         )
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_int8_matrices_among_others(mesh_of: Any, unrolled: bool) -> None:
+    """Quantized from float32, in a model of bfloat16; all of one layer, or some of every layer."""
+    config, mesh = TINY_GROUPED, mesh_of((2, 2, 2), "xyz")
+    exact = layouts.init(config, mesh, jax.random.key(0), jnp.float32, unrolled=unrolled)
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), exact)
+    if unrolled:
+        first = {
+            name: ce.quantize(w, w.ndim - 2) if name.startswith("w_") else params["blocks"][0][name]
+            for name, w in exact["blocks"][0].items()
+        }
+        mixed = params | {"blocks": [first, *params["blocks"][1:]]}
+    else:
+        some = {name: ce.quantize(exact["blocks"][name], 1) for name in ("w_gate", "w_kv")}
+        tables = {"unembedding": ce.quantize(exact["unembedding"], 1)}
+        mixed = params | tables | {"blocks": params["blocks"] | some}
+    plain = jax.tree.map(
+        lambda w: w.dequantize() if isinstance(w, ce.Quantized) else w.astype(jnp.float32),
+        mixed,
+        is_leaf=lambda w: isinstance(w, ce.Quantized),
+    )
+    tokens = prompts(config, 8, 6)
+    cache = layouts.init_cache(config, mesh, 8, 8)
+    found, cache = layouts.prefill(config, mesh, mixed, cache, tokens)
+    wide_cache = layouts.init_cache(config, mesh, 8, 8, dtype=jnp.float32)
+    want, wide_cache = layouts.prefill(config, mesh, plain, wide_cache, tokens)
+    np.testing.assert_allclose(found, want, atol=0.05 * float(jnp.abs(want).max()))
+    found, _ = layouts.decode_step(config, mesh, mixed, cache, tokens[:, 0])
+    want, _ = layouts.decode_step(config, mesh, plain, wide_cache, tokens[:, 0])
+    np.testing.assert_allclose(found, want, atol=0.05 * float(jnp.abs(want).max()))
+    drawn, counts = layouts.generate(config, mesh, mixed, tokens, max_new_tokens=2)
+    assert drawn.shape == (8, 2)
+    assert (counts == 2).all()

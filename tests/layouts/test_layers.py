@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import collective_einsum as ce
 import layouts
 from collective_einsum import compiling
 from layouts import overlap, reference
@@ -58,9 +59,11 @@ def call(layer: Any, mesh_of: Any, config: ModelConfig, plan: Any) -> Any:
     )
 
 
-def attended(y: jax.Array, p: Any, config: ModelConfig, past: Any) -> jax.Array:
-    """The reference's attention of y [B, T, E] after `LENGTHS` positions of a past."""
-    positions = LENGTHS[:, None] + jnp.arange(T)
+def attended(
+    y: jax.Array, p: Any, config: ModelConfig, past: Any, lengths: jax.Array = LENGTHS
+) -> jax.Array:
+    """The reference's attention of y [B, T, E] after some positions of a past."""
+    positions = lengths[:, None] + jnp.arange(T)
     tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head)
     kv = reference.project_heads(y, p, "kv", config)
     k, v = kv[:, :, 0::2], kv[:, :, 1::2]
@@ -73,7 +76,7 @@ def attended(y: jax.Array, p: Any, config: ModelConfig, past: Any) -> jax.Array:
         for old, new in zip(past, (k, v), strict=True)
     )
     q = rotate(reference.project_heads(y, p, "q", config), tables, config.rotary)
-    mask = causal_mask(positions, jnp.arange(PAST + T), LENGTHS + T)
+    mask = causal_mask(positions, jnp.arange(PAST + T), lengths + T)
     o = reference.attend(q, keys, values, mask)
     return reference.project(o.reshape(*o.shape[:2], -1), p, "o")
 
@@ -155,3 +158,17 @@ def test_without_a_past(mesh_of: Any) -> None:
     whole, _ = run(x, p, None, None)
     one, _ = run(x, p, jnp.zeros((B,), jnp.int32), past_of(config))
     np.testing.assert_allclose(whole, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("w_in", "w_gate", "w_out"), ("w_q", "w_o", "w_in"), ("w_kv",)])
+@pytest.mark.parametrize("plan", [PLANS[1], PLANS[2], PLANS[5]], ids=str)
+def test_parallel_block_with_int8_weights_among_others(mesh_of: Any, plan: Any, names: Any) -> None:
+    config = TINY_GEGLU
+    p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
+    # What a Quantized stands for does not matter.
+    mixed = p | {name: ce.quantize(p[name], 0, stands_for=jnp.bfloat16) for name in names}
+    found, _ = call(layouts.parallel_block, mesh_of, config, plan)(x, mixed, LENGTHS, past)
+    plain = p | {name: ce.quantize(p[name], 0).dequantize() for name in names}
+    y = normalize(x, p["norm"], config)
+    expected = x + attended(y, plain, config, past) + reference.feedforward(y, plain, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
