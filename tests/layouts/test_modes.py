@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.config import TINY_GROUPED, TINY_PADDED, ModelConfig
+from layouts.config import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
 
 from .models import prompts
 
@@ -47,23 +48,30 @@ def promoting_x64() -> Any:
 MODES: dict[str, Mode] = {
     "x64": lambda: jax.enable_x64(True),
     "promoting x64": promoting_x64,
+    "debug_nans": lambda: jax.debug_nans(True),
+    # What a step is given in numpy's arrays is put on the devices explicitly, and what it must see
+    # is read back so.
+    "transfer_guard": lambda: jax.transfer_guard("disallow"),
 }
+
+
+# Made before the modes are entered.
+KEY = jax.random.key(0)
+TOKENS = {config: np.asarray(prompts(config, BATCH, LENGTH)) for config, *_ in KINDS}
 
 
 def run(mesh: Any, kind: Kind) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Logits of a prefill, of a chunk after it and of a step, and what `generate` gives."""
     config, weights, unrolled, int8, plan, sampling = kind
-    params = layouts.init(
-        config, mesh, jax.random.key(0), jnp.float32, weights=weights, unrolled=unrolled
-    )
-    tokens = np.asarray(prompts(config, BATCH, LENGTH))
+    params = layouts.init(config, mesh, KEY, jnp.float32, weights=weights, unrolled=unrolled)
+    tokens = TOKENS[config]
     cache = layouts.init_cache(config, mesh, BATCH, 10, plan=plan, dtype=jnp.float32, int8=int8)
     args, logits = (config, mesh, params), []
     for counts in (LENGTHS, LENGTHS // 2):
         found, cache = layouts.prefill(*args, cache, tokens, lengths=counts, plan=plan)
-        logits.append(np.asarray(found))
+        logits.append(jax.device_get(found))
     found, cache = layouts.decode_step(*args, cache, tokens[:, 0], plan=plan)
-    logits.append(np.asarray(found))
+    logits.append(jax.device_get(found))
     drawn = layouts.generate(
         *args,
         tokens,
@@ -75,7 +83,7 @@ def run(mesh: Any, kind: Kind) -> tuple[list[np.ndarray], list[np.ndarray]]:
         plan=plan,
         int8_cache=int8,
     )
-    return logits, [np.asarray(each) for each in (*drawn, cache.lengths)]
+    return logits, [jax.device_get(each) for each in (*drawn, cache.lengths)]
 
 
 @functools.cache
@@ -84,7 +92,14 @@ def plain(mesh: Any, kind: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("x64", 0), ("x64", 1), ("x64", 2), ("promoting x64", 0)]
+    ("mode", "kind"),
+    [
+        *(("x64", kind) for kind in range(len(KINDS))),
+        ("promoting x64", 0),
+        ("debug_nans", 0),
+        ("debug_nans", 2),
+        *(("transfer_guard", kind) for kind in range(len(KINDS))),
+    ],
 )
 def test_gives_what_it_gives_without(mesh_of: Any, mode: str, kind: int) -> None:
     mesh = mesh_of((2, 2, 2), "xyz")
@@ -97,6 +112,27 @@ def test_gives_what_it_gives_without(mesh_of: Any, mode: str, kind: int) -> None
     for one, other in zip(found[1], wanted[1], strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.dtype == np.int32
+
+
+def test_generates_the_same_without_jit(mesh_of: Any) -> None:
+    """A small one: every operation is compiled by itself."""
+    config, mesh = dataclasses.replace(TINY_MULTIQUERY, layers=1), mesh_of((1, 1, 2), "xyz")
+    params = layouts.init(config, mesh, KEY, jnp.float32, weights="int8")
+    tokens = np.asarray(prompts(config, 2, 2))
+    generate = functools.partial(
+        layouts.generate,
+        *(config, mesh, params, tokens),
+        lengths=np.array([2, 1]),
+        max_new_tokens=2,
+        sampling=layouts.Sampling(1.0, top_k=20, top_p=0.9),
+        seeds=SEEDS[:2],
+        plan=layouts.Partitioning(layouts.WeightStationary2D(), layouts.HeadSharded()),
+        int8_cache=True,
+    )
+    wanted = generate()
+    with jax.disable_jit():
+        found = generate()
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
