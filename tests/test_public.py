@@ -130,7 +130,7 @@ def test_reprs_are_short_and_bring_no_array_from_the_devices(mesh_of: Any) -> No
         assert len(repr(value)) < 420, repr(value)
         assert "\n" not in repr(value)
     assert "lengths=int32[8]" in repr(cache) == repr(shapes)
-    assert f"lengths={P()!r})" in repr(specs)
+    assert f"lengths={P()!r}, positions=200)" in repr(specs)
     assert repr(weights) == ("Quantized(values=int8[64,32], scale=float32[1,32], dtype=float32)")
     jax.make_jaxpr(lambda x: repr(x) and x)(cache)
 
