@@ -30,6 +30,9 @@ from .padded_sizes import padded_capacity
 
 # Up to here each sequence's write is an instruction of its own; further ones are a loop.
 UNROLLED_WRITES = 16
+# Positions of a tile of int8 on a TPU, which are written whole: to write some of them, the compiler
+# copies the whole cache into smaller tiles, and back.
+INT8_TILE = 32
 
 
 @functools.partial(
@@ -283,33 +286,42 @@ def append(
     from jax.experimental.layout import Layout, with_layout_constraint
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
-        # A window that holds all places, wherever it must begin to lie within the buffer.
+        # A window that holds all places, wherever it must begin to lie within the buffer; of tiles, so
+        # many whole ones.
         size, t = buffer.shape[dim], rows.shape[dim]
+        tile = INT8_TILE if buffer.dtype == jnp.int8 and size % INT8_TILE == 0 else 1
+        span = min(size, -(-(t + tile - 1) // tile) * tile)
 
         def one(b: Any, buffer: jax.Array) -> jax.Array:
             start = lax.dynamic_index_in_dim(starts, b, keepdims=False)
             count = lax.dynamic_index_in_dim(counts, b, keepdims=False)
-            window = jnp.minimum(start, size - t)
+            first = jnp.minimum(start // tile, (size - span) // tile)
+            window = first * tile
             own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
             at: list[Any] = [layer, *[0] * (buffer.ndim - 1)]
-            at[1], at[dim] = b, window
+            at[1], at[dim] = b, first
             at = _starts(at)
-            old = lax.dynamic_slice(buffer, at, own.shape)
-            place = window + jnp.arange(t, dtype=jnp.int32)
+            shape = [span if d == dim else n for d, n in enumerate(own.shape)]
+            cut = _tiled(shape, dim, tile)
+            old = lax.dynamic_slice(buffer, at, cut).reshape(shape)
+            place = window + jnp.arange(span, dtype=jnp.int32)
             fresh = (place >= start) & (place < start + count)
             fresh = fresh.reshape([-1 if d == dim else 1 for d in range(own.ndim)])
             if t > 1:
-                own = jnp.roll(own, start - window, axis=dim)
-            return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old), at)
+                more = [(0, span - t if d == dim else 0) for d in range(own.ndim)]
+                own = jnp.roll(jnp.pad(own, more), start - window, axis=dim)
+            return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old).reshape(cut), at)
 
         # The TPU compiler may copy a whole cache to have it in the order that it writes best.
+        shape = buffer.shape
         buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
-        batch = buffer.shape[1]
+        buffer = buffer.reshape(_tiled(shape, dim, tile))
+        batch = shape[1]
         if batch > UNROLLED_WRITES:
-            return lax.fori_loop(np.int32(0), np.int32(batch), one, buffer)
+            return lax.fori_loop(np.int32(0), np.int32(batch), one, buffer).reshape(shape)
         for b in range(batch):
             buffer = one(b, buffer)
-        return buffer
+        return buffer.reshape(shape)
 
     new = new.first(entries.size)
     scale = entries.scale
@@ -336,3 +348,9 @@ def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
 def _starts(at: Sequence[Any]) -> list[Any]:
     """Where a slice begins, in 32 bits even where the user has enabled 64: lax mixes no dtypes."""
     return [np.int32(i) if isinstance(i, int) else i for i in at]
+
+
+def _tiled(shape: Sequence[int], dim: int, tile: int) -> list[int]:
+    """The shape with dimension `dim` cut into tiles of so many, if of more than one."""
+    tiles = [shape[dim]] if tile == 1 else [shape[dim] // tile, tile]
+    return [*shape[:dim], *tiles, *shape[dim + 1 :]]

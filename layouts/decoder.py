@@ -178,6 +178,10 @@ def extend(
         dtype,
     )
     with jax.named_scope("embed"):
+        # Padding is read as zeros, so that whatever token it is, it leaves no NaN among the values
+        # of its sequence.
+        counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
+        tokens = jnp.where(counted, tokens, -1)
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
     stack = _append if reads else _fill
     x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, step)

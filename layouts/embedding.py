@@ -46,7 +46,7 @@ def embed(
     its part of rows and E, do the rest. A long prompt is read a piece at a time.
 
     Args:
-      tokens: all of them, on every chip.
+      tokens: all of them, on every chip; the row of -1 is zeros.
       table: [vocab over `vocab_axes`, E], an array or a Quantized.
       config: sizes.
       layout: whose boundary sharding to leave.

@@ -176,6 +176,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     grouped = q.astype(accumulator).reshape(b, length, k.shape[2], -1, d) * attention_scale(d)
     scores = _matmul("blkgd,bskd->bkgls", grouped, k)
     weights = softmax_base2(scores, mask[:, None, None])
+    # What no query sees must not be NaN times 0.
+    v = jnp.where(mask.any(axis=1)[:, :, None, None], v, jnp.zeros_like(v))
     return _matmul("bkgls,bskd->blkgd", weights, v).reshape(b, length, heads, d).astype(q.dtype)
 
 

@@ -26,7 +26,7 @@ def by_hand(old: Any, new: Any, starts: Any, counts: Any, dim: int) -> np.ndarra
     out = np.array(old)
     for b in range(B):
         for i in range(counts[b]):
-            if starts[b] + i < S:
+            if starts[b] + i < out.shape[dim]:
                 where = (slice(None), b, slice(None), starts[b] + i)
                 out[where] = np.asarray(new)[:, b, :, i]
     return out
@@ -49,6 +49,25 @@ def test_append(monkeypatch: pytest.MonkeyPatch, new: int, unrolled: int, scaled
     if scaled:
         np.testing.assert_array_equal(
             found.scale, by_hand(old.scale, fresh.scale, starts, counts, 3)
+        )
+
+
+@pytest.mark.parametrize("unrolled", [0, 16])
+@pytest.mark.parametrize("new", [1, 3, 33, 64])
+def test_append_to_tiles_of_int8(monkeypatch: pytest.MonkeyPatch, new: int, unrolled: int) -> None:
+    """Within a tile, across two, at the end and beyond it, as anywhere."""
+    monkeypatch.setattr(caches, "UNROLLED_WRITES", unrolled)
+    size = 3 * caches.INT8_TILE
+    shapes = (LAYERS, B, K, size, D), (LAYERS, B, K, new, D)
+    old, fresh = (
+        Entries(jax.random.randint(jax.random.key(i), shape, -128, 128, jnp.int8))
+        for i, shape in enumerate(shapes)
+    )
+    for starts in ([0, 31, 32, 33, 95], [size - new, size - 1, size, 5, 63]):
+        counts = np.array([new, new, max(1, new - 1), 0, new], np.int32)
+        found = jax.jit(append)(old, fresh, jnp.asarray(starts, jnp.int32), jnp.asarray(counts))
+        np.testing.assert_array_equal(
+            found.values, by_hand(old.values, fresh.values, starts, counts, 3)
         )
 
 

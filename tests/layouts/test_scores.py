@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -92,6 +93,50 @@ def test_int8_keys_and_values() -> None:
     pairs = [quantized(each) for each in (chunk, past, prefix)]
     found = attend(q, [one for one, _ in pairs])
     np.testing.assert_allclose(found, by_hand(q, [x for _, x in pairs]), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_stands_behind_lengths_counts_for_nothing(poison: float, scaled: bool) -> None:
+    """In results and in gradients; also of positions that all sequences share."""
+    q, (chunk, past, prefix) = everything(2)
+    shared = Segment(prefix.keys, prefix.values, lengths=jnp.full((B,), PREFIX - 1))
+
+    def spoilt(segment: Segment, with_: float) -> Segment:
+        ends = np.asarray(segment.lengths)
+        ends = ends[:, None, None] if segment.keys.ndim == 4 else ends[:1]
+        behind = np.arange(segment.size) >= ends
+
+        def spoil(x: jax.Array) -> jax.Array:
+            where = behind.reshape(*behind.shape, *(1,) * (x.ndim - segment.keys.ndim + 1))
+            return jnp.where(where, with_, x)
+
+        k, v = spoil(segment.keys), spoil(segment.values)
+        if not scaled:
+            return dataclasses.replace(segment, keys=k, values=v)
+        scale = spoil(jnp.ones(segment.keys.shape[:-1]))
+        integers = [(8 * x).astype(jnp.int8) for x in (segment.keys, segment.values)]
+        return Segment(*integers, scale, scale, segment.lengths)
+
+    def run(with_: float) -> Any:
+        segments = [chunk, spoilt(past, with_), spoilt(shared, with_)]
+
+        def loss(q: jax.Array, floats: list[Any]) -> jax.Array:
+            whole = [
+                s if scaled and i else dataclasses.replace(s, keys=f[0], values=f[1])
+                for i, (s, f) in enumerate(zip(segments, floats, strict=True))
+            ]
+            return jnp.sum(attend(q, whole) ** 2)
+
+        floats = [(s.keys.astype(q.dtype), s.values.astype(q.dtype)) for s in segments]
+        return attend(q, segments), jax.grad(loss, argnums=(0, 1))(q, floats)
+
+    clean, found = run(0.0), run(poison)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
+        assert np.isfinite(other).all()
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    with jax.debug_nans(True):
+        attend(q, [chunk, spoilt(past, 0.0), spoilt(shared, 0.0)])
 
 
 def test_bfloat16_sums_in_float32() -> None:
