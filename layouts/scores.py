@@ -164,10 +164,11 @@ def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
     scores = scores * attention_scale(q.shape[-1])
     if segment.key_scale is not None:
         scores = scores * segment.present(segment.key_scale)[..., None, :]
-    positions = jnp.arange(segment.size, dtype=jnp.int32)
     if segment.causal:
+        positions = jnp.arange(segment.size, dtype=jnp.int32)
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
     if segment.lengths is not None:
-        visible = positions < segment.lengths[:, None]
-        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+        # Of the whole shape, as in `present`.
+        places = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+        scores = jnp.where(places < segment.lengths[:, None, None, None], scores, -jnp.inf)
     return scores
