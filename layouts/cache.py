@@ -196,8 +196,17 @@ def empty_cache(
 
 def with_stored_batch(cache: Cache, stored: int) -> Cache:
     """The cache with so many sequences stored: padding is added or left out. Global arrays."""
+    if cache.stored_batch == stored:
+        return cache
+    k, v = _sized((cache.k, cache.v), stored)
+    return dataclasses.replace(cache, k=k, v=v)
 
-    def sized(x: jax.Array) -> jax.Array:
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sized(entries: tuple[Entries, Entries], stored: int) -> tuple[Entries, Entries]:
+    """Keys and values with a batch of `stored`."""
+
+    def one(x: jax.Array) -> jax.Array:
         sharding = _explicit(x)
         if sharding is not None:
             # What is cut or joined there must not be sharded.
@@ -207,10 +216,7 @@ def with_stored_batch(cache: Cache, stored: int) -> Cache:
         padded = jnp.pad(x, [(0, more if dim == 1 else 0) for dim in range(x.ndim)])
         return lax.slice_in_dim(padded, 0, stored, axis=1)
 
-    if cache.stored_batch == stored:
-        return cache
-    k, v = jax.tree.map(sized, (cache.k, cache.v))
-    return dataclasses.replace(cache, k=k, v=v)
+    return jax.tree.map(one, entries)
 
 
 def stored_like(cache: Cache, given: Cache) -> Cache:

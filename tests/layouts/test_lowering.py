@@ -114,6 +114,34 @@ def test_palm_540b_fits() -> None:
     assert held + memory.temp_size_in_bytes < chip.hbm_bytes
 
 
+@pytest.mark.parametrize(("batch", "context"), [(512, 10_700), (128, 43_000)])
+def test_the_longest_contexts_fit(batch: int, context: int) -> None:
+    """Table 1 of arXiv 2211.05102, whose lengths no tile divides: no copy of the cache is made."""
+    slice_ = target("v4:4x4x4")
+    compiled = layouts.lower_decode_step(
+        PALM_540B, slice_.mesh((4, 4, 4), AXES), batch=batch, context=context
+    ).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert slice_.chip is not None
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < slice_.chip.hbm_bytes
+    assert memory.temp_size_in_bytes < 2**28
+
+
+def test_a_capacity_costs_what_the_next_multiple_does() -> None:
+    """By the same program, which does not know what was asked for."""
+
+    def lowered(context: int) -> str:
+        return layouts.lower_decode_step(
+            SMALL, slice_of_8(), batch=BATCH, context=context
+        ).as_text()
+
+    whole = lowered(2048)
+    for context in (2017, 2040, 2047):
+        assert lowered(context) == whole
+    assert lowered(2049) != whole
+
+
 def test_lowers_what_runs(mesh_of: Any) -> None:
     """From shapes comes the very program that comes from the arrays of `decode_step`."""
     config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
