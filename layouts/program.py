@@ -21,7 +21,7 @@ from .config import ModelConfig
 from .defaults import chip_of, kind_of
 from .doors import on_mesh
 from .embedding import vocab_axes
-from .padded_sizes import batch_multiple, padded_length, round_up
+from .padded_sizes import batch_multiple, padded_length, round_up, tiled_batch_multiple
 from .params import Params
 from .partitioning import cache_specs, placement
 from .placement import Placement
@@ -75,7 +75,8 @@ class Program:
 
     def padded_batch(self, batch: int, *others: Program) -> int:
         """The sequences of a step of `batch`, which these other programs can take too."""
-        return round_up(batch, math.lcm(*(each.batch_multiple for each in (self, *others))))
+        own = tiled_batch_multiple(batch, self.config, self.plan, check_mesh(self.mesh))
+        return round_up(batch, math.lcm(own, *(each.batch_multiple for each in others)))
 
     def padded_length(self, new: int) -> int:
         """The positions of a step that reads `new` of each sequence."""

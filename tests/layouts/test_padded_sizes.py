@@ -33,6 +33,10 @@ OF_TWELVE = dataclasses.replace(TINY_GROUPED, d_model=48, d_ff=96, heads=12, kv_
         (Partitioning(WeightStationary2D(), BatchSharded(("z",))), CUBE, 3, 4),
         (Partitioning(WeightStationary2D(), HeadSharded()), CUBE, 3, 3),
         (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 1, 16),
+        # 7 and 9 rows of each chip would lie across tiles.
+        (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 100, 128),
+        (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 130, 256),
+        (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 33, 64),
         # Of 2, which cuts rows inside a layer, and 3, which cut them between layers.
         (
             Partitioning(WeightStationary2D(by_batch=True), HeadSharded()),
@@ -56,6 +60,12 @@ def test_what_divides_stays() -> None:
             assert padded_batch(batch, TINY_GROUPED, plan, CUBE) == batch
         assert 8 % batch_multiple(TINY_GROUPED, plan, CUBE) == 0
         assert padded_length(1, TINY_GROUPED, plan, CUBE) == 1
+
+
+def test_a_short_prompt_is_hardly_padded() -> None:
+    plan = Partitioning(WeightStationary2D(), HeadSharded())
+    found = [padded_length(new, PALM_540B, plan, POD) for new in (1, 2, 3, 5, 8, 9, 17, 33)]
+    assert found == [1, 2, 4, 8, 8, 16, 32, 48]
 
 
 def test_positions_divide_where_they_are_cut() -> None:
