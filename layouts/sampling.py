@@ -23,7 +23,8 @@ from collective_einsum.showing import brief
 from .candidates import INT32_MAX, LARGEST_VOCAB, column, likeliest
 from .checks import values_of
 
-# The smallest normal number of float32.
+# The smallest normal number of float32. Its inverse is the largest temperature, by whose inverse a
+# compiler may multiply.
 _TINY = 2.0**-126
 _NUMBER = (bool, int, float, np.generic)
 AxisNames = str | tuple[str, ...]
@@ -49,7 +50,7 @@ class Sampling:
         and top_k; at least one.
 
     Numbers that cannot be seen, under a transformation, cannot be refused either: a temperature that
-    is negative or NaN is 0, and an infinite one the largest of float32; top_k below 1, or NaN, is 1;
+    is negative or NaN is 0, and one above 2**126 is that; top_k below 1, or NaN, is 1;
     top_p above 1 is 1, and one that is negative or NaN leaves the likeliest token.
 
     Raises:
@@ -153,7 +154,7 @@ def sample(
         return _argmax(logits, ids, axes)
     temperature = column(sampling.temperature, jnp.float32)
     warm = temperature >= _TINY
-    temperature = jnp.where(warm, jnp.minimum(temperature, jnp.finfo(jnp.float32).max), 1)
+    temperature = jnp.where(warm, jnp.minimum(temperature, 1 / _TINY), 1)
     top = jnp.max(logits, axis=1, keepdims=True)
     top = lax.pmax(top, axes) if axes else top
     # Of an infinite row, what has the top is left, and alike.
