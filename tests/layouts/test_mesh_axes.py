@@ -206,10 +206,12 @@ def test_an_explicit_data_axis_beside_manual_ones() -> None:
 
     def both(x: jax.Array, p: Any) -> Any:
         own = {name: p[name] for name in WEIGHT_SPECS if name in p}
-        return (
-            layouts.feedforward(x, own, config, WS_ROWS[0], axes=axes),
-            layouts.serial_block(x, p, config, *WS_ROWS, axes=axes)[0],
-        )
+        ffn = layouts.feedforward(x, own, config, WS_ROWS[0], axes=axes)
+        block = layouts.serial_block(x, p, config, *WS_ROWS, axes=axes)[0]
+        for y in (ffn, block):
+            assert jax.typeof(y).sharding.spec == jax.typeof(x).sharding.spec
+        assert jax.typeof(x).sharding.spec[0] == "data"
+        return ffn, block
 
     with jax.set_mesh(mesh):
         run = jax.shard_map(
@@ -221,7 +223,6 @@ def test_an_explicit_data_axis_beside_manual_ones() -> None:
             check_vma=False,
         )
         found = jax.jit(run)(jax.device_put(x, NamedSharding(mesh, P("data"))), p)
-        assert jax.typeof(found[1]).sharding.spec == P("data", None, None)
     np.testing.assert_allclose(found[0], ffn, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], block, rtol=1e-4, atol=1e-5)
 
