@@ -82,7 +82,7 @@ class Decoder:
 
     def spoil(self) -> None:
         """What stands behind the lengths counts for nothing, whatever it is."""
-        bad = float(self.rng.choice([1e30, -1e30]))
+        bad = float(self.rng.choice([np.nan, np.inf, -np.inf, 1e30]))
         lengths = np.asarray(self.cache.lengths)
         stored = self.cache.k.values.shape
         have = np.zeros(stored[1], int)
