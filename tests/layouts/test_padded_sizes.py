@@ -37,6 +37,15 @@ OF_TWELVE = dataclasses.replace(TINY_GROUPED, d_model=48, d_ff=96, heads=12, kv_
         (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 100, 128),
         (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 130, 256),
         (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 33, 64),
+        # As would 68 rows, and 3, that are cut over x alone.
+        (
+            Partitioning(WeightStationary2D(by_batch=True, whole=True), BatchSharded(("z",))),
+            POD,
+            257,
+            288,
+        ),
+        (Partitioning(WeightStationary2D(by_batch=True, whole=True), HeadSharded()), POD, 9, 16),
+        (Partitioning(WeightStationary2D(by_batch=True, whole=True), HeadSharded()), POD, 5, 8),
         # Of 2, which cuts rows inside a layer, and 3, which cut them between layers.
         (
             Partitioning(WeightStationary2D(by_batch=True), HeadSharded()),
@@ -64,8 +73,11 @@ def test_what_divides_stays() -> None:
 
 def test_a_short_prompt_is_hardly_padded() -> None:
     plan = Partitioning(WeightStationary2D(), HeadSharded())
-    found = [padded_length(new, PALM_540B, plan, POD) for new in (1, 2, 3, 5, 8, 9, 17, 33)]
-    assert found == [1, 2, 4, 8, 8, 16, 32, 48]
+    lengths = (1, 2, 3, 5, 8, 13, 15, 17, 31, 33, 63, 65, 101, 127, 129, 2047, 4097)
+    found = [padded_length(new, PALM_540B, plan, POD) for new in lengths]
+    assert found == [1, 2, 3, 5, 8, 13, 15, 18, 32, 36, 64, 72, 104, 128, 136, 2048, 4104]
+    for new in range(1, 4101):
+        assert new <= padded_length(new, PALM_540B, plan, POD) <= new * 9 / 8
 
 
 def test_positions_divide_where_they_are_cut() -> None:

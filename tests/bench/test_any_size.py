@@ -1,0 +1,50 @@
+"""Batches, prompts and caches that no tile divides, compiled for TPU v4: what they cost beside the next
+sizes that tiles do."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+
+import layouts
+from bench.layers import ends_of, mesh_of
+from bench.phases import split
+from bench.replay import replay
+
+SLICE = "v4:4x4x4"
+# Of few layers, since a layer's cost is asked for: all are one loop.
+CONFIG = dataclasses.replace(layouts.PALM_540B, layers=4)
+
+
+@functools.cache
+def layers_seconds(phase: str, batch: int, positions: int) -> float:
+    """Of a step's layers, under the default plan of the whole model."""
+    whole, mesh = layouts.PALM_540B, mesh_of(SLICE)
+    if phase == "decode":
+        plan = layouts.default_decode(whole, mesh, batch, positions)
+        lowered = layouts.lower_decode_step(CONFIG, mesh, batch=batch, context=positions, plan=plan)
+    else:
+        plan = layouts.default_prefill(whole, mesh, batch, positions, positions)
+        lowered = layouts.lower_prefill(CONFIG, mesh, batch=batch, length=positions, plan=plan)
+    timeline = replay(lowered.compile(), mesh)
+    return sum(split(timeline).values()) - sum(split(ends_of(timeline)).values())
+
+
+@pytest.mark.parametrize(("batch", "larger"), [(257, 320)])
+def test_a_batch_costs_what_a_larger_one_does(batch: int, larger: int) -> None:
+    """Of 272 rows, a layer takes 481 us, as collectives cut them between tiles; of 320, 433."""
+    assert layers_seconds("decode", batch, 2048) < 1.05 * layers_seconds("decode", larger, 2048)
+
+
+@pytest.mark.parametrize(("length", "longer"), [(5, 8)])
+def test_a_short_prompt_costs_less_than_a_longer_one(length: int, longer: int) -> None:
+    """As it is hardly padded."""
+    assert layers_seconds("prefill", 64, length) < 0.9 * layers_seconds("prefill", 64, longer)
+
+
+@pytest.mark.parametrize(("positions", "more"), [(2049, 2112)])
+def test_a_capacity_costs_no_more_than_a_larger_one(positions: int, more: int) -> None:
+    """Which the tiles of a TPU's lanes divide."""
+    assert layers_seconds("decode", 64, positions) < 1.03 * layers_seconds("decode", 64, more)
