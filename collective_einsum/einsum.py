@@ -126,7 +126,7 @@ class _Call:
     def what(self) -> Any:
         """The einsum, for messages."""
         terms, out = self.parsed
-        return Spec(self.text, *terms, out) if len(terms) == 2 else repr(self.text)
+        return Spec(self.text, terms[0], terms[1], out) if len(terms) == 2 else repr(self.text)
 
     def result(self) -> Any:
         """The result, by whichever way suits."""

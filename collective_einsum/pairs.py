@@ -39,7 +39,7 @@ def pair(
     The result is laid out as `asked`; by default so that every label keeps its axes, which `strict`
     allows only where that leaves no doubt.
     """
-    spec = Spec(text, *terms, out)
+    spec = Spec(text, terms[0], terms[1], out)
     arrays, layouts = [x for x, _ in operands], [layout for _, layout in operands]
     sizes = checks.sizes_of(spec, terms, [x.shape for x in arrays])
     found = dtypes.check_dtypes(
@@ -68,7 +68,9 @@ def pair(
     how = dataclasses.replace(
         options, preferred_element_type=dtype, accumulator_dtype=found.accumulator
     )
-    op = sharded.Sharded(simple, (*layouts, layout), mesh, how, found.result if scales else None)
+    op = sharded.Sharded(
+        simple, (layouts[0], layouts[1], layout), mesh, how, found.result if scales else None
+    )
     y = sharded.run(*values, op=op)
     for scale in scales:
         of_scale = tuple(a if n > 1 else () for a, n in zip(layout, scale.shape, strict=True))

@@ -121,8 +121,9 @@ def quantize(
 
 
 def _axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    several = isinstance(axis, Sequence) and not isinstance(axis, str)
-    given: tuple[Any, ...] = tuple(axis) if several else (axis,)
+    given: tuple[Any, ...] = (axis,)
+    if isinstance(axis, Sequence) and not isinstance(axis, str):
+        given = tuple(axis)
     if any(isinstance(a, bool) or not hasattr(a, "__index__") for a in given):
         raise ValueError(
             f"axis={axis!r} must be a dimension of an array of shape {shape}, or several: those that "

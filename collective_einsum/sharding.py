@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from . import spec as specs
@@ -65,7 +66,7 @@ def _is_auto(mesh: AnyMesh) -> bool:
 def placed(x: Any) -> NamedSharding | None:
     """Where an array lies, which is not known of one that is traced."""
     values = values_of(x)
-    if isinstance(values, jax.core.Tracer) or not isinstance(values.sharding, NamedSharding):
+    if isinstance(values, Tracer) or not isinstance(values.sharding, NamedSharding):
         return None
     return values.sharding
 
@@ -114,7 +115,7 @@ def operand_specs(
 def _seen(x: Any, mesh: AnyMesh) -> PartitionSpec | None:
     if not axes_of_type(mesh, AxisType.Auto):
         return jax.typeof(values_of(x)).sharding.spec
-    if isinstance(values_of(x), jax.core.Tracer):
+    if isinstance(values_of(x), Tracer):
         return None
     at = placed(x)
     if at is None:

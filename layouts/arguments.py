@@ -48,7 +48,7 @@ def as_size(name: str, value: Any, whose: str = "") -> int:
 
 def as_sizes(name: str, value: Any, whose: str = "") -> tuple[int, ...]:
     """One size, or several, as a tuple of them; `name` and `whose` as in `as_size`."""
-    several = isinstance(value, Iterable) and not isinstance(value, str) and np.ndim(value) > 0
+    several = np.ndim(value) > 0 and isinstance(value, Iterable)
     return tuple(as_size(name, each, whose) for each in (value if several else (value,)))
 
 

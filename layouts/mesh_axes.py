@@ -222,7 +222,7 @@ def renamed(mesh: Any, axes: AxesLike) -> Any:
         check_mesh(mesh)
         groups = {axis: names(axis) for axis in AXES}
     taken = {name: axis for axis, group in groups.items() for name in group}
-    order: list[str] = []
+    order: list[Any] = []
     for name in mesh.axis_names:
         order += [] if taken.get(name, name) in order else [taken.get(name, name)]
     if any(name in AXES for name in mesh.axis_names if name not in taken):

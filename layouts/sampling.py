@@ -117,8 +117,8 @@ def sample(
     logits: jax.Array,
     sampling: Sampling,
     *,
-    seeds: jax.Array,
-    positions: jax.Array,
+    seeds: jax.Array | np.ndarray,
+    positions: jax.Array | np.ndarray,
     axes: AxisNames = (),
 ) -> jax.Array:
     """Draws one token for each sequence.
@@ -229,7 +229,9 @@ def check_seeds(seeds: Any, batch: int) -> None:
         )
 
 
-def gumbel(seeds: jax.Array, positions: jax.Array, ids: jax.Array) -> jax.Array:
+def gumbel(
+    seeds: jax.Array | np.ndarray, positions: jax.Array | np.ndarray, ids: jax.Array
+) -> jax.Array:
     """Gumbel noise for every sequence and token: a counter-based function of three numbers.
 
     Args:
@@ -257,9 +259,7 @@ def gumbel(seeds: jax.Array, positions: jax.Array, ids: jax.Array) -> jax.Array:
     return -jnp.log(-jnp.log1p(-v))
 
 
-def _check(
-    logits: jax.Array, sampling: Sampling, seeds: jax.Array, positions: jax.Array, devices: int
-) -> None:
+def _check(logits: jax.Array, sampling: Sampling, seeds: Any, positions: Any, devices: int) -> None:
     if logits.ndim != 2:
         raise ValueError(f"sample: logits of shape {logits.shape} must be [batch, vocab]")
     batch = logits.shape[0]

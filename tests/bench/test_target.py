@@ -10,7 +10,7 @@ import pytest
 
 from bench import target as targets
 from bench.target import target
-from collective_einsum import chips
+from collective_einsum import chip_for, chips
 
 
 def test_emulated() -> None:
@@ -39,7 +39,7 @@ def test_topology(name: str, count: int, chip: chips.Chip) -> None:
     slice_ = target(name)
     assert not slice_.can_run
     assert (len(slice_.devices), slice_.chip) == (count, chip)
-    assert chips.chip_for(slice_.devices[0].device_kind) == chip
+    assert chip_for(slice_.devices[0].device_kind) == chip
     # Coordinates of whole chips: not two devices for each.
     assert len({tuple(device.coords) for device in slice_.devices}) == count
 

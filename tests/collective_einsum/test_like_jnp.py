@@ -325,11 +325,11 @@ def test_partial_sums_are_those_of_jnp(mesh_of: MeshOf) -> None:
     mesh = mesh_of((4, 2), "xy", explicit=True)
     with jax.set_mesh(mesh):
         x, w = on(mesh, X, SPECS[0]), on(mesh, W, SPECS[1])
-        out = P(None, "y", unreduced={"x"})
+        out = P(None, "y", unreduced=frozenset({"x"}))
         got = ce.einsum("ij,jk->ik", x, w, out_sharding=out)
         assert jax.typeof(got) == jax.typeof(jnp.einsum("ij,jk->ik", x, w, out_sharding=out))
         equal(jax.reshard(got, P()), X @ W)
-        kept = on(mesh, W, P(reduced={"x"}))
+        kept = on(mesh, W, P(reduced=frozenset({"x"})))
         equal(ce.einsum("ij,jk->ik", on(mesh, X, P("x")), kept), X @ W)
         with pytest.raises(ValueError, match=r"lhs is unreduced.*jax.reshard"):
             ce.einsum("ij,jk->ik", got, W)

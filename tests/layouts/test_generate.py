@@ -168,8 +168,9 @@ def test_refuses_in_words(mesh_of: Any) -> None:
         ({"sampling": layouts.Sampling([1.0] * 3)}, r"temperature of shape \(3,\) must be one"),
         ({"sampling": layouts.Sampling("hot")}, r"sampling\.temperature='hot' must be a number"),
     ):
+        given: dict[str, Any] = {"max_new_tokens": 1} | options
         with pytest.raises(ValueError, match=message):
-            layouts.generate(config, mesh, params, tokens, **({"max_new_tokens": 1} | options))
+            layouts.generate(config, mesh, params, tokens, **given)
     with pytest.raises(ValueError, match=r"end_tokens=.* known before anything is compiled"):
         jax.jit(
             lambda end: layouts.generate(

@@ -135,7 +135,8 @@ def test_generates_the_same_without_jit(mesh_of: Any) -> None:
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("int8", [False, True])
 def test_lowers_under_x64(mesh_of: Any, int8: bool, unrolled: bool) -> None:
-    mesh, how = mesh_of((2, 2, 2), "xyz"), {"int8_cache": int8, "unrolled": unrolled}
+    mesh = mesh_of((2, 2, 2), "xyz")
+    how: dict[str, Any] = {"int8_cache": int8, "unrolled": unrolled}
     weights = "int8" if int8 else "bf16"
     with jax.enable_x64(True):
         step = layouts.lower_decode_step(

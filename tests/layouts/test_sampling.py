@@ -299,7 +299,8 @@ LEFT = {"an inf": [37], "two infs": [17, 37], "inf and -inf": [41], "huge": [30]
 def test_a_token_of_the_vocabulary_whatever_the_logits(
     mesh_of: Callable[..., Mesh], sampling: Sampling
 ) -> None:
-    logits, numbers = np.float32([*SPECIAL.values()]), np.arange(len(SPECIAL))
+    logits = np.array([*SPECIAL.values()], np.float32)
+    numbers = np.arange(len(SPECIAL))
     alone = draw(logits, sampling, seeds=numbers, positions=numbers)
     sharded = jax.shard_map(
         lambda x: sample(x, sampling, seeds=numbers, positions=numbers, axes=("x", "y")),

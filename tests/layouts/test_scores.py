@@ -116,7 +116,7 @@ def test_what_stands_behind_lengths_counts_for_nothing(poison: float, scaled: bo
             return dataclasses.replace(segment, keys=k, values=v)
         scale = spoil(jnp.ones(segment.keys.shape[:-1]))
         integers = [(8 * x).astype(jnp.int8) for x in (segment.keys, segment.values)]
-        return Segment(*integers, scale, scale, segment.lengths)
+        return Segment(integers[0], integers[1], scale, scale, segment.lengths)
 
     def run(with_: float) -> Any:
         segments = [chunk, spoilt(past, with_), spoilt(shared, with_)]
