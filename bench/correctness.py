@@ -172,17 +172,18 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
         h = ce.all_gather_fold(put, h, b, axis_name=_XY, schedule=schedule)
         return jnp.concatenate(list(h), axis=1)
 
+    placed: dict[str, Any] = {
+        "mesh": mesh,
+        "in_specs": (P(None, ("x", "y")), P("x", "y")),
+        "out_sharding": P(None, ("y", "x")),
+        **options,
+    }
+
     def door(a: Any, b: Any, schedule: Any) -> Any:
-        return ce.einsum(
-            "mk,kn->mn",
-            a,
-            b,
-            mesh=mesh,
-            in_specs=(P(None, ("x", "y")), P("x", "y")),
-            out_sharding=P(None, ("y", "x")),
-            schedule=schedule,
-            **options,
-        )
+        return ce.einsum("mk,kn->mn", a, b, schedule=schedule, **placed)
+
+    def dots(a: Any, b: Any, schedule: Any) -> Any:
+        return ce.dot_general(a, b, (((1,), (0,)), ((), ())), schedule=schedule, **placed)
 
     columns, rows = P(None, _XY), P(_XY)
     scatter_specs: tuple[Any, ...] = (columns, rows)
@@ -275,6 +276,7 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
             "m",
         ),
         Check("einsum (global arrays)", door, (x, w), (), None, y, "m", global_arrays=True),
+        Check("dot_general (global arrays)", dots, (x, w), (), None, y, global_arrays=True),
         Check(
             "all_gather",
             lambda a, schedule: ce.all_gather(a, _XY, axis=1, schedule=schedule),

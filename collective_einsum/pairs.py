@@ -167,6 +167,8 @@ def _plain(
         if i < j:
             x, labels = _diagonal(x, i, j), labels[:j] + labels[j + 1 :]
             del axes[j]
+            # Of dimensions of size 1, jax's types forget the axes.
+            x = _laid_out(x, tuple(axes), mesh)
     alone = [d for d, c in enumerate(labels) if c not in others]
     if alone:
         x = jnp.sum(x.astype(dtype), axis=alone)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+from jax import lax
+
 from . import blocks, piecewise, ring, stages
 from .collective import all_reduce_steps
 from .cost import STRAIGHT
@@ -47,6 +50,19 @@ def _gathered(op: Operation, x: Any) -> Steps:
 
 def _pieces(x: Any, labels: str, label: str, lo: int, size: int) -> Any:
     return blocks.cut(x, labels.index(label), lo, size) if label in labels else x
+
+
+def _columns(op: Operation, w: Any, label: str, lo: int, size: int) -> Any:
+    """A chunk of the columns of a weight.
+
+    The compiler is not told where it begins. Of a slice that it knows it makes a copy before the
+    matmul, where several read one matrix of a scanned stack: 182 us for bf16 [4608, 4608] on v4.
+    """
+    dim = op.rhs.find(label)
+    if dim < 0 or label not in op.out or w.dtype.itemsize == 1 or size == w.shape[dim]:
+        return _pieces(w, op.rhs, label, lo, size)
+    start = lax.optimization_barrier(jnp.int32(lo))
+    return lax.dynamic_slice_in_dim(w, start, size, axis=dim)
 
 
 def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]:
@@ -139,7 +155,10 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
             left = [ready.pop(i)]
         else:
             left = piece(lhs, op.lhs, *cut)
-        right = piece(rhs, op.rhs, *cut)
+        if direct and label is not None:
+            right = [_columns(op, w, label, *cut) for w in rhs]
+        else:
+            right = piece(rhs, op.rhs, *cut)
         pairs = [(left, [each]) for each in right] if op.form == "each" else [(left, right)]
         for j, (a, b) in enumerate(pairs):
             y = advance(products(op, a, b)[0])

@@ -32,10 +32,13 @@ def layers_seconds(phase: str, batch: int, positions: int) -> float:
     return sum(split(timeline).values()) - sum(split(ends_of(timeline)).values())
 
 
-@pytest.mark.parametrize(("batch", "larger"), [(257, 320)])
-def test_a_batch_costs_what_a_larger_one_does(batch: int, larger: int) -> None:
-    """Of 272 rows, a layer takes 481 us, as collectives cut them between tiles; of 320, 433."""
-    assert layers_seconds("decode", batch, 2048) < 1.05 * layers_seconds("decode", larger, 2048)
+@pytest.mark.parametrize(("batch", "larger", "context"), [(257, 320, 2048), (300, 512, 512)])
+def test_a_batch_costs_what_a_larger_one_does(batch: int, larger: int, context: int) -> None:
+    """Of 272 rows, a layer takes 481 us, as collectives cut them between tiles; of 320, 433. At a
+    context of 512, of 320 rows, it takes 799 us where halves of a weight are copied before their dots.
+    """
+    one, other = (layers_seconds("decode", rows, context) for rows in (batch, larger))
+    assert one < 1.05 * other
 
 
 @pytest.mark.parametrize(("length", "longer"), [(5, 8)])

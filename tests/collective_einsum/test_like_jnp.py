@@ -344,3 +344,11 @@ def test_explicit_beside_auto_axes() -> None:
         got = jax.jit(lambda x, w: ce.einsum("ij,jk->ik", x, w))(x, W)
         assert jax.typeof(got).sharding.spec == P("x", None)
         equal(got, X @ W)
+
+
+def test_diagonals_of_size_1_keep_their_axes(mesh_of: MeshOf) -> None:
+    mesh = mesh_of((1,), "y", explicit=True)
+    with jax.set_mesh(mesh):
+        x, w = np.full((1, 1, 1), 3, np.float32), np.full(1, 2, np.float32)
+        operands = on(mesh, x, P(None, None, "y")), on(mesh, w, P(None))
+        equal(ce.einsum("aab,a->ab", *operands, out_sharding=P("y", None)), np.float32([[6]]))
