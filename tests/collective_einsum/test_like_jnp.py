@@ -351,4 +351,7 @@ def test_diagonals_of_size_1_keep_their_axes(mesh_of: MeshOf) -> None:
     with jax.set_mesh(mesh):
         x, w = np.full((1, 1, 1), 3, np.float32), np.full(1, 2, np.float32)
         operands = on(mesh, x, P(None, None, "y")), on(mesh, w, P(None))
-        equal(ce.einsum("aab,a->ab", *operands, out_sharding=P("y", None)), np.array([[6]], np.float32))
+        equal(
+            ce.einsum("aab,a->ab", *operands, out_sharding=P("y", None)),
+            np.array([[6]], np.float32),
+        )
