@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from . import checks, choice, collectives, dtypes, piecewise
@@ -20,7 +19,7 @@ from .primitive import apply, named
 from .quantized import Quantized, split_scale
 from .schedule import Schedule
 from .schedule_checks import check_schedule
-from .words import as_dtype
+from .words import as_dtype, as_seconds
 
 AxisName = str | tuple[str, ...]
 
@@ -42,9 +41,7 @@ class Options:
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, as_dtype(name, given))
-        number = isinstance(self.beside, float | int | np.floating | np.integer)
-        if not number or isinstance(self.beside, bool) or not self.beside >= 0:
-            raise ValueError(f"beside={self.beside!r} must be a number of seconds, not negative")
+        as_seconds("beside", self.beside)
 
 
 @dataclasses.dataclass(frozen=True)

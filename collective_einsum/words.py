@@ -60,3 +60,15 @@ def shown(value: Any) -> str:
 def plain(word: str) -> str:
     """Letters and digits alone, of no case: "Pre-fill" and "prefill" are one word."""
     return re.sub("[^a-z0-9]", "", word.lower())
+
+
+def as_seconds(name: str, value: Any) -> float:
+    """A number that is not negative.
+
+    Raises:
+      ValueError: it is none.
+    """
+    number = isinstance(value, float | int | np.floating | np.integer)
+    if number and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    raise ValueError(f"{name}={value!r} must be a number of seconds, not negative")

@@ -62,18 +62,6 @@ def check_word(name: str, word: Any, words: Sequence[str]) -> None:
         raise ValueError(f"{name}={word!r} is none of {tuple(words)}{did_you_mean(word, words)}")
 
 
-def as_seconds(name: str, value: Any) -> float:
-    """A number that is not negative.
-
-    Raises:
-      ValueError: it is none.
-    """
-    number = isinstance(value, float | int | np.floating | np.integer)
-    if number and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    raise ValueError(f"{name}={value!r} must be a number of seconds, not negative")
-
-
 def as_flag(name: str, value: Any) -> bool:
     """True or False, numpy's included.
 

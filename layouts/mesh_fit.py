@@ -19,7 +19,7 @@ def model_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
         if value % chips == 0:
             continue
         # Zeros in d_model would change every norm.
-        pad = f", or pad d_ff with zeros to {_up(value, chips)}" if name == "d_ff" else ""
+        pad = f", or pad d_ff with zeros to {round_up(value, chips)}" if name == "d_ff" else ""
         return (
             f"{config.name}: {name}={value} does not divide over the {chips} chips of a mesh "
             f"{shape_name(sizes)}; choose a mesh such as {_nearest(config, sizes)}{pad}"
@@ -36,7 +36,7 @@ def heads_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
     unit = n if config.kv_heads == config.heads else math.lcm(n, config.kv_heads)
     return (
         f"{config.name}: {config.stored_heads} heads do not divide over y={sizes['y']} times "
-        f"z={sizes['z']}; set padded_heads={_up(config.stored_heads, unit)}, or choose a mesh such "
+        f"z={sizes['z']}; set padded_heads={round_up(config.stored_heads, unit)}, or choose a mesh such "
         f"as {_nearest(config, sizes)}"
     )
 
@@ -58,5 +58,6 @@ def _nearest_shape(config: ModelConfig, given: tuple[int, ...]) -> str:
     return "x".join(map(str, max(filter(holds, parts), key=math.prod)))
 
 
-def _up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple from n on."""
     return -(-n // multiple) * multiple

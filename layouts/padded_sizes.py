@@ -15,6 +15,7 @@ from . import rows
 from .axes import size
 from .config import ModelConfig
 from .items import Load
+from .mesh_fit import round_up
 from .placement import place
 
 if TYPE_CHECKING:
@@ -100,8 +101,3 @@ def padded_load(
 def _power(n: int) -> int:
     """The next power of two from n on."""
     return 2 ** (n - 1).bit_length()
-
-
-def round_up(n: int, multiple: int) -> int:
-    """The next multiple from n on."""
-    return -(-n // multiple) * multiple

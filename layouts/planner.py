@@ -13,8 +13,9 @@ from collective_einsum.chip import Chip
 from collective_einsum.chip_names import as_chip
 from collective_einsum.chips import TPU_V4
 from collective_einsum.showing import Shown
+from collective_einsum.words import as_seconds
 
-from .arguments import as_seconds, as_sizes, check_word
+from .arguments import as_sizes, check_word
 from .axes import AXES
 from .config import ModelConfig, as_config
 from .cost import Cost, Load, Overlap, cost, load

@@ -21,7 +21,8 @@ from .config import ModelConfig
 from .defaults import chip_of, kind_of
 from .doors import on_mesh
 from .embedding import vocab_axes
-from .padded_sizes import batch_multiple, padded_length, round_up, tiled_batch_multiple
+from .mesh_fit import round_up
+from .padded_sizes import batch_multiple, padded_length, tiled_batch_multiple
 from .params import Params
 from .partitioning import cache_specs, placement
 from .placement import Placement

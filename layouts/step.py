@@ -158,37 +158,25 @@ class LayerCall:
     ) -> tuple[jax.Array, Past]:
         """The layer's results; arguments as `attention`."""
         with naming(self.axes):
-            return self._call(layer, x, weights, lengths, past, prefix, mesh)
-
-    def _call(
-        self,
-        layer: Layer,
-        x: jax.Array,
-        weights: Mapping[str, Any],
-        lengths: jax.Array | None,
-        past: Past | None,
-        prefix: Past | None,
-        mesh: Any,
-    ) -> tuple[jax.Array, Past]:
-        local = functools.partial(self._local, layer)
-        past = None if lengths is None else past
-        if mesh is None:
+            local = functools.partial(self._local, layer)
+            past = None if lengths is None else past
+            if mesh is None:
+                rest = (weights, lengths, past, prefix)
+                return on_auto(local, lambda spec: (spec, P(*spec[:1])), x, *rest)
+            sizes = ax.check_mesh(mesh)
+            where = place(self.config, self.layout, self.attention, sizes)
+            check_rows(x.shape[0], x.shape[1], self.layout, where, sizes)
+            new = layer_specs((BATCH, *where.batch_axes), where.kv_axes, int8=is_int8(past))
+            before = layer_specs((), where.kv_axes, int8=is_int8(prefix), batched=False)
+            in_specs = (
+                boundary_spec(self.layout),
+                weight_specs_of(weights, block_specs(self.config, sizes)),
+                lengths if lengths is None else P((BATCH,)),
+                past and (new, new),
+                prefix and (before, before),
+            )
             rest = (weights, lengths, past, prefix)
-            return on_auto(local, lambda spec: (spec, P(*spec[:1])), x, *rest)
-        sizes = ax.check_mesh(mesh)
-        where = place(self.config, self.layout, self.attention, sizes)
-        check_rows(x.shape[0], x.shape[1], self.layout, where, sizes)
-        new = layer_specs((BATCH, *where.batch_axes), where.kv_axes, int8=is_int8(past))
-        before = layer_specs((), where.kv_axes, int8=is_int8(prefix), batched=False)
-        in_specs = (
-            boundary_spec(self.layout),
-            weight_specs_of(weights, block_specs(self.config, sizes)),
-            lengths if lengths is None else P((BATCH,)),
-            past and (new, new),
-            prefix and (before, before),
-        )
-        rest = (weights, lengths, past, prefix)
-        return layer_on_mesh(mesh, local, x, rest, in_specs, lambda spec: (spec, (new, new)))
+            return layer_on_mesh(mesh, local, x, rest, in_specs, lambda spec: (spec, (new, new)))
 
     def _local(
         self,
