@@ -26,6 +26,7 @@ from .mesh_axes import Axes as Axes
 from .mesh_axes import as_mesh as as_mesh
 from .mesh_axes import axis_index as axis_index
 from .mesh_axes import axis_size as axis_size
+from .mesh_axes import check_devices as check_devices
 from .mesh_axes import check_mesh as check_mesh
 from .mesh_axes import in_order as in_order
 from .mesh_axes import live as live

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from collective_einsum.words import did_you_mean, shown
 
 from .arguments import as_integers
-from .axes import check_mesh
+from .axes import check_devices, check_mesh
 from .cache import Cache, Prefix
 from .config import ModelConfig, as_config
 from .params import check_params
@@ -180,6 +180,7 @@ def brought(x: Any, mesh: Any) -> Any:
         bound = isinstance(x, jax.Array) and _is_elsewhere(x, mesh)
         return x if mesh.is_multi_process and not bound else jax.device_put(x, placed)
 
+    check_devices(mesh, "to put arrays on")
     placed = NamedSharding(mesh, P())
     return jax.tree.map(one, x)
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chip import Chip
 
 from . import checks
 from .arguments import as_flag, as_size
-from .axes import ScheduleLike
+from .axes import ScheduleLike, check_devices
 from .cache import empty_cache
 from .config import ModelConfig, as_config
 from .decoder import extender
@@ -120,11 +120,7 @@ def _checked(config: Any, mesh: Any, weights: str) -> ModelConfig:
     config = as_config(config)
     checks.check_weights(weights, WEIGHTS)
     checks.check_mesh_for(config, mesh)
-    if isinstance(mesh, AbstractMesh):
-        raise ValueError(
-            f"mesh={mesh!r} has no devices to lower for; make a jax.sharding.Mesh of them, which need "
-            "not be there (jax.experimental.topologies)"
-        )
+    check_devices(mesh, "to lower for")
     return config
 
 

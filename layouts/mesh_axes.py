@@ -139,6 +139,24 @@ def as_mesh(mesh: Any) -> Mesh | AbstractMesh:
     )
 
 
+def check_devices(mesh: Any, what: str) -> None:
+    """Refuses a mesh of sizes alone, without devices.
+
+    Args:
+      mesh: any mesh.
+      what: is done with the devices, such as "to lower for".
+
+    Raises:
+      ValueError: it is an AbstractMesh.
+    """
+    if isinstance(mesh, AbstractMesh):
+        raise ValueError(
+            f"mesh={shown(mesh)} has no devices {what}; give a jax.sharding.Mesh, made with "
+            'jax.make_mesh((X, Y, Z), ("x", "y", "z")), or, to compile where these devices are not, '
+            "of those of a jax.experimental.topologies description"
+        )
+
+
 def check_mesh(mesh: Any) -> dict[str, int]:
     """The sizes of x, y and z. The mesh may have other axes beside them.
 

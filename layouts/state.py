@@ -15,7 +15,7 @@ from collective_einsum.chip import Chip
 
 from . import checks, params
 from .arguments import as_dtype, as_flag, as_key, as_size
-from .axes import check_mesh
+from .axes import check_devices, check_mesh
 from .cache import Cache, Prefix, empty_cache, with_stored_batch
 from .config import ModelConfig, as_config
 from .defaults import default_decode
@@ -116,6 +116,7 @@ def init_cache(
         for name, size in (("batch", batch), ("max_length", max_length))
     )
     checks.check_prefix_of(prefix, config, mesh)
+    check_devices(mesh, "to put a cache on")
     plan = (
         default_decode(config, mesh, batch, max_length, chip=chip)
         if plan is None
@@ -160,6 +161,7 @@ def move_cache(config: ModelConfig | str, mesh: Any, cache: Cache, plan: Any) ->
     """
     config, plan = as_config(config), as_plan(plan)
     checks.check_cache(cache)
+    check_devices(mesh, "to put a cache on")
     stored = padded_batch(cache.batch, config, plan, check_mesh(mesh))
     cache = with_stored_batch(cache, stored)
     return jax.device_put(cache, shardings(mesh, cache_specs(config, mesh, plan, cache)))

@@ -721,11 +721,19 @@ def test_what_is_no_mesh(room: Room, mesh: Any, words: str) -> None:
 def test_meshes_without_axes_or_devices(room: Room) -> None:
     none = Mesh(np.array(jax.devices()[0]), ())
     refuses(lambda: layouts.param_specs(TINY_GROUPED, none), "got ()")
-    abstract = room.mesh.abstract_mesh
-    refuses(
-        lambda: layouts.lower_prefill(TINY_GROUPED, abstract, batch=8, length=8),
-        "has no devices to lower for",
-    )
+    config, mesh, key = TINY_GROUPED, room.mesh.abstract_mesh, jax.random.key(0)
+    for call in (
+        lambda: layouts.init(config, mesh, key),
+        lambda: layouts.init(config, mesh, key, unrolled=True),
+        lambda: layouts.init_cache(config, mesh, 8, 8),
+        lambda: layouts.move_cache(config, mesh, room.cache(), PLAN),
+        lambda: layouts.lower_decode_step(config, mesh, batch=8, context=8),
+        lambda: layouts.lower_prefill(config, mesh, batch=8, length=8),
+        lambda: layouts.generate(config, mesh, room.params, TOKENS, max_new_tokens=2),
+        lambda: layouts.prefill(config, mesh, room.params, room.cache(), TOKENS),
+        lambda: layouts.decode_step(config, mesh, room.params, room.cache(), TOKENS[:, 0]),
+    ):
+        refuses(call, "has no devices to ")
 
 
 def test_keys(room: Room) -> None:
