@@ -47,7 +47,7 @@ def lower_decode_step(
       batch: sequences.
       context: positions of the cache, all of which are read.
       weights: "bf16" or "int8"; activations are bfloat16.
-      plan: as `prefill`; the planner's choice for decoding unless given.
+      plan: as `prefill`; `default_decode` unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       int8_cache: keys and values are stored as int8.
       unrolled: each layer's parameters are arrays of their own, as `init(..., unrolled=True)` makes
@@ -98,7 +98,7 @@ def lower_prefill(
 
     Args:
       length: of the prompts and of the cache.
-      plan: as `prefill`; the planner's choice for a prefill of this size unless given.
+      plan: as `prefill`; `default_prefill` unless given.
       config, mesh, batch, weights, schedule, int8_cache, unrolled, chip: as `lower_decode_step`.
 
     Returns:
