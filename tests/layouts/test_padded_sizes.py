@@ -91,6 +91,16 @@ def test_positions_divide_where_they_are_cut() -> None:
         assert found >= new
 
 
+def test_rows_of_chips_that_share_positions_are_whole_tiles() -> None:
+    """Of 16 chips; fewer than 32 rows each are not padded by a quarter."""
+    plan = Partitioning(BY_POSITION, HeadSharded())
+    lengths = (129, 257, 320, 513, 577, 641, 704, 1000, 1025, 2049)
+    found = [padded_length(new, PALM_540B, plan, POD) for new in lengths]
+    assert found == [192, 320, 320, 640, 640, 768, 768, 1024, 1152, 2176]
+    for new in range(1, 4101):
+        assert new <= padded_length(new, PALM_540B, plan, POD) < max(64 + new, 1.25 * new)
+
+
 def test_a_capacity_is_as_large_as_asked_for_and_hardly_larger() -> None:
     for positions in range(1, 3000):
         found = padded_capacity(positions)
