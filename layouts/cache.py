@@ -351,6 +351,20 @@ def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
     return jax.tree.map(write, entries, new.first(entries.size))
 
 
+def begin(entries: Entries, new: Entries) -> Entries:
+    """Writes the first positions of all layers and sequences, in place where XLA may.
+
+    Args:
+      entries: [layers, B, K, S, D].
+      new: [layers, B, K, T, D]; those past S are not written.
+    """
+
+    def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(buffer, rows, _starts([0] * rows.ndim))
+
+    return jax.tree.map(write, entries, new.first(entries.size))
+
+
 def _starts(at: Sequence[Any]) -> list[Any]:
     """Where a slice begins, in 32 bits even where the user has enabled 64: lax mixes no dtypes."""
     return [np.int32(i) if isinstance(i, int) else i for i in at]

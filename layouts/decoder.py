@@ -22,9 +22,9 @@ from . import checks
 from .arguments import as_next_tokens, as_prompts
 from .axes import ScheduleLike
 from .block import block, normed
-from .cache import Cache, Entries, append, fill, stored_like
+from .cache import Cache, Entries, append, begin, empty_cache, fill, stored_like, with_stored_batch
 from .config import ModelConfig
-from .defaults import default_decode, default_prefill
+from .defaults import default_decode, default_prefill, default_reader
 from .embedding import embed, unembed
 from .params import Params, activation_dtype, standing_for
 from .partitioning import param_specs
@@ -79,11 +79,16 @@ def prefill(
     checks.check_cache(cache, mesh)
     tokens = as_prompts(tokens)
     batch, length = tokens.shape
-    if plan is None:
+    reads, holder = checks.has_past(cache), None
+    if plan is None and reads:
         plan = default_prefill(config, mesh, batch, length, cache.max_length, chip=chip)
+    elif plan is None:
+        plan = default_reader(config, mesh, batch, length, cache.max_length, chip=chip)
+        decoder = default_decode(config, mesh, batch, cache.max_length, chip=chip)
+        holder = Program.of(config, mesh, decoder, schedule, params, chip)
     program = Program.of(config, mesh, plan, schedule, params, chip)
     tokens, counts = checks.check_step(program, cache, tokens, lengths)
-    return extender(program)(params, cache, tokens, counts, reads=checks.has_past(cache))
+    return extender(program, holder)(params, cache, tokens, counts, reads=reads)
 
 
 def decode_step(
@@ -121,19 +126,22 @@ def decode_step(
 
 
 @functools.lru_cache(maxsize=256)
-def extender(program: Program) -> Any:
+def extender(program: Program, holder: Program | None = None) -> Any:
     """The jitted step: (params, cache, tokens [batch, T], counts [batch], reads=...).
 
-    `reads` says whether there can be anything in the cache but a prefix. The cache is donated.
+    `reads` says whether there can be anything in the cache but a prefix. The cache is donated. It is
+    sharded for `holder`, if that is given and nothing is in it; see `read`.
     """
+    keeps = holder or program
 
     def run(
         params: Params, cache: Cache, tokens: jax.Array, counts: jax.Array, *, reads: bool
     ) -> tuple[jax.Array, Cache]:
-        given, cache = cache, program.padded_cache(cache)
-        specs = program.cache_specs(cache)
+        given, cache = cache, keeps.padded_cache(cache)
+        specs = keeps.cache_specs(cache)
+        step = functools.partial(extend, program, reads=reads)
         logits, cache = program.shard_map(
-            functools.partial(extend, program, reads=reads),
+            step if reads else functools.partial(read, program, keeps),
             (param_specs(program.config, program.mesh, params), specs, P(), P()),
             (program.logit_spec, specs),
         )(params, cache, tokens, counts)
@@ -141,6 +149,63 @@ def extender(program: Program) -> Any:
         return logits, stored_like(cache, given)
 
     return program.jit(run, static_argnames="reads", donate_argnames="cache")
+
+
+def read(
+    reader: Program,
+    holder: Program,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,
+    counts: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Prompts on local shards, read by one program into the empty cache of another.
+
+    Where that shards the cache otherwise, the prompts' own one is made, and each chip keeps its part.
+
+    Returns:
+      As `extend`.
+
+    Raises:
+      ValueError: the one's cache does not cover the other's.
+    """
+    place, other = reader.placement, holder.placement
+    check_covers(reader, holder)
+    if place.batch_axes == other.batch_axes:
+        return extend(reader, params, cache, tokens, counts, reads=False)
+    batch, length = tokens.shape
+    own = empty_cache(
+        reader.config,
+        batch,
+        length,
+        cache.k.values.dtype,
+        int8=cache.k.scale is not None,
+        prefix=cache.prefix,
+        kv_heads=cache.k.values.shape[2],
+        stored_batch=reader.padded_batch(batch),
+    )
+    logits, own = extend(reader, params, own, tokens, counts, reads=False)
+    own = with_stored_batch(own, cache.stored_batch * ax.size(other.batch_axes))
+    k, v = jax.tree.map(lambda x: ax.own_block(x, other.batch_axes, 1), (own.k, own.v))
+    return logits, dataclasses.replace(
+        cache, k=begin(cache.k, k), v=begin(cache.v, v), lengths=own.lengths
+    )
+
+
+def check_covers(reader: Program, holder: Program) -> None:
+    """Refuses plans of which the one does not leave what the other's cache keeps.
+
+    Raises:
+      ValueError: it does not.
+    """
+    one, other = reader.placement, holder.placement
+    if not one.covers(other):
+        raise ValueError(
+            f"plan {holder.plan} shards the cache's batch over {other.batch_axes} and its heads "
+            f"over {other.kv_axes}, but prefill_plan {reader.plan} over {one.batch_axes} and "
+            f"{one.kv_axes}; choose attention layouts that agree, or one for prefill that does not "
+            "shard the batch, or call prefill, layouts.move_cache and decode_step"
+        )
 
 
 def extend(

@@ -20,8 +20,8 @@ from .arguments import as_flag, as_prompts, as_size
 from .axes import ScheduleLike
 from .cache import Cache, Prefix, empty_cache, prefix_specs
 from .config import ModelConfig
-from .decoder import extend
-from .defaults import default_decode, default_prefill
+from .decoder import check_covers, extend, read
+from .defaults import default_decode, default_reader
 from .embedding import vocab_axes
 from .params import Params, activation_dtype
 from .partitioning import param_specs
@@ -66,8 +66,8 @@ def generate(
       pad_token: stands after the end.
       prefix: what all prompts continue, from `shared_prefix`.
       plan: a `Partitioning` to decode in; the default one unless given.
-      prefill_plan: one to read prompts in, which must shard the cache alike; unless given, `plan`,
-        or the default one for a prefill if neither is.
+      prefill_plan: one to read prompts in, which must shard the cache alike, or not its batch; unless
+        given, `plan`, or the default one for a prefill if neither is.
       int8_cache: store keys and values as int8.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       chip: for which the default plans and schedules are chosen, itself or its name; by default that
@@ -95,12 +95,12 @@ def generate(
     if plan is None:
         plan = default_decode(config, mesh, batch, room, chip=chip)
         if prefill_plan is None:
-            prefill_plan = default_prefill(config, mesh, batch, length, room, chip=chip)
+            prefill_plan = default_reader(config, mesh, batch, length, room, chip=chip)
     program = Program.of(config, mesh, plan, schedule, params, chip)
     reader = program
     if prefill_plan is not None:
         reader = Program.of(config, mesh, prefill_plan, schedule, params, chip)
-        _check_alike(program, reader)
+        check_covers(reader, program)
     for token in (*ends, pad_token):
         if not 0 <= token < config.vocab:
             raise ValueError(
@@ -144,22 +144,6 @@ def _as_tokens(given: Any) -> tuple[int, ...]:
             "is compiled"
         )
     return tuple(sorted({int(token) for token in found.ravel()}))
-
-
-def _check_alike(decoder: Program, reader: Program) -> None:
-    """Refuses plans that put the cache in different places.
-
-    Raises:
-      ValueError: they do.
-    """
-    one, other = decoder.placement, reader.placement
-    if (one.batch_axes, one.kv_axes) != (other.batch_axes, other.kv_axes):
-        raise ValueError(
-            f"plan {decoder.plan} shards the cache's batch over {one.batch_axes} and its heads "
-            f"over {one.kv_axes}, but prefill_plan {reader.plan} over {other.batch_axes} and "
-            f"{other.kv_axes}; choose attention layouts that agree, or call prefill, "
-            "layouts.move_cache and decode_step"
-        )
 
 
 @functools.lru_cache(maxsize=256)
@@ -252,7 +236,7 @@ def _generate(
         )
         return put((*state[:-1], cache), draw(logits, cache))
 
-    logits, cache = extend(reader, params, cache, tokens, counts, reads=False)
+    logits, cache = read(reader, decoder, params, cache, tokens, counts)
     state = (
         jnp.int32(0),
         jnp.zeros((batch,), jnp.int32),

@@ -17,7 +17,7 @@ from .axes import ScheduleLike, check_devices
 from .cache import empty_cache
 from .config import ModelConfig, as_config
 from .decoder import extender
-from .defaults import default_decode, default_prefill
+from .defaults import default_decode, default_reader
 from .params import params_shapes
 from .partitioning import param_specs, shardings
 from .plans import as_plan
@@ -98,7 +98,7 @@ def lower_prefill(
 
     Args:
       length: of the prompts and of the cache.
-      plan: as `prefill`; `default_prefill` unless given.
+      plan: as `prefill`; what reads prompts of this size into an empty cache by default, unless given.
       config, mesh, batch, weights, schedule, int8_cache, unrolled, chip: as `lower_decode_step`.
 
     Returns:
@@ -110,7 +110,7 @@ def lower_prefill(
     config = _checked(config, mesh, weights)
     batch, length = as_size("batch", batch, "a prefill"), as_size("length", length, "a prefill")
     if plan is None:
-        plan = default_prefill(config, mesh, batch, length, length, chip=chip)
+        plan = default_reader(config, mesh, batch, length, length, chip=chip)
     given = (weights, batch, length, length, int8_cache, unrolled, chip)
     return _lower(config, mesh, plan, schedule, *given, reads=False)
 

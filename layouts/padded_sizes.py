@@ -28,7 +28,8 @@ CACHE_TILE = 32
 # more than an eighth. Of PaLM 540B on 64 v4 and 64 sequences, a layer takes 1945 us for 31 positions and
 # 1735 for 32, 2293 for 33 and 1925 for 36, but 957 for 13 and 1038 for 16. Where chips share positions,
 # each chip's do, and fewer add no more than a quarter: of one sequence and 16 such chips, a layer takes
-# 640 us for 576 positions, 634 for 640, 812 for 704, 744 for 768, 1207 for 1088 and 1087 for 1152.
+# 640 us for 576 positions, 634 for 640, 812 for 704, 744 for 768, 1207 for 1088 and 1087 for 1152; many
+# come in halves that do, 2142 for 2176 and 1961 for 2304.
 STEP_TILE = 8
 # Rows of a chip, where collectives cut them, come in multiples of this; fewer, in powers of two. Of the
 # same model, a layer of 7, 9 or 12 rows takes 313, 375 and 379 us, where one of 8 takes 275 and one of
@@ -79,8 +80,10 @@ def padded_length(
     where = place(config, layout, plan.attention, sizes)
     needed = rows.length_multiple(layout, where, sizes)
     chips = max(size(axes, sizes) for axes in (layout.position_axes, layout.inner_position_axes))
-    # The greatest power of two that is no more than an eighth of them, or a quarter of a chip's.
-    tile = min(STEP_TILE, _power_within(new // 8 if chips == 1 else new // chips // 4))
+    # The greatest powers of two that are no more than an eighth of a chip's positions, or a quarter.
+    tile = min(STEP_TILE if chips == 1 else 2 * STEP_TILE, _power_within(new // chips // 8))
+    if chips > 1:
+        tile = max(tile, min(STEP_TILE, _power_within(new // chips // 4)))
     return round_up(new, math.lcm(needed, chips * tile))
 
 

@@ -141,6 +141,11 @@ class Placement:
         """The axes that shard the key-value heads of the cache."""
         return self.keys.kept
 
+    def covers(self, other: Placement) -> bool:
+        """Whether every chip has, of a cache that is sharded as here, what it keeps of one that is
+        sharded as in `other`; either all sequences of the other's heads, or the same."""
+        return self.kv_axes == other.kv_axes and self.batch_axes in ((), other.batch_axes)
+
 
 def stored_kv_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
     """The axes over which w_kv is stored: as queries, or none if that does not divide."""

@@ -1,0 +1,145 @@
+"""Prompts read in layouts that shard another cache than the one that they are read into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+import layouts
+from layouts import PALM_540B, HeadSharded, Partitioning, decoder, reference
+from layouts.config import TINY_GROUPED, TINY_MULTIQUERY
+from layouts.defaults import default_reader
+from layouts.params import init
+from layouts.partitioning import placement
+from layouts.program import Program
+
+from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
+from .models import prompts
+
+BATCH, LENGTH, NEW = 3, 5, 3
+LENGTHS = np.array([5, 1, 3], np.int32)
+SEEDS = np.arange(BATCH, dtype=np.uint32)
+READERS = ("WS 2D position, heads", "WS 1D, heads", "WS 2D, heads")
+HOLDERS = ("WS 2D whole, heads", "WS 2D, batch xyz", "WS 1D, batch z", "WG XY, batch yz")
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("reader", READERS)
+def test_generation_reads_in_any_layouts_that_leave_the_batch_whole(
+    mesh_of: Any, reader: str, holder: str, int8: bool
+) -> None:
+    config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+    options: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "sampling": layouts.Sampling(temperature=1.0, top_k=20),
+        "end_tokens": (20, 46),
+    }
+    found = layouts.generate(
+        config,
+        mesh,
+        params,
+        np.asarray(tokens),
+        lengths=LENGTHS,
+        seeds=SEEDS,
+        plan=holder,
+        prefill_plan=reader,
+        int8_cache=int8,
+        **options,
+    )
+    wanted = reference.generate(
+        params, config, tokens, jnp.asarray(LENGTHS), seeds=jnp.asarray(SEEDS), **options
+    )
+    if int8:
+        wanted = layouts.generate(
+            config,
+            mesh,
+            params,
+            np.asarray(tokens),
+            lengths=LENGTHS,
+            seeds=SEEDS,
+            plan=holder,
+            int8_cache=True,
+            **options,
+        )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
+@pytest.mark.parametrize("with_prefix", [False, True], ids=["alone", "prefix"])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_step_goes_on_where_others_read(
+    mesh_of: Any, holder: str, with_prefix: bool, explicit: bool
+) -> None:
+    """The cache comes out as it came in; what was read and what follows is as of one plan."""
+    config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz", explicit=explicit)
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
+    tokens = np.asarray(prompts(config, BATCH, LENGTH))
+    prefix = None
+    if with_prefix:
+        before = layouts.init_cache(config, mesh, 1, 4, plan=holder, dtype=jnp.float32)
+        _, before = layouts.prefill(config, mesh, params, before, tokens[:1, :4], plan=holder)
+        prefix = layouts.shared_prefix(before)
+
+    def run(reader: str) -> Any:
+        cache = layouts.init_cache(
+            config, mesh, BATCH, 9, plan=holder, dtype=jnp.float32, prefix=prefix
+        )
+        came = [(x.shape, x.sharding) for x in jax.tree.leaves(cache)]
+        reads, keeps = (Program.of(config, mesh, plan, "auto", params) for plan in (reader, holder))
+        logits, cache = decoder.extender(reads, keeps)(params, cache, tokens, LENGTHS, reads=False)
+        for x, (shape, sharding) in zip(jax.tree.leaves(cache), came, strict=True):
+            assert x.shape == shape
+            assert x.sharding.is_equivalent_to(sharding, x.ndim)
+        after, cache = layouts.decode_step(config, mesh, params, cache, tokens[:, 0], plan=holder)
+        return logits, after, cache.lengths
+
+    found, wanted = run(READERS[0]), run(holder)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, wanted)
+
+
+def test_what_covers_what(mesh_of: Any) -> None:
+    mesh = mesh_of((2, 2, 2), "xyz")
+    for config in (TINY_MULTIQUERY, TINY_GROUPED):
+        for layout in FEEDFORWARDS:
+            for attention in ATTENTIONS:
+                where = placement(config, mesh, Partitioning(layout, attention))
+                assert where.covers(where)
+                heads = placement(config, mesh, Partitioning(BY_POSITION, HeadSharded()))
+                assert heads.covers(where) == (heads.kv_axes == where.kv_axes)
+                assert where.covers(heads) == (
+                    (where.batch_axes, where.kv_axes) == ((), heads.kv_axes)
+                )
+
+
+def test_the_cache_that_a_plan_shards_is_covered_or_refused(mesh_of: Any) -> None:
+    config, mesh = TINY_GROUPED, mesh_of((2, 2, 2), "xyz")
+    params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
+    for plan, reader in (
+        ("WS 2D, batch xyz", "WS 2D, heads"),
+        ("WS 2D, heads", "WS 2D, batch xyz"),
+        ("WS 2D, batch xyz", "WS 2D, batch z"),
+    ):
+        with pytest.raises(ValueError, match=r"one for prefill that does not shard the batch"):
+            layouts.generate(
+                config, mesh, params, tokens, max_new_tokens=1, plan=plan, prefill_plan=reader
+            )
+
+
+@pytest.mark.parametrize("length", [64, 128, 256, 640, 2048])
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_defaults_read_prompts_about_as_fast_as_any(batch: int, length: int) -> None:
+    """Of one sequence, decoding in layouts that store four is fastest; to read a prompt in layouts
+    that shard the cache alike takes four times as long as to read it in others."""
+    mesh = AbstractMesh((4, 4, 4), ("x", "y", "z"))
+    reader = default_reader(PALM_540B, mesh, batch, length, length, chip="v4")
+    how: dict[str, Any] = {"mesh_shape": (4, 4, 4), "chip": "v4", "batch": batch, "length": length}
+    found = layouts.plan(PALM_540B, phase="prefill", **how)
+    took = next(o.cost.seconds for o in found.options if o.cost and o.partitioning == reader)
+    assert took <= 1.1 * found.cost.seconds
