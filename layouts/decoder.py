@@ -132,16 +132,18 @@ def extender(program: Program, holder: Program | None = None) -> Any:
     `reads` says whether there can be anything in the cache but a prefix. The cache is donated. It is
     sharded for `holder`, if that is given and nothing is in it; see `read`.
     """
-    keeps = holder or program
+    apart = holder is not None and holder.placement.batch_axes != program.placement.batch_axes
+    keeps = holder if holder is not None and apart else program
 
     def run(
         params: Params, cache: Cache, tokens: jax.Array, counts: jax.Array, *, reads: bool
     ) -> tuple[jax.Array, Cache]:
         given, cache = cache, keeps.padded_cache(cache)
         specs = keeps.cache_specs(cache)
-        step = functools.partial(extend, program, reads=reads)
         logits, cache = program.shard_map(
-            step if reads else functools.partial(read, program, keeps),
+            functools.partial(read, program, keeps)
+            if apart
+            else functools.partial(extend, program, reads=reads),
             (param_specs(program.config, program.mesh, params), specs, P(), P()),
             (program.logit_spec, specs),
         )(params, cache, tokens, counts)

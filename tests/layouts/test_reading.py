@@ -41,33 +41,16 @@ def test_generation_reads_in_any_layouts_that_leave_the_batch_whole(
         "sampling": layouts.Sampling(temperature=1.0, top_k=20),
         "end_tokens": (20, 46),
     }
-    found = layouts.generate(
-        config,
-        mesh,
-        params,
-        np.asarray(tokens),
-        lengths=LENGTHS,
-        seeds=SEEDS,
-        plan=holder,
-        prefill_plan=reader,
-        int8_cache=int8,
-        **options,
-    )
+
+    def run(**how: Any) -> Any:
+        given = {"lengths": LENGTHS, "seeds": SEEDS, "int8_cache": int8, "plan": holder}
+        return layouts.generate(config, mesh, params, np.asarray(tokens), **options, **given, **how)
+
     wanted = reference.generate(
         params, config, tokens, jnp.asarray(LENGTHS), seeds=jnp.asarray(SEEDS), **options
     )
-    if int8:
-        wanted = layouts.generate(
-            config,
-            mesh,
-            params,
-            np.asarray(tokens),
-            lengths=LENGTHS,
-            seeds=SEEDS,
-            plan=holder,
-            int8_cache=True,
-            **options,
-        )
+    found = run(prefill_plan=reader)
+    wanted = run() if int8 else wanted
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
@@ -102,6 +85,25 @@ def test_a_step_goes_on_where_others_read(
 
     found, wanted = run(READERS[0]), run(holder)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_cache_is_padded_for_what_reads_it(mesh_of: Any, batch: int) -> None:
+    """Both shard it alike, but the layouts that read cut the batch of twice as many sequences."""
+    config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
+    tokens = np.asarray(prompts(config, batch, LENGTH))
+    reader, holder = "WS 2D batch, heads", "WS 2D whole, heads"
+    reads, keeps = (Program.of(config, mesh, plan, "auto", params) for plan in (reader, holder))
+    assert (reads.batch_multiple, keeps.batch_multiple) == (4, 2)
+    found = []
+    for step in (decoder.extender(reads, keeps), decoder.extender(keeps)):
+        cache = layouts.init_cache(config, mesh, batch, 9, plan=holder, dtype=jnp.float32)
+        counts = np.full((batch,), LENGTH, np.int32)
+        logits, cache = step(params, cache, tokens, counts, reads=False)
+        after, _ = layouts.decode_step(config, mesh, params, cache, tokens[:, 0], plan=holder)
+        found.append((logits, after))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), *found)
 
 
 def test_what_covers_what(mesh_of: Any) -> None:
