@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -104,6 +105,38 @@ def test_a_cache_is_padded_for_what_reads_it(mesh_of: Any, batch: int) -> None:
         after, _ = layouts.decode_step(config, mesh, params, cache, tokens[:, 0], plan=holder)
         found.append((logits, after))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), *found)
+
+
+def test_what_defaults_read_and_hold_apart(mesh_of: Any) -> None:
+    batch, config = 2, dataclasses.replace(TINY_MULTIQUERY, d_model=512, d_ff=2048)
+    mesh, length = mesh_of((4, 2, 1), "xyz"), 64
+    plan = layouts.default_decode(config, mesh, batch, length + 2, chip="v5e")
+    reader = default_reader(config, mesh, batch, length, length + 2, chip="v5e")
+    assert placement(config, mesh, reader).batch_axes == ()
+    assert placement(config, mesh, plan).batch_axes != ()
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
+    tokens = prompts(config, batch, length)
+    lengths = np.arange(length, length - batch, -1, dtype=np.int32)
+    found = layouts.generate(
+        config, mesh, params, tokens, lengths=lengths, max_new_tokens=2, chip="v5e"
+    )
+    wanted = reference.generate(
+        jax.device_get(params), config, tokens, jnp.asarray(lengths), max_new_tokens=2
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    cache = layouts.init_cache(config, mesh, batch, length + 2, dtype=jnp.float32, chip="v5e")
+    for step in range(2):
+        # The second prompt goes on where the first one ended.
+        logits, cache = layouts.prefill(
+            config,
+            mesh,
+            params,
+            cache,
+            tokens if step == 0 else np.asarray(found[0])[:, :1],
+            lengths=lengths if step == 0 else None,
+            chip="v5e",
+        )
+        np.testing.assert_array_equal(np.argmax(logits, -1), np.asarray(found[0])[:, step])
 
 
 def test_what_covers_what(mesh_of: Any) -> None:
