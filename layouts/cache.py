@@ -344,23 +344,21 @@ def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
       new: [B, K, T, D]; those past S are not written.
       layer: which.
     """
-
-    def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice(buffer, rows[None], _starts([layer, *[0] * rows.ndim]))
-
-    return jax.tree.map(write, entries, new.first(entries.size))
+    return begin(entries, jax.tree.map(lambda rows: rows[None], new), layer)
 
 
-def begin(entries: Entries, new: Entries) -> Entries:
-    """Writes the first positions of all layers and sequences, in place where XLA may.
+def begin(entries: Entries, new: Entries, layer: Any = 0) -> Entries:
+    """Writes the first positions of several layers, of all sequences, in place where XLA may.
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [layers, B, K, T, D]; those past S are not written.
+      new: [layers, B, K, T, D], or of some layers, of which `layer` is the first; positions past S are
+        not written.
+      layer: which.
     """
 
     def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice(buffer, rows, _starts([0] * rows.ndim))
+        return lax.dynamic_update_slice(buffer, rows, _starts([layer, *[0] * (rows.ndim - 1)]))
 
     return jax.tree.map(write, entries, new.first(entries.size))
 

@@ -141,9 +141,9 @@ def extender(program: Program, holder: Program | None = None) -> Any:
         given, cache = cache, keeps.padded_cache(cache)
         specs = keeps.cache_specs(cache)
         logits, cache = program.shard_map(
-            functools.partial(read, program, keeps)
-            if apart
-            else functools.partial(extend, program, reads=reads),
+            functools.partial(extend, program, reads=True)
+            if reads
+            else functools.partial(read, program, keeps),
             (param_specs(program.config, program.mesh, params), specs, P(), P()),
             (program.logit_spec, specs),
         )(params, cache, tokens, counts)

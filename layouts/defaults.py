@@ -14,19 +14,13 @@ from collective_einsum.chip_names import as_chip, chip_for
 from .arguments import as_size
 from .axes import AXES, check_mesh
 from .config import ModelConfig, as_config
-from .mesh_fit import round_up
+from .padded_sizes import tiled_length
 from .partitioning import Partitioning
 from .placement import Placement, place
 from .planner import Option, plan
 
 Shape = tuple[int, ...]
 Serves = Callable[[Placement, Placement], bool]
-
-# Rows (sequences times positions) that layouts for prompts are chosen for come in multiples of this, the
-# lanes of a TPU's tile; fewer, in powers of two. The model knows full tiles only: PaLM 540B on 64 v4
-# would read 129 tokens in layouts that take 376 us a layer, of which it predicts 323, where those for
-# 256 take 326.
-ROWS_TILE = 128
 
 
 def default_decode(
@@ -92,14 +86,8 @@ def _reader(
 ) -> Partitioning:
     config = as_config(config)
     batch, length, context = _sizes(batch=batch, length=length, context=context)
-    length = _whole_tiles(length, batch)
+    length = tiled_length(length, batch)
     return _prefill(config, _shape(mesh), chip_of(mesh, chip), batch, length, context, serves)
-
-
-def _whole_tiles(length: int, batch: int) -> int:
-    """The length of prompts that fill tiles of rows, if `batch` of them share these."""
-    rows = min(ROWS_TILE, 2 ** (batch * length - 1).bit_length())
-    return round_up(length, max(1, rows // batch))
 
 
 def _sizes(**given: Any) -> tuple[int, ...]:
