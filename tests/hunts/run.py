@@ -3,6 +3,8 @@
 A hunt is a module beside this one with `case(seed)`, which draws everything from its seed, and raises
 where the library is wrong. Prints each fault with the seed that shows it again, then the counts;
 the exit status is 1 if there was a fault. `--only SEED` runs one case, with its whole traceback.
+The seed of the case that runs stands in one line of stderr, for what no exception reports (an abort
+inside XLA, a case that hangs).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def hunt(name: str, seconds: float, seed: int) -> tuple[int, list[int]]:
     case = importlib.import_module(f"{__package__}.{name}").case
     end, faults, count = time.monotonic() + seconds, [], 0
     while time.monotonic() < end:
+        print(f"\r{name}: seed {seed + count}", end="", file=sys.stderr, flush=True)
         try:
             case(seed + count)
         except Exception as error:
