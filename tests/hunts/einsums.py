@@ -231,6 +231,20 @@ def case(seed: int) -> None:
             raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
 
 
+def plain(seed: int) -> None:
+    """The einsum of a case by `jnp.einsum`, with the same shardings."""
+    drawn = draw(np.random.default_rng(seed))
+    shardings = [NamedSharding(drawn.mesh, spec) for spec in drawn.specs]
+    out = NamedSharding(drawn.mesh, drawn.out_spec)
+
+    def einsum(*operands: Any) -> Any:
+        y = jnp.einsum(drawn.plain, *operands, preferred_element_type=drawn.preferred)
+        return jax.lax.with_sharding_constraint(y, out)
+
+    operands = [jax.device_put(a, s) for a, s in zip(drawn.arrays, shardings, strict=True)]
+    jax.block_until_ready(jax.jit(einsum)(*operands))
+
+
 def _check(drawn: Drawn, how: str, want: np.ndarray, what: str, rng: np.random.Generator) -> None:
     tolerance = 0.02 if drawn.dtype == jnp.bfloat16 else 1e-5
     operands = [
