@@ -234,23 +234,25 @@ def case(seed: int) -> None:
 def plain(seed: int) -> None:
     """The einsum of a case by `jnp.einsum`, with the same shardings."""
     drawn = draw(np.random.default_rng(seed))
-    shardings = [NamedSharding(drawn.mesh, spec) for spec in drawn.specs]
     out = NamedSharding(drawn.mesh, drawn.out_spec)
 
     def einsum(*operands: Any) -> Any:
         y = jnp.einsum(drawn.plain, *operands, preferred_element_type=drawn.preferred)
         return jax.lax.with_sharding_constraint(y, out)
 
-    operands = [jax.device_put(a, s) for a, s in zip(drawn.arrays, shardings, strict=True)]
-    jax.block_until_ready(jax.jit(einsum)(*operands))
+    jax.block_until_ready(jax.jit(einsum)(*_operands(drawn)))
+
+
+def _operands(drawn: Drawn) -> list[jax.Array]:
+    return [
+        jax.device_put(a, NamedSharding(drawn.mesh, s))
+        for a, s in zip(drawn.arrays, drawn.specs, strict=True)
+    ]
 
 
 def _check(drawn: Drawn, how: str, want: np.ndarray, what: str, rng: np.random.Generator) -> None:
     tolerance = 0.02 if drawn.dtype == jnp.bfloat16 else 1e-5
-    operands = [
-        jax.device_put(a, NamedSharding(drawn.mesh, s))
-        for a, s in zip(drawn.arrays, drawn.specs, strict=True)
-    ]
+    operands = _operands(drawn)
     if how == "unsaid":
         # As jnp takes it: nothing is named, nothing can be seen.
         arrays = operands if not drawn.explicit else drawn.arrays
