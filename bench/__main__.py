@@ -156,8 +156,10 @@ def _add_paper(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _main_job(options: argparse.Namespace) -> int:
-    from bench import collectives, correctness, report
-    from bench.target import target
+    from bench import correctness
+    from bench.einsum_suite import report
+    from bench.einsum_suite import tasks as collectives
+    from collective_einsum.ruler.compile.target import target
 
     start = time.perf_counter()
     progress = _Progress()
@@ -193,7 +195,8 @@ def _main_job(options: argparse.Namespace) -> int:
 
 
 def _collectives(options: argparse.Namespace) -> int:
-    from bench import collectives, report
+    from bench.einsum_suite import report
+    from bench.einsum_suite import tasks as collectives
 
     tasks = collectives.tasks(
         options.target, options.full, options.rows, options.weights, options.only
@@ -213,8 +216,8 @@ def _layers(options: argparse.Namespace) -> int:
     if options.target.startswith("cpu:") or options.target == "attached":
         if options.target == "attached":
             os.environ.pop("JAX_PLATFORMS")
-        from bench import layers_run
-        from bench.target import target
+        from bench.decoder_suite import run_small as layers_run
+        from collective_einsum.ruler.compile.target import target
 
         where, progress = target(options.target), _Progress()
         found: list[layers_run.RunRow] = []
@@ -225,7 +228,8 @@ def _layers(options: argparse.Namespace) -> int:
         progress.clear()
         print(layers_run.print_rows(found, where))
         return 0 if all(row.passed for row in found) else 1
-    from bench import layers, phases, report
+    from bench.decoder_suite import layers, phases
+    from bench.einsum_suite import report
 
     wanted = phases.chosen(
         options.model,
@@ -253,7 +257,7 @@ def _layers(options: argparse.Namespace) -> int:
 
 
 def _paper(options: argparse.Namespace) -> int:
-    from bench import paper
+    from bench.paper import report as paper
 
     progress = _Progress()
     how: dict[str, Any] = {"full": options.full, "workers": options.workers}
@@ -264,14 +268,15 @@ def _paper(options: argparse.Namespace) -> int:
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    from bench import collectives, measure, report
-    from bench.verdict import scheduler_verdict
+    from bench.einsum_suite import measure, report
+    from bench.einsum_suite import tasks as collectives
+    from collective_einsum.ruler.replay.scheduler_log import scheduler_verdict
 
     what = (options.case, options.rows, options.weights, options.schedule, options.target)
     task = collectives.find_task(*what)
     found = measure.timeline(task, options.cache)
     print(f"{task}, {options.target}, {task.case.layers} layers\n\n{found}\n")
-    print(scheduler_verdict("bench.collectives:compile_again", *what))
+    print(scheduler_verdict("bench.einsum_suite.tasks:compile_again", *what))
     if options.png:
         found.save_png(options.png)
     if options.trace:
@@ -283,7 +288,7 @@ def _timeline(options: argparse.Namespace) -> int:
 
 def _measured(tasks: Sequence[Any], options: argparse.Namespace) -> list[Any]:
     """The rows of all tasks, in the order of the tasks."""
-    from bench.measure import measure_all
+    from bench.einsum_suite.measure import measure_all
 
     progress = _Progress()
     rows: dict[int, Any] = {}

@@ -1,33 +1,33 @@
 """Einsums with an all-gather or a reduce-scatter at their ends, hidden behind the multiplication."""
 
-from .chip import Chip as Chip
-from .chip_names import UnlistedChipWarning as UnlistedChipWarning
-from .chip_names import as_chip as as_chip
-from .chip_names import chip_for as chip_for
-from .chips import H100 as H100
-from .chips import H200 as H200
-from .chips import TPU_V4 as TPU_V4
-from .chips import TPU_V5E as TPU_V5E
-from .chips import TPU_V5P as TPU_V5P
-from .chips import TPU_V6E as TPU_V6E
-from .choice import Choice as Choice
+from .chips.chip import Chip as Chip
+from .chips.compile_context import compiler_options as compiler_options
+from .chips.known_chips import H100 as H100
+from .chips.known_chips import H200 as H200
+from .chips.known_chips import TPU_V4 as TPU_V4
+from .chips.known_chips import TPU_V5E as TPU_V5E
+from .chips.known_chips import TPU_V5P as TPU_V5P
+from .chips.known_chips import TPU_V6E as TPU_V6E
+from .chips.names import UnlistedChipWarning as UnlistedChipWarning
+from .chips.names import as_chip as as_chip
+from .chips.names import chip_for as chip_for
 from .choose import choose_schedule as choose_schedule
 from .collectives import all_gather as all_gather
 from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all
 from .collectives import reduce_scatter as reduce_scatter
-from .compiling import compiler_options as compiler_options
+from .cost.select import Choice as Choice
 from .dot_general import dot_general as dot_general
-from .einsum import einsum as einsum
-from .einsums import all_gather_einsum as all_gather_einsum
-from .einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
-from .einsums import einsum_all_reduce as einsum_all_reduce
-from .einsums import einsum_reduce_scatter as einsum_reduce_scatter
-from .fold import all_gather_fold as all_gather_fold
+from .gather_fold import all_gather_fold as all_gather_fold
+from .global_einsum import einsum as einsum
 from .jitted import jit as jit
-from .quantized import Quantized as Quantized
-from .quantized import quantize as quantize
-from .schedule import Schedule as Schedule
+from .local_einsums import all_gather_einsum as all_gather_einsum
+from .local_einsums import all_gather_einsum_reduce_scatter as all_gather_einsum_reduce_scatter
+from .local_einsums import einsum_all_reduce as einsum_all_reduce
+from .local_einsums import einsum_reduce_scatter as einsum_reduce_scatter
+from .ops.schedule import Schedule as Schedule
+from .spec.quantized import Quantized as Quantized
+from .spec.quantized import quantize as quantize
 
 __version__ = "0.1.0"
 

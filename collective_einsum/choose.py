@@ -8,9 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from . import checks, choice, problem
-from .chip import Chip
-from .chips import TPU_V4
+from . import normalize as problem
+from .chips.chip import Chip
+from .chips.known_chips import TPU_V4
+from .cost import select as choice
+from .spec import sizes as checks
 
 AxisName = str | tuple[str, ...]
 

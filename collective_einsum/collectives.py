@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import checks, choice, dtypes
-from .chip import Chip
-from .collective import Collective
-from .explicit import explicit_axes, on_auto_axes, spec_of
-from .primitive import apply, named
-from .quantized import Quantized
-from .schedule import Schedule
+from .autodiff.primitive import apply, named
+from .chips.chip import Chip
+from .cost import select as choice
+from .global_arrays.explicit_axes import explicit_axes, on_auto_axes, spec_of
+from .ops.collective_op import Collective
+from .ops.schedule import Schedule
+from .spec import dtypes
+from .spec import sizes as checks
+from .spec.quantized import Quantized
 
 AxisName = str | tuple[str, ...]
 

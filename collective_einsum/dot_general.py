@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from opt_einsum import parser as oe_parser
 
-from .chip import Chip
-from .einsum import einsum
-from .quantized import Quantized
-from .schedule import Schedule
-from .sharding import AnyMesh
+from .chips.chip import Chip
+from .global_arrays.array_layouts import AnyMesh
+from .global_einsum import einsum
+from .ops.schedule import Schedule
+from .spec.quantized import Quantized
 
 
 def dot_general(

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, Sharding
 
-from .chip import Chip
-from .chip_names import as_chip, chip_for, options_on
-from .compiling import attached_kind, for_chip, knowing_options
+from .chips.chip import Chip
+from .chips.compile_context import attached_kind, for_chip, knowing_options
+from .chips.names import as_chip, chip_for, options_on
 
 _MISSING: Any = object()
 

@@ -4,52 +4,52 @@ Transformer Inference" (arXiv 2211.05102), as layers and as a whole decoder."""
 from collective_einsum import __version__ as __version__
 
 from . import cost as cost
-from . import volume as volume
-from .attention import attention as attention
-from .block import parallel_block as parallel_block
-from .block import serial_block as serial_block
-from .cache import Cache as Cache
-from .cache import Entries as Entries
-from .cache import Prefix as Prefix
-from .config import MT_NLG_530B as MT_NLG_530B
-from .config import PALM_8B as PALM_8B
-from .config import PALM_62B as PALM_62B
-from .config import PALM_540B as PALM_540B
-from .config import ModelConfig as ModelConfig
-from .config import Rotary as Rotary
-from .config import model as model
-from .decoder import decode_step as decode_step
-from .decoder import prefill as prefill
-from .defaults import default_decode as default_decode
-from .defaults import default_prefill as default_prefill
-from .feedforward import feedforward as feedforward
-from .generate import generate as generate
-from .lowering import lower_decode_step as lower_decode_step
-from .lowering import lower_prefill as lower_prefill
-from .mesh_axes import MeshAxes as MeshAxes
-from .mesh_axes import renamed as renamed
-from .params import quantize as quantize
-from .partitioning import Partitioning as Partitioning
-from .partitioning import cache_specs as cache_specs
-from .partitioning import param_specs as param_specs
-from .partitioning import shardings as shardings
-from .placement import BatchSharded as BatchSharded
-from .placement import HeadSharded as HeadSharded
-from .planner import Option as Option
-from .planner import Plan as Plan
-from .planner import plan as plan
-from .projections import activation_spec as activation_spec
-from .sampling import Sampling as Sampling
-from .stacking import unroll as unroll
-from .state import init as init
-from .state import init_cache as init_cache
-from .state import move_cache as move_cache
-from .state import shared_prefix as shared_prefix
-from .sweep import pareto as pareto
-from .sweep import sweep as sweep
-from .weight_gathered import WeightGathered as WeightGathered
-from .weight_stationary import WeightStationary1D as WeightStationary1D
-from .weight_stationary import WeightStationary2D as WeightStationary2D
+from .cost import paper_closed_forms as paper_closed_forms
+from .decoding.decoder import decode_step as decode_step
+from .decoding.decoder import prefill as prefill
+from .decoding.generate import generate as generate
+from .decoding.initialize import init as init
+from .decoding.initialize import init_cache as init_cache
+from .decoding.initialize import move_cache as move_cache
+from .decoding.initialize import shared_prefix as shared_prefix
+from .decoding.lowering import lower_decode_step as lower_decode_step
+from .decoding.lowering import lower_prefill as lower_prefill
+from .layers.attention import attention as attention
+from .layers.block import parallel_block as parallel_block
+from .layers.block import serial_block as serial_block
+from .layers.feedforward import feedforward as feedforward
+from .layers.kv_cache import Cache as Cache
+from .layers.kv_cache import Entries as Entries
+from .layers.kv_cache import Prefix as Prefix
+from .mesh.axes import MeshAxes as MeshAxes
+from .mesh.axes import renamed as renamed
+from .models.config import MT_NLG_530B as MT_NLG_530B
+from .models.config import PALM_8B as PALM_8B
+from .models.config import PALM_62B as PALM_62B
+from .models.config import PALM_540B as PALM_540B
+from .models.config import ModelConfig as ModelConfig
+from .models.config import Rotary as Rotary
+from .models.config import model as model
+from .models.params import quantize as quantize
+from .models.stacked_params import unroll as unroll
+from .partitionings.attention_placement import BatchSharded as BatchSharded
+from .partitionings.attention_placement import HeadSharded as HeadSharded
+from .partitionings.feedforward_layout import activation_spec as activation_spec
+from .partitionings.partitioning import Partitioning as Partitioning
+from .partitionings.partitioning import cache_specs as cache_specs
+from .partitionings.partitioning import param_specs as param_specs
+from .partitionings.partitioning import shardings as shardings
+from .partitionings.weight_gathered import WeightGathered as WeightGathered
+from .partitionings.weight_stationary import WeightStationary1D as WeightStationary1D
+from .partitionings.weight_stationary import WeightStationary2D as WeightStationary2D
+from .planning.defaults import default_decode as default_decode
+from .planning.defaults import default_prefill as default_prefill
+from .planning.search import Option as Option
+from .planning.search import Plan as Plan
+from .planning.search import plan as plan
+from .planning.sweep import pareto as pareto
+from .planning.sweep import sweep as sweep
+from .sampling.sampling import Sampling as Sampling
 
 __all__ = [
     "MT_NLG_530B",
@@ -87,6 +87,7 @@ __all__ = [
     "lower_prefill",
     "model",
     "move_cache",
+    "paper_closed_forms",
     "parallel_block",
     "param_specs",
     "pareto",
@@ -99,7 +100,6 @@ __all__ = [
     "shared_prefix",
     "sweep",
     "unroll",
-    "volume",
 ]
 
 

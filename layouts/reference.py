@@ -18,8 +18,8 @@ from jax import lax
 
 from collective_einsum import Quantized
 
-from .config import ModelConfig
-from .functions import (
+from .models.config import ModelConfig
+from .models.functions import (
     attention_scale,
     causal_mask,
     feedforward_hidden,
@@ -29,9 +29,9 @@ from .functions import (
     softmax_base2,
     wide,
 )
-from .params import Params, activation_dtype
-from .sampling import Sampling, sample
-from .stacking import layer_of
+from .models.params import Params, activation_dtype
+from .models.stacked_params import layer_of
+from .sampling.sampling import Sampling, sample
 
 Cache = dict[str, Any]
 

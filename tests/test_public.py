@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import tomllib
 from pathlib import Path
@@ -15,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 import layouts
-from layouts.config import TINY_GROUPED, TINY_PADDED
-from layouts.cost import cost
+from layouts.cost.step_cost import cost
+from layouts.models.config import TINY_GROUPED, TINY_PADDED
 
 PACKAGES = (ce, layouts)
 ROOT = Path(__file__).parent.parent
@@ -38,8 +39,8 @@ def test_public_names_are_those_that_are_imported(package: Any) -> None:
 
 def test_submodules_are_there_nevertheless() -> None:
     assert layouts.cost.cost is cost
-    assert layouts.config.TINY_GROUPED is TINY_GROUPED
-    assert layouts.volume.__name__ == "layouts.volume"
+    assert importlib.import_module("layouts.models.config").TINY_GROUPED is TINY_GROUPED
+    assert layouts.paper_closed_forms.__name__ == "layouts.cost.paper_closed_forms"
 
 
 def test_there_is_one_version() -> None:

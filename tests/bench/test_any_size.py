@@ -9,10 +9,10 @@ import functools
 import pytest
 
 import layouts
-from bench.layers import ends_of, mesh_of
-from bench.phases import split
-from bench.replay import replay
-from layouts.defaults import default_reader
+from bench.decoder_suite.layers import ends_of, mesh_of
+from bench.decoder_suite.phases import split
+from collective_einsum.ruler.replay.replay import replay
+from layouts.planning.defaults import default_reader
 
 SLICE = "v4:4x4x4"
 # Of few layers, since a layer's cost is asked for: all are one loop.

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bench.replay import replay
-from bench.target import target
-from layouts.cache import Entries, append
+from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.replay.replay import replay
+from layouts.layers.kv_cache import Entries, append
 
 LAYERS, POSITIONS, D = 32, 2048, 256
 SLICES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2"}

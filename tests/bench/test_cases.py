@@ -13,11 +13,11 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from bench import feedforward
-from bench.cases import FORMS, LAYERS, ROWS, Case, cases, mesh_of, parse_schedule
-from bench.collectives import find_task, short_tasks, tasks
-from bench.feedforward import FeedForward
-from bench.target import target
+from bench.einsum_suite import feedforward_forms as feedforward
+from bench.einsum_suite.cases import FORMS, LAYERS, ROWS, Case, cases, mesh_of, parse_schedule
+from bench.einsum_suite.feedforward_forms import FeedForward
+from bench.einsum_suite.tasks import find_task, short_tasks, tasks
+from collective_einsum.ruler.compile.target import target
 
 
 def test_the_table() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import collective_einsum as ce
 from bench import correctness
-from bench.target import target
+from collective_einsum.ruler.compile.target import target
 
 
 def test_every_function_is_checked() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench import hlo, scalars
-from bench.replica_groups import parse_replica_groups
-from bench.shapes import CMEM, HBM, Shape, TupleShape, leaves, parse_shape
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import trip_counts as scalars
+from collective_einsum.ruler.hlo.replica_groups import parse_replica_groups
+from collective_einsum.ruler.hlo.shapes import CMEM, HBM, Shape, TupleShape, leaves, parse_shape
 
 
 @pytest.mark.parametrize(

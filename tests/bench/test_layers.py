@@ -11,13 +11,14 @@ import pytest
 
 import layouts
 from bench import __main__ as command
-from bench import layers, layers_run, phases
-from bench.phases import Phase
-from bench.target import target
-from layouts.axes import AXES
-from layouts.partitioning import misfit
-from layouts.placement import place
-from layouts.rows import check_rows
+from bench.decoder_suite import layers, phases
+from bench.decoder_suite import run_small as layers_run
+from bench.decoder_suite.phases import Phase
+from collective_einsum.ruler.compile.target import target
+from layouts.mesh.axis_collectives import AXES
+from layouts.partitionings.attention_placement import place
+from layouts.partitionings.partitioning import misfit
+from layouts.partitionings.row_order import check_rows
 
 SLICE = "v4:2x2x2"
 PHASE = Phase("palm-8b", "decode", 8, 256, "bf16", "WS 2D batch")

@@ -15,7 +15,7 @@ import pytest
 
 from bench import __main__ as command
 from bench import correctness
-from layouts.planner import ATTENTIONS, FEEDFORWARDS
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import collective_einsum as ce
-from bench import measure
-from bench.cache import Cache, Program
-from bench.cases import Case
-from bench.measure import Row, Task, measure_all
+from bench.einsum_suite import measure
+from bench.einsum_suite.cases import Case
+from bench.einsum_suite.measure import Row, Task, measure_all
+from collective_einsum.ruler.compile.program_cache import Cache, Program
 
 TARGET = "v4:4x4x4"
 CASE = Case("gather x, W_out", 64)

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from bench import hlo
-from bench.moves import move_seconds
-from collective_einsum.chips import H100, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+from collective_einsum.chips.known_chips import H100, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo.moves import move_seconds
 
 CMEM = "{1,0:T(8,128)(2,1)S(3)}"
 HBM = "{1,0:T(8,128)(2,1)}"

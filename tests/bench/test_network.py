@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.network import Flow, Network
+from collective_einsum.ruler.replay.fair_share import Flow, Network
 
 
 def test_alone_and_late() -> None:

@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import end_to_end, paper, paper_forms, paper_plots, paper_rows, published, regret
-from bench import steps as steps_module
-from bench.phases import Phase
-from bench.steps import StepRow, Task, step
+from bench.decoder_suite import steps as steps_module
+from bench.decoder_suite.phases import Phase
+from bench.decoder_suite.steps import StepRow, Task, step
+from bench.paper import formulas as paper_forms
+from bench.paper import mt_nlg_end_to_end as end_to_end
+from bench.paper import plan_regret as regret
+from bench.paper import plots as paper_plots
+from bench.paper import published
+from bench.paper import report as paper
+from bench.paper import rows as paper_rows
 from collective_einsum import TPU_V4
 from layouts import PALM_540B
 

@@ -11,12 +11,12 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bench import hlo
-from bench.replay import replay, replay_module
-from bench.target import Target, target
-from bench.timeline import Timeline
-from bench.topology import Torus
-from collective_einsum.chips import TPU_V4
+from collective_einsum.chips.known_chips import TPU_V4
+from collective_einsum.ruler.compile.target import Target, target
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.replay.replay import replay, replay_module
+from collective_einsum.ruler.replay.timeline import Timeline
+from collective_einsum.ruler.replay.torus import Torus
 
 # One cycle is a microsecond, one byte over a link a microsecond, HBM is ten times a link.
 CHIP = dataclasses.replace(

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import Row
-from bench.report import comparisons, print_comparisons, print_short, print_summary, save_json
+from bench.einsum_suite.measure import Row
+from bench.einsum_suite.report import (
+    comparisons,
+    print_comparisons,
+    print_short,
+    print_summary,
+    save_json,
+)
 
 
 def row(schedule: str, total: float, exposed: float = 0, case: str = "einsum", **more) -> Row:

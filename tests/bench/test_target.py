@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bench import target as targets
-from bench.target import target
-from collective_einsum import chip_for, chips
+from collective_einsum import chip_for
+from collective_einsum.chips import known_chips as chips
+from collective_einsum.ruler.compile import target as targets
+from collective_einsum.ruler.compile.target import target
 
 
 def test_emulated() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bench.timeline import Event, Timeline
+from collective_einsum.ruler.replay.timeline import Event, Timeline
 
 US = 1e-6
 TIMELINE = Timeline(

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from bench.topology import Route, Torus
-from collective_einsum.tour import tour
+from collective_einsum.rings.tours import tour
+from collective_einsum.ruler.replay.torus import Route, Torus
 
 RING = (True,)
 

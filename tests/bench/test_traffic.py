@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from bench.traffic import sent_bytes
+from collective_einsum.ruler.hlo.traffic import sent_bytes
 
 # A shard of [2, 128] float32.
 SHARD = 2 * 128 * 4

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.replay import replay
-from bench.verdict import parse_verdict, scheduler_verdict
+from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.scheduler_log import parse_verdict, scheduler_verdict
 
 PREFIX = "I1122 13:18:22.976 13909 latency_hiding_scheduler.cc:4271] "
 LOG = "\n".join(

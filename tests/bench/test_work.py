@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench import hlo, work
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import parse as hlo
 
 
 def entry(lines: str, *computations: str) -> hlo.Module:

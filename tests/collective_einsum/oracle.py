@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
-from collective_einsum.schedule import DIRECTIONS
+from collective_einsum.ops.schedule import DIRECTIONS
 
 MeshOf = Callable[..., Mesh]
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.checks import axis_names, axis_size, check_sizes, squeeze_broadcasts
-from collective_einsum.spec import parse, resolve_gather
+from collective_einsum.spec.sizes import axis_names, axis_size, check_sizes, squeeze_broadcasts
+from collective_einsum.spec.spec import parse, resolve_gather
 
 
 def test_sizes_after_a_gather():

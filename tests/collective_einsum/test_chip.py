@@ -13,9 +13,10 @@ import pytest
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from collective_einsum import chip_names, chips
-from collective_einsum.chip import Chip
-from collective_einsum.chip_names import UnlistedChipWarning, as_chip, chip_for
+from collective_einsum.chips import known_chips as chips
+from collective_einsum.chips import names as chip_names
+from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.names import UnlistedChipWarning, as_chip, chip_for
 
 TPUS = {
     "v4": chips.TPU_V4,

@@ -14,7 +14,7 @@ import pytest
 
 import collective_einsum as ce
 from collective_einsum import Schedule
-from collective_einsum.schedule import DIRECTIONS
+from collective_einsum.ops.schedule import DIRECTIONS
 
 from .oracle import RINGS, TORI, MeshOf, assert_close, hlo, on_devices, random, torus_id, wide
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from collective_einsum.dtypes import (
+from collective_einsum.spec.dtypes import (
     Dtypes,
     accumulator_dtype,
     check_dtypes,
@@ -18,7 +18,7 @@ from collective_einsum.dtypes import (
     result_dtype,
     summed_terms,
 )
-from collective_einsum.spec import parse
+from collective_einsum.spec.spec import parse
 
 SHAPES = (2, 3), (3, 4)
 SPEC = parse("ij,jk->ik", *SHAPES)

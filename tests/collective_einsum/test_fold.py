@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
-from collective_einsum.tour import tour, tours
+from collective_einsum.rings.tours import tour, tours
 
 from .oracle import RINGS, TORI, MeshOf, on_devices, random, torus_id
 

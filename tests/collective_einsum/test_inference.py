@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collective_einsum import inference
-from collective_einsum.inference import Axes, Case, Change, Layout, Plan
-from collective_einsum.spec import Spec
+from collective_einsum.global_arrays import infer_collectives as inference
+from collective_einsum.global_arrays.infer_collectives import Axes, Case, Change, Layout, Plan
+from collective_einsum.spec.spec import Spec
 
 MESH = {"x": 2, "y": 3, "z": 2}
 SIZES = {"b": 24, "m": 48, "k": 96, "n": 192}

@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from bench.target import target
-from collective_einsum import compiling
-from collective_einsum.choice import mesh_chip
+from collective_einsum.chips import compile_context as compiling
+from collective_einsum.cost.select import mesh_chip
+from collective_einsum.ruler.compile.target import target
 
 # An option that every compiler of jaxlib knows.
 CPU = dataclasses.replace(ce.TPU_V4, compiler_options=(("xla_cpu_enable_fast_math", False),))

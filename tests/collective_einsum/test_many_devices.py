@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from collective_einsum import compiling
+from collective_einsum.chips import compile_context as compiling
 
 MESHES = ((1024,), (32, 32), (8, 8, 16))
 EINSUM = "mk,kn->mn"

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from collective_einsum import Schedule
-from collective_einsum.schedule import DIRECTIONS
+from collective_einsum.ops.schedule import DIRECTIONS
 
 from .oracle import Case, MeshOf, hlo, ours, shard
 

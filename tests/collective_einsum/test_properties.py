@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collective_einsum import Schedule
-from collective_einsum.ring import lanes
-from collective_einsum.schedule import DIRECTIONS
+from collective_einsum.ops.schedule import DIRECTIONS
+from collective_einsum.rings.ring_steps import lanes
 
 from .oracle import Case, MeshOf, assert_close, on_devices, ours, random
 

@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.quantized import Quantized, quantize, split_scale
-from collective_einsum.spec import parse
+from collective_einsum.spec.quantized import Quantized, quantize, split_scale
+from collective_einsum.spec.spec import parse
 
 
 def random(shape: tuple[int, ...], seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collective_einsum import Schedule
-from collective_einsum.blocks import pieces_of
-from collective_einsum.schedule import NAMED, as_schedule
+from collective_einsum.ops.schedule import NAMED, as_schedule
+from collective_einsum.rings.slicing import pieces_of
 
 
 @pytest.mark.parametrize(

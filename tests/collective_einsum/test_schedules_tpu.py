@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from bench.replay import replay
-from bench.target import Target, target
-from bench.timeline import Timeline
 from collective_einsum import Schedule
+from collective_einsum.ruler.compile.target import Target, target
+from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.timeline import Timeline
 
 # One chip's part of PaLM 540B's feedforward on 64 chips, d_model 18432 and d_ff 73728 both over 4
 # or 16: "Efficiently Scaling Transformer Inference", table 1 and section 3.2.2.

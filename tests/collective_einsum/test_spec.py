@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collective_einsum.checks import check_sizes, squeeze_broadcasts
-from collective_einsum.spec import (
+from collective_einsum.spec.sizes import check_sizes, squeeze_broadcasts
+from collective_einsum.spec.spec import (
     Gather,
     Scatter,
     Spec,

@@ -14,9 +14,9 @@ from jax.sharding import AxisType
 
 import layouts
 from layouts import ModelConfig, Partitioning
-from layouts.config import Rotary
-from layouts.planner import ATTENTIONS, FEEDFORWARDS
-from layouts.stacking import unroll
+from layouts.models.config import Rotary
+from layouts.models.stacked_params import unroll
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 from ..layouts.numpy_decoder import Sequence, plain
 

@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 import layouts
-from bench.target import target
+from collective_einsum.ruler.compile.target import target
 from layouts import ModelConfig, Option, Plan
-from layouts.config import Rotary
-from layouts.defaults import chip_of
+from layouts.models.config import Rotary
+from layouts.planning.defaults import chip_of
 
 SIDES = (1, 1, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 8)
 # Options of each kind that a case lowers, or tries to.

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from layouts import Sampling
-from layouts.sampling import sample, seed_words
+from layouts.sampling.sampling import sample, seed_words
 
 TINY = 2.0**-126
 LARGEST = float(np.finfo(np.float32).max)

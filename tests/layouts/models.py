@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from layouts.config import (
+from layouts.models.config import (
     TINY_GEGLU,
     TINY_GROUPED,
     TINY_MULTIHEAD,

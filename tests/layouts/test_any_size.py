@@ -15,9 +15,9 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED, ModelConfig
-from layouts.params import init, quantize
-from layouts.stacking import unroll
+from layouts.models.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED, ModelConfig
+from layouts.models.params import init, quantize
+from layouts.models.stacked_params import unroll
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts

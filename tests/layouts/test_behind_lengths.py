@@ -13,9 +13,9 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.cache import Cache, Entries
-from layouts.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
-from layouts.params import init
+from layouts.layers.kv_cache import Cache, Entries
+from layouts.models.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
+from layouts.models.params import init
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts

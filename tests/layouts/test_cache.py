@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts import cache as caches
-from layouts.cache import Entries, append, empty_cache, fill
-from layouts.config import TINY_GROUPED
+from layouts.layers import kv_cache as caches
+from layouts.layers.kv_cache import Entries, append, empty_cache, fill
+from layouts.models.config import TINY_GROUPED
 
 LAYERS, B, K, S, D = 2, 5, 2, 6, 4
 

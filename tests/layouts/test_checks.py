@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.config import TINY_GROUPED, TINY_MULTIQUERY
-from layouts.params import init
+from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
+from layouts.models.params import init
 
 BATCH, ROOM = 8, 4
 PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())

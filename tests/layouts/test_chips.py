@@ -16,9 +16,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 import collective_einsum as ce
 import layouts
-from collective_einsum import chip_names
-from layouts.config import TINY_GROUPED
-from layouts.work import AXES
+from collective_einsum.chips import names as chip_names
+from layouts.cost.layer_work import AXES
+from layouts.models.config import TINY_GROUPED
 
 from .models import prompts
 

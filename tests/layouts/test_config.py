@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from layouts.config import (
+from layouts.models.config import (
     MT_NLG_530B,
     PALM_8B,
     PALM_62B,

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import collective_einsum as ce
 import layouts
-from bench import paper_forms, published
-from layouts.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
-from layouts.cost import Cost, cost, load
-from layouts.items import Einsum, Transfer
-from layouts.layer_cost import spent, transfer_seconds
-from layouts.planner import ATTENTIONS, FEEDFORWARDS
+from bench.paper import formulas as paper_forms
+from bench.paper import published
+from layouts.cost.layer_cost import spent, transfer_seconds
+from layouts.cost.layer_items import Einsum, Transfer
+from layouts.cost.step_cost import Cost, cost, load
+from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 CUBE = {"x": 4, "y": 4, "z": 4}
 CHIP = ce.TPU_V4
@@ -84,7 +85,7 @@ def test_bytes_of_a_2d_weight_stationary_layer() -> None:
     """Appendix A.2.1, for a feedforward of two matrices, the attention's part left out."""
     config = dataclasses.replace(PALM_540B, gated=False)
     found = of("WS 2D", config=config, overlap="none")
-    closed = layouts.volume.weight_stationary_2d(64, 18432, 73728, CUBE)
+    closed = layouts.paper_closed_forms.weight_stationary_2d(64, 18432, 73728, CUBE)
     einsums = [i for i in found.items if isinstance(i, Einsum)]
     ffn = [i for name in ("w_in", "w_out") for i in einsums if name in i.names]
     moved = sum(t.bytes for i in ffn for t in i.transfers)

@@ -13,15 +13,15 @@ import pytest
 
 import collective_einsum as ce
 import layouts
-from collective_einsum.cost_lax import TILE_ROWS
-from layouts.axes import AXES
-from layouts.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
-from layouts.cost import cost, load
-from layouts.embedding import vocab_axes
-from layouts.partitioning import misfit
-from layouts.placement import place
-from layouts.planner import ATTENTIONS, FEEDFORWARDS
-from layouts.slices import meshes
+from collective_einsum.cost.lax_collectives import TILE_ROWS
+from layouts.cost.step_cost import cost, load
+from layouts.layers.embedding import vocab_axes
+from layouts.mesh.axis_collectives import AXES
+from layouts.mesh.slice_meshes import meshes
+from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
+from layouts.partitionings.attention_placement import place
+from layouts.partitionings.partitioning import misfit
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 MODELS = (PALM_8B, PALM_62B, PALM_540B, MT_NLG_530B)
 CHIPS = (ce.TPU_V4, ce.TPU_V5E, ce.TPU_V5P, ce.TPU_V6E, ce.H100)

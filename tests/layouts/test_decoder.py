@@ -12,15 +12,15 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.config import (
+from layouts.models.config import (
     TINY_GROUPED,
     TINY_MULTIHEAD,
     TINY_MULTIQUERY,
     TINY_PADDED,
     ModelConfig,
 )
-from layouts.params import init, quantize
-from layouts.stacking import unroll
+from layouts.models.params import init, quantize
+from layouts.models.stacked_params import unroll
 
 from .arrangements import ATTENTIONS, FEEDFORWARDS, MESHES
 from .models import TINY, name, prompts

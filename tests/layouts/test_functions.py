@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layouts.config import TINY_MULTIHEAD, TINY_MULTIQUERY, Activation, ModelConfig, Rotary
-from layouts.functions import (
+from layouts.models.config import TINY_MULTIHEAD, TINY_MULTIQUERY, Activation, ModelConfig, Rotary
+from layouts.models.functions import (
     LOG2_E,
     activate,
     attention_scale,

@@ -12,8 +12,8 @@ import pytest
 import collective_einsum as ce
 import layouts
 from layouts import reference
-from layouts.config import TINY_GROUPED, TINY_PADDED
-from layouts.params import init
+from layouts.models.config import TINY_GROUPED, TINY_PADDED
+from layouts.models.params import init
 
 from .models import name, prompts
 

@@ -12,14 +12,15 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 import layouts
-from collective_einsum import compiling
-from layouts import overlap, reference
-from layouts.cache import Entries
-from layouts.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
-from layouts.doors import weight_specs_of
-from layouts.functions import causal_mask, normalize, rotary_tables, rotate
-from layouts.params import init
-from layouts.step import block_specs
+from collective_einsum.chips import compile_context as compiling
+from layouts import reference
+from layouts.layers import block_overlap as overlap
+from layouts.layers.kv_cache import Entries
+from layouts.layers.layer_context import block_specs
+from layouts.mesh.shard_map_entry import weight_specs_of
+from layouts.models.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
+from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
+from layouts.models.params import init
 
 from .models import name
 

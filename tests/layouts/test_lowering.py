@@ -13,13 +13,15 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import collective_einsum as ce
 import layouts
-from bench import hlo, shapes, work
-from bench.layers import mesh_of as tpu_mesh
-from bench.target import target
-from layouts.config import PALM_540B, TINY_MULTIQUERY
-from layouts.decoder import extender
-from layouts.params import params_shapes
-from layouts.program import Program
+from bench.decoder_suite.layers import mesh_of as tpu_mesh
+from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import shapes
+from layouts.decoding.compiled_step import Program
+from layouts.decoding.decoder import extender
+from layouts.models.config import PALM_540B, TINY_MULTIQUERY
+from layouts.models.params import params_shapes
 
 AXES = ("x", "y", "z")
 # Large enough for the TPU compiler to lay out as it would a large model, and quick to compile.

@@ -13,11 +13,11 @@ import pytest
 
 import layouts
 from layouts import ModelConfig
-from layouts.axes import AXES
-from layouts.config import PALM_540B, TINY_GROUPED
-from layouts.mesh_fit import model_misfit
-from layouts.partitioning import misfit
-from layouts.planner import ATTENTIONS, FEEDFORWARDS
+from layouts.mesh.axis_collectives import AXES
+from layouts.models.config import PALM_540B, TINY_GROUPED
+from layouts.partitionings.mesh_fit import model_misfit
+from layouts.partitionings.partitioning import misfit
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 GROUPED = dataclasses.replace(TINY_GROUPED, d_model=5120, d_ff=13824, heads=40, kv_heads=10)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.config import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
+from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
 
 from .models import prompts
 

@@ -8,9 +8,9 @@ import itertools
 import pytest
 
 from layouts import PALM_540B, BatchSharded, HeadSharded, Partitioning, WeightStationary2D
-from layouts.config import TINY_GROUPED
-from layouts.items import Load
-from layouts.padded_sizes import (
+from layouts.cost.layer_items import Load
+from layouts.models.config import TINY_GROUPED
+from layouts.partitionings.padded_sizes import (
     batch_multiple,
     padded_batch,
     padded_capacity,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layouts.config import TINY_GROUPED, TINY_PADDED
-from layouts.padding import pad_heads
-from layouts.params import check_params, init, quantize
+from layouts.models.config import TINY_GROUPED, TINY_PADDED
+from layouts.models.head_padding import pad_heads
+from layouts.models.params import check_params, init, quantize
 
 
 def test_pad_heads_puts_each_head_in_its_group() -> None:

@@ -16,8 +16,15 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
-from layouts.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, TINY_PADDED, TINY_RELU, ModelConfig
-from layouts.params import (
+from layouts.models.config import (
+    MT_NLG_530B,
+    PALM_540B,
+    TINY_GROUPED,
+    TINY_PADDED,
+    TINY_RELU,
+    ModelConfig,
+)
+from layouts.models.params import (
     Params,
     activation_dtype,
     check_params,

@@ -15,15 +15,18 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 import layouts
-from bench.layers import mesh_of as tpu_mesh
-from bench.replay import replay
+from bench.decoder_suite.layers import mesh_of as tpu_mesh
 from collective_einsum import TPU_V4, TPU_V5P
-from layouts import einsum_cost, parts, parts_cost, reference
-from layouts.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
-from layouts.cost import cost, load
-from layouts.feedforward import WEIGHT_SPECS
-from layouts.items import Einsum
-from layouts.params import init
+from collective_einsum.ruler.replay.replay import replay
+from layouts import reference
+from layouts.cost import einsum_cost
+from layouts.cost import two_part_cost as parts_cost
+from layouts.cost.layer_items import Einsum
+from layouts.cost.step_cost import cost, load
+from layouts.layers import two_part_feedforward as parts
+from layouts.layers.feedforward import WEIGHT_SPECS
+from layouts.models.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
+from layouts.models.params import init
 
 BY_BATCH = layouts.WeightStationary2D(by_batch=True)
 BY_POSITION = layouts.WeightStationary2D(by_position=True)

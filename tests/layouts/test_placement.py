@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.axes import AXES
-from layouts.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
-from layouts.placement import BatchSharded, HeadSharded, Placement, place
+from layouts.mesh.axis_collectives import AXES
+from layouts.models.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
+from layouts.partitionings.attention_placement import BatchSharded, HeadSharded, Placement, place
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 

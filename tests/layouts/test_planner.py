@@ -11,12 +11,13 @@ from jax.sharding import AbstractMesh
 
 import collective_einsum as ce
 import layouts
-from bench import paper_forms
+from bench.paper import formulas as paper_forms
 from layouts import BatchSharded, HeadSharded, WeightStationary2D
-from layouts.config import MT_NLG_530B, PALM_540B, TINY_MULTIQUERY
-from layouts.defaults import default_reader
-from layouts.planner import CHIPS
-from layouts.slices import meshes
+from layouts.layers.kv_cache import empty_cache
+from layouts.mesh.slice_meshes import meshes
+from layouts.models.config import MT_NLG_530B, PALM_540B, TINY_MULTIQUERY
+from layouts.planning.defaults import default_reader
+from layouts.planning.search import CHIPS
 
 MESH = (4, 4, 4)
 
@@ -214,7 +215,7 @@ def test_default_steps_share_a_cache(batch: int) -> None:
     mesh = AbstractMesh(MESH, ("x", "y", "z"))
     reader = layouts.default_prefill(PALM_540B, mesh, batch, 2048, 4096)
     decoder = layouts.default_decode(PALM_540B, mesh, batch, 4096)
-    cache = jax.eval_shape(lambda: layouts.cache.empty_cache(PALM_540B, batch, 4096))
+    cache = jax.eval_shape(lambda: empty_cache(PALM_540B, batch, 4096))
     specs = [layouts.cache_specs(PALM_540B, mesh, plan, cache) for plan in (reader, decoder)]
     assert jax.tree.leaves(specs[0]) == jax.tree.leaves(specs[1])
     if batch == 64:

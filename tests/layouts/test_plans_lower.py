@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import Mesh
 
 import layouts
-from bench.target import target
-from layouts.config import PALM_540B, TINY_GROUPED
-from layouts.cost import Load, load
-from layouts.padded_sizes import STEP_TILE, padded_load
+from collective_einsum.ruler.compile.target import target
+from layouts.cost.step_cost import Load, load
+from layouts.models.config import PALM_540B, TINY_GROUPED
+from layouts.partitionings.padded_sizes import STEP_TILE, padded_load
 
 from ..hunts.plans import Asked, draw, lowers
 

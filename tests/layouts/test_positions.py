@@ -15,10 +15,19 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 import layouts
-from collective_einsum import compiling
-from layouts import reference, rows, scores
-from layouts.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
-from layouts.params import init, quantize
+from collective_einsum.chips import compile_context as compiling
+from layouts import reference
+from layouts.layers import attention_scores as scores
+from layouts.models.config import (
+    TINY_GROUPED,
+    TINY_MULTIHEAD,
+    TINY_MULTIQUERY,
+    TINY_PADDED,
+    ModelConfig,
+)
+from layouts.models.params import init, quantize
+from layouts.partitionings import row_order as rows
+from layouts.partitionings.partitioning import place
 
 from .arrangements import BY_POSITION, MESHES
 from .models import prompts
@@ -165,9 +174,9 @@ def test_rows_and_back(layout: Any) -> None:
 def test_keys_are_projected_from_own_rows(mesh_of: Any) -> None:
     """Only the shared ones, which every chip of yz would otherwise make of the same rows."""
     sizes = {"x": 2, "y": 2, "z": 2}
-    shared = layouts.partitioning.place(TINY_MULTIQUERY, BY_POSITION, HEADS, sizes)
+    shared = place(TINY_MULTIQUERY, BY_POSITION, HEADS, sizes)
     assert (shared.own_keys, shared.key_row_axes) == (True, (("x",), ("y", "z")))
-    apart = layouts.partitioning.place(TINY_MULTIHEAD, BY_POSITION, HEADS, sizes)
+    apart = place(TINY_MULTIHEAD, BY_POSITION, HEADS, sizes)
     assert (apart.own_keys, apart.key_row_axes, apart.kv_axes) == (False, (("x",),), ("y", "z"))
 
 

@@ -12,12 +12,13 @@ import pytest
 from jax.sharding import AbstractMesh
 
 import layouts
-from layouts import PALM_540B, HeadSharded, Partitioning, decoder, reference
-from layouts.config import TINY_GROUPED, TINY_MULTIQUERY
-from layouts.defaults import default_reader
-from layouts.params import init
-from layouts.partitioning import placement
-from layouts.program import Program
+from layouts import PALM_540B, HeadSharded, Partitioning, reference
+from layouts.decoding import decoder
+from layouts.decoding.compiled_step import Program
+from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
+from layouts.models.params import init
+from layouts.partitionings.partitioning import placement
+from layouts.planning.defaults import default_reader
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts

@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 
 from layouts import reference
-from layouts.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
-from layouts.padding import pad_heads
-from layouts.params import Params, init, quantize
-from layouts.sampling import Sampling
+from layouts.models.config import (
+    TINY_GROUPED,
+    TINY_MULTIHEAD,
+    TINY_MULTIQUERY,
+    TINY_PADDED,
+    ModelConfig,
+)
+from layouts.models.head_padding import pad_heads
+from layouts.models.params import Params, init, quantize
+from layouts.sampling.sampling import Sampling
 
 from .models import TINY, name, prompts
 

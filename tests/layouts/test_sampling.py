@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from layouts.candidates import likeliest
-from layouts.sampling import Sampling, gumbel, sample, seed_words
+from layouts.sampling.sampling import Sampling, gumbel, sample, seed_words
+from layouts.sampling.top_k_top_p import likeliest
 
 VOCAB = 48
 draw = jax.jit(sample)

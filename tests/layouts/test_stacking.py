@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 import layouts
-from bench import hlo
-from bench.replay import replay
-from bench.shapes import Shape
-from bench.target import target
-from layouts import decoder
-from layouts.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
-from layouts.padding import pad_heads
-from layouts.params import check_params
-from layouts.params import init as draw
-from layouts.stacking import is_unrolled, layer_of, unroll
+from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo.shapes import Shape
+from collective_einsum.ruler.replay.replay import replay
+from layouts.decoding import decoder
+from layouts.models.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
+from layouts.models.head_padding import pad_heads
+from layouts.models.params import check_params
+from layouts.models.params import init as draw
+from layouts.models.stacked_params import is_unrolled, layer_of, unroll
 
 from .models import prompts
 

@@ -12,10 +12,13 @@ import pytest
 
 import collective_einsum as ce
 import layouts
-from bench.layers import mesh_of as tpu_mesh
+from bench.decoder_suite.layers import mesh_of as tpu_mesh
 from collective_einsum import TPU_V4
-from layouts import program, stream_cost
-from layouts.config import (
+from layouts.cost import streamed_cost as stream_cost
+from layouts.cost.step_cost import cost, load
+from layouts.decoding import compiled_step as program
+from layouts.decoding.decoder import extender
+from layouts.models.config import (
     PALM_540B,
     TINY_GEGLU,
     TINY_GROUPED,
@@ -23,9 +26,7 @@ from layouts.config import (
     TINY_MULTIQUERY,
     ModelConfig,
 )
-from layouts.cost import cost, load
-from layouts.decoder import extender
-from layouts.params import init
+from layouts.models.params import init
 
 from .models import name
 

@@ -10,13 +10,15 @@ import jax
 import pytest
 
 import layouts
-from bench import hlo, scalars, work
-from bench.traffic import sent_bytes
-from layouts.config import PALM_540B, ModelConfig
-from layouts.cost import load, transfers
-from layouts.items import Attention, Einsum
-from layouts.planner import ATTENTIONS, FEEDFORWARDS
-from layouts.work import layer_work
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import trip_counts as scalars
+from collective_einsum.ruler.hlo.traffic import sent_bytes
+from layouts.cost.layer_items import Attention, Einsum
+from layouts.cost.layer_work import layer_work
+from layouts.cost.step_cost import load, transfers
+from layouts.models.config import PALM_540B, ModelConfig
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 # The CPU compiler widens bf16 to 32 bits, on the links too.
 WIDER = 2

@@ -1,0 +1,192 @@
+"""`python -m bench layers`: what a layer of a decoder costs, per phase and layout.
+
+A step is compiled and replayed with two numbers of layers; what a layer costs is the difference,
+so that embedding and unembedding are not in it. Unrolled, a program of fewer layers is no part of one
+of more: there a step's embedding and unembedding are left out by their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from bench.decoder_suite.phases import Phase, mfu, split
+from collective_einsum.ruler.compile.program_cache import Cache, Program, program_key
+from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.worker_pool import in_processes
+from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.tables import table
+from collective_einsum.ruler.replay.timeline import Timeline
+
+# Named by hand: an outermost stall is worth reading, a tail of small ones is not.
+OPS_SHOWN = 3
+# Scopes of a step that are not its layers'.
+OUTSIDE = frozenset(("embed", "unembed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """A phase on a target, predicted; seconds are those of one layer.
+
+    Attributes:
+      phase, target: what was compiled, and for what.
+      seconds: of a layer.
+      parts: of those: matmul, attention, exposed communication, the rest.
+      exposed_by_op: of the exposed ones, by the op that is waited for.
+      step_seconds: of the whole step with all its layers, embedding and unembedding.
+      mfu: of the layers alone, without padding.
+      chip_bytes: of memory on a chip, by the compiler: arguments, results and temporaries.
+      compile_seconds: for the whole model.
+      refused: why it cannot be; numbers are 0 then.
+    """
+
+    phase: Phase
+    target: str
+    seconds: float = 0.0
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    exposed_by_op: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    step_seconds: float = 0.0
+    mfu: float = 0.0
+    chip_bytes: int = 0
+    compile_seconds: float = 0.0
+    refused: str = ""
+
+
+def mesh_of(name: str) -> Mesh:
+    """The mesh of a slice: x, y and z are its sides, of which a flat one has two."""
+    slice_ = target(name)
+    sizes = [int(side) for side in name.partition(":")[2].split("x")]
+    return slice_.mesh([*sizes, 1][:3], ("x", "y", "z"))
+
+
+def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]) -> LayerRow:
+    """Compiles and replays a phase, or takes its programs from the cache.
+
+    Raises ModuleNotFoundError if libtpu is not installed.
+    """
+    row = LayerRow(phase, target_name)
+    mesh = mesh_of(target_name)
+    cache = Cache(cache_directory)
+    whole = phase.config.layers
+    rest = 0 if phase.unrolled else whole // 2
+    try:
+        long, program = replayed(phase, mesh, target_name, cache)
+        if phase.unrolled:
+            short = ends_of(long)
+        else:
+            fewer = dataclasses.replace(phase, layers=rest)
+            short, _ = replayed(fewer, mesh, target_name, cache)
+    except ValueError as error:
+        return dataclasses.replace(row, refused=str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # The compiler's account: what it takes, and what there is.
+        reason = str(error).splitlines()[0].partition(": ")[2]
+        return dataclasses.replace(row, refused=f"does not fit: {reason}")
+    between = whole - rest
+    parts, less = split(long), split(short)
+    seconds = (long.total_seconds - short.total_seconds) / between
+    if phase.unrolled:
+        seconds = (sum(parts.values()) - sum(less.values())) / between
+    chip = target(target_name).chip
+    peak = long.peak_flops if chip is None else chip.bf16_flops
+    return dataclasses.replace(
+        row,
+        seconds=seconds,
+        parts={name: (parts[name] - less[name]) / between for name in parts},
+        exposed_by_op=_exposed_by_op(long, short, between),
+        step_seconds=long.total_seconds,
+        mfu=mfu(phase, mesh.size, peak, seconds * whole),
+        chip_bytes=program.chip_bytes,
+        compile_seconds=program.compile_seconds,
+    )
+
+
+def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
+    """The replay of a phase's program, which the cache may have."""
+    lowered = phase.lower(mesh)
+    key = program_key(lowered, name, phase.compiler_options(mesh))
+    program = cache.load(key)
+    if program is None:
+        start = time.perf_counter()
+        binary = lowered.compile()
+        seconds = time.perf_counter() - start
+        program = Program.of(binary, seconds)
+        cache.store(key, key, program)
+    return replay(program.text, mesh), program
+
+
+def ends_of(timeline: Timeline) -> Timeline:
+    """The events of a step's embedding and unembedding."""
+    kept = tuple(e for e in timeline.events if OUTSIDE & set(e.op_name.split("/")))
+    return dataclasses.replace(timeline, events=kept)
+
+
+def _exposed_by_op(long: Timeline, short: Timeline, layers: int) -> dict[str, float]:
+    """Waiting for collectives, by the end of their name in the program; of one layer."""
+    found: dict[str, float] = {}
+    for timeline, sign in ((long, 1), (short, -1)):
+        for event in timeline.events:
+            if event.row == "stall" and event.kind == "collective":
+                name = "/".join(event.op_name.split("/")[-2:]) or event.name
+                found[name] = found.get(name, 0.0) + sign * event.seconds / layers
+    return dict(sorted(((n, s) for n, s in found.items() if s > 1e-8), key=lambda item: -item[1]))
+
+
+def measure_all(
+    phases: Sequence[Phase],
+    target_name: str,
+    cache_directory: str | os.PathLike[str],
+    workers: int = 2,
+) -> Iterator[tuple[int, LayerRow]]:
+    """Measures phases in processes of their own; yields places and rows as they finish."""
+    yield from in_processes(
+        measure, [(phase, target_name, os.fspath(cache_directory)) for phase in phases], workers
+    )
+
+
+def print_rows(rows: Sequence[LayerRow]) -> str:
+    """The rows as a table, and below it what each waits for."""
+    head = (
+        "predicted",
+        "weights",
+        "feedforward",
+        "attention",
+        "schedule",
+        "us a layer",
+        "matmul",
+        "attend",
+        "exposed",
+        "rest",
+        "MFU",
+        "GiB a chip",
+    )
+    us = 1e6
+    cells, notes = [], []
+    for row in rows:
+        phase = row.phase
+        what = (phase.name, phase.weights, phase.feedforward, phase.attention)
+        if row.refused:
+            notes.append(f"{phase}: {row.refused}")
+            continue
+        cells.append(
+            (
+                *what,
+                phase.schedule_name,
+                f"{row.seconds * us:.1f}",
+                *(f"{row.parts[n] * us:.1f}" for n in ("matmul", "attention", "exposed", "rest")),
+                f"{row.mfu:.1%}",
+                f"{row.chip_bytes / 2**30:.2f}",
+            )
+        )
+        waits = list(row.exposed_by_op.items())[:OPS_SHOWN]
+        if waits:
+            ops = ", ".join(f"{name} {seconds * us:.1f} us" for name, seconds in waits)
+            notes.append(f"{phase.name} {phase.weights} {phase.schedule_name} waits for {ops}")
+    return "\n".join([table(head, cells), *notes])

@@ -1,0 +1,210 @@
+"""The decoder's programs that are timed: a model, a phase, its sizes, and how it is partitioned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import layouts
+from collective_einsum.ops.schedule import as_schedule
+from layouts import ModelConfig, Partitioning
+from layouts.decoding.compiled_step import Program
+from layouts.layers.embedding import vocab_axes
+from layouts.models.params import params_shapes
+from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
+from layouts.sampling.sampling import sample
+
+# Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
+VARIANTS = {
+    "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
+    "palm-540b multihead": dataclasses.replace(
+        layouts.PALM_540B, layers=8, kv_heads=48, d_head=128
+    ),
+    "palm-540b 8 layers": dataclasses.replace(layouts.PALM_540B, layers=8),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One step of a decoder.
+
+    Attributes:
+      model: name of a `ModelConfig`, such as "palm-540b", or a key of `VARIANTS`.
+      kind: "decode", a token for each sequence, "prefill", whole prompts, or "sample", a greedy draw
+        from logits.
+      batch: sequences.
+      length: positions of the cache (all read), or of the prompts.
+      weights: "bf16" or "int8".
+      feedforward, attention: keys of `FEEDFORWARDS` and `ATTENTIONS`.
+      schedule: of the collective einsums, "auto" or "blocking".
+      layers: instead of the model's; 0 for those.
+      unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
+    """
+
+    model: str
+    kind: str
+    batch: int
+    length: int
+    weights: str = "bf16"
+    feedforward: str = "WS 2D"
+    attention: str = "batch xyz"
+    schedule: str = "auto"
+    layers: int = 0
+    unrolled: bool = False
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model, with as many layers as asked for."""
+        config = VARIANTS.get(self.model) or layouts.model(self.model)
+        return dataclasses.replace(config, layers=self.layers or config.layers)
+
+    @property
+    def plan(self) -> Partitioning:
+        """The layouts."""
+        return Partitioning(FEEDFORWARDS[self.feedforward], ATTENTIONS[self.attention])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one step takes in."""
+        return self.batch * (self.length if self.kind == "prefill" else 1)
+
+    @property
+    def name(self) -> str:
+        """The phase and its sizes."""
+        return f"{self.kind} {self.batch} x {self.length}"
+
+    def __str__(self) -> str:
+        parts = (self.model, self.name, self.weights, self.feedforward, self.attention)
+        return ", ".join((*parts, self.schedule_name))
+
+    @property
+    def schedule_name(self) -> str:
+        """The schedule, and whether the layers are unrolled."""
+        return f"{self.schedule}, unrolled" if self.unrolled else self.schedule
+
+    def compiler_options(self, mesh: Mesh) -> dict[str, bool | int | str]:
+        """That its program is compiled under."""
+        if self.kind == "sample":
+            return {}
+        params = params_shapes(
+            self.config, jnp.bfloat16, int8=self.weights == "int8", unrolled=self.unrolled
+        )
+        program = Program.of(self.config, mesh, self.plan, self.schedule, params)
+        return program.compiler_options
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The program that `layouts.decode_step` or `layouts.prefill` runs.
+
+        Raises ValueError if the layouts do not fit the mesh or the batch.
+        """
+        if self.kind == "sample":
+            return _lower_sample(self.config, mesh, self.batch)
+        options: dict[str, Any] = {
+            "batch": self.batch,
+            "weights": self.weights,
+            "plan": self.plan,
+            "schedule": self.schedule,
+            "unrolled": self.unrolled,
+        }
+        if self.kind == "decode":
+            return layouts.lower_decode_step(self.config, mesh, context=self.length, **options)
+        return layouts.lower_prefill(self.config, mesh, length=self.length, **options)
+
+
+def _lower_sample(config: ModelConfig, mesh: Mesh, batch: int) -> jax.stages.Lowered:
+    """A greedy draw from logits [batch, vocab], sharded as a step leaves them."""
+    axes = vocab_axes(config, dict(mesh.shape))
+    whole, split = PartitionSpec(), PartitionSpec(None, axes or None)
+
+    def draw(logits: jax.Array, seeds: jax.Array) -> jax.Array:
+        return sample(logits, layouts.Sampling(), seeds=seeds, positions=seeds, axes=axes)
+
+    mapped = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(split, whole), out_specs=whole))
+    return mapped.lower(
+        jax.ShapeDtypeStruct((batch, config.vocab), "float32", sharding=NamedSharding(mesh, split)),
+        jax.ShapeDtypeStruct((batch,), "int32", sharding=NamedSharding(mesh, whole)),
+    )
+
+
+def published(model: str) -> tuple[Phase, ...]:
+    """The configurations of "Efficiently Scaling Transformer Inference", tables 2 and 3, for a model:
+    low latency and high throughput, decode and prefill."""
+    decode, prefill = (model, "decode"), (model, "prefill")
+    return (
+        Phase(*decode, 64, 2048, "int8", "WS 2D batch"),
+        Phase(*decode, 64, 2048, "bf16", "WS 2D batch"),
+        Phase(*decode, 512, 2048, "bf16", "WS 2D batch"),
+        Phase(*prefill, 1, 2048, "int8", "WS 2D position", "heads"),
+        Phase(*prefill, 512, 2048, "bf16", "WG XYZ"),
+    )
+
+
+def chosen(
+    model: str,
+    kind: str | None,
+    batch: int,
+    length: int,
+    weights: str,
+    feedforwards: Sequence[str],
+    attentions: Sequence[str],
+    schedules: Sequence[str],
+    *,
+    unrolled: bool = False,
+) -> list[Phase]:
+    """One phase with its sizes under each pair of layouts, or without a kind those of `published`,
+    all under each schedule, and `unrolled` or not.
+
+    Raises ValueError for a layout, a schedule or a model that there is not.
+    """
+    layouts.model(model)
+    for schedule in schedules:
+        as_schedule(schedule)
+    for word, names, known in (
+        ("feedforward", feedforwards, FEEDFORWARDS),
+        ("attention", attentions, ATTENTIONS),
+    ):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"there is no {word} layout {name!r}; choose among {tuple(known)}")
+    phases = [
+        Phase(model, kind, batch, length, weights, feedforward, attention)
+        for feedforward in feedforwards
+        for attention in attentions
+        if kind
+    ]
+    return [
+        dataclasses.replace(phase, schedule=schedule, unrolled=unrolled)
+        for phase in phases or published(model)
+        for schedule in schedules
+    ]
+
+
+def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
+    """Flops of the model's parameters, without padding and embedding, over the peak of all chips.
+
+    Args:
+      phase: whose tokens count.
+      chips: how many.
+      peak_flops: bf16 flop/s of one.
+      seconds: of all layers.
+    """
+    flops = 2 * phase.config.layer_parameters * phase.tokens
+    return flops / (chips * peak_flops * seconds)
+
+
+def split(timeline: Any) -> Mapping[str, float]:
+    """Seconds of a timeline by what they are spent on; attention is all of its named scope."""
+    found = {"matmul": 0.0, "attention": 0.0, "exposed": 0.0, "rest": 0.0}
+    for event in timeline.events:
+        if event.row == "stall":
+            found["exposed" if event.kind == "collective" else "rest"] += event.seconds
+        elif event.row == "compute":
+            scored = "attend" in event.op_name.split("/")
+            dot = "matmul" if event.kind == "dot" else "rest"
+            found["attention" if scored else dot] += event.seconds
+    return found

@@ -1,0 +1,173 @@
+"""`python -m bench layers` where programs can run: a small decoder, checked and timed for real."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import layouts
+from bench.decoder_suite.phases import ATTENTIONS, FEEDFORWARDS
+from collective_einsum.ruler.compile.target import Target
+from collective_einsum.ruler.replay.tables import table
+from layouts import ModelConfig, Partitioning, reference
+from layouts.mesh.axis_collectives import AXES
+from layouts.models.config import TINY_MULTIQUERY
+from layouts.partitionings.partitioning import misfit
+
+STEPS = 3
+# Of the largest logit, in float32: sums are taken in another order than the reference's.
+TOLERANCE = 1e-4
+REPEATS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRow:
+    """One pair of layouts, run here.
+
+    Attributes:
+      feedforward, attention: by name.
+      error: of logits after a prefill and some decode steps, over the largest logit.
+      prefill_seconds, decode_seconds: measured, the fastest of a few; of the whole small model.
+    """
+
+    feedforward: str
+    attention: str
+    error: float
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is small enough."""
+        return self.error <= TOLERANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A small decoder for a mesh, whose sizes divide over it under any layout.
+
+    Attributes:
+      config: the model.
+      sizes: of the mesh axes.
+      batch: sequences.
+      prompt: tokens of each.
+    """
+
+    config: ModelConfig
+    sizes: Mapping[str, int]
+    batch: int
+    prompt: int
+
+    @classmethod
+    def on(cls, chips: int) -> Case:
+        """The case for so many devices, or as many of them as are a power of two."""
+        sizes, place = dict.fromkeys(AXES, 1), 0
+        while chips % 2 == 0:
+            sizes[AXES[place % 3]] *= 2
+            chips, place = chips // 2, place + 1
+        least = max(8, 2**place)
+        config = dataclasses.replace(
+            TINY_MULTIQUERY,
+            d_model=4 * least,
+            d_ff=8 * least,
+            heads=least,
+            d_head=max(TINY_MULTIQUERY.d_head, sizes["x"]),
+            vocab=8 * least,
+        )
+        return cls(config, sizes, least, least)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names of layouts: every feedforward, and with the first of them every attention."""
+        # On one device they are all the same.
+        names = list(FEEDFORWARDS)[: None if max(self.sizes.values()) > 1 else 1]
+        first = [(names[0], attention) for attention in ATTENTIONS if len(names) > 1]
+        fitting = [next(filter(self._fits, ((name, a) for a in ATTENTIONS))) for name in names]
+        return list(dict.fromkeys([*first, *fitting]))
+
+    def plans(self, pair: tuple[str, str]) -> tuple[Partitioning, Partitioning]:
+        """To prefill and to decode in: a step of one token has no positions to cut."""
+        prefill = Partitioning(FEEDFORWARDS[pair[0]], ATTENTIONS[pair[1]])
+        if not prefill.feedforward.position_axes:
+            return prefill, prefill
+        return prefill, dataclasses.replace(prefill, feedforward=layouts.WeightStationary2D())
+
+    def _fits(self, pair: tuple[str, str]) -> bool:
+        return not any(misfit(self.config, self.sizes, plan) for plan in self.plans(pair))
+
+
+def run(target: Target) -> Iterator[RunRow]:
+    """Prefill and some decode steps of a `Case` under its pairs of layouts, against the reference;
+    yields each pair as it is done."""
+    case = Case.on(len(target.devices))
+    config, mesh = case.config, target.mesh(tuple(case.sizes.values()), AXES)
+    params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
+    tokens = np.random.default_rng(0).integers(
+        0, config.vocab, (case.batch, case.prompt + STEPS), dtype=np.int32
+    )
+    want = _expected(case, params, tokens)
+    for pair in case.pairs():
+        found, prefilling, decoding = _steps(case, mesh, params, tokens, pair)
+        error = float(np.abs(found - want).max() / np.abs(want).max())
+        yield RunRow(*pair, error, prefilling, decoding)
+
+
+def _expected(case: Case, params: Any, tokens: np.ndarray) -> np.ndarray:
+    """The reference's last logits, of one device."""
+    local, config = jax.device_get(params), case.config
+    lengths = jnp.full((case.batch,), case.prompt, jnp.int32)
+    prompt = jnp.asarray(tokens[:, : case.prompt])
+    logits, cache = reference.prefill(local, config, prompt, lengths, tokens.shape[1])
+    for token in tokens[:, case.prompt :].T:
+        logits, cache = reference.decode_step(local, config, jnp.asarray(token), cache)
+    return np.asarray(logits)
+
+
+def _steps(
+    case: Case, mesh: Any, params: Any, tokens: np.ndarray, pair: tuple[str, str]
+) -> tuple[np.ndarray, float, float]:
+    """The last logits, and the fastest prefill and decode step."""
+    config, (reader, plan) = case.config, case.plans(pair)
+    prefills, decodes = [], []
+    logits: Any = None
+    for _ in range(REPEATS):
+        cache = layouts.init_cache(
+            config, mesh, case.batch, tokens.shape[1], plan=reader, dtype=jnp.float32
+        )
+        start = time.perf_counter()
+        logits, cache = layouts.prefill(
+            config, mesh, params, cache, tokens[:, : case.prompt], plan=reader
+        )
+        jax.block_until_ready(logits)
+        prefills.append(time.perf_counter() - start)
+        cache = layouts.move_cache(config, mesh, cache, plan)
+        for token in tokens[:, case.prompt :].T:
+            start = time.perf_counter()
+            logits, cache = layouts.decode_step(config, mesh, params, cache, token, plan=plan)
+            jax.block_until_ready(logits)
+            decodes.append(time.perf_counter() - start)
+    return np.asarray(logits), min(prefills), min(decodes)
+
+
+def print_rows(rows: list[RunRow], target: Target) -> str:
+    """The rows as a table."""
+    head = ("measured", "attention", "error", "prefill ms", "decode ms", "")
+    cells = [
+        (
+            row.feedforward,
+            row.attention,
+            f"{row.error:.1e}",
+            f"{row.prefill_seconds * 1e3:.2f}",
+            f"{row.decode_seconds * 1e3:.2f}",
+            "" if row.passed else "WRONG",
+        )
+        for row in rows
+    ]
+    kind, sizes = target.devices[0].device_kind, Case.on(len(target.devices)).sizes
+    sides = "x".join(str(size) for size in sizes.values())
+    return f"a mesh {sides} of {kind}, a small model, in float32\n" + table(head, cells)

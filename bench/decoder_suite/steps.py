@@ -1,0 +1,80 @@
+"""A step of a decoder from one program: what its layers take, and what the whole does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from bench import SOURCES
+from bench.decoder_suite.layers import ends_of, mesh_of, replayed
+from bench.decoder_suite.phases import Phase, split
+from collective_einsum.ruler.compile.program_cache import Cache, source_name
+from collective_einsum.ruler.compile.worker_pool import in_processes
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRow:
+    """A phase on a slice, predicted by a replay.
+
+    Attributes:
+      phase, target: what was compiled, and for what.
+      layers_seconds: of the step, less what its embedding and unembedding take.
+      parts: of those: matmul, attention, exposed communication, the rest.
+      step_seconds: of the whole step.
+      chip_bytes: of memory on a chip, by the compiler.
+      compile_seconds: measured.
+      refused: why it cannot be compiled, or does not fit; numbers are 0 then.
+    """
+
+    phase: Phase
+    target: str
+    layers_seconds: float = 0.0
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    step_seconds: float = 0.0
+    chip_bytes: int = 0
+    compile_seconds: float = 0.0
+    refused: str = ""
+
+
+Task = tuple[Phase, str]
+
+
+def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]) -> StepRow:
+    """Compiles and replays a step, or takes its row from the cache.
+
+    Raises ModuleNotFoundError if libtpu is not installed.
+    """
+    cache = Cache(cache_directory)
+    name = source_name(SOURCES, target_name, phase, "step")
+    kept = cache.load_row(name)
+    if kept is not None:
+        return StepRow(**{**kept, "phase": phase})
+    row = StepRow(phase, target_name)
+    try:
+        timeline, program = replayed(phase, mesh_of(target_name), target_name, cache)
+    except Exception as error:
+        # The compiler says by an error of the runtime that a program does not fit.
+        if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        row = dataclasses.replace(row, refused=str(error).splitlines()[0])
+    else:
+        whole, ends = split(timeline), split(ends_of(timeline))
+        parts = {name: whole[name] - ends[name] for name in whole}
+        row = dataclasses.replace(
+            row,
+            layers_seconds=sum(parts.values()),
+            parts=parts,
+            step_seconds=timeline.total_seconds,
+            chip_bytes=program.chip_bytes,
+            compile_seconds=program.compile_seconds,
+        )
+    cache.store_row(name, {**dataclasses.asdict(row), "phase": None})
+    return row
+
+
+def step_all(
+    tasks: Sequence[Task], cache_directory: str | os.PathLike[str], workers: int = 2
+) -> Iterator[tuple[int, StepRow]]:
+    """Steps in processes of their own; yields places and rows as they finish."""
+    yield from in_processes(step, [(*task, os.fspath(cache_directory)) for task in tasks], workers)

@@ -1,0 +1,298 @@
+"""The einsums that are timed: those of PaLM 540B's feedforward, as one chip of a slice meets them.
+
+Shapes, and the ways to lay them out, are from "Efficiently Scaling Transformer Inference" (Pope et
+al., arXiv 2211.05102): weight-stationary 2D (section 3.2.2) and weight-gathered (section 3.2.3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from collective_einsum.cost import candidates
+from collective_einsum.ruler.compile.target import Target
+
+D_MODEL, D_FF = 18432, 73728
+# Weights of several layers are scanned over, as in a model, so that none is on the chip beforehand.
+LAYERS = 4
+ROWS = (1, 8, 64, 256, 512, 2048, 8192)
+GATHERED_ROWS = 2048
+WEIGHTS = ("bf16", "int8")
+CHUNKS = (1, 2, 4, 8)
+# What is compiled by `jax.jit`, and its schedule; all else is by `ce.jit`.
+IN_JIT = {"blocking": "blocking", "auto in jit": "auto", "ours in jit": "ours"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """An einsum with one collective, for any number of rows.
+
+    `gather` and `scatter` are a label and mesh axes, one of them None. `lhs` and `rhs` say which
+    axes shard which label of an operand, as it is before the gather; `m` of lhs is never sharded.
+    """
+
+    name: str
+    spec: str
+    lhs: Mapping[str, str]
+    rhs: Mapping[str, str]
+    gather: tuple[str, str] | None = None
+    scatter: tuple[str, str] | None = None
+
+
+_WEIGHT_STATIONARY = (
+    Form(
+        "gather yz, W_in",
+        "me,ef->mf",
+        {"e": "xyz"},
+        {"e": "x", "f": "yz"},
+        gather=("e", "yz"),
+    ),
+    Form(
+        "W_in, scatter x",
+        "me,ef->mf",
+        {"e": "x"},
+        {"e": "x", "f": "yz"},
+        scatter=("f", "x"),
+    ),
+    Form(
+        "gather x, W_out",
+        "mf,fe->me",
+        {"f": "yzx"},
+        {"f": "yz", "e": "x"},
+        gather=("f", "x"),
+    ),
+    Form(
+        "W_out, scatter yz",
+        "mf,fe->me",
+        {"f": "yz"},
+        {"f": "yz", "e": "x"},
+        scatter=("e", "yz"),
+    ),
+)
+_WEIGHT_GATHERED = tuple(
+    Form(f"weights gathered {axes}", "me,ef->mf", {}, {"f": others + axes}, gather=("f", axes))
+    for axes, others in (("x", "yz"), ("xy", "z"), ("xyz", ""))
+)
+FORMS = {form.name: form for form in (*_WEIGHT_STATIONARY, *_WEIGHT_GATHERED)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One einsum of `FORMS`, with rows on each chip and the dtype of its weights."""
+
+    form: str
+    rows: int
+    weights: str = "bf16"
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return self.form
+
+    @property
+    def layers(self) -> int:
+        """How often the timed program does it."""
+        return LAYERS
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether weights are gathered, and the activations stay."""
+        return "m" not in _moving(FORMS[self.form])
+
+    def variants(self) -> tuple[str | ce.Schedule, ...]:
+        """Auto, and every schedule and number of chunks to be tried; some may not serve."""
+        # Chunks are rows of the operand or result that moves, or of the weights that do.
+        label = "e" if self.moves_weights else "m"
+        return (
+            "blocking",
+            "auto",
+            "auto in jit",
+            "unidirectional",
+            "bidirectional",
+            "latency",
+            *(
+                ce.Schedule("chunked", chunks=chunks, label=label if chunks > 1 else None)
+                for chunks in CHUNKS
+            ),
+            *self._direct(),
+        )
+
+    def _direct(self) -> Iterator[ce.Schedule]:
+        """What goes directly, in chunks: of a gather, all that "auto" weighs."""
+        gather = FORMS[self.form].gather
+        yield ce.Schedule("chunked", "direct")
+        # Weights are gathered in pieces of their shards.
+        label = "f" if self.moves_weights else "m"
+        for chunks in (*CHUNKS[1:], *(candidates.GATHERED if gather is not None else ())):
+            yield ce.Schedule("chunked", "direct", chunks, label)
+
+    def lower(self, mesh: Mesh, schedule: str | ce.Schedule) -> jax.stages.Lowered:
+        """The program: `LAYERS` times the einsum, each with weights of its own.
+
+        Raises ValueError if the schedule cannot serve the einsum.
+        """
+        form, jit = FORMS[self.form], jit_of(schedule, mesh)
+        schedule = schedule_of(schedule)
+
+        def einsum(x: jax.Array, w: Any) -> jax.Array:
+            if form.gather is not None:
+                label, axes = form.gather
+                return ce.all_gather_einsum(
+                    form.spec,
+                    x,
+                    w,
+                    axis_name=_axes(axes, mesh),
+                    gather=label,
+                    schedule=schedule,
+                )
+            label, axes = form.scatter or ("", "")
+            return ce.einsum_reduce_scatter(
+                form.spec, x, w, axis_name=_axes(axes, mesh), scatter=label, schedule=schedule
+            )
+
+        def program(x: jax.Array, weights: Any) -> jax.Array:
+            like = jax.eval_shape(einsum, x, jax.tree.map(lambda w: w[0], weights))
+
+            def layer(carry: tuple[jax.Array, jax.Array], w: Any) -> tuple[Any, None]:
+                # Behind the barrier x is new in each layer, and no layer's result is left out.
+                x, _ = lax.optimization_barrier(carry)
+                return (x, einsum(x, w)), None
+
+            return lax.scan(layer, (x, jnp.zeros(like.shape, like.dtype)), weights)[0][1]
+
+        x, w = self._operands(mesh)
+        mapped = jax.shard_map(
+            program,
+            mesh=mesh,
+            in_specs=jax.tree.map(lambda array: array.sharding.spec, (x, w)),
+            # Results are left where they are: only what one device does is timed.
+            out_specs=P(mesh.axis_names),
+            check_vma=False,
+        )
+        # The result may lie as it comes: after the last layer alone it would be copied.
+        return jit(mapped, out_shardings=Format(Layout.AUTO)).lower(x, w)
+
+    def choice(self, mesh: Mesh, chip: ce.Chip) -> ce.Choice:
+        """What the cost model says of every schedule, on one device."""
+        form = FORMS[self.form]
+
+        def local(array: Any, lead: int) -> jax.ShapeDtypeStruct:
+            shape = array.sharding.shard_shape(array.shape)[lead:]
+            return jax.ShapeDtypeStruct(shape, array.dtype)
+
+        x, w = self._operands(mesh)
+        label, axes = form.gather or form.scatter or ("", "")
+        return ce.choose_schedule(
+            form.spec,
+            local(x, 0),
+            jax.tree.map(lambda array: local(array, 1), w),
+            axis_name=_axes(axes, mesh),
+            gather=label if form.gather else None,
+            scatter=label if form.scatter else None,
+            axis_size=mesh.shape,
+            chip=chip,
+        )
+
+    def _operands(self, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, Any]:
+        """lhs, and the rhs of all layers."""
+        form = FORMS[self.form]
+        sizes = {"m": self.rows, "e": D_MODEL, "f": D_FF}
+        lhs, rhs = form.spec.partition("->")[0].split(",")
+        x = _array([sizes[c] for c in lhs], jnp.bfloat16, _spec(lhs, form.lhs, mesh), mesh)
+        spec = _spec(rhs, form.rhs, mesh)
+        shape = [LAYERS, *(sizes[c] for c in rhs)]
+        if self.weights == "bf16":
+            return x, _array(shape, jnp.bfloat16, P(None, *spec), mesh)
+        values = _array(shape, jnp.int8, P(None, *spec), mesh)
+        scale = _array([LAYERS, 1, shape[2]], jnp.float32, P(None, None, spec[1]), mesh)
+        return x, ce.Quantized(values, scale)
+
+    def options(self, variant: str | ce.Schedule, mesh: Mesh) -> Mapping[str, Any]:
+        """The compiler's options: its defaults, or those of `ce.jit`."""
+        return {} if variant in IN_JIT else ce.compiler_options(chip_of(mesh))
+
+
+def schedule_of(variant: str | ce.Schedule) -> str | ce.Schedule:
+    """The schedule of a variant."""
+    return IN_JIT.get(variant, variant) if isinstance(variant, str) else variant
+
+
+def jit_of(variant: str | ce.Schedule, mesh: Mesh) -> Callable[..., Any]:
+    """What compiles a variant: `jax.jit` or `ce.jit`."""
+    return jax.jit if variant in IN_JIT else functools.partial(ce.jit, chip=chip_of(mesh))
+
+
+def chip_of(mesh: Mesh) -> ce.Chip:
+    """The chip that a mesh is made of."""
+    return ce.chip_for(mesh.devices.flat[0].device_kind)
+
+
+def mesh_of(target: Target) -> Mesh:
+    """The mesh that all cases lie on: x, y and z, or x and y on a flat torus."""
+    sizes = tuple(int(size) for size in target.name.partition(":")[2].split("x"))
+    return target.mesh(sizes, tuple("xyz"[: len(sizes)]))
+
+
+def cases(
+    rows: tuple[int, ...] = ROWS, weights: tuple[str, ...] = WEIGHTS, dims: int = 3
+) -> Iterator[Case]:
+    """All cases, in the order of their tables; weights are gathered at `GATHERED_ROWS` only."""
+    for dtype in weights:
+        for form in _WEIGHT_STATIONARY:
+            yield from (Case(form.name, count, dtype) for count in rows)
+        if GATHERED_ROWS in rows:
+            for form in _WEIGHT_GATHERED:
+                if form.gather is not None and len(form.gather[1]) <= dims:
+                    yield Case(form.name, GATHERED_ROWS, dtype)
+
+
+def parse_schedule(text: str) -> str | ce.Schedule:
+    """A schedule's name, or `chunked:CHUNKS[:LABEL[:DIRECTION]]`.
+
+    Raises ValueError if it is neither.
+    """
+    kind, *rest = text.split(":")
+    if kind != "chunked" or not rest:
+        return text
+    chunks, label, direction, *more = [*rest, "", ""][: max(3, len(rest))]
+    shares = chunks.split("+")
+    if not all(share.isdecimal() for share in shares) or more:
+        raise ValueError(
+            f"schedule {text!r} is not chunked:CHUNKS[:LABEL[:DIRECTION]], such as chunked:4:m or, "
+            "of which the second is three times as large, chunked:1+3:m:direct"
+        )
+    given: Any = direction or "latency"
+    parts = tuple(map(int, shares)) if len(shares) > 1 else int(chunks)
+    return ce.Schedule("chunked", given, parts, label or None)
+
+
+def _moving(form: Form) -> str:
+    """Labels of the operand that is gathered, or of the result that is scattered."""
+    lhs, rhs = form.spec.partition("->")[0].split(",")
+    if form.gather is None:
+        return form.spec.partition("->")[2]
+    label, axes = form.gather
+    return rhs if set(axes) <= set(form.rhs.get(label, "")) else lhs
+
+
+def _axes(names: str, mesh: Mesh) -> tuple[str, ...]:
+    """The axes of a mesh that are named; a flat torus has no z."""
+    return tuple(name for name in names if name in mesh.axis_names)
+
+
+def _spec(labels: str, sharded: Mapping[str, str], mesh: Mesh) -> P:
+    return P(*(_axes(sharded.get(label, ""), mesh) or None for label in labels))
+
+
+def _array(shape: list[int], dtype: Any, spec: P, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(mesh, spec))

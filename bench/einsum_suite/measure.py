@@ -1,0 +1,185 @@
+"""Compile a case under a schedule, replay it, and keep the result in a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bench import SOURCES
+from bench.einsum_suite.cases import IN_JIT, Case, mesh_of, schedule_of
+from bench.einsum_suite.feedforward_forms import FeedForward
+from collective_einsum import Schedule
+from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.ruler.compile.program_cache import Cache, Program, program_key, source_name
+from collective_einsum.ruler.compile.target import Target, target
+from collective_einsum.ruler.compile.worker_pool import in_processes
+from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.timeline import Timeline
+
+AnyCase = Case | FeedForward
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One case under one schedule, predicted; seconds and bytes are those of one layer.
+
+    Attributes:
+      case, rows, weights, target: what was compiled, and for what.
+      schedule: as asked for.
+      program: hash of the program; schedules that come to the same have the same.
+      total_seconds, dot_seconds, compute_seconds: as `Timeline`; other compute than dots counts in
+        the last.
+      communication_seconds: in which something is under way between chips.
+      exposed_seconds: in which the chip waits for that.
+      link_bytes: by axis and direction.
+      mfu: flops over the bf16 peak.
+      modelled_seconds: what the cost model behind auto makes of `total_seconds`; 0 if it has no
+        such schedule.
+      compile_seconds: when it was compiled, perhaps beside other work.
+      temporary_bytes: of HBM on a chip, beyond arguments and results.
+      refused: why the schedule cannot serve; numbers are 0 then.
+    """
+
+    case: str
+    rows: int
+    weights: str
+    target: str
+    schedule: str
+    program: str = ""
+    total_seconds: float = 0.0
+    dot_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    communication_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    link_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mfu: float = 0.0
+    modelled_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    temporary_bytes: int = 0
+    refused: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.case}, {self.rows} {self.weights}, {self.schedule}"
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of the time of communication in which the chip does not wait for it."""
+        if not self.communication_seconds:
+            return 1.0
+        return 1 - self.exposed_seconds / self.communication_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A case under a schedule or in a form, for a target by name."""
+
+    case: AnyCase
+    schedule: str | Schedule
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.case.name}, {self.case.rows} {self.case.weights}, {self.schedule}"
+
+
+def measure(task: Task, cache_directory: str | os.PathLike[str]) -> Row:
+    """Compiles and replays one task, or takes its program from the cache.
+
+    Raises ModuleNotFoundError if libtpu is not installed.
+    """
+    case = task.case
+    row = Row(case.name, case.rows, case.weights, task.target, str(task.schedule))
+    try:
+        key, program = compiled(task, Cache(cache_directory))
+    except ValueError as error:
+        return dataclasses.replace(row, refused=str(error))
+    slice_ = _target(task.target)
+    timeline = replay(program.text, mesh_of(slice_))
+    layers = case.layers
+    return dataclasses.replace(
+        row,
+        program=key,
+        total_seconds=timeline.total_seconds / layers,
+        dot_seconds=timeline.dot_seconds / layers,
+        compute_seconds=timeline.compute_seconds / layers,
+        communication_seconds=timeline.communication_seconds / layers,
+        exposed_seconds=timeline.exposed_seconds / layers,
+        link_bytes={link: moved / layers for link, moved in timeline.link_bytes.items()},
+        mfu=timeline.mfu,
+        modelled_seconds=_modelled_seconds(task, slice_),
+        compile_seconds=program.compile_seconds,
+        temporary_bytes=program.temporary_bytes,
+    )
+
+
+def compiled(task: Task, cache: Cache) -> tuple[str, Program]:
+    """The program of a task and its key.
+
+    Raises ValueError if the schedule cannot serve the case.
+    """
+    name = source_name(SOURCES, task.target, task.case, task.schedule)
+    found = cache.recall(name)
+    if found is not None:
+        return found
+    lowered, options = _lower(task)
+    key = program_key(lowered, task.target, options)
+    program = cache.load(key) or _compile(task, lowered, options)
+    cache.store(key, name, program)
+    return key, program
+
+
+def compile_task(task: Task) -> Program:
+    """Compiles a task, without a cache.
+
+    Raises ValueError if the schedule cannot serve the case.
+    """
+    return _compile(task, *_lower(task))
+
+
+def _lower(task: Task) -> tuple[jax.stages.Lowered, Mapping[str, str]]:
+    case: Any = task.case
+    mesh = mesh_of(_target(task.target))
+    return case.lower(mesh, task.schedule), case.options(task.schedule, mesh)
+
+
+def _compile(task: Task, lowered: jax.stages.Lowered, options: Mapping[str, str]) -> Program:
+    start = time.perf_counter()
+    binary = _target(task.target).compile(lowered, compiler_options=options)
+    return Program.of(binary, time.perf_counter() - start)
+
+
+def timeline(task: Task, cache_directory: str | os.PathLike[str]) -> Timeline:
+    """The replay of a task, all its layers."""
+    _, program = compiled(task, Cache(cache_directory))
+    return replay(program.text, mesh_of(_target(task.target)))
+
+
+def measure_all(
+    tasks: Sequence[Task], cache_directory: str | os.PathLike[str], workers: int = 2
+) -> Iterator[tuple[int, Row]]:
+    """Measures tasks in processes of their own, each with its own compiler.
+
+    Yields the place of a task and its row, in the order in which they finish.
+    """
+    yield from in_processes(
+        measure, [(task, os.fspath(cache_directory)) for task in tasks], workers
+    )
+
+
+def _modelled_seconds(task: Task, slice_: Target) -> float:
+    if isinstance(task.case, FeedForward) or slice_.chip is None:
+        return 0.0
+    chip = slice_.chip if task.schedule in IN_JIT else slice_.chip.under_options()
+    choice = task.case.choice(mesh_of(slice_), chip)
+    wanted = as_schedule(schedule_of(task.schedule)) or choice.schedule
+    return next((row.seconds for row in choice.rows if row.schedule == wanted), 0.0)
+
+
+@functools.cache
+def _target(name: str) -> Target:
+    return target(name)

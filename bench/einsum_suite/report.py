@@ -1,0 +1,248 @@
+"""Tables of what was measured: each row's distance to its limit, and the figures over all rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.einsum_suite.measure import Row
+from collective_einsum.ruler.compile.program_cache import versions
+from collective_einsum.ruler.replay.tables import table
+
+# The rows that `speedup` and `hidden` are taken over: where communication, done after the compute,
+# takes 30% to 100% of it, hiding it is both worth while and possible.
+WORTHWHILE = (0.3, 1.0)
+WORTHWHILE_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One case on one target: the plain collectives, what auto chose, and the best there is.
+
+    `best` is the fastest of all that were tried; `baseline` the fastest that is not ours; `in_jit`
+    what auto comes to without the options of `ce.jit`, if that was tried.
+    """
+
+    blocking: Row
+    auto: Row
+    best: Row
+    baseline: Row
+    chosen: str
+    in_jit: Row | None = None
+
+    @property
+    def limit_seconds(self) -> float:
+        """Compute or communication, the longer, each as in blocking."""
+        return max(self.blocking.compute_seconds, self.blocking.communication_seconds)
+
+    @property
+    def distance(self) -> float:
+        """How far auto is above its limit, as a fraction of it."""
+        return self.auto.total_seconds / self.limit_seconds - 1
+
+    @property
+    def speedup(self) -> float:
+        """Blocking over auto."""
+        return self.blocking.total_seconds / self.auto.total_seconds
+
+    @property
+    def regret(self) -> float:
+        """How far auto is above the best, as a fraction of it."""
+        return self.auto.total_seconds / self.best.total_seconds - 1
+
+    @property
+    def against_baseline(self) -> float:
+        """Auto over the fastest that is not ours."""
+        return self.auto.total_seconds / self.baseline.total_seconds
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of blocking's communication that auto does not wait for."""
+        communication = self.blocking.communication_seconds
+        return 1 - self.auto.exposed_seconds / communication if communication else 1.0
+
+    @property
+    def is_worthwhile(self) -> bool:
+        """Whether it counts for the mean speedup and for what is hidden."""
+        low, high = WORTHWHILE
+        share = self.blocking.communication_seconds / self.blocking.compute_seconds
+        return self.blocking.rows >= WORTHWHILE_ROWS and low <= share <= high
+
+
+def comparisons(rows: Iterable[Row]) -> list[Comparison]:
+    """One for each case that has both a blocking row and one of ours, in the order of the rows."""
+    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if not row.refused:
+            cases.setdefault((row.target, row.weights, row.case, row.rows), {})[row.schedule] = row
+    found = []
+    for tried in cases.values():
+        blocking, auto = tried.get("blocking"), tried.get("auto", tried.get("ours"))
+        if blocking is None or auto is None:
+            continue
+        same = [r.schedule for r in tried.values() if r.program == auto.program and r is not auto]
+        others = [row for name, row in tried.items() if name.startswith("compiler")]
+        # The whole feedforward has one form of ours; its rivals are baselines, not choices.
+        choices = [row for row in tried.values() if row not in others]
+        found.append(
+            Comparison(
+                blocking,
+                auto,
+                # Auto comes to one of the others, which names it better.
+                min(choices, key=lambda row: (row.total_seconds, "auto" in row.schedule)),
+                min((blocking, *others), key=lambda row: row.total_seconds),
+                same[0] if same else auto.schedule,
+                tried.get(f"{auto.schedule} in jit"),
+            )
+        )
+    return found
+
+
+def print_comparisons(found: Sequence[Comparison]) -> str:
+    """A line for each case; microseconds a layer."""
+    rows = [
+        (
+            f"{c.auto.case}, {c.auto.weights}",
+            str(c.auto.rows),
+            _us(c.blocking.compute_seconds),
+            _us(c.blocking.communication_seconds),
+            _us(c.blocking.total_seconds),
+            _us(c.in_jit.total_seconds) if c.in_jit else "",
+            _us(c.auto.total_seconds),
+            c.chosen,
+            _us(c.auto.exposed_seconds),
+            _percent(c.hidden_fraction),
+            f"{c.speedup:.3f}",
+            _us(c.limit_seconds),
+            f"{c.distance:+.1%}",
+            _us(c.best.total_seconds),
+            c.best.schedule,
+            f"{c.regret:.1%}",
+        )
+        for c in found
+    ]
+    head = (
+        *("us a layer, predicted", "rows", "compute", "comm", "blocking", "in jit", "auto"),
+        *("chose", "exposed", "hidden", "speedup", "limit", "above it", "best", "which", "regret"),
+    )
+    return table(head, rows)
+
+
+def print_short(found: Sequence[Comparison]) -> str:
+    """As `print_comparisons`, for one schedule of ours beside blocking."""
+    rows = [
+        (
+            c.auto.case,
+            str(c.auto.rows),
+            _us(c.blocking.total_seconds),
+            _us(c.blocking.exposed_seconds),
+            _us(c.auto.total_seconds),
+            _us(c.auto.exposed_seconds),
+            _percent(c.hidden_fraction),
+            f"{c.speedup:.3f}",
+            _us(c.limit_seconds),
+            f"{c.distance:+.1%}",
+        )
+        for c in found
+    ]
+    head = (
+        *("us a layer, predicted", "rows", "blocking", "exposed", "auto", "exposed"),
+        *("hidden", "speedup", "limit", "above it"),
+    )
+    return table(head, rows)
+
+
+def print_summary(rows: Sequence[Row]) -> str:
+    """The figures over all rows of one target."""
+    found = comparisons(rows)
+    einsums = [c for c in found if c.auto.schedule == "auto"]
+    layers = [c for c in found if c.auto.schedule == "ours"]
+    lines = []
+    if einsums:
+        worst = max(einsums, key=lambda c: c.against_baseline)
+        regret = max(einsums, key=lambda c: c.regret)
+        far = max(einsums, key=lambda c: c.distance)
+        lines += [
+            f"slowest against blocking: {worst.against_baseline:.3f} of it ({_name(worst)})",
+            f"worst regret: {regret.regret:.1%} ({_name(regret)}, best {regret.best.schedule})",
+            f"furthest from its limit: {far.distance:+.1%} ({_name(far)})",
+        ]
+    plain = [
+        (c.in_jit.total_seconds / c.blocking.total_seconds, _name(c)) for c in einsums if c.in_jit
+    ]
+    if plain:
+        lines.insert(1, "slowest in a plain jit: {:.3f} of it ({})".format(*max(plain)))
+    worthwhile = [c for c in einsums if c.is_worthwhile]
+    if worthwhile:
+        low, high = WORTHWHILE
+        mean = math.exp(sum(math.log(c.speedup) for c in worthwhile) / len(worthwhile))
+        limit = math.exp(
+            sum(math.log(c.blocking.total_seconds / c.limit_seconds) for c in worthwhile)
+            / len(worthwhile)
+        )
+        exposed = sum(c.auto.exposed_seconds for c in worthwhile)
+        communication = sum(c.blocking.communication_seconds for c in worthwhile)
+        lines.append(
+            f"where communication is {low:.0%} to {high:.0%} of compute and rows are "
+            f"{WORTHWHILE_ROWS} or more ({len(worthwhile)} rows): speedup {mean:.3f} in the "
+            f"geometric mean (limit {limit:.3f}), {1 - exposed / communication:.1%} of "
+            "communication hidden, "
+            f"least {min(c.hidden_fraction for c in worthwhile):.1%}"
+        )
+    errors = sorted(
+        (abs(row.modelled_seconds / row.total_seconds - 1), str(row))
+        for row in rows
+        if row.modelled_seconds and row.total_seconds
+    )
+    if errors:
+        lines.append(
+            f"cost model against the replay, {len(errors)} programs: off by "
+            f"{errors[len(errors) // 2][0]:.1%} in the median, "
+            f"{errors[len(errors) * 9 // 10][0]:.1%} in the ninth decile, "
+            f"{errors[-1][0]:.0%} at worst ({errors[-1][1]})"
+        )
+    lines += [
+        f"{c.auto.case}, {c.auto.rows} rows: {c.speedup:.3f} times faster than blocking, "
+        f"{1 / c.against_baseline:.3f} than the best that is not ours ({c.baseline.schedule}, "
+        f"{_us(c.baseline.total_seconds)} us); limit {_us(c.limit_seconds)} us"
+        for c in layers
+    ]
+    for whose, some in (("any", rows), ("auto's", [c.auto for c in found])):
+        slow = max(some, key=lambda row: row.compile_seconds, default=None)
+        if slow is not None:
+            lines.append(
+                f"longest compile of {whose} (measured): {slow.compile_seconds:.1f} s ({slow})"
+            )
+    return "\n".join(lines)
+
+
+def save_json(path: str, **found: Any) -> None:
+    """Writes lists of dataclasses by name, with the versions of jax and libtpu."""
+    document: dict[str, Any] = {"versions": versions()}
+    for name, values in found.items():
+        document[name] = [_as_dict(value) for value in values]
+    Path(path).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _as_dict(value: Any) -> Mapping[str, Any]:
+    fields = dataclasses.asdict(value)
+    if isinstance(value, Row):
+        fields |= {"kind": "predicted", "hidden_fraction": value.hidden_fraction}
+    return fields
+
+
+def _name(c: Comparison) -> str:
+    return f"{c.auto.case}, {c.auto.rows} rows, {c.auto.weights}"
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"
+
+
+def _percent(fraction: float) -> str:
+    # Adding zero turns a rounded -0 into 0.
+    return f"{round(fraction, 2) + 0:.0%}"

@@ -1,0 +1,160 @@
+"""What it costs to trust the plan: the layouts it chooses against the best of those replayed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import layouts
+from bench.decoder_suite.phases import Phase
+from bench.decoder_suite.steps import StepRow, Task
+from bench.paper.rows import CONTEXT, SLICES
+from collective_einsum.ruler.replay.tables import table
+from layouts.planning.search import Option, Plan, plan
+
+# What plan may lose on most points, and on any.
+MOST, ANY = 0.05, 0.15
+# Candidates are the options that the model puts first, up to so many times its best.
+CANDIDATES, WITHIN = 5, 1.5
+
+# Model, chips, phase, and batches with their weights.
+_POINTS = (
+    ("palm-540b", 32, "decode", "32 int8, 256 int8"),
+    ("palm-540b", 64, "decode", "1 int8, 8 bf16, 64 int8, 128 bf16, 256 int8, 512 bf16, 1024 int8"),
+    ("palm-540b", 128, "decode", "4 bf16, 64 int8, 512 bf16"),
+    ("palm-540b", 256, "decode", "64 bf16, 256 int8, 1024 bf16"),
+    ("palm-540b", 64, "prefill", "1 int8, 4 bf16, 16 int8, 64 bf16"),
+    ("palm-540b", 128, "prefill", "8 bf16, 32 int8"),
+    ("palm-540b", 256, "prefill", "1 bf16, 64 int8"),
+    ("palm-62b", 8, "decode", "16 int8, 128 int8"),
+    ("palm-62b", 16, "decode", "1 bf16, 64 bf16, 512 int8"),
+    ("palm-62b", 32, "decode", "32 int8, 512 bf16"),
+    ("palm-62b", 64, "decode", "256 bf16"),
+    ("palm-62b", 8, "prefill", "1 int8"),
+    ("palm-62b", 16, "prefill", "8 bf16, 64 bf16"),
+    ("palm-62b", 32, "prefill", "1 bf16, 128 bf16"),
+    ("palm-8b", 8, "decode", "1 int8, 64 bf16, 1024 bf16"),
+    ("palm-8b", 16, "decode", "256 int8"),
+    ("palm-8b", 32, "decode", "512 bf16"),
+    ("palm-8b", 8, "prefill", "1 bf16, 32 int8"),
+    ("palm-8b", 16, "prefill", "128 bf16"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What is asked of `plan`."""
+
+    model: str
+    chips: int
+    kind: str
+    batch: int
+    weights: str
+
+    @property
+    def target(self) -> str:
+        """The slice."""
+        return SLICES[self.chips]
+
+    def plan(self) -> Plan:
+        """The ranking."""
+        return plan(
+            layouts.model(self.model),
+            mesh_shape=[int(side) for side in self.target.partition(":")[2].split("x")],
+            phase=self.kind,
+            batch=self.batch,
+            weights=self.weights,
+            context=CONTEXT,
+            length=CONTEXT,
+        )
+
+    def task(self, option: Option) -> Task:
+        """What is compiled for one of its options."""
+        what = (self.model, self.kind, self.batch, CONTEXT, self.weights)
+        return Phase(*what, option.feedforward, option.attention), self.target
+
+    def candidates(self) -> list[Option]:
+        """The options that are replayed, the chosen one first."""
+        feasible = self.plan().feasible
+        seconds = [option.cost.seconds for option in feasible if option.cost is not None]
+        near = [o for o, s in zip(feasible, seconds, strict=True) if s <= WITHIN * seconds[0]]
+        return near[:CANDIDATES]
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.chips} chips, {self.kind} {self.batch}, {self.weights}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Regret:
+    """What the chosen layouts lose at a point; seconds are predicted, of a step's layers."""
+
+    point: Point
+    chosen: str
+    chosen_seconds: float
+    best: str
+    best_seconds: float
+    candidates: int
+
+    @property
+    def regret(self) -> float:
+        """How much longer the chosen ones take than the best."""
+        return self.chosen_seconds / self.best_seconds - 1
+
+
+def points() -> list[Point]:
+    """All of them."""
+    found = []
+    for model, chips, kind, batches in _POINTS:
+        for each in batches.split(", "):
+            batch, weights = each.split()
+            found.append(Point(model, chips, kind, int(batch), weights))
+    return found
+
+
+def tasks() -> list[Task]:
+    """What is compiled for all points."""
+    return [point.task(option) for point in points() for option in point.candidates()]
+
+
+def regrets(rows: Mapping[Task, StepRow]) -> list[Regret]:
+    """The regret at each point whose candidates have rows."""
+    found = []
+    for point in points():
+        options = point.candidates()
+        replayed = [(option, rows.get(point.task(option))) for option in options]
+        seconds = {
+            f"{option.feedforward}, {option.attention}": row.layers_seconds
+            for option, row in replayed
+            if row is not None and not row.refused
+        }
+        chosen = f"{options[0].feedforward}, {options[0].attention}"
+        if chosen in seconds:
+            best = min(seconds, key=lambda name: seconds[name])
+            found.append(Regret(point, chosen, seconds[chosen], best, seconds[best], len(seconds)))
+    return found
+
+
+def print_regrets(found: Sequence[Regret]) -> str:
+    """How many are within bounds, and all the misses."""
+    within = sum(each.regret <= MOST for each in found)
+    worst = max((each.regret for each in found), default=0.0)
+    lines = [
+        f"{within} of {len(found)} points within {MOST:.0%} of the best replayed layouts "
+        f"({within / max(1, len(found)):.1%}); the worst loses {worst:.1%}",
+    ]
+    rows = [
+        (
+            str(each.point),
+            each.chosen,
+            f"{each.chosen_seconds * 1e3:.2f}",
+            each.best,
+            f"{each.best_seconds * 1e3:.2f}",
+            f"{each.regret:.1%}",
+        )
+        for each in sorted(found, key=lambda each: -each.regret)
+        if each.regret > 0
+    ]
+    if rows:
+        head = ("not the best at", "chosen", "ms", "best replayed", "ms", "regret")
+        lines.append(table(head, rows))
+    return "\n".join(lines)

@@ -1,0 +1,266 @@
+"""`python -m bench paper`: the paper's results beside the analytical model's and our programs'."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.decoder_suite.phases import Phase, mfu
+from bench.decoder_suite.steps import StepRow, Task, step_all
+from bench.paper import formulas as paper_forms
+from bench.paper import plots as paper_plots
+from bench.paper.mt_nlg_end_to_end import Workload, workloads
+from bench.paper.plan_regret import Regret, print_regrets, regrets
+from bench.paper.plan_regret import tasks as regret_tasks
+from bench.paper.rows import NOTES, Entry, entries
+from collective_einsum.ruler.compile.program_cache import versions
+from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.replay.tables import markdown_table
+from layouts.cost.step_cost import Cost, cost, load
+
+MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the report; seconds are of a step's layers.
+
+    Attributes:
+      entry: what it is about.
+      analytical: of the paper's layouts, without overlap, by the analytical model.
+      blocking, best: replays; None for what was not compiled.
+    """
+
+    entry: Entry
+    analytical: Cost
+    blocking: StepRow | None
+    best: StepRow | None
+
+    @property
+    def published(self) -> float | None:
+        """The paper's seconds."""
+        return self.entry.published_seconds
+
+    def seconds(self, which: str) -> float | None:
+        """Of the column "analytical", "blocking" or "best"; None where there are none."""
+        if which == "analytical":
+            return self.analytical.seconds
+        row: StepRow | None = getattr(self, which)
+        return None if row is None or row.refused else row.layers_seconds
+
+    def error(self, which: str) -> float | None:
+        """A column over the published figure, less 1."""
+        found = self.seconds(which)
+        return None if found is None or self.published is None else found / self.published - 1
+
+
+def analytical(phase: Phase, target_name: str) -> Cost:
+    """The cost of a phase without overlap."""
+    slice_ = target_name.partition(":")[2]
+    sizes = dict(zip("xyz", (int(side) for side in slice_.split("x")), strict=True))
+    chip = target(target_name).chip
+    assert chip is not None
+    asked = load(
+        phase.kind,
+        batch=phase.batch,
+        context=phase.length,
+        length=phase.length,
+        weights=phase.weights,
+    )
+    return cost(phase.config, phase.plan, sizes, asked, chip, "none")
+
+
+def report(
+    directory: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    *,
+    full: bool,
+    workers: int,
+    progress: Callable[[str], None],
+) -> str:
+    """Compiles and replays what is not in the cache, and writes report.md, report.json and pictures.
+
+    Returns what to print: the summary.
+    """
+    start = time.perf_counter()
+    wanted = [each for each in entries() if full or each.quick]
+    loads = workloads() if full else []
+    tasks: dict[Task, None] = {}
+    for each in wanted:
+        tasks |= dict.fromkeys((phase, each.target) for phase in each.phases)
+    for workload in loads:
+        tasks |= dict.fromkeys(workload.tasks)
+    if full:
+        tasks |= dict.fromkeys(regret_tasks())
+    ordered = list(tasks)
+    rows: dict[Task, StepRow] = {}
+    for place, row in step_all(ordered, cache, workers):
+        rows[ordered[place]] = row
+        progress(f"replayed {len(rows)} of {len(ordered)}: {row.phase} on {row.target}")
+    lines = [
+        Line(
+            each,
+            analytical(each.blocking, each.target),
+            rows.get((each.blocking, each.target)),
+            rows.get((each.best, each.target)),
+        )
+        for each in wanted
+    ]
+    found = regrets(rows) if full else []
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = paper_plots.save_all(folder, lines)
+    summary = [*_errors(lines), *([print_regrets(found)] if found else [])]
+    text = _markdown(lines, loads, rows, summary, pictures, full)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    _save_json(folder / "report.json", lines, found, loads, rows)
+    took = time.perf_counter() - start
+    return "\n".join([*summary, f"{folder / 'report.md'}, written in {took:.0f} s (measured)"])
+
+
+def _errors(lines: Sequence[Line]) -> list[str]:
+    """How far two columns are from the published figures."""
+    found = []
+    for which, allowed in (("blocking", MEDIAN_ALLOWED), ("analytical", MODEL_ALLOWED)):
+        errors = {line.entry.label: e for line in lines if (e := line.error(which)) is not None}
+        if errors:
+            worst = max(errors, key=lambda label: abs(errors[label]))
+            median = statistics.median(map(abs, errors.values()))
+            bounds = f"wanted {allowed:.0%}"
+            far = f", wanted {WORST_ALLOWED:.0%}" if which == "blocking" else ""
+            found.append(
+                f"{which} against {len(errors)} published figures: median error {median:.1%} "
+                f"({bounds}), worst {errors[worst]:+.1%} ({worst}{far})"
+            )
+    return found
+
+
+_INTRODUCTION = """\
+# "Efficiently Scaling Transformer Inference", side by side
+
+*Published*: measured by the authors on TPU v4 (arXiv 2211.05102); empty where this project has no
+figure. *Analytical*: `layouts.cost` of the paper's layouts without overlap. *Blocking* and *best*:
+predicted, our programs compiled by the TPU v4 compiler and replayed; blocking has the paper's
+layouts and every schedule `blocking`, best has the schedules chosen by cost, and where a line is not
+about a layout, the layouts that `layouts.plan` chooses. Milliseconds are of a step's layers, without
+embedding and sampling. Each ratio is to the published figure. One ruler for all rows: no factor is
+fitted to any of them, here or in the replay. The analytical model has one figure for fixed overhead,
+`layouts.cost.LAYER_SECONDS`, the same for all rows, read off the replay."""
+
+
+def _markdown(
+    lines: Sequence[Line],
+    loads: Sequence[Workload],
+    rows: Mapping[Task, StepRow],
+    summary: Sequence[str],
+    pictures: Mapping[str, str],
+    full: bool,
+) -> str:
+    kind = "full" if full else "quick: some of the rows; `--full` has all"
+    versions_ = ", ".join(f"{name} {number}" for name, number in versions().items())
+    blocks = [_INTRODUCTION, f"This report is {kind}. Compiled with {versions_}."]
+    blocks.append("## How far from the paper\n\n```\n" + "\n".join(summary) + "\n```")
+    blocks += paper_forms.sections()
+    for section in dict.fromkeys(line.entry.section for line in lines):
+        chosen = [line for line in lines if line.entry.section == section]
+        blocks.append(f"## {section}\n\n{_table(chosen)}")
+        blocks += [NOTES[section]] if section in NOTES else []
+    if loads:
+        blocks.append(_end_to_end(loads, rows))
+    blocks += [f"![{title}]({name})" for title, name in pictures.items()]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(lines: Sequence[Line]) -> str:
+    head = (
+        *("", "published ms", "analytical ms", "blocking ms", "best ms"),
+        *("blocking / best", "best MFU", "best layouts", "best GiB"),
+    )
+    return markdown_table(head, map(_cells, lines))
+
+
+def _cells(line: Line) -> list[str]:
+    best, blocking = line.best, line.blocking
+    cells = [line.entry.label, "" if line.published is None else _ms(line.published)]
+    for which in ("analytical", "blocking", "best"):
+        seconds, error = line.seconds(which), line.error(which)
+        text = "does not fit" if seconds is None else _ms(seconds)
+        cells.append(text if error is None else f"{text} ({error + 1:.2f})")
+    if best is None or best.refused:
+        return [*cells, "", "", "", ""]
+    phase = best.phase
+    slice_ = target(best.target)
+    assert slice_.chip is not None
+    used = mfu(phase, len(slice_.devices), slice_.chip.bf16_flops, best.layers_seconds)
+    faster = ""
+    if blocking is not None and not blocking.refused:
+        faster = f"{blocking.layers_seconds / best.layers_seconds:.2f}"
+    named = f"{phase.feedforward}, {phase.attention}"
+    return [*cells, faster, f"{used:.1%}", named, f"{best.chip_bytes / 2**30:.1f}"]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f}" if seconds >= 1 else f"{seconds * 1e3:.4g}"
+
+
+def _end_to_end(loads: Sequence[Workload], rows: Mapping[Task, StepRow]) -> str:
+    def text(seconds: float | None) -> str:
+        return "does not fit" if seconds is None else _ms(seconds)
+
+    cells = [
+        (
+            f"{each.tokens_in} in, {each.tokens_out} out, batch {each.batch}",
+            text(each.seconds(rows, "blocking")),
+            text(each.seconds(rows, "best")),
+        )
+        for each in loads
+    ]
+    return (
+        "## Section 5: MT-NLG 530B on 64 chips, bf16, from tokens to tokens\n\n"
+        "Predicted, of the whole: prefill, steps of decoding, embedding, unembedding and greedy "
+        "draws.\n\n" + markdown_table(("", "blocking ms", "best ms"), cells)
+    )
+
+
+def _save_json(
+    path: Path,
+    lines: Sequence[Line],
+    found: Sequence[Regret],
+    loads: Sequence[Workload],
+    rows: Mapping[Task, StepRow],
+) -> None:
+    def of(line: Line) -> dict[str, Any]:
+        columns = ("analytical", "blocking", "best")
+        return {
+            "section": line.entry.section,
+            "label": line.entry.label,
+            "target": line.entry.target,
+            "published_seconds": line.published,
+            **{f"{which}_seconds": line.seconds(which) for which in columns},
+            **{f"{which}_error": line.error(which) for which in columns},
+            "programs": [dataclasses.asdict(r) for r in (line.blocking, line.best) if r],
+        }
+
+    document = {
+        "versions": versions(),
+        "lines": [of(line) for line in lines],
+        "regrets": [dataclasses.asdict(each) | {"regret": each.regret} for each in found],
+        "end_to_end": [
+            {
+                "batch": each.batch,
+                "tokens_in": each.tokens_in,
+                "tokens_out": each.tokens_out,
+                "blocking_seconds": each.seconds(rows, "blocking"),
+                "best_seconds": each.seconds(rows, "best"),
+            }
+            for each in loads
+        ],
+        **paper_forms.document(),
+    }
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The JAX primitives and their rules: how einsums with collectives differentiate and batch."""

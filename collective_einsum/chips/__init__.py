@@ -1,0 +1,1 @@
+"""Chips: their figures, how a device is recognized, and the compiler options they get."""

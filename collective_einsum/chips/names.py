@@ -1,0 +1,139 @@
+"""The chips that are known, by the kinds of jax's devices and by the names that people give them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from .chip import Chip
+from .known_chips import H100, H200, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+
+# Compile-only topologies and attached chips report the same kinds; both spellings of v5e, v5p and
+# v6e occur (jax/_src/pallas/mosaic/tpu_info.py). Emulated CPU devices stand in for TPU v4, the chip
+# the schedules were made for.
+_CHIP_OF_KIND: dict[str, Chip] = {
+    "TPU v4": TPU_V4,
+    "TPU v5": TPU_V5P,
+    "TPU v5p": TPU_V5P,
+    "TPU v5 lite": TPU_V5E,
+    "TPU v5e": TPU_V5E,
+    "TPU v6 lite": TPU_V6E,
+    "TPU v6e": TPU_V6E,
+    "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA H200": H200,
+    "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
+}
+
+# What only the TPU's compiler knows, and others refuse.
+_TPU_OPTIONS = {
+    name
+    for chip in _CHIP_OF_KIND.values()
+    for name, _ in (*chip.compiler_options, *chip.no_prefetch_options)
+}
+
+_SHORT_NAMES: dict[str, Chip] = {
+    "v4": TPU_V4,
+    "v5p": TPU_V5P,
+    "v5e": TPU_V5E,
+    "v6e": TPU_V6E,
+    "h100": H100,
+    "h200": H200,
+}
+
+# Joined by a switch, of which a schedule asks least: lax's own collectives.
+_GENERIC = replace(H100, name="generic accelerator")
+
+
+class UnlistedChipWarning(UserWarning):
+    """A device is of a kind that is not listed, and another chip's numbers are taken for its own."""
+
+
+def as_chip(chip: Chip | str) -> Chip:
+    """The chip of this name, such as "v4", "TPU v5p" or "h100"; or the `Chip` itself.
+
+    Names are also the kinds of jax's devices that are listed. Of a name only letters and digits count,
+    of no case, and the maker may be left out.
+
+    Raises:
+      ValueError: the name is not known, in a message that lists those that are; or what is given is
+        neither a name nor a `Chip`.
+    """
+    if isinstance(chip, Chip):
+        return chip
+    names = ", ".join(repr(name) for name in _SHORT_NAMES)
+    if not isinstance(chip, str):
+        raise ValueError(
+            f"chip={chip!r} is no collective_einsum.Chip; give one, or a name: one of {names}"
+        )
+    found = _by_name().get(_plain(chip))
+    if found is None:
+        raise ValueError(
+            f"chip={chip!r}: no chip is known by that name; give one of {names}, "
+            f"collective_einsum.chip_for({chip!r}) for the known one that is nearest to a device "
+            "of that kind, or a collective_einsum.Chip of your own"
+        )
+    return found
+
+
+def chip_for(device_kind: str) -> Chip:
+    """The chip that a jax device of this kind is, or the nearest that is known.
+
+    `device_kind` is `jax.Device.device_kind`, or that of
+    `jax.sharding.get_abstract_mesh().abstract_device` while tracing. "cpu" gives TPU_V4, but
+    for options of its compiler: on emulated devices a schedule is chosen as it would be there.
+
+    For a kind that is not listed, an `UnlistedChipWarning` says once in a process whose numbers are
+    taken: those of the nearest chip of the same maker, or of none in particular.
+    """
+    chip = _CHIP_OF_KIND.get(device_kind)
+    return _nearest(device_kind) if chip is None else chip
+
+
+def options_on(device_kind: str, options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a chip's options those that are there for the compiler of this kind of device: where others
+    stand in for TPUs, as emulated ones do, the options of the TPU's compiler are left out."""
+    tpu = device_kind.startswith("TPU")
+    return {name: value for name, value in options if tpu or name not in _TPU_OPTIONS}
+
+
+# Remembered, so that it is said once; where warnings are errors nothing is, and each is raised.
+@functools.cache
+def _nearest(device_kind: str) -> Chip:
+    chip = _of_maker(device_kind.lower())
+    warnings.warn(
+        f"device kind {device_kind!r} is not listed, so the numbers of {chip.name!r} stand for its "
+        "own where schedules and layouts are chosen; pass chip= with another chip, by name or as "
+        "a collective_einsum.Chip",
+        UnlistedChipWarning,
+        stacklevel=3,
+    )
+    return chip
+
+
+def _of_maker(kind: str) -> Chip:
+    """The nearest chip of the same maker: the H200 stands for what came after it, the H100 for others
+    of NVIDIA's; of TPUs the generation decides, and whether it has two dimensions or three."""
+    if re.search("nvidia|tesla|geforce|quadro", kind):
+        return H200 if re.search(r"\bg?(h2|b\d)00", kind) else H100
+    generation = re.search(r"tpu *v?(\d+)", kind)
+    if generation is None:
+        return _GENERIC
+    if int(generation[1]) < 5:
+        return TPU_V4
+    if not re.search(r"lite|\de", kind):
+        return TPU_V5P
+    return TPU_V5E if generation[1] == "5" else TPU_V6E
+
+
+@functools.cache
+def _by_name() -> dict[str, Chip]:
+    full = {chip.name: chip for chip in _SHORT_NAMES.values()}
+    return {_plain(name): c for name, c in {**_CHIP_OF_KIND, **full, **_SHORT_NAMES}.items()}
+
+
+def _plain(name: str) -> str:
+    return re.sub("^(tpu|nvidia)", "", re.sub("[^a-z0-9]", "", name.lower()))

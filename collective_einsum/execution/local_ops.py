@@ -1,0 +1,61 @@
+"""The parts of an operation that no ring takes part in: its dots, and lax's own collectives."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jax import lax
+
+from ..rings import ring_steps as ring
+from ..rings import slicing as blocks
+from ..spec import sizes as checks
+
+if TYPE_CHECKING:
+    from ..ops.einsum_op import Operation
+
+# The smallest tile of an array of a TPU: rows and lanes.
+TILE_ROWS, LANES = 8, 128
+
+
+def products(op: Operation, lhs: Sequence[Any], rhs: Sequence[Any]) -> list[Any]:
+    """The local results: one for each rhs, or the sum over the pairs."""
+    if op.form == "each":
+        return [op.product(lhs[0], each) for each in rhs]
+    terms = [op.product(a, b) for a, b in zip(lhs, rhs, strict=True)]
+    return [functools.reduce(lambda total, term: term + total, terms)]
+
+
+def lax_gather(op: Operation, x: Any, axes: tuple[str, ...], dim: int) -> Any:
+    """`x` whole along `dim`, by `lax.all_gather`."""
+    return lax.all_gather(op.moving(x), axes, axis=dim, tiled=True).astype(x.dtype)
+
+
+def lax_scatter(op: Operation, y: Any, axes: tuple[str, ...]) -> Any:
+    """The device's block of the sum of `y` over `axes`, by `psum_scatter`."""
+    dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
+    return psum_scatter(op.wire(y), axes, dim)
+
+
+def psum_scatter(y: Any, axes: tuple[str, ...], dim: int) -> Any:
+    """`lax.psum_scatter` along `dim`, tiled, as the TPU compiler keeps it one.
+
+    Of a dimension of its own: along a dimension that is split over lanes, the TPU compiler makes an
+    all-reduce and a slice of it, which move twice the bytes. It does so too with blocks that are no
+    whole tiles, if of rows; so those travel as rows of lanes.
+    """
+    n = ring.total(axes)
+    if checks.symbolic(*y.shape):
+        return lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=True)
+    # StableHLO has no scatter of nothing.
+    if 0 in y.shape:
+        return lax.slice_in_dim(y, 0, y.shape[dim] // n, axis=dim)
+    y = blocks.split(y, dim, (n, y.shape[dim] // n))
+    block = (*y.shape[:dim], *y.shape[dim + 1 :])
+    rows = math.prod(block[:-1])
+    if dim == 0 and len(block) > 1 and rows % TILE_ROWS and math.prod(block) % LANES == 0:
+        flat = lax.psum_scatter(y.reshape(n, -1, LANES), axes, scatter_dimension=0, tiled=False)
+        return flat.reshape(block)
+    return lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=False)

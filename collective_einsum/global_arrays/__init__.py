@@ -1,0 +1,1 @@
+"""Einsums of global arrays: which collectives their shardings ask for, and the shard_map."""

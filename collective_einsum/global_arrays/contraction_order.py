@@ -1,0 +1,103 @@
+"""How an einsum is written, and in which order its operands are multiplied: strings and shapes only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import opt_einsum
+from opt_einsum import parser as oe_parser
+
+from ..spec.spec import Shape
+
+
+def read(subscripts: Any, operands: Sequence[Any]) -> tuple[str, list[Any]]:
+    """The einsum string and the operands, of `("ij,jk", x, y)` or `(x, [0, 1], y, [1, 2], [0, 2])`.
+
+    Raises:
+      ValueError: no operand, or neither of both ways to write an einsum.
+    """
+    if isinstance(subscripts, str):
+        if not operands:
+            raise ValueError(f"einsum {subscripts!r}: give its operands, too")
+        return subscripts, list(operands)
+    # An even number, with the first operand an odd one, ends with the labels of the result.
+    lists = [*operands[::2], *([] if len(operands) % 2 else operands[-1:])]
+    if not operands or not all(isinstance(labels, list | tuple) for labels in lists):
+        words = ", ".join(type(each).__name__ for each in (subscripts, *operands))
+        raise ValueError(
+            f"the einsum must be a string such as 'ij,jk->ik', or operands each followed by the list "
+            f"of its labels, such as einsum(x, [0, 1], w, [1, 2], [0, 2]), got {words}"
+        )
+    given = (subscripts, *operands)
+    try:
+        text, arrays = oe_parser.convert_interleaved_input(given)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"einsum with labels {[list(labels) for labels in lists]}: each operand is followed by "
+            f"the list of its labels, which are hashable and can be sorted, or `...`: {error}"
+        ) from error
+    return text, list(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One or two operands, by their places among those that are left, become one behind the others.
+
+    `terms` are their labels, and `out` those of the result.
+    """
+
+    places: tuple[int, ...]
+    terms: tuple[str, ...]
+    out: str
+
+    @property
+    def formula(self) -> str:
+        """The step as an einsum."""
+        return f"{','.join(self.terms)}->{self.out}"
+
+
+def steps(
+    what: str, terms: Sequence[str], out: str, shapes: Sequence[Shape], optimize: Any
+) -> list[Step]:
+    """The einsum as steps, in the order of `opt_einsum.contract_path`, as `jnp.einsum` has it.
+
+    Raises:
+      ValueError: an `optimize` that opt_einsum does not know.
+    """
+    left, found = list(terms), []
+
+    def contract(places: tuple[int, ...]) -> None:
+        taken = tuple(left[i] for i in places)
+        others = [term for i, term in enumerate(left) if i not in places]
+        used = {*out, *"".join(others)}
+        kept = "".join(c for c in dict.fromkeys("".join(taken)) if c in used)
+        found.append(Step(places, taken, kept if others else out))
+        left[:] = [*others, found[-1].out]
+
+    for places in _path(what, f"{','.join(terms)}->{out}", shapes, optimize):
+        # Of three and more, the first two, and then what came of them with the next.
+        first, *rest = sorted(places)
+        if not rest:
+            contract((first,))
+        for taken, place in enumerate(rest):
+            contract((first, place) if not taken else (place - taken - 1, len(left) - 1))
+    while len(left) > 1:
+        contract((0, 1))
+    return found
+
+
+def _path(what: str, formula: str, shapes: Sequence[Shape], optimize: Any) -> Any:
+    if len(shapes) < 3:
+        return [tuple(range(len(shapes)))]
+    how = "optimal" if optimize is True else optimize
+    try:
+        shaped = [tuple(shape) for shape in shapes]
+        return opt_einsum.contract_path(formula, *shaped, shapes=True, optimize=how)[0]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"einsum {what} with operands of shapes {', '.join(str(tuple(s)) for s in shapes)}, "
+            f"optimize={optimize!r}: {error}; optimize is True, False, a name such as 'greedy', or "
+            "a path of opt_einsum"
+        ) from error

@@ -1,0 +1,197 @@
+"""One step of an einsum of global arrays: two operands, whose collectives are told, or one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from ..autodiff.primitive import vary
+from ..normalize import Options
+from ..spec import dtypes
+from ..spec import sizes as checks
+from ..spec.quantized import Quantized, split_scale
+from ..spec.spec import Spec
+from . import array_layouts as sharding
+from . import sharded_op as sharded
+from .array_layouts import AnyMesh
+from .infer_collectives import Layout
+
+# An operand or a result, and how it is laid out.
+Laid = tuple[Any, Layout]
+
+
+def pair(
+    text: str,
+    terms: Sequence[str],
+    out: str,
+    operands: Sequence[Laid],
+    mesh: AnyMesh,
+    options: Options,
+    asked: Layout | None,
+    *,
+    strict: bool,
+) -> Laid:
+    """The einsum of two operands.
+
+    The result is laid out as `asked`; by default so that every label keeps its axes, which `strict`
+    allows only where that leaves no doubt.
+    """
+    spec = Spec(text, terms[0], terms[1], out)
+    arrays, layouts = [x for x, _ in operands], [layout for _, layout in operands]
+    sizes = checks.sizes_of(spec, terms, [x.shape for x in arrays])
+    found = dtypes.check_dtypes(
+        spec,
+        *arrays,
+        terms=dtypes.summed_terms(spec, sizes),
+        preferred_element_type=options.preferred_element_type,
+        accumulator=options.accumulator_dtype,
+    )
+    scales = [
+        split_scale(spec, labels, x, spec.out)[1]
+        for x, labels in zip(arrays, (spec.lhs, spec.rhs), strict=True)
+        if isinstance(x, Quantized)
+    ]
+    shape = tuple(sizes[label] for label in out)
+    if 0 in sizes.values():
+        layout = asked if asked is not None else sharding.kept(spec, *layouts)
+        zeros = jnp.zeros(shape, found.result)
+        values = [sharding.values_of(x) for x in arrays]
+        return put(vary((zeros, *values), ())[0], layout, mesh), layout
+    # Scales come after the sums, so nothing is rounded before them.
+    dtype = found.accumulator if scales else found.result
+    simple, values, layouts = _simplified(spec, arrays, layouts, mesh, dtype)
+    by_default = sharding.natural if strict else sharding.kept
+    layout = asked if asked is not None else by_default(simple, *layouts)
+    how = dataclasses.replace(
+        options, preferred_element_type=dtype, accumulator_dtype=found.accumulator
+    )
+    op = sharded.Sharded(
+        simple, (layouts[0], layouts[1], layout), mesh, how, found.result if scales else None
+    )
+    y = sharded.run(*values, op=op)
+    for scale in scales:
+        of_scale = tuple(a if n > 1 else () for a, n in zip(layout, scale.shape, strict=True))
+        y = y * _laid_out(scale, of_scale, mesh).astype(y.dtype)
+    return y.astype(found.result), layout
+
+
+def single(
+    text: str,
+    terms: Sequence[str],
+    out: str,
+    operands: Sequence[Laid],
+    mesh: AnyMesh,
+    options: Options,
+    asked: Layout | None,
+    *,
+    strict: bool,
+) -> Laid:
+    """The einsum of one operand: sums, diagonals and another order; as `pair`, never in doubt."""
+    ((x, layout),), what = operands, repr(text)
+    x = x.dequantize() if isinstance(x, Quantized) else x
+    sizes = checks.sizes_of(what, terms, [x.shape])
+    terms_summed = 1
+    for label, size in sizes.items():
+        terms_summed *= 1 if label in out else size
+    found = dtypes.check_dtypes(
+        what,
+        x,
+        terms=terms_summed,
+        preferred_element_type=options.preferred_element_type,
+        accumulator=options.accumulator_dtype,
+    )
+    y, labels, at = _plain(x, terms[0], layout, (), out, mesh, found.accumulator)
+    order = [labels.index(label) for label in out]
+    y = lax.transpose(y, order).astype(found.result)
+    natural = tuple(at[i] for i in order)
+    wanted = asked if asked is not None else natural
+    return put(y, wanted, mesh), wanted
+
+
+def put(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
+    """`x` laid out on the mesh; on Explicit axes, by its type."""
+    if sharding.axes_of_type(mesh, AxisType.Explicit):
+        return _laid_out(x, layout, mesh)
+    if not sharding.axes_of_type(mesh, AxisType.Auto):
+        return x
+    where = sharding.partition_spec(layout)
+    known = isinstance(mesh, Mesh) or jax.sharding.get_abstract_mesh().empty
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, where) if known else where)
+
+
+def _simplified(
+    spec: Spec,
+    operands: Sequence[Any],
+    layouts: Sequence[Layout],
+    mesh: AnyMesh,
+    dtype: Any,
+) -> tuple[Spec, list[Any], list[Layout]]:
+    """The einsum with each label in two of lhs, rhs and out, or in all, and once in each.
+
+    Size-1 dimensions that broadcast are squeezed out, diagonals are taken, and what only one
+    operand has is summed over, in `dtype`.
+    """
+    values = [sharding.values_of(x) for x in operands]
+    squeezed, *drops = checks.squeeze_broadcasts(spec, values[0].shape, values[1].shape)
+    found = []
+    for side, (drop, layout) in enumerate(zip(drops, layouts, strict=True)):
+        others = (squeezed.lhs, squeezed.rhs)[1 - side] + spec.out
+        whole = (spec.lhs, spec.rhs)[side]
+        found.append(_plain(values[side], whole, layout, drop, others, mesh, dtype))
+    (lhs, left, at), (rhs, right, there) = found
+    return dataclasses.replace(spec, lhs=left, rhs=right), [lhs, rhs], [at, there]
+
+
+def _plain(
+    x: Any,
+    whole: str,
+    layout: Layout,
+    drop: Sequence[int],
+    others: str,
+    mesh: AnyMesh,
+    dtype: Any,
+) -> tuple[Any, str, Layout]:
+    """An operand without the dimensions `drop`, its diagonals taken and what nothing else has summed
+    over, in `dtype`; its labels and layout."""
+    labels = "".join(c for d, c in enumerate(whole) if d not in drop)
+    kept = [d not in drop and whole.count(c) == 1 for d, c in enumerate(whole)]
+    plain = tuple(each if keep else () for each, keep in zip(layout, kept, strict=True))
+    if plain != layout or jax.typeof(x).sharding.mesh.empty:
+        x = _laid_out(x, plain, mesh)
+    x, axes = lax.squeeze(x, drop), [each for d, each in enumerate(plain) if d not in drop]
+    for j in reversed(range(len(labels))):
+        i = labels.index(labels[j])
+        if i < j:
+            x, labels = _diagonal(x, i, j), labels[:j] + labels[j + 1 :]
+            del axes[j]
+            # Of dimensions of size 1, jax's types forget the axes.
+            x = _laid_out(x, tuple(axes), mesh)
+    alone = [d for d, c in enumerate(labels) if c not in others]
+    if alone:
+        x = jnp.sum(x.astype(dtype), axis=alone)
+    left = [d for d in range(len(labels)) if d not in alone]
+    return x, "".join(labels[d] for d in left), tuple(axes[d] for d in left)
+
+
+def _diagonal(x: Any, i: int, j: int) -> Any:
+    """The diagonal of dimensions i and j, of one size and not sharded, in the place of i."""
+    n = x.shape[i]
+    x = jnp.moveaxis(x, (i, j), (-2, -1))
+    x = x.reshape(*x.shape[:-2], n * n)
+    # A strided slice: no arithmetic, and integers stay integers.
+    return jnp.moveaxis(x[..., :: n + 1], -1, i)
+
+
+def _laid_out(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
+    """`x` with the type of `layout` on Explicit axes."""
+    explicit = sharding.axes_of_type(mesh, AxisType.Explicit)
+    if not explicit:
+        return x
+    axes = tuple(tuple(axis for axis in each if axis in explicit) for each in layout)
+    return jax.reshard(x, NamedSharding(mesh, sharding.partition_spec(axes)))

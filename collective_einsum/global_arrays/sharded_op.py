@@ -1,0 +1,247 @@
+"""An einsum of sharded global arrays as a `primitive.Op`, with derivatives of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+
+from .. import collectives
+from .. import normalize as problem
+from ..autodiff.primitive import Dot, apply, vary
+from ..execution.product import dimension_numbers, fresh_label
+from ..normalize import Options
+from ..ops.schedule import Schedule, as_schedule
+from ..spec.spec import Spec
+from .array_layouts import AnyMesh, axes_of_type, partition_spec
+from .infer_collectives import Case, Change, Layout, Plan, infer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharded:
+    """An einsum of two global arrays, but for the arrays; hashable.
+
+    Attributes:
+      spec: each label stands in two of lhs, rhs and out, or in all, and once in each.
+      layouts: of lhs, rhs and out.
+      mesh: the mesh of the layouts.
+      options: with `preferred_element_type`, the dtype of the result.
+      sums: the dtype in which sums travel unless `options.wire_dtype` says; None for the result's.
+    """
+
+    spec: Spec
+    layouts: tuple[Layout, Layout, Layout]
+    mesh: AnyMesh
+    options: Options
+    sums: Any = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes of the surroundings that it communicates over: none, only its own."""
+        return ()
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """As `axes`."""
+        return ()
+
+    def plan(self, lhs: Any, rhs: Any) -> Plan:
+        """The collectives for global operands of these shapes and dtypes."""
+        sizes = dict(zip(self.spec.lhs + self.spec.rhs, (*lhs.shape, *rhs.shape), strict=True))
+        dtype = jnp.dtype(self.options.preferred_element_type)
+        widths = (lhs.dtype.itemsize, rhs.dtype.itemsize, dtype.itemsize)
+        return infer(Case(self.spec, sizes, widths, dict(self.mesh.shape_tuple), *self.layouts))
+
+    def run(self, *operands: Any) -> list[Any]:
+        """The result, as a list of one."""
+        lhs, rhs = operands
+        plan = self.plan(lhs, rhs)
+        body = functools.partial(self._local, plan)
+        manual = axes_of_type(self.mesh, AxisType.Manual)
+        if len(manual) == len(self.mesh.axis_names):
+            return [body(lhs, rhs)]
+        *in_specs, out_spec = map(partition_spec, self.layouts)
+        y = jax.shard_map(
+            body,
+            mesh=self.mesh,
+            in_specs=tuple(in_specs),
+            out_specs=out_spec,
+            check_vma=self._is_checkable(plan),
+        )(lhs, rhs)
+        # An unchecked shard_map forgets over what its operands vary outside.
+        return vary((y, lhs, rhs), ())[:1]
+
+    def _is_checkable(self, plan: Plan) -> bool:
+        """Whether jax can see that the result is equal along the axes which its layout leaves out.
+
+        It cannot where the reason is an all-gather.
+        """
+        lhs, rhs, out = ({axis for axes in layout for axis in axes} for layout in self.layouts)
+        slices = [each for change in (plan.lhs, plan.rhs) for each in change.early + change.late]
+        sliced = {axis for _, axes in slices for axis in axes}
+        return lhs | rhs | sliced <= out | set(plan.reduced)
+
+    def _local(self, plan: Plan, lhs: Any, rhs: Any) -> Any:
+        """The einsum on local shards."""
+        options = self.options
+        lhs, rhs = self._changed(lhs, plan.lhs), self._changed(rhs, plan.rhs)
+        ends = plan.ends
+        wire = options.wire_dtype or getattr(options.schedule, "wire_dtype", None)
+        if wire is None and (ends.gather is None or ends.scatter is not None):
+            options = dataclasses.replace(options, wire_dtype=self.sums)
+        y = problem.run(self.spec.formula, lhs, rhs, ends, options)
+        for dim, axes in plan.scatters:
+            y = collectives.reduce_scatter(y, axes, scatter_dimension=dim, **self._how())
+        if plan.reduce:
+            y = collectives.all_reduce(y, plan.reduce, **self._how())
+        return self._changed(y, plan.out)
+
+    def _changed(self, x: Any, change: Change) -> Any:
+        for axes, split, join in change.swaps:
+            x = collectives.all_to_all(x, axes, split, join, **self._how())
+        for dim, axes in change.early:
+            x = _own_block(x, dim, axes)
+        for _, have, want in change.sorts:
+            x = _sorted(x, have, want)
+        for dim, axes in change.gathers:
+            x = collectives.all_gather(x, axes, axis=dim, **self._how())
+        for dim, axes in change.late:
+            x = _own_block(x, dim, axes)
+        for _, have, want in change.resorts:
+            x = _sorted(x, have, want)
+        return x
+
+    def _how(self) -> dict[str, Any]:
+        """The schedule and chip of a collective that no einsum hides."""
+        schedule = as_schedule(self.options.schedule)
+        if schedule is not None and schedule.direction == "direct":
+            schedule = Schedule("chunked", "direct")
+        elif schedule is not None and schedule.kind != "blocking":
+            schedule = Schedule("ring", schedule.direction, rolled=schedule.rolled)
+        return {"schedule": schedule or "auto", "chip": self.options.chip}
+
+    def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """One term for each operand that moves; see `primitive.Op`."""
+        (lhs, rhs), (dlhs, drhs) = operands, tangents
+        pairs = [(dlhs, rhs), (lhs, drhs)]
+        terms = [apply(self, *pair)[0] for pair in pairs if all(x is not None for x in pair)]
+        return [sum(terms[1:], start=terms[0])]
+
+    def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        """The einsum with the result and one operand exchanged; see `primitive.Op`."""
+        ((ct,), (lhs, rhs)), spec = (cotangents, operands), self.spec
+        left, right, out = self.layouts
+        if lhs is None:
+            spec = dataclasses.replace(spec, lhs=spec.out, out=spec.lhs)
+            mirrored = dataclasses.replace(self, spec=spec, layouts=(out, right, left))
+            return [mirrored._derived(ct, rhs), None]
+        spec = dataclasses.replace(spec, rhs=spec.out, out=spec.rhs)
+        mirrored = dataclasses.replace(self, spec=spec, layouts=(left, out, right))
+        return [None, mirrored._derived(lhs, ct)]
+
+    def _derived(self, lhs: Any, rhs: Any) -> Any:
+        """The result; under "auto" if the schedule serves only what this is derived from."""
+        op = self
+        if as_schedule(self.options.schedule) is not None:
+            try:
+                jax.eval_shape(self.run, lhs, rhs)
+            except ValueError:
+                op = dataclasses.replace(
+                    self, options=dataclasses.replace(self.options, schedule="auto")
+                )
+        return apply(op, lhs, rhs)[0]
+
+    def batched(
+        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
+    ) -> tuple[Sharded, list[Any]]:
+        """A new label, in front, sharded over the axes of `over`; see `primitive.Op`."""
+        new = fresh_label(self.spec.lhs + self.spec.rhs)
+        pairs = list(zip(dims, operands, strict=True))
+        moved = [x if d is None else jnp.moveaxis(x, d, 0) for d, x in pairs]
+        terms = [
+            labels if d is None else new + labels
+            for d, labels in zip(dims, (self.spec.lhs, self.spec.rhs), strict=True)
+        ]
+        spec = dataclasses.replace(self.spec, lhs=terms[0], rhs=terms[1], out=new + self.spec.out)
+        size = next(x.shape[0] for d, x in zip(dims, moved, strict=True) if d is not None)
+        # A shard_map around this has divided its batch over manual axes already.
+        over = tuple(axis for axis in over if axis not in axes_of_type(self.mesh, AxisType.Manual))
+        self._check_batch(size, over)
+        # On Explicit axes the type of an operand says how the new dimension is sharded.
+        axes = [
+            () if d is None else over or _leading_axes(x) for d, x in zip(dims, moved, strict=True)
+        ]
+        left, right, out = self.layouts
+        layouts = (
+            left if dims[0] is None else (axes[0], *left),
+            right if dims[1] is None else (axes[1], *right),
+            (axes[0] or axes[1], *out),
+        )
+        return dataclasses.replace(self, spec=spec, layouts=layouts), moved
+
+    def _check_batch(self, size: int, over: tuple[str, ...]) -> None:
+        """Raises ValueError if the batch of a vmap cannot be sharded over its spmd_axis_name."""
+        where = f"einsum {self.spec}, under a vmap of {size} with spmd_axis_name={over}"
+        sizes = dict(self.mesh.shape_tuple)
+        used = {axis for layout in self.layouts for axes in layout for axis in axes}
+        for axis in over:
+            if axis not in sizes:
+                raise ValueError(f"{where}: the mesh has no axis {axis!r}, only {tuple(sizes)}")
+            if axis in used:
+                raise ValueError(
+                    f"{where}: axis {axis!r} shards a dimension already; leave it out of in_specs "
+                    "and out_sharding, or give vmap another spmd_axis_name"
+                )
+        n = math.prod(sizes[axis] for axis in over)
+        if size % n:
+            raise ValueError(
+                f"{where}: {n} devices do not divide the batch; pad it to {-(-size // n) * n}"
+            )
+
+    def dots(self, operands: Sequence[Any]) -> list[Dot]:
+        """The einsum; see `primitive.Op`."""
+        numbers = dimension_numbers(self.spec.lhs, self.spec.rhs, self.spec.out)
+        return [(operands[0], operands[1], numbers)]
+
+
+def _leading_axes(x: Any) -> tuple[str, ...]:
+    entry = jax.typeof(x).sharding.spec[0]
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _own_block(x: Any, dim: int, axes: tuple[str, ...]) -> Any:
+    """This device's block of a dimension, of which it has more."""
+    block = x.shape[dim] // lax.axis_size(axes)
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * block, block, axis=dim)
+
+
+def _sorted(x: Any, have: tuple[str, ...], want: tuple[str, ...]) -> Any:
+    """The shards of a dimension over `have`, handed on so that they lie over `want`."""
+    # lax.ppermute numbers devices in the order of the mesh, whatever the order of the tuple.
+    mesh_order = jax.sharding.get_abstract_mesh().axis_names
+    axes = tuple(sorted(have, key=mesh_order.index))
+    sizes = [lax.axis_size(axis) for axis in axes]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    holders, wanters = (
+        devices.transpose([axes.index(axis) for axis in order]).ravel().tolist()
+        for order in (have, want)
+    )
+    return lax.ppermute(x, axes, list(zip(holders, wanters, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnames="op", inline=True)
+def run(lhs: Any, rhs: Any, op: Sharded) -> Any:
+    """The result; compiled where the caller is not."""
+    y = apply(op, lhs, rhs)[0]
+    if isinstance(op.mesh, AbstractMesh) or axes_of_type(op.mesh, AxisType.Explicit):
+        return y
+    # Without Explicit types or a mesh in the context, jit looks for a mesh in what it traces.
+    return lax.with_sharding_constraint(y, NamedSharding(op.mesh, partition_spec(op.layouts[2])))

@@ -1,0 +1,279 @@
+"""An einsum of global arrays: the collectives are told from the shardings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from . import plain_einsum as plain
+from .autodiff.primitive import named
+from .chips.chip import Chip
+from .global_arrays import array_layouts as sharding
+from .global_arrays import contraction_order as contraction
+from .global_arrays import pairs
+from .global_arrays.array_layouts import AnyMesh
+from .global_arrays.infer_collectives import Layout
+from .normalize import Options
+from .ops.schedule import Schedule
+from .spec import dtypes
+from .spec import sizes as checks
+from .spec import spec as specs
+from .spec.quantized import Quantized
+from .spec.spec import Spec
+
+
+def einsum(
+    subscripts: Any,
+    /,
+    *operands: Any,
+    mesh: AnyMesh | None = None,
+    in_specs: Sequence[PartitionSpec] | None = None,
+    out_sharding: PartitionSpec | NamedSharding | None = None,
+    optimize: Any = "auto",
+    schedule: str | Schedule = "auto",
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    accumulator_dtype: Any = None,
+    wire_dtype: Any = None,
+    chip: Chip | str | None = None,
+    _dot_general: Callable[..., Any] | None = None,
+) -> jax.Array:
+    """`jnp.einsum(subscripts, *operands, out_sharding=out_sharding)` with its collectives hidden.
+
+    Takes global arrays, from jit or not, and also where an outer `shard_map` has made other axes of
+    the mesh manual. Each mesh axis that shards something decides for itself what it needs:
+
+    - the same label in both operands: nothing before the einsum; if the label is summed over, a
+      reduce-scatter onto the label that the axis shards in the result, or an all-reduce;
+    - a label of one operand, which the other operand (if it has the label) and the result do not
+      shard: an all-gather of that operand;
+    - different labels in the two operands: an all-gather, or an all-to-all, of the operand whose
+      label the result does not shard; if it shards neither, whatever moves the fewest bytes;
+    - a label of the result and of no operand: a local slice.
+
+    One gather, the largest, and one scatter are hidden behind the einsum (see `all_gather_einsum`
+    and `all_gather_einsum_reduce_scatter`); what is left over goes before and after it as
+    collectives of ring steps, and an order of axes that differs as one permutation of shards.
+    Sums and tolerances are those of the einsums named.
+
+    Derivatives are einsums by the same rules and under the same schedule, or "auto" where that
+    cannot serve them, with the operands as their only residuals. `vmap` adds a label that is
+    sharded over its `spmd_axis_name`, or as its Explicit type says. Checkpoint policies that save
+    dots save the result, and those by name know it as "ce.einsum".
+
+    Three and more operands are multiplied in pairs, in the order of `jnp.einsum`, and intermediate
+    results keep the axes of their labels. One operand has no dot to hide anything behind: it is
+    summed and laid out by the compiler's collectives.
+
+    It is plain `jnp.einsum`, and the compiler's are the collectives, where nothing that this function
+    adds to it is named and the shardings cannot be seen: traced operands on Auto axes without
+    `in_specs`, or no mesh at all. (Arrays that are not traced say themselves where they lie.) So it
+    is, laid out by `out_sharding`, with a `_dot_general` of somebody else, and while a library
+    replaces `jnp.einsum` or `lax.dot_general`, since dots are made here when jit lowers, out of its
+    sight; and with an `out_sharding` that is unreduced, or operands that are `reduced`, on Explicit
+    axes.
+
+    Args:
+      subscripts, operands: as `jnp.einsum`: a string and arrays, or arrays each followed by the list
+        of its labels. Any operand may be a `Quantized`.
+      mesh: where the axes are; by default that of the context (`jax.set_mesh`), of `out_sharding`
+        or of the operands' types.
+      in_specs: the PartitionSpec of each operand, needed of traced ones if the mesh has Auto axes.
+        That of a `Quantized` is the one of the array it stands for.
+      out_sharding: of the result. By default every label keeps its axes, if that leaves no doubt.
+      optimize: the order of three and more operands, as in `jnp.einsum`.
+      schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip: as
+        `all_gather_einsum`.
+      _dot_general: as in `jnp.einsum`, for dots of your own.
+
+    Returns:
+      The global result, sharded as asked; on a mesh with Explicit axes, its type says so. Zeros
+      where a dimension has size 0.
+
+    Raises:
+      ValueError: while tracing, for anything that does not fit, in words.
+    """
+    text, given = contraction.read(subscripts, operands)
+    values = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in given]
+    options = Options(
+        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip=chip
+    )
+    call = _Call(text, values, mesh, in_specs, out_sharding, optimize, options, _dot_general)
+    return named("ce.einsum", call.result())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The arguments of an `einsum`."""
+
+    text: str
+    operands: list[Any]
+    mesh: Any
+    in_specs: Any
+    out_sharding: Any
+    optimize: Any
+    options: Options
+    dot_general: Any
+
+    @functools.cached_property
+    def parsed(self) -> tuple[list[str], str]:
+        """The labels of the operands, and of the result."""
+        return specs.parse_terms(self.text, [x.shape for x in self.operands])
+
+    @property
+    def what(self) -> Any:
+        """The einsum, for messages."""
+        terms, out = self.parsed
+        return Spec(self.text, terms[0], terms[1], out) if len(terms) == 2 else repr(self.text)
+
+    def result(self) -> Any:
+        """The result, by whichever way suits."""
+        terms, out = self.parsed
+        sizes = checks.sizes_of(self.what, terms, [x.shape for x in self.operands])
+        mesh = sharding.find_mesh(self.what, self.mesh, self.operands, self.out_sharding)
+        others = not plain.is_own(self.dot_general)
+        quantized = any(isinstance(x, Quantized) for x in self.operands)
+        if others or (plain.is_replaced() and not quantized):
+            return self._by_others(mesh, sizes, "_dot_general" if others else "what replaces it")
+        if mesh is not None and self._is_unreduced(mesh):
+            return self._by_jnp(out_sharding=self.out_sharding)
+        given = mesh and sharding.operand_specs(self.what, self.operands, self.in_specs, mesh)
+        if mesh is None or given is None:
+            if self._names_anything():
+                raise sharding.unseen(self.what, mesh, len(self.operands))
+            return self._by_jnp()
+        shape = tuple(sizes[label] for label in out)
+        layouts = sharding.operand_layouts(self.what, terms, self.operands, given, mesh)
+        asked = sharding.result_layout(self.what, out, self.out_sharding, shape, mesh)
+        auto = bool(sharding.axes_of_type(mesh, AxisType.Auto))
+        # As jnp.einsum, which takes arrays that lie anywhere, if nobody says how.
+        return self._in_steps(mesh, layouts, asked, strict=self.in_specs is not None or not auto)
+
+    def _names_anything(self) -> bool:
+        """Whether it asks for what only sharded operands can have."""
+        named = (self.mesh, self.in_specs, self.out_sharding, self.options.wire_dtype)
+        return any(each is not None for each in named) or self.options.schedule != "auto"
+
+    def _is_unreduced(self, mesh: AnyMesh) -> bool:
+        """Whether partial sums are asked for, or promised, which is jax's affair."""
+        if sharding.axes_of_type(mesh, AxisType.Auto) or self.options.schedule != "auto":
+            return False
+        spec = self.out_sharding
+        spec = spec.spec if isinstance(spec, NamedSharding) else spec
+        typed = [jax.typeof(sharding.values_of(x)).sharding.spec for x in self.operands]
+        asked = isinstance(spec, PartitionSpec) and (spec.unreduced or spec.reduced)
+        promised = any(each.reduced for each in typed)
+        return bool(asked or promised) and not any(each.unreduced for each in typed)
+
+    def _by_jnp(self, out_sharding: Any = None) -> Any:
+        """`jnp.einsum`, of the same dtypes."""
+        options = self.options
+        arrays = [x.dequantize() if isinstance(x, Quantized) else x for x in self.operands]
+        found = self._dtypes(arrays)
+        # The caller's promotion mode was obeyed just now, and sums of products need another.
+        with jax.numpy_dtype_promotion("standard"):
+            y = plain.einsum(
+                self.text,
+                arrays,
+                optimize=self.optimize,
+                precision=options.precision,
+                preferred_element_type=found.accumulator
+                if options.accumulator_dtype is not None
+                else options.preferred_element_type,
+                out_sharding=out_sharding,
+            )
+        return y.astype(found.result)
+
+    def _dtypes(self, operands: list[Any]) -> dtypes.Dtypes:
+        terms, out = self.parsed
+        sizes = checks.sizes_of(self.what, terms, [x.shape for x in operands])
+        return dtypes.check_dtypes(
+            self.what,
+            *operands,
+            terms=math.prod(n for label, n in sizes.items() if label not in out),
+            preferred_element_type=self.options.preferred_element_type,
+            accumulator=self.options.accumulator_dtype,
+        )
+
+    def _by_others(self, mesh: AnyMesh | None, sizes: dict[str, int], whose: str) -> Any:
+        """`jnp.einsum` with somebody else's dots, laid out as asked."""
+        options = self.options
+        named = {
+            "schedule": None if options.schedule == "auto" else options.schedule,
+            "wire_dtype": options.wire_dtype,
+            "accumulator_dtype": options.accumulator_dtype,
+        }
+        for keyword, value in named.items():
+            if value is not None:
+                raise ValueError(
+                    f"einsum {self.what}: jnp.einsum with {whose} computes it, which takes no "
+                    f"{keyword}={value!r}; leave {keyword} out"
+                )
+        if any(isinstance(x, Quantized) for x in self.operands):
+            raise ValueError(
+                f"einsum {self.what}: a Quantized is multiplied here, and not by {whose}; pass its "
+                "dequantize()"
+            )
+        y = plain.einsum(
+            self.text,
+            self.operands,
+            dot_general=self.dot_general,
+            optimize=self.optimize,
+            precision=options.precision,
+            preferred_element_type=options.preferred_element_type,
+            out_sharding=self._typed_out(mesh),
+        )
+        if mesh is None or self.out_sharding is None:
+            return y
+        shape = tuple(sizes[label] for label in self.parsed[1])
+        asked = sharding.result_layout(self.what, self.parsed[1], self.out_sharding, shape, mesh)
+        return pairs.put(y, asked or (), mesh)
+
+    def _typed_out(self, mesh: AnyMesh | None) -> Any:
+        """`out_sharding`, if all of it is a matter of types."""
+        if mesh is None or sharding.axes_of_type(mesh, AxisType.Auto):
+            return None
+        return self.out_sharding
+
+    def _in_steps(
+        self, mesh: AnyMesh, layouts: list[Layout], asked: Layout | None, *, strict: bool
+    ) -> Any:
+        """The einsum by one operand or two at a time; `strict` refuses a doubt about the result."""
+        terms, out = self.parsed
+        shapes = [x.shape for x in self.operands]
+        plan = contraction.steps(str(self.what), terms, out, shapes, self.optimize)
+        left = list(zip(self.operands, layouts, strict=True))
+        several = self._dtypes(self.operands) if len(terms) > 2 else None
+        for step in plan:
+            taken = [left[i] for i in step.places]
+            left = [each for i, each in enumerate(left) if i not in step.places]
+            last, options = step is plan[-1], self.options
+            text = self.text if len(plan) == 1 else step.formula
+            if several is not None:
+                wanted = (
+                    several.result
+                    if last
+                    else dtypes.between(several.result, [x for x, _ in taken])
+                )
+                options = dataclasses.replace(options, preferred_element_type=wanted)
+            compute = pairs.single if len(taken) == 1 else pairs.pair
+            left.append(
+                compute(
+                    text,
+                    step.terms,
+                    step.out,
+                    taken,
+                    mesh,
+                    options,
+                    asked if last else None,
+                    strict=last and strict,
+                )
+            )
+        return left[0][0]

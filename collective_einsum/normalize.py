@@ -1,0 +1,350 @@
+"""From what a user passes to an `Operation` and back: checks, dtypes, normal form and scales."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import collectives
+from .autodiff.primitive import apply, named
+from .chips.chip import Chip
+from .cost import select as choice
+from .execution import pieces_schedule as piecewise
+from .global_arrays.explicit_axes import einsum_specs, explicit_axes, on_auto_axes
+from .ops.einsum_op import End, Operation
+from .ops.feasibility import check_schedule
+from .ops.schedule import Schedule
+from .spec import dtypes
+from .spec import sizes as checks
+from .spec import spec as specs
+from .spec.quantized import Quantized, split_scale
+from .text.did_you_mean import as_dtype, as_seconds
+
+AxisName = str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the public functions take beside operands and collectives; see `all_gather_einsum`."""
+
+    schedule: str | Schedule = "auto"
+    precision: Any = None
+    preferred_element_type: Any = None
+    accumulator_dtype: Any = None
+    wire_dtype: Any = None
+    beside: float = 0.0
+    chip: Chip | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("preferred_element_type", "accumulator_dtype", "wire_dtype"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, as_dtype(name, given))
+        as_seconds("beside", self.beside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ends:
+    """The collectives around an einsum: (label, axis_name) of a gather and a scatter, or the axes
+    of an all-reduce."""
+
+    gather: tuple[str, AxisName] | None = None
+    scatter: tuple[str, AxisName] | None = None
+    reduce: AxisName | None = None
+
+    @property
+    def name(self) -> str:
+        """What checkpoint policies know the results by: the public function of these ends."""
+        words = [
+            "all_gather" if self.gather else "",
+            "einsum",
+            "reduce_scatter" if self.scatter else "",
+            "all_reduce" if self.reduce else "",
+        ]
+        return "ce." + "_".join(filter(None, words))
+
+
+def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
+    """An einsum with the collectives `ends`: what every public function comes down to."""
+    if explicit_axes():
+        out_specs = einsum_specs(text, lhs, rhs)
+        return on_auto_axes(lambda a, b: run(text, a, b, ends, options), out_specs, lhs, rhs)
+    results = [y for group in _groups(text, lhs, rhs, ends, options) for y in _apply(group)]
+    results = named(ends.name, results)
+    return results if isinstance(rhs, Sequence) else results[0]
+
+
+def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.Choice:
+    """The schedules that `run` chooses from, of results that it makes together.
+
+    Raises ValueError if it makes them one by one.
+    """
+    group, *more = _groups(text, lhs, rhs, ends, options)
+    if more:
+        shapes = ", ".join(str(tuple(x.shape)) for x in rhs)
+        raise ValueError(
+            f"einsum {text!r} with rhs of {shapes}: each is an einsum of its own, with a schedule of "
+            "its own, since they share no gather of lhs and differ in width; ask for one at a time"
+            if group[0].moves_lhs
+            else f"einsum {text!r} gathers rhs, and each of {shapes} is an einsum of its own, with a "
+            "schedule of its own; ask for one at a time"
+        )
+    op, values = _operation(group)
+    axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    return choice.rank(op, values, choice.chip_of(options.chip), axes, options.beside)
+
+
+def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:
+    """The einsums with every rhs, those together that can be one operation."""
+    rights = list(rhs) if isinstance(rhs, Sequence) else [rhs]
+    if not rights:
+        raise ValueError(f"einsum {text!r}: rhs is an empty sequence; give at least one operand")
+    problems = [_Problem(text, lhs, right, ends, options) for right in rights]
+    # Operands of different widths share a gather; without one, they are cut alike or not at all.
+    alike = {(p.spec, p.result, p.gather or tuple(map(p.sizes.get, p.spec.out))) for p in problems}
+    if all(p.moves_lhs for p in problems) and len(alike) == 1:
+        return [problems]
+    return [[p] for p in problems]
+
+
+class _Problem:
+    """One einsum with its collectives, checked, in normal form: what is gathered is the lhs, no
+    size-1 dimension broadcasts, and no label is repeated within an operand.
+    """
+
+    def __init__(self, text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> None:
+        self.options, self.ends = options, ends
+        operands = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in (lhs, rhs)]
+        left_shape, right_shape = (tuple(x.shape) for x in operands)
+        shapes = (left_shape, right_shape)
+        spec = specs.parse(text, *shapes)
+        self.gather = self._gather(spec, shapes)
+        self.sizes = checks.check_sizes(spec, *shapes, self.gather)
+        self.scatter = self._scatter(spec)
+        self._dtypes(spec, operands)
+        for x, labels in zip(operands, (spec.lhs, spec.rhs), strict=True):
+            if isinstance(x, Quantized):
+                split_scale(spec, labels, x, spec.out)
+                self._one_scale(spec, x, labels)
+        self.moves_lhs = self.gather is None or self.gather.operand == "lhs"
+        spec, *drop = checks.squeeze_broadcasts(spec, *shapes, self.gather)
+        plain = [
+            _plain(_squeeze(x, dims), labels, "".join({*spec.out, *other}), self.accumulator)
+            for x, dims, labels, other in zip(
+                operands, drop, (spec.lhs, spec.rhs), (spec.rhs, spec.lhs), strict=True
+            )
+        ]
+        if not self.moves_lhs:
+            plain.reverse()
+        (self.lhs, left), (self.rhs, right) = plain
+        self.spec = dataclasses.replace(spec, lhs=left, rhs=right)
+        if self.gather is not None and not self.moves_lhs:
+            self.gather = dataclasses.replace(self.gather, operand="lhs")
+
+    def _gather(self, spec: specs.Spec, shapes: tuple[Any, Any]) -> specs.Gather | None:
+        ends = self.ends
+        if ends.gather is None:
+            return None
+        label, axis_name = ends.gather
+        n = checks.axis_size(axis_name)
+        if ends.scatter is not None:
+            specs.check_both_ends(
+                spec,
+                label,
+                ends.scatter[0],
+                gather_axes=checks.axis_names(axis_name),
+                scatter_axes=checks.axis_names(ends.scatter[1]),
+            )
+        found = specs.resolve_gather(spec, label, *shapes, n=n, axis_name=axis_name)
+        if not found.shard:
+            raise ValueError(
+                f"gather={label!r} over axis {axis_name!r} of size {n} in einsum {spec}: "
+                f"{found.operand} has size 0 there, so there is nothing to gather; use jnp.einsum"
+            )
+        if spec.role(label) in ("lhs_summed", "rhs_summed"):
+            raise ValueError(
+                f"gather={label!r} over axis {axis_name!r} of size {n}: einsum {spec} sums over "
+                f"{label!r} in {found.operand} alone, so its shards are not needed: sum "
+                f"{found.operand} over {label!r}, all_reduce that, and leave {label!r} out"
+            )
+        return found
+
+    def _scatter(self, spec: specs.Spec) -> specs.Scatter | None:
+        if self.ends.scatter is None:
+            return None
+        label, axis_name = self.ends.scatter
+        shapes = [[self.sizes[c] for c in labels] for labels in (spec.lhs, spec.rhs)]
+        n = checks.axis_size(axis_name)
+        return specs.resolve_scatter(spec, label, *shapes, n=n, axis_name=axis_name)
+
+    def _dtypes(self, spec: specs.Spec, operands: Sequence[Any]) -> None:
+        """Sets `result`, `accumulator` and `wire`, the last None for what moves anyway."""
+        options, ends = self.options, self.ends
+        devices = self.scatter.n if self.scatter is not None else 1
+        if ends.reduce is not None:
+            devices = checks.axis_size(ends.reduce)
+        found = dtypes.check_dtypes(
+            spec,
+            *operands,
+            terms=dtypes.summed_terms(spec, self.sizes, devices),
+            preferred_element_type=options.preferred_element_type,
+            accumulator=options.accumulator_dtype,
+        )
+        self.result, self.accumulator = found.result, found.accumulator
+        self.wire = options.wire_dtype
+        if self.wire is None and isinstance(options.schedule, Schedule):
+            self.wire = options.schedule.wire_dtype
+        if self.wire is None:
+            return
+        if self.gather is None or self.scatter is not None:
+            self.wire = dtypes.check_wire_dtype(spec, self.wire, self.result)
+        if self.gather is not None:
+            x = operands[self.gather.operand == "rhs"]
+            moving = x.values.dtype if isinstance(x, Quantized) else x.dtype
+            # With both ends the wire dtype is that of the sums, and integers move as they are.
+            if self.scatter is None or not jnp.issubdtype(moving, jnp.integer):
+                self.wire = dtypes.check_wire_dtype(spec, self.wire, moving)
+
+    def _one_scale(self, spec: specs.Spec, x: Quantized, labels: str) -> None:
+        """Where products are summed over devices, those must have one scale, if types can tell."""
+        summed: set[str] = set()
+        for end in (self.ends.scatter and self.ends.scatter[1], self.ends.reduce):
+            summed.update(checks.axis_names(end) if end is not None else ())
+        if self.gather is not None and self.ends.gather is not None:
+            moved = spec.lhs if self.gather.operand == "lhs" else spec.rhs
+            if self.gather.out_dim is None and labels == moved:
+                summed.update(checks.axis_names(self.ends.gather[1]))
+        differs = summed & jax.typeof(x.scale).manual_axis_type.varying
+        if differs:
+            raise ValueError(
+                f"einsum {spec}: the scale of {labels!r} varies over the axis {min(differs)!r}, "
+                "over whose devices its products are summed, so it cannot be applied to their "
+                "sum; quantize the whole array, and shard it by partition_specs"
+            )
+
+    def scaled(self, y: Any) -> Any:
+        """`y` times the scales of quantized operands, in the dtype of the result."""
+        out = self.spec.out
+        for moved, operand, labels in (
+            (self.gather is not None, self.lhs, self.spec.lhs),
+            (False, self.rhs, self.spec.rhs),
+        ):
+            if not isinstance(operand, Quantized):
+                continue
+            _, scale = split_scale(self.spec, labels, operand, out)
+            if moved and self.ends.gather is not None:
+                label, axis_name = self.ends.gather
+                d = labels.index(label)
+                # A shard of size 1 has a scale of its own, too.
+                if label in out and operand.scale.shape[d] == operand.shape[d]:
+                    kind = "blocking" if self._blocks() else "latency"
+                    scale = collectives.all_gather(
+                        scale, axis_name, axis=out.index(label), schedule=kind
+                    )
+            if self.scatter is not None and self.ends.scatter is not None:
+                dim, shard = self.scatter.out_dim, self.scatter.shard
+                if scale.shape[dim] != 1:
+                    start = lax.axis_index(checks.axis_names(self.ends.scatter[1])) * shard
+                    scale = lax.dynamic_slice_in_dim(scale, start, shard, axis=dim)
+            y = y * scale.astype(y.dtype)
+        return y.astype(self.result)
+
+    def _blocks(self) -> bool:
+        given = self.options.schedule
+        return given == "blocking" or (isinstance(given, Schedule) and given.kind == "blocking")
+
+
+def _squeeze(x: Any, dims: Sequence[int]) -> Any:
+    if not dims:
+        return x
+    if isinstance(x, Quantized):
+        return dataclasses.replace(
+            x, values=lax.squeeze(x.values, dims), scale=lax.squeeze(x.scale, dims)
+        )
+    return lax.squeeze(x, dims)
+
+
+def _plain(x: Any, labels: str, used: str, accumulator: Any) -> tuple[Any, str]:
+    """`x` with each label once: its diagonals taken and, if it is not of integers, the labels that
+    nothing else uses summed over. An einsum cannot bring either back, as derivatives would need.
+    """
+    once = "".join(dict.fromkeys(labels))
+    if isinstance(x, Quantized):
+        if once == labels:
+            return x, labels
+        # The scale is shared along a repeated label: size 1.
+        values, scale = (jnp.einsum(f"{labels}->{once}", part) for part in (x.values, x.scale))
+        return dataclasses.replace(x, values=values, scale=scale), once
+    left = once
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        left = "".join(c for c in once if c in used)
+    if left == labels:
+        return x, labels
+    dtype = accumulator if left != once else x.dtype
+    return jnp.einsum(f"{labels}->{left}", x, preferred_element_type=dtype).astype(x.dtype), left
+
+
+def _operation(problems: list[_Problem]) -> tuple[Operation, list[Any]]:
+    """Problems that share lhs and spec as one operation, but for its schedule, and its operands."""
+    first = problems[0]
+    options, spec, ends = first.options, first.spec, first.ends
+    quantized = any(isinstance(x, Quantized) for p in problems for x in (p.lhs, p.rhs))
+    gather, scatter = (
+        None if end is None else End(end[0], checks.axis_names(end[1]))
+        for end in (ends.gather, ends.scatter)
+    )
+    reduce = () if ends.reduce is None else checks.axis_names(ends.reduce)
+    op = Operation(
+        "each",
+        spec.lhs,
+        spec.rhs,
+        spec.out,
+        gather,
+        scatter,
+        reduce,
+        Schedule("blocking"),
+        # Read here, since dots are made when jit lowers, outside of a default set for a while.
+        options.precision or getattr(jax.config, "jax_default_matmul_precision"),  # noqa: B009
+        first.accumulator,
+        # Scales come after the sums, so nothing is rounded before them.
+        first.accumulator if quantized else first.result,
+        first.wire or first.result,
+    )
+    operands = (first.lhs, *(p.rhs for p in problems))
+    return op, [x.values if isinstance(x, Quantized) else x for x in operands]
+
+
+def _apply(problems: list[_Problem]) -> list[Any]:
+    """All results of problems that share lhs and spec."""
+    first = problems[0]
+    op, values = _operation(problems)
+    options = first.options
+    schedule = choice.resolve(op, values, options.schedule, options.chip, options.beside)
+    with checks.sizes_are_numbers(f"einsum {first.spec}", schedule):
+        return _under(schedule, op, values, problems)
+
+
+def _under(
+    schedule: Schedule, op: Operation, values: Sequence[Any], problems: list[_Problem]
+) -> list[Any]:
+    """`_apply` under a schedule that is complete."""
+    first = problems[0]
+    for p in problems:
+        check_schedule(
+            schedule, p.spec, p.sizes, p.gather, p.scatter, reduced=p.ends.reduce is not None
+        )
+    op = dataclasses.replace(
+        op,
+        schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
+        closed=choice.closed_axes(op, schedule, first.options.chip),
+    )
+    scaled = [p.scaled for p in problems]
+    stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
+    if stays and piecewise.scales_apart(op):
+        return piecewise.run_scaled(op, values[0], values[1:], scaled)
+    return [scale(y) for scale, y in zip(scaled, apply(op, *values), strict=True)]

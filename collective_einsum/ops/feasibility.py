@@ -1,0 +1,131 @@
+"""Whether a schedule can serve an einsum of given sizes, and if not, why, in words.
+
+A schedule that is asked for either runs as it says or is refused; it never becomes another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..spec.spec import Gather, Scatter, Spec
+from .schedule import Schedule
+
+
+def check_schedule(
+    schedule: Schedule,
+    spec: Spec,
+    sizes: Mapping[str, int],
+    gather: Gather | None = None,
+    scatter: Scatter | None = None,
+    *,
+    reduced: bool = False,
+) -> None:
+    """Raises what `objection` has to say.
+
+    Raises:
+      ValueError: the schedule cannot serve the einsum.
+    """
+    reason = objection(schedule, spec, sizes, gather, scatter, reduced=reduced)
+    if reason is not None:
+        raise ValueError(f"schedule {str(schedule)!r} cannot serve einsum {spec}: {reason}")
+
+
+def objection(
+    schedule: Schedule,
+    spec: Spec,
+    sizes: Mapping[str, int],
+    gather: Gather | None = None,
+    scatter: Scatter | None = None,
+    *,
+    reduced: bool = False,
+) -> str | None:
+    """Why `schedule` cannot serve the einsum and what would; None if it can.
+
+    Args:
+      schedule: with every choice made; a `label` of None stands for "not cut".
+      spec: the einsum that runs, its size-1 broadcasting and diagonals out of the way.
+      sizes: of each label on one device, after the gather and before the scatter.
+      gather, scatter: the collectives at its ends.
+      reduced: whether the result is all-reduced.
+    """
+    if schedule.kind == "blocking":
+        return None
+    if schedule.direction == "bidirectional":
+        for word, end in (("gather", gather), ("scatter", scatter)):
+            if end is not None and end.n > 1 and end.shard < 2:
+                return (
+                    f"{word}={end.label!r} leaves {end.shard} of {end.label!r} to each of {end.n} "
+                    "devices, which cannot be halved to go both ways; use 'latency' or "
+                    "'unidirectional'"
+                )
+    if schedule.kind == "chunked":
+        return _uncut(schedule, spec, sizes, gather, scatter, reduced)
+    return None
+
+
+def _uncut(
+    schedule: Schedule,
+    spec: Spec,
+    sizes: Mapping[str, int],
+    gather: Gather | None,
+    scatter: Scatter | None,
+    reduced: bool,
+) -> str | None:
+    """The objections to cutting a label into chunks."""
+    moved = (spec.lhs if gather.operand == "lhs" else spec.rhs) if gather else spec.labels
+    summed = scatter is not None or reduced
+    taken = {end.label for end in (gather, scatter) if end is not None}
+    fitting = [
+        label
+        for label in dict.fromkeys(moved)
+        if label not in taken and (label in spec.out or not summed)
+    ]
+    label, shares = schedule.label, schedule.shares
+    instead = _instead({label: sizes[label] for label in fitting}, sum(shares))
+    if label is None:
+        if len(shares) == 1:
+            return None
+        return f"no label is given to cut into {len(shares)} chunks; {instead}"
+    if label not in spec.labels:
+        return f"it has no label {label!r} to cut; {instead}"
+    if gather is not None and label == gather.label and _is_free(gather):
+        if schedule.direction == "direct":
+            return _uncuttable(f"the shards of {label!r} have", gather.shard, shares)
+        instead += ", or direction='direct'"
+    if label in taken:
+        word = "gathered" if gather is not None and label == gather.label else "scattered"
+        return f"{label!r} is {word}, and its shards are not cut; {instead}"
+    if label not in moved:
+        return (
+            f"{label!r} is not in the gathered operand {moved!r}, so each chunk would gather all "
+            f"of it; {instead}"
+        )
+    if summed and label not in spec.out:
+        return f"{label!r} is summed over, so each chunk would send the whole result; {instead}"
+    return _uncuttable(f"{label!r} has", sizes[label], shares)
+
+
+def _instead(sizes: Mapping[str, int], parts: int) -> str:
+    """What to write for so many parts, of labels that can be cut and their sizes."""
+    enough = [label for label, size in sizes.items() if size >= parts]
+    if enough:
+        return "choose label=" + " or ".join(map(repr, enough))
+    longest = max(sizes, key=lambda label: sizes[label], default=None)
+    if longest is None or sizes[longest] < 2:
+        return "use a ring, such as 'latency'"
+    return f"choose chunks={sizes[longest]} and label={longest!r}, or a ring, such as 'latency'"
+
+
+def _is_free(gather: Gather) -> bool:
+    """Whether the gathered label is of one operand and the result."""
+    return gather.out_dim is not None and None in (gather.lhs_dim, gather.rhs_dim)
+
+
+def _uncuttable(whose: str, size: int, shares: tuple[int, ...]) -> str | None:
+    """The objection to making these shares of something of a size."""
+    parts = sum(shares)
+    if parts <= max(size, 1):
+        return None
+    if parts == len(shares):
+        return f"{whose} size {size}, which makes {max(size, 1)} chunks at most"
+    return f"{whose} size {size}, of which no {parts} parts can be made for {shares}"

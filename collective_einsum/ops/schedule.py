@@ -1,0 +1,162 @@
+"""The schedule of a collective einsum: a frozen value that says how its communication moves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ..text.did_you_mean import as_dtype, did_you_mean, nearest
+
+Kind = Literal["blocking", "ring", "chunked"]
+Direction = Literal["unidirectional", "bidirectional", "latency", "direct"]
+# Those of rings.
+DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
+# Past this many devices an unrolled ring makes programs that take long to compile.
+ROLL_FROM = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a collective einsum moves its data; hashable, and complete but for the shapes.
+
+    Attributes:
+      kind: "blocking" (lax's collective, then the einsum), "ring" (a dot for every hop of the ring),
+        or "chunked" (a dimension cut into `chunks`, whose collectives run during the dots of other
+        chunks; with one chunk each of several results is scattered during the next one's dot).
+      direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
+        half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops. And for
+        "chunked" alone, "direct": no ring, but lax's all-gather and all-to-all, for compilers that
+        run these beside other work; see `compiler_options`.
+      chunks: how many chunks, for "chunked"; or their sizes in proportion, such as (1, 3), so that
+        little is left to wait for at an end.
+      label: the einsum label that is cut into chunks; None for the one that suits (see
+        `choose_schedule`). The gathered label, if it goes directly and is not summed over: every
+        shard is then cut, and the own one needs no waiting.
+      end: for "ring" and an einsum with both collectives, the one whose ring it goes round, "gather"
+        or "scatter"; the other one is then lax's own.
+      wire_dtype: the dtype on the wire; None for that of the gathered operand, and for partial sums
+        that of the result.
+      rolled: whether the hops are a loop in the program, whose size then does not grow with the
+        ring; None for rolled on rings of 16 and more.
+    """
+
+    kind: Kind = "ring"
+    direction: Direction = "latency"
+    chunks: int | tuple[int, ...] = 1
+    label: str | None = None
+    end: Literal["gather", "scatter"] = "scatter"
+    wire_dtype: Any = None
+    rolled: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("blocking", "ring", "chunked"):
+            raise ValueError(
+                f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'"
+                f"{self._instead(self.kind, get_args(Kind))}"
+            )
+        known = (*DIRECTIONS, "direct")
+        if self.direction not in known:
+            raise ValueError(
+                f"Schedule direction {self.direction!r} is none of {known}"
+                f"{did_you_mean(self.direction, known)}"
+            )
+        if self.direction == "direct" and self.kind == "ring":
+            raise ValueError(
+                "Schedule(kind='ring', direction='direct'): what goes directly goes round no ring; "
+                "use kind='chunked'"
+            )
+        shares = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
+        shares = tuple(int(n) if isinstance(n, np.integer) else n for n in shares)
+        if not shares or not all(type(share) is int and share > 0 for share in shares):
+            raise ValueError(
+                "Schedule chunks must be a positive integer, or a tuple of such for chunks of these "
+                f"proportions, got {self.chunks!r}"
+            )
+        # One spelling of everything, so that equal schedules hash alike.
+        object.__setattr__(self, "chunks", shares if isinstance(self.chunks, tuple) else shares[0])
+        if self.label is not None and (not isinstance(self.label, str) or len(self.label) != 1):
+            raise ValueError(
+                f"Schedule label {self.label!r} is no label of an einsum; give one letter, or None"
+            )
+        if self.rolled is not None and not isinstance(self.rolled, bool | np.bool_):
+            raise ValueError(f"Schedule rolled={self.rolled!r} must be True, False or None")
+        if self.kind != "chunked" and (self.chunks != 1 or self.label is not None):
+            raise ValueError(
+                f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
+                "kind='chunked' cuts into chunks"
+            )
+        if self.end not in ("gather", "scatter"):
+            raise ValueError(
+                f"Schedule end {self.end!r} is neither 'gather' nor 'scatter'"
+                f"{did_you_mean(self.end, ('gather', 'scatter'))}"
+            )
+        if self.wire_dtype is not None:
+            object.__setattr__(self, "wire_dtype", as_dtype("wire_dtype", self.wire_dtype))
+        if self.rolled is not None:
+            object.__setattr__(self, "rolled", bool(self.rolled))
+
+    @staticmethod
+    def _instead(kind: Any, kinds: tuple[str, ...]) -> str:
+        """The end of a message about a kind that there is not."""
+        if kind in (*DIRECTIONS, "direct"):
+            named = NAMED[kind]
+            return f", but a direction; write Schedule({named.kind!r}, {kind!r})"
+        return did_you_mean(kind, kinds)
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The sizes of the chunks, in proportion."""
+        return self.chunks if isinstance(self.chunks, tuple) else (1,) * self.chunks
+
+    def rolls(self, n: int) -> bool:
+        """Whether a ring of `n` devices is a loop in the program."""
+        return n >= ROLL_FROM if self.rolled is None else self.rolled
+
+    def __str__(self) -> str:
+        parts = [self.direction if self.kind == "ring" else self.kind]
+        if self.kind == "chunked":
+            over = f" over {self.label!r}" if self.label else ""
+            chunks = (
+                self.chunks if isinstance(self.chunks, int) else "+".join(map(str, self.chunks))
+            )
+            parts.append(f"{chunks}{over}, {self.direction}")
+        if self.kind == "ring" and self.end == "gather":
+            parts.append("of the gather")
+        if self.wire_dtype is not None:
+            parts.append(f"{self.wire_dtype} wire")
+        if self.rolled is not None:
+            parts.append("rolled" if self.rolled else "unrolled")
+        return ", ".join(parts).replace("chunked, ", "chunked ")
+
+
+NAMED: dict[str, Schedule] = {
+    "blocking": Schedule("blocking"),
+    "unidirectional": Schedule("ring", "unidirectional"),
+    "bidirectional": Schedule("ring", "bidirectional"),
+    "latency": Schedule("ring", "latency"),
+    "chunked": Schedule("chunked", chunks=4),
+    "direct": Schedule("chunked", "direct"),
+}
+
+
+def as_schedule(schedule: str | Schedule) -> Schedule | None:
+    """A name or value as a Schedule; None for "auto".
+
+    Raises:
+      ValueError: neither, or a name that no schedule has.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if schedule == "auto":
+        return None
+    if isinstance(schedule, str) and schedule in NAMED:
+        return NAMED[schedule]
+    hint = did_you_mean(schedule, ("auto", *NAMED))
+    if nearest(schedule, get_args(Kind)) == "ring":
+        hint = "('ring')"
+    raise ValueError(
+        f"schedule={schedule!r} is unknown; choose 'auto', one of {tuple(NAMED)!r}, or pass a "
+        f"Schedule{hint}"
+    )

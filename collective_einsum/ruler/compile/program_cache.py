@@ -1,0 +1,137 @@
+"""Compiled programs, kept on disk as their scheduled HLO."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+DEFAULT_DIRECTORY = ".bench_cache"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What compiling gave: the scheduled HLO, how long it took, and bytes of a chip's memory.
+
+    `temporary_bytes` are those beyond arguments and results; `chip_bytes` are all, of which donated
+    arguments count once.
+    """
+
+    text: str
+    compile_seconds: float
+    temporary_bytes: int
+    chip_bytes: int = 0
+
+    @classmethod
+    def of(cls, binary: jax.stages.Compiled, compile_seconds: float) -> Program:
+        """What there is to keep of a compiled program."""
+        memory = binary.memory_analysis()
+        temporary = chip = 0
+        if memory is not None:
+            temporary = int(memory.temp_size_in_bytes)
+            held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+            chip = int(held - memory.alias_size_in_bytes) + temporary
+        return cls(binary.as_text() or "", compile_seconds, temporary, chip)
+
+
+class Cache:
+    """A folder of programs, each under the hash of all that determines it.
+
+    A program is also remembered by a name for what it was made from, so that one that is there
+    already need not even be traced again. Processes may share a folder: files appear whole.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def recall(self, name: str) -> tuple[str, Program] | None:
+        """The key and program that a name was last stored under."""
+        try:
+            key = self._path(name, "name").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        program = self.load(key)
+        return None if program is None else (key, program)
+
+    def load(self, key: str) -> Program | None:
+        """The program of a key, if it is there."""
+        try:
+            document = gzip.decompress(self._path(key, "json.gz").read_bytes())
+        except FileNotFoundError:
+            return None
+        return Program(**json.loads(document))
+
+    def store(self, key: str, name: str, program: Program) -> None:
+        """Keeps a program under its key and a name."""
+        document = json.dumps(dataclasses.asdict(program)).encode()
+        self._write(self._path(key, "json.gz"), gzip.compress(document, 3))
+        self._write(self._path(name, "name"), key.encode())
+
+    def load_row(self, name: str) -> dict[str, Any] | None:
+        """A finished row, if it is there."""
+        try:
+            return json.loads(self._path(name, "row.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def store_row(self, name: str, row: Mapping[str, Any]) -> None:
+        """Keeps a finished row under a name."""
+        self._write(self._path(name, "row.json"), json.dumps(row).encode())
+
+    def _path(self, key: str, suffix: str) -> Path:
+        return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{suffix}"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+
+def program_key(lowered: jax.stages.Lowered, target: str, options: Mapping[str, Any]) -> str:
+    """All that determines what the compiler makes: program, options, target and versions."""
+    parts = [lowered.as_text(), target, *map(str, sorted(options.items())), str(versions())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def source_name(packages: Sequence[str], target: str, *what: Any) -> str:
+    """A name for what a program is made from, which is known before the program is traced.
+
+    Args:
+      packages: names of the packages whose source files determine the program's text or its replay.
+      target: name of the target that the program is compiled for.
+      what: all else that determines it; named by `repr`.
+    """
+    return "\n".join([target, *map(repr, what), str(versions()), _sources(tuple(packages))])
+
+
+def versions() -> dict[str, str | None]:
+    """Of jax, jaxlib and libtpu; None for what is not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@functools.cache
+def _sources(packages: tuple[str, ...]) -> str:
+    """A hash of every Python file of the packages, in their subfolders too."""
+    digest = hashlib.sha256()
+    for package in packages:
+        root = Path(importlib.import_module(package).__file__ or "").parent
+        for file in sorted(root.rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""Where to run or compile: emulated CPU devices, attached accelerators, or a TPU slice that is not
+there.
+
+`target("v4:4x4x4")` compiles with the real TPU compiler on any Linux machine; nothing can run on
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils, topologies
+
+from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.known_chips import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+from collective_einsum.chips.names import chip_for
+
+# Without a TPU, libtpu would ask the cloud who it is, and let in one process at a time.
+LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    # Any type that libtpu knows; the topology is given by name.
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generation:
+    chip: Chip
+    dims: int
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_GENERATIONS = {
+    # Without megacore, a v4 chip shows as two devices.
+    "v4": _Generation(TPU_V4, 3, {"chip_config_name": "megacore"}),
+    "v5p": _Generation(TPU_V5P, 3),
+    "v5e": _Generation(TPU_V5E, 2),
+    "v6e": _Generation(TPU_V6E, 2),
+}
+TOPOLOGIES = ("v4:4x4x4", "v5p:4x4x4", "v5e:4x4", "v6e:4x4")
+_KNOWN = f"cpu:N (such as cpu:8), attached, or a TPU topology such as {', '.join(TOPOLOGIES)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to run on or to compile for.
+
+    Attributes:
+      name: as given to `target`.
+      kind: "emulated", "attached" or "topology"; only the first two can run.
+      chip: what one device can do; None for emulated devices.
+      devices: all of them.
+    """
+
+    name: str
+    kind: str
+    chip: Chip | None
+    devices: tuple[Any, ...] = dataclasses.field(repr=False)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether programs can run here, or only be compiled."""
+        return self.kind != "topology"
+
+    def mesh(self, axis_sizes: Sequence[int], axis_names: Sequence[str]) -> jax.sharding.Mesh:
+        """A mesh (Auto axes) that lies well on the torus; a topology must be used whole.
+
+        Raises ValueError if the sizes do not fit the devices.
+        """
+        wanted, there = math.prod(axis_sizes), len(self.devices)
+        if len(axis_sizes) != len(axis_names):
+            raise ValueError(
+                f"axis_sizes {tuple(axis_sizes)} and axis_names {tuple(axis_names)} differ in "
+                "length; give every axis one size and one name."
+            )
+        if wanted > there or (self.kind == "topology" and wanted != there):
+            raise ValueError(
+                f"a mesh of sizes {tuple(axis_sizes)} has {wanted} devices but target "
+                f"{self.name!r} has {there}; choose axis sizes whose product is {there}."
+            )
+        devices = mesh_utils.create_device_mesh(
+            tuple(axis_sizes),
+            self.devices[:wanted],
+            allow_split_physical_axes=self.kind == "topology",
+        )
+        return jax.sharding.Mesh(devices, tuple(axis_names))
+
+    def compile(
+        self,
+        function: Callable[..., Any] | jax.stages.Lowered,
+        *args: Any,
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> jax.stages.Compiled:
+        """Compiles a function, jitted or not, or what lowering it gave.
+
+        `args` are ShapeDtypeStructs whose shardings name a mesh of this target; none for a
+        function that is lowered already.
+        """
+        lowered: Any = function
+        if not isinstance(function, jax.stages.Lowered):
+            jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+            lowered = jitted.lower(*args)
+        return lowered.compile(compiler_options=dict(compiler_options or {}) or None)
+
+
+def target(name: str) -> Target:
+    """The target of a name: `cpu:8`, `attached`, `v4:4x4x4`, `v5p:4x4x4`, `v5e:4x4`, `v6e:4x4` and
+    the like.
+
+    Sets the environment that the emulated devices or libtpu need, so call it before anything
+    initialises jax's backends.
+
+    Raises:
+      ValueError: if there is no such target, or the topology cannot be, or the devices are not
+      there. ModuleNotFoundError: if a topology is asked for and libtpu is not installed.
+    """
+    if name == "attached":
+        return _attached()
+    family, _, size = name.partition(":")
+    if family == "cpu" and re.fullmatch(r"[1-9]\d*", size):
+        return _emulated(name, int(size))
+    if family in _GENERATIONS:
+        return _topology(name, _GENERATIONS[family], size)
+    raise ValueError(f"there is no target {name!r}; choose {_KNOWN}.")
+
+
+def _emulated(name: str, count: int) -> Target:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"target {name!r} needs {count} emulated devices but jax has started with "
+            f"{len(devices)}; ask for the target first, or set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}."
+        )
+    return Target(name, "emulated", None, tuple(devices[:count]))
+
+
+def _attached() -> Target:
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        raise ValueError(
+            f"target 'attached' needs an accelerator but jax sees only CPUs; choose {_KNOWN}."
+        )
+    return Target("attached", "attached", chip_for(devices[0].device_kind), tuple(devices))
+
+
+def _topology(name: str, generation: _Generation, size: str) -> Target:
+    sizes = [int(word) for word in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
+    # Hosts hold 2x2 chips, and libtpu ends the process if it is given a wrong number of dimensions.
+    if len(sizes) != generation.dims or min(sizes) < 1 or sizes[0] % 2 or sizes[1] % 2:
+        shape = "x".join("XYZ"[: generation.dims])
+        example = next(known for known in TOPOLOGIES if known.startswith(name.partition(":")[0]))
+        raise ValueError(
+            f"target {name!r} is no slice of {generation.chip.name}: give its size as {shape} "
+            f"with X and Y even, such as {example}."
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError(
+            f"target {name!r} needs libtpu, the TPU compiler (no TPU needed): "
+            "pip install -e '.[bench]'"
+        )
+    for key, value in LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    description = topologies.get_topology_desc(name, platform="tpu", **generation.options)
+    return Target(name, "topology", generation.chip, tuple(description.devices))

@@ -1,0 +1,1 @@
+"""Reading compiled HLO: shapes, instructions, trip counts, and what each one costs."""

@@ -1,0 +1,245 @@
+"""Read a scheduled HLO module, as `compiled.as_text()` prints it.
+
+The order of the lines of a scheduled module is the order in which a chip executes them, and most of
+the instructions of a TPU module carry the compiler's own estimate of their cycles. This file turns
+the text into frozen values; `instruction_cost` says what an
+instruction costs.
+
+Sources: the HLO text printer and parser of OpenXLA (`xla/hlo/ir/hlo_instruction.cc`,
+`xla/shape_util.cc`, `xla/hlo/parser/hlo_parser.cc`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from collective_einsum.ruler.hlo.replica_groups import parse_replica_groups
+from collective_einsum.ruler.hlo.shapes import AnyShape, integers, parse_shape_at
+
+_LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
+_OPENERS, _CLOSERS = "([{", ")]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation. `attributes` are the words after the operands, unparsed."""
+
+    name: str
+    shape: AnyShape
+    opcode: str
+    operands: tuple[str, ...]
+    literal: str
+    attributes: Mapping[str, str]
+    is_root: bool
+
+    @functools.cached_property
+    def backend_config(self) -> dict[str, Any]:
+        """The compiler's notes: estimated cycles, trip counts, algorithms."""
+        text = self.attributes.get("backend_config", "{}")
+        return json.loads(text) if text.startswith("{") else {}
+
+    @property
+    def estimated_cycles(self) -> int | None:
+        """The compiler's cost in clock cycles of this chip, or None where it gives none."""
+        match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes.get("backend_config", ""))
+        return int(match[1]) if match else None
+
+    @property
+    def custom_call_target(self) -> str:
+        """What a custom call calls; empty for other ops."""
+        return self.attributes.get("custom_call_target", "").strip('"')
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from, named scopes included."""
+        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes.get("metadata", ""))
+        return match[1] if match else ""
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """Names of the computations it calls."""
+        found: list[str] = []
+        for key in (
+            "calls",
+            "to_apply",
+            "body",
+            "condition",
+            "branch_computations",
+            "called_computations",
+            "true_computation",
+            "false_computation",
+        ):
+            found += _names(self.attributes.get(key, ""))
+        return tuple(found)
+
+    def called(self, key: str) -> str:
+        """The one computation named by an attribute (`calls`, `body`, `condition`)."""
+        return _names(self.attributes[key])[0]
+
+    @functools.cached_property
+    def replica_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of positions in the mesh's flat order, from the list or the iota form."""
+        groups = self.attributes.get("replica_groups", "")
+        if "device_ids" in self.attributes:
+            groups += f",device_ids={self.attributes['device_ids']}"
+        return parse_replica_groups(groups)
+
+    @functools.cached_property
+    def source_target_pairs(self) -> tuple[tuple[int, int], ...]:
+        """(from, to) positions in the mesh's flat order."""
+        text = self.attributes.get("source_target_pairs", "")
+        return tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),\s*(\d+)\}", text))
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """The attribute `dimensions={...}`."""
+        return integers(self.attributes.get("dimensions", ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions in the order of execution."""
+
+    name: str
+    instructions: Mapping[str, Instruction]
+    root: Instruction
+    parameters: tuple[Instruction, ...]
+
+    def __iter__(self) -> Iterator[Instruction]:
+        return iter(self.instructions.values())
+
+    def __getitem__(self, name: str) -> Instruction:
+        return self.instructions[name]
+
+    @functools.cached_property
+    def users(self) -> Mapping[str, tuple[Instruction, ...]]:
+        """The instructions that read each instruction."""
+        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for instruction in self:
+            for operand in dict.fromkeys(instruction.operands):
+                found[operand].append(instruction)
+        return {name: tuple(users) for name, users in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A module: its computations by name, and which is the entry."""
+
+    name: str
+    is_scheduled: bool
+    num_partitions: int
+    computations: Mapping[str, Computation]
+    entry: Computation
+
+
+def parse(text: str) -> Module:
+    """Reads a module from its text.
+
+    Raises ValueError if the text is no HLO module, or has no entry computation.
+    """
+    if not text.lstrip().startswith("HloModule"):
+        raise ValueError(
+            "this is not the text of an HLO module: it does not start with `HloModule`; pass "
+            "`compiled.as_text()`."
+        )
+    head, *lines = text.lstrip().splitlines()
+    computations: dict[str, Computation] = {}
+    entry = None
+    name, body, is_entry = "", None, False
+    for line in lines:
+        if body is None:
+            match = _HEADER.match(line)
+            if match:
+                name, body, is_entry = match[2], [], bool(match[1])
+        elif line.startswith("}"):
+            computations[name] = _computation(name, body)
+            entry = computations[name] if is_entry else entry
+            body = None
+        elif match := _LINE.match(line):
+            body.append(_instruction(line, match))
+    if entry is None:
+        raise ValueError(
+            "the HLO module has no ENTRY computation; pass the whole of `compiled.as_text()`."
+        )
+    partitions = re.search(r"num_partitions=(\d+)", head)
+    return Module(
+        head.split()[1].rstrip(","),
+        "is_scheduled=true" in head,  # type: ignore[index]
+        int(partitions[1]) if partitions else 1,
+        computations,
+        entry,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", text)
+
+
+def _computation(name: str, body: list[Instruction]) -> Computation:
+    parameters = sorted((i for i in body if i.opcode == "parameter"), key=lambda i: int(i.literal))
+    root = next((i for i in body if i.is_root), body[-1])
+    return Computation(name, {i.name: i for i in body}, root, tuple(parameters))
+
+
+def _instruction(line: str, match: re.Match[str]) -> Instruction:
+    shape, at = parse_shape_at(line, match.end())
+    start = line.index("(", at)
+    opcode = line[at:start].strip()
+    end = _closing(line, start)
+    literal = line[start + 1 : end]
+    operands = ()
+    if opcode not in ("constant", "parameter", "iota"):
+        operands = tuple(_names(word)[-1] for word in _split(literal) if "%" in word)
+    attributes: dict[str, str] = {}
+    for word in _split(line[end + 1 :]):
+        key, equals, value = word.strip().partition("=")
+        if equals:
+            attributes[key] = value
+    return Instruction(match[2], shape, opcode, operands, literal, attributes, bool(match[1]))
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the bracket that closes the one at `start`, quotes skipped."""
+    depth, quoted, at = 0, False, start
+    while at < len(text):
+        char = text[at]
+        if quoted:
+            at += char == "\\"
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char in _OPENERS:
+            depth += 1
+        elif char in _CLOSERS:
+            depth -= 1
+            if depth == 0:
+                return at
+        at += 1
+    raise ValueError(f"unbalanced brackets in the HLO line {text[:80]!r}.")
+
+
+def _split(text: str) -> list[str]:
+    """Splits at the commas that stand outside brackets and quotes."""
+    words, depth, quoted, begin, at = [], 0, False, 0, 0
+    while at < len(text):
+        char = text[at]
+        if quoted:
+            at += char == "\\"
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char in _OPENERS:
+            depth += 1
+        elif char in _CLOSERS:
+            depth -= 1
+        elif char == "," and depth == 0:
+            words.append(text[begin:at])
+            begin = at + 1
+        at += 1
+    return [*words, text[begin:]] if text[begin:].strip() else words

@@ -1,0 +1,70 @@
+"""The groups of devices that a collective joins, in the three forms in which HLO writes them.
+
+Sources: OpenXLA, `xla/hlo/ir/replica_group.cc` and `xla/hlo/ir/mesh_and_axis.cc`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+
+import numpy as np
+
+from collective_einsum.ruler.hlo.shapes import integers
+
+
+def parse_replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """Reads the groups of a collective; none means that all devices form one group.
+
+    The three forms are `{{0,1},{2,3}}`; `[2,2]<=[2,2]T(1,0)`, a reshaped and transposed iota; and
+    `mesh['a'=2,'b'=4],device_ids=([4,2]T(1,0)) {'a','b':(2)2}`, axes and parts of axes of a mesh.
+
+    Raises ValueError if it is none of them.
+    """
+    if text.startswith("mesh["):
+        return _mesh_groups(text)
+    if "<=" in text:
+        shape, _, source = text.partition("<=")
+        return _rows(_iota(source).reshape(integers(shape)))
+    groups = tuple(integers(group) for group in re.findall(r"\{([\d,\s]+)\}", text))
+    if not groups and text.strip("{} "):
+        raise ValueError(f"ruler.hlo.replica_groups cannot read the replica groups {text[:80]!r}.")
+    return groups
+
+
+def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(i) for i in row) for row in ids)
+
+
+def _iota(text: str) -> np.ndarray:
+    """Reads `[4,4]T(1,0)`: 0, 1, 2, ... reshaped, then transposed."""
+    shape, _, order = text.partition("T")
+    ids = np.arange(math.prod(integers(shape))).reshape(integers(shape))
+    return ids.transpose(integers(order)) if order else ids
+
+
+def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """Reads `mesh['a'=2,'b'=8],device_ids=(...) {'b':(2)4}`; `(2)4` is 4 after the first 2."""
+    head, _, grouped = text.rpartition("{")
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", head)}
+    ids = np.arange(math.prod(sizes.values()))
+    if match := re.search(r"device_ids=\((.*)\)", head):
+        ids = _iota(match[1]).reshape(-1) if "[" in match[1] else np.array(integers(match[1]))
+    parts: dict[str, list[int]] = {name: [] for name in sizes}
+    chosen: list[tuple[str, int, int]] = []
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", grouped):
+        part = (name, int(before or 1), int(size or sizes[name]))
+        chosen.append(part)
+        parts[name] += [part[1], part[1] * part[2]]
+    shape: list[int] = []
+    place: dict[tuple[str, int], int] = {}
+    for name, whole in sizes.items():
+        cuts = sorted({1, whole, *parts[name]})
+        for low, high in itertools.pairwise(cuts):
+            place[name, low] = len(shape)
+            shape.append(high // low)
+    inside = [place[name, before] for name, before, size in chosen if size > 1]
+    outside = [axis for axis in range(len(shape)) if axis not in inside]
+    count = math.prod(size for _, _, size in chosen)
+    return _rows(ids.reshape(shape).transpose(outside + inside).reshape(-1, count))

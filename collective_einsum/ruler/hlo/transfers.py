@@ -1,0 +1,134 @@
+"""Which instructions move data between chips or memories, and where each begins and ends.
+
+Three things look alike in a TPU schedule and are told apart here: a synchronous collective, the
+start and done of an asynchronous one, and a compute fusion that carries a collective along ("async
+collective fusion", on v5e).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import shapes
+from collective_einsum.ruler.replay.torus import Route, Torus
+
+START, DONE, STEP, SYNCHRONOUS = "start", "done", "step", "synchronous"
+_FUSED_ROOTS = {"AsyncCollectiveStart": START, "AsyncCollectiveDone": DONE}
+_CALLERS = ("async-start", "call-start", "fusion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective: its own instruction, where that stands, and what it amounts to.
+
+    `kind` is the opcode of the collective; an all-reduce of which the same fusion keeps one slice
+    is a "reduce-scatter". `phase` is START, DONE, STEP or SYNCHRONOUS.
+    """
+
+    instruction: hlo.Instruction
+    computation: hlo.Computation
+    kind: str
+    phase: str
+
+    def route(self, torus: Torus) -> Route:
+        """What it asks of the links."""
+        operands = [self.computation[name].shape for name in self.instruction.operands]
+        sent = sum(work.total_bytes(shape) for shape in operands)
+        groups = self.instruction.replica_groups
+        if self.kind == "collective-permute":
+            return torus.permute(self.instruction.source_target_pairs, sent)
+        if self.kind == "all-gather":
+            return torus.all_gather(groups, work.total_bytes(result(self.instruction)))
+        if self.kind in ("reduce-scatter", "collective-broadcast"):
+            return torus.all_gather(groups, sent)
+        if self.kind == "all-reduce":
+            return torus.all_reduce(groups, sent)
+        return torus.all_to_all(groups, sent)
+
+
+def collective_in(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
+) -> Collective | None:
+    """The collective that an instruction is, starts, ends or carries along, if any."""
+    opcode = instruction.opcode
+    kind = opcode.removesuffix("-start")
+    if kind in work.COLLECTIVES:
+        return Collective(instruction, computation, kind, SYNCHRONOUS if kind == opcode else START)
+    if opcode not in (*_CALLERS, "call"):
+        return None
+    for name in instruction.calls:
+        inner = module.computations[name]
+        for each in inner:
+            found = collective_in(module, inner, each)
+            if found is None:
+                continue
+            slices = any(other.opcode == "dynamic-slice" for other in inner)
+            kind = "reduce-scatter" if found.kind == "all-reduce" and slices else found.kind
+            phase = found.phase
+            if opcode.endswith("-start"):
+                phase = START
+            elif target := _FUSED_ROOTS.get(inner.root.custom_call_target):
+                phase = target
+            elif "async_collective_fusion_config" in found.instruction.backend_config:
+                phase = STEP
+            return Collective(found.instruction, found.computation, kind, phase)
+    return None
+
+
+def result(instruction: hlo.Instruction) -> shapes.AnyShape:
+    """The shape of the result: of a start, what the matching done returns."""
+    opcode, shape = instruction.opcode, instruction.shape
+    is_start = opcode.endswith("-start") or instruction.name.startswith("async-collective-start")
+    if not is_start or opcode == "all-reduce-start" or not isinstance(shape, shapes.TupleShape):
+        return shape
+    # Only a copy's start lists the destination before the source.
+    return shape.elements[0 if opcode == "copy-start" else 1]
+
+
+def copied_hbm_bytes(
+    module: hlo.Module, computation: hlo.Computation, start: hlo.Instruction
+) -> int:
+    """Bytes that an asynchronous copy or slice reads from HBM, and writes to it."""
+    source = computation[start.operands[0]]
+    target = result(start)
+    roots = [module.computations[name].root.opcode for name in start.calls]
+    moved = work.total_bytes(target)
+    if "dynamic-update-slice" in (start.opcode.removesuffix("-start"), *roots):
+        source = computation[start.operands[1]]
+        moved = work.total_bytes(source.shape)
+    return moved * (work.in_hbm(source.shape) + work.in_hbm(target))
+
+
+def start_of(done: hlo.Instruction, computation: hlo.Computation, begun: set[str]) -> str:
+    """Name of the start, one of `begun`, that a done waits for.
+
+    Raises ValueError if there is none in the same computation.
+    """
+    instruction = done
+    while instruction.name not in begun:
+        if not instruction.operands:
+            raise ValueError(
+                f"{done.name} has no start in its computation {computation.name}: it was started "
+                "outside, which this replay does not follow."
+            )
+        source = computation[instruction.operands[0]]
+        if instruction.opcode == "get-tuple-element" and source.name not in begun:
+            source = _carried(source, instruction.attributes["index"], computation)
+        instruction = source
+    return instruction.name
+
+
+def _carried(source: hlo.Instruction, index: str, computation: hlo.Computation) -> hlo.Instruction:
+    """Where an element of a tuple comes from, if `source` only carries a collective's state along."""
+    if source.opcode == "while":
+        # From what the loop begins with to its result, at the same place.
+        before = computation[source.operands[0]]
+        return computation[before.operands[int(index)]] if before.opcode == "tuple" else before
+    if source.opcode == "fusion":
+        aliases = source.attributes.get("output_to_operand_aliasing", "")
+        alias = re.search(r"\{" + index + r"\}: \((\d+),", aliases)
+        return computation[source.operands[int(alias[1])]] if alias else source
+    return source

@@ -1,0 +1,245 @@
+"""Replay a scheduled HLO module on one chip of a torus.
+
+Every chip of an SPMD program does the same at the same time, so one chip is followed. Ops run in
+the order of the schedule and take the compiler's `estimated_cycles`, or what `ruler.hlo.moves` says
+where it gives none; asynchronous copies and collectives run beside them, sharing the links and HBM
+in fair shares; a `-done` waits for what has not arrived. A synchronous collective is a start and a
+done with nothing between. Nothing is fitted to measurements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+
+from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.names import chip_for
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import moves, transfers
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import trip_counts as scalars
+from collective_einsum.ruler.replay.fair_share import Flow, Network
+from collective_einsum.ruler.replay.timeline import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event, Timeline
+from collective_einsum.ruler.replay.torus import Torus
+
+_HBM = "hbm"
+
+
+def replay(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip | None = None) -> Timeline:
+    """Replays a compiled program on the torus of a mesh.
+
+    Args:
+      compiled: what `jax.jit(f).lower(...).compile()` returned for a TPU topology, or its text.
+      mesh: the mesh it was compiled for; its flat order gives the meaning of device ids.
+      chip: what the chip can do; by default told from the mesh's device kind.
+
+    Returns:
+      The predicted timeline, in seconds.
+
+    Raises:
+      ValueError: if the text is no scheduled TPU module, or does not fit the mesh.
+    """
+    module = hlo.parse(compiled if isinstance(compiled, str) else compiled.as_text())
+    chip = chip or chip_for(mesh.devices.flat[0].device_kind)
+    return replay_module(module, Torus.of_mesh(mesh, chip), chip)
+
+
+def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
+    """Replays a parsed module; see `replay`."""
+    if not module.is_scheduled:
+        raise ValueError(
+            f"HLO module {module.name} is not scheduled; pass the text of a compiled program, not "
+            "of a lowered one."
+        )
+    if module.num_partitions not in (1, len(torus.coords)):
+        raise ValueError(
+            f"HLO module {module.name} was compiled for {module.num_partitions} devices but the "
+            f"mesh has {len(torus.coords)}; pass the mesh that it was compiled for."
+        )
+    permutes = dict.fromkeys(
+        tuple(instruction.source_target_pairs)
+        for computation in module.computations.values()
+        for instruction in computation
+        if instruction.opcode.startswith("collective-permute")
+    )
+    walk = _Walk(module, torus.telling(permutes), chip)
+    walk.computation(module.entry)
+    return Timeline(
+        name=module.name,
+        chip=chip.name,
+        total_seconds=walk.network.now,
+        hbm_bytes=walk.hbm_bytes,
+        hbm_bandwidth=chip.hbm_bandwidth,
+        peak_flops=chip.bf16_flops,
+        links=tuple(sorted(torus.link_name(link) for link in torus.links)),
+        events=tuple(sorted(walk.events, key=lambda event: event.start)),
+        notes=tuple(dict.fromkeys(walk.notes)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transfer:
+    """An asynchronous operation between its start and its done; bytes by the row they show on."""
+
+    instruction: hlo.Instruction
+    flow: Flow
+    kind: str
+    rows: dict[str, float]
+    start: float
+
+
+class _Walk:
+    """The state of a replay."""
+
+    def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
+        self.module, self.torus, self.chip = module, torus, chip
+        links = dict.fromkeys(torus.told, chip.link_bandwidth)
+        self.network = Network({**links, _HBM: chip.hbm_bandwidth})
+        self.events: list[Event] = []
+        self.hbm_bytes = 0.0
+        self.notes: list[str] = []
+
+    def computation(self, computation: hlo.Computation) -> None:
+        """Runs a computation from its first line to its last."""
+        pending: dict[str, _Transfer] = {}
+        for instruction in computation:
+            opcode = instruction.opcode
+            if work.is_free(instruction):
+                continue
+            if opcode == "while":
+                self.loop(instruction, computation)
+                continue
+            if opcode == "conditional":
+                self.conditional(instruction)
+                continue
+            if opcode == "call":
+                self.computation(self.module.computations[instruction.calls[0]])
+                continue
+            collective = transfers.collective_in(self.module, computation, instruction)
+            phase = collective.phase if collective else None
+            if phase == transfers.DONE or opcode.endswith("-done"):
+                name = transfers.start_of(instruction, computation, set(pending))
+                self.finish(pending.pop(name))
+            elif phase == transfers.START or opcode.endswith("-start"):
+                pending[instruction.name] = self.start(instruction, computation, collective)
+            elif phase == transfers.SYNCHRONOUS:
+                self.finish(self.start(instruction, computation, collective))
+            else:
+                self.compute(instruction, computation)
+
+    def loop(self, loop: hlo.Instruction, computation: hlo.Computation) -> None:
+        """Runs a loop.
+
+        An iteration that begins and ends with nothing in flight is repeated exactly by the rest.
+        """
+        count = scalars.trip_count(self.module, loop, computation)
+        if count is None:
+            self.notes.append(f"{loop.name}: its trip count depends on data; counted once")
+            count = 1
+        body = self.module.computations[loop.called("body")]
+        for iteration in range(count):
+            start, first, before = self.network.now, len(self.events), self.hbm_bytes
+            alone = not self.network.flows
+            self.computation(body)
+            left = count - iteration - 1
+            if alone and not self.network.flows and left:
+                period = self.network.now - start
+                events = self.events[first:]
+                for repeat in range(1, left + 1):
+                    self.events += [event.shifted(repeat * period) for event in events]
+                self.hbm_bytes += left * (self.hbm_bytes - before)
+                self.network.advance(self.network.now + left * period)
+                return
+
+    def conditional(self, instruction: hlo.Instruction) -> None:
+        """Runs the branch with the most estimated cycles."""
+        branches = [self.module.computations[name] for name in instruction.calls]
+        self.notes.append(f"{instruction.name}: counted its longest branch")
+        self.computation(max(branches, key=lambda b: sum(i.estimated_cycles or 0 for i in b)))
+
+    def compute(self, instruction: hlo.Instruction, computation: hlo.Computation) -> None:
+        """Runs an op that occupies the cores; it takes longer where HBM is shared."""
+        moved = work.hbm_bytes(self.module, computation, instruction)
+        cycles = instruction.estimated_cycles
+        seconds = (cycles or 0) / self.chip.clock_hz
+        seconds = moves.move_seconds(self.chip, computation, instruction) or seconds
+        if instruction.opcode == "custom-call" and cycles is None:
+            self.notes.append(
+                f"{instruction.name}: custom call {instruction.custom_call_target} has no "
+                "estimate; charged the time of its HBM bytes"
+            )
+        start = self.network.now
+        if moved:
+            cap = moved / seconds if seconds else self.chip.hbm_bandwidth
+            self.network.wait(self.network.start(Flow(instruction.name, moved, {_HBM: 1.0}, cap)))
+        else:
+            self.network.advance(start + seconds)
+        self.hbm_bytes += moved
+        if self.network.now > start:
+            flops = work.flops(self.module, computation, instruction)
+            self.events.append(
+                Event(
+                    row=COMPUTE_ROW,
+                    name=instruction.name,
+                    start=start,
+                    end=self.network.now,
+                    kind="dot" if flops else "compute",
+                    op_name=instruction.op_name,
+                    bytes=moved,
+                    flops=flops,
+                )
+            )
+
+    def start(
+        self,
+        instruction: hlo.Instruction,
+        computation: hlo.Computation,
+        collective: transfers.Collective | None,
+    ) -> _Transfer:
+        """Sets a transfer going: a collective, or a copy between memories."""
+        uses: dict[Hashable, float] = {}
+        if collective is None:
+            kind = "copy"
+            moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
+            # A copy between on-chip memories is taken to be no faster than one from HBM.
+            size = moved or work.total_bytes(transfers.result(instruction))
+            cap, latency = self.chip.hbm_bandwidth, 0.0
+            rows = {DMA_ROW: float(moved)}
+        else:
+            kind = "permute" if collective.kind == "collective-permute" else "collective"
+            moved = work.bytes_in_hbm(transfers.result(instruction)) + sum(
+                work.bytes_in_hbm(computation[operand].shape) for operand in instruction.operands
+            )
+            route = collective.route(self.torus)
+            size = route.bytes or moved
+            cap, latency = float("inf"), route.hops * self.chip.hop_seconds
+            uses |= route.loads
+            rows: dict[str, float] = {}
+            for link, load in route.loads.items():
+                row = self.torus.link_name(link)
+                carried = load * route.bytes * self.torus.share(link)
+                rows[row] = rows.get(row, 0.0) + carried
+        if moved:
+            uses[_HBM] = moved / size
+        flow = Flow(instruction.name, size, uses, cap, latency)
+        self.hbm_bytes += moved
+        self.network.start(flow)
+        return _Transfer(instruction, flow, kind, rows, self.network.now)
+
+    def finish(self, transfer: _Transfer) -> None:
+        """Waits for a transfer, and puts it on the rows of the links that it took."""
+        start = self.network.now
+        self.network.wait(transfer.flow)
+        name, op_name = transfer.instruction.name, transfer.instruction.op_name
+        arrival = transfer.flow.arrival
+        for row, moved in transfer.rows.items():
+            end = arrival - transfer.flow.latency
+            self.events.append(
+                Event(row, name, transfer.start, end, transfer.kind, op_name, moved, arrival)
+            )
+        if self.network.now > start:
+            kind = "copy" if transfer.kind == "copy" else "collective"
+            self.events.append(Event(STALL_ROW, name, start, self.network.now, kind, op_name))

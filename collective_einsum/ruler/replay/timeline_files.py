@@ -1,0 +1,122 @@
+"""Draws a timeline as a picture, and writes it as a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collective_einsum.ruler.replay.timeline import Event, Timeline
+
+# By kind of event; the colours of Okabe and Ito, which the colour-blind can tell apart.
+_COLOURS = {
+    "dot": "#0072B2",
+    "compute": "#56B4E9",
+    "permute": "#009E73",
+    "collective": "#D55E00",
+    "copy": "#999999",
+}
+# Names of the stalls, by what they wait for.
+_STALL_COLOURS = {"collective": "#CC79A7", "copy": "#F0E442"}
+_US = 1e6
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure, which needs no display.
+
+    Raises ModuleNotFoundError if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("drawing needs matplotlib: pip install -e '.[bench]'") from error
+    return Figure
+
+
+def save_png(timeline: Timeline, path: str | os.PathLike[str]) -> None:
+    """Draws a timeline, one row above the other, microseconds to the right.
+
+    Raises ModuleNotFoundError if matplotlib is not installed.
+    """
+    figure_of = figure_class()
+    from matplotlib.patches import Patch
+
+    rows = timeline.rows
+    figure = figure_of(figsize=(14, 0.9 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    shown: dict[str, str] = {}
+    for place, row in enumerate(rows):
+        colours = _STALL_COLOURS if row == "stall" else _COLOURS
+        for kind, colour in colours.items():
+            bars = [(e.start * _US, e.seconds * _US) for e in _of(timeline, row) if e.kind == kind]
+            if bars:
+                shown[f"waiting for a {kind}" if row == "stall" else kind] = colour
+                axes.broken_barh(
+                    bars, (place - 0.4, 0.8), facecolors=colour, edgecolors="white", linewidth=0.3
+                )
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, max(timeline.total_seconds, 1e-12) * _US)
+    axes.set_xlabel("microseconds (predicted)")
+    axes.set_title(
+        f"{timeline.name} on {timeline.chip}: {timeline.total_seconds * _US:.1f} us, "
+        f"MFU {timeline.mfu:.1%}, {timeline.exposed_seconds * _US:.1f} us of communication exposed"
+    )
+    handles = [Patch(color=colour, label=label) for label, colour in shown.items()]
+    if handles:
+        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def save_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
+    """Writes the events in the Trace Event Format, complete events ("X") on one thread a row.
+
+    Transfers that overlap on one link stand on lanes of their own, as threads must nest.
+    """
+    trace: list[dict[str, Any]] = [_metadata("process_name", 0, {"name": timeline.chip})]
+    thread = 0
+    for row in timeline.rows:
+        for lane, events in enumerate(_lanes(_of(timeline, row))):
+            name = row if lane == 0 else f"{row} ({lane + 1})"
+            trace.append(_metadata("thread_name", thread, {"name": name}))
+            trace.append(_metadata("thread_sort_index", thread, {"sort_index": thread}))
+            trace += [_complete(event, thread) for event in events]
+            thread += 1
+    document = {"traceEvents": trace, "displayTimeUnit": "ns"}
+    Path(path).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _of(timeline: Timeline, row: str) -> list[Event]:
+    return [event for event in timeline.events if event.row == row]
+
+
+def _lanes(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
+    """Splits events, sorted by start, into lists within which none overlap; at least one list."""
+    lanes: list[list[Event]] = [[]]
+    for event in events:
+        lane = next((lane for lane in lanes if not lane or lane[-1].end <= event.start), None)
+        if lane is None:
+            lane = []
+            lanes.append(lane)
+        lane.append(event)
+    return lanes
+
+
+def _metadata(name: str, thread: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "M", "pid": 0, "tid": thread, "name": name, "args": args}
+
+
+def _complete(event: Event, thread: int) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "pid": 0,
+        "tid": thread,
+        "name": event.name,
+        "cat": event.kind,
+        "ts": event.start * _US,
+        "dur": event.seconds * _US,
+        "args": {"op_name": event.op_name, "bytes": event.bytes, "flops": event.flops},
+    }

@@ -1,0 +1,235 @@
+"""The torus under a mesh: where each device stands, and which links a transfer takes.
+
+A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the
+first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
+and direction, that of its most loaded link, says how long a transfer takes. Only permutes may load
+the links of one axis and direction differently; these are then told apart, as `(0, +1, 2)`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+
+from collective_einsum.chips.chip import Chip
+
+Link = tuple[int, ...]
+Pairs = Sequence[tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """A transfer on the torus.
+
+    `bytes` moves over each link of `loads`, times its load (how many messages share the most loaded
+    link of that axis and direction); the last byte is `hops` links behind.
+    """
+
+    bytes: float
+    loads: dict[Link, float]
+    hops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Torus:
+    """Places of the devices, in the mesh's flat order.
+
+    `wrapped` says of each axis whether its last chip has a link to its first, and `apart` which link
+    of those of one axis and direction is told from the others as what, by where it starts.
+    """
+
+    coords: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    wrapped: tuple[bool, ...]
+    names: tuple[str, ...]
+    apart: Mapping[tuple[tuple[int, ...], Link], Link] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_mesh(cls, mesh: jax.sharding.Mesh, chip: Chip) -> Torus:
+        """The torus spanned by the devices of a mesh, its axes named after the mesh axes that lie
+        along them.
+
+        Raises ValueError if the devices have no coordinates on a torus.
+        """
+        devices = list(mesh.devices.flat)
+        if not hasattr(devices[0], "coords"):
+            raise ValueError(
+                f"devices of kind {devices[0].device_kind!r} have no coordinates on a torus; "
+                "replay a program compiled for a TPU topology, such as 'v4:4x4x4'."
+            )
+        coords = tuple(tuple(int(c) for c in device.coords) for device in devices)
+        low = [min(axis) for axis in zip(*coords, strict=True)]
+        coords = tuple(
+            tuple(c - base for c, base in zip(place, low, strict=True)) for place in coords
+        )
+        sizes = tuple(max(axis) + 1 for axis in zip(*coords, strict=True))
+        return cls(
+            coords,
+            sizes,
+            tuple(size > 1 and chip.wraps(size) for size in sizes),
+            _names(mesh, coords),
+        )
+
+    def link_name(self, link: Link) -> str:
+        """`x+`: growing coordinates on the torus axis that the mesh axis x lies along."""
+        return self.names[link[0]] + ("+" if link[1] > 0 else "-")
+
+    @property
+    def links(self) -> list[Link]:
+        """All axes and directions that have links."""
+        return [
+            (axis, sign) for axis, size in enumerate(self.sizes) if size > 1 for sign in (1, -1)
+        ]
+
+    @property
+    def told(self) -> list[Link]:
+        """The links as routes name them."""
+        return [told for link in self.links for told in self._told(link)]
+
+    def telling(self, permutes: Iterable[Pairs]) -> Torus:
+        """This torus, its links told apart as far as these permutes load them differently."""
+        loads = [self._crossings(pairs)[0] for pairs in permutes]
+        apart: dict[tuple[tuple[int, ...], Link], Link] = {}
+        for link in self.links:
+            axis, sign = link
+            end = 0 if sign < 0 else self.sizes[axis] - 1
+            starts = [c for c in self.coords if self.wrapped[axis] or c[axis] != end]
+            marks = [tuple(load[start, link] for load in loads) for start in starts]
+            kinds = {mark: (*link, i) for i, mark in enumerate(dict.fromkeys(marks))}
+            if len(kinds) > 1:
+                apart |= {
+                    (start, link): kinds[mark] for start, mark in zip(starts, marks, strict=True)
+                }
+        return dataclasses.replace(self, apart=apart)
+
+    def share(self, told: Link) -> float:
+        """How many of the links of its axis and direction a link as routes name it stands for."""
+        kinds = self._kinds.get(told[:2])
+        return kinds[told] / kinds.total() if kinds else 1.0
+
+    def _told(self, link: Link) -> list[Link]:
+        return list(self._kinds.get(link, [link]))
+
+    @functools.cached_property
+    def _kinds(self) -> dict[Link, collections.Counter[Link]]:
+        """How many links of an axis and direction are told as what, where they are told apart."""
+        found: dict[Link, collections.Counter[Link]] = {}
+        for (_, link), told in self.apart.items():
+            found.setdefault(link, collections.Counter())[told] += 1
+        return found
+
+    def permute(self, pairs: Iterable[tuple[int, int]], message_bytes: float) -> Route:
+        """A collective-permute: each pair takes the shortest way, one axis after the other."""
+        crossings, longest = self._crossings(pairs)
+        loads: dict[Link, float] = {}
+        for (start, link), count in crossings.items():
+            link = self.apart.get((start, link), link)
+            loads[link] = max(loads.get(link, 0), count)
+        return Route(message_bytes if loads else 0, loads, longest)
+
+    def _crossings(
+        self, pairs: Iterable[tuple[int, int]]
+    ) -> tuple[collections.Counter[tuple[tuple[int, ...], Link]], int]:
+        """How many messages take each link, by where it starts, and the hops of the longest way."""
+        crossings: collections.Counter[tuple[tuple[int, ...], Link]] = collections.Counter()
+        longest = 0
+        for source, target in pairs:
+            place, hops = list(self.coords[source]), 0
+            for axis, size in enumerate(self.sizes):
+                distance = self.coords[target][axis] - place[axis]
+                if self.wrapped[axis]:
+                    distance = (distance + (size - 1) // 2) % size - (size - 1) // 2
+                sign = 1 if distance > 0 else -1
+                for _ in range(abs(distance)):
+                    crossings[tuple(place), (axis, sign)] += 1
+                    place[axis] = (place[axis] + sign) % size
+                hops += abs(distance)
+            longest = max(longest, hops)
+        return crossings, longest
+
+    def all_gather(self, groups: Sequence[Sequence[int]], gathered_bytes: float) -> Route:
+        """An all-gather (or, mirrored, a reduce-scatter) of `gathered_bytes` a chip, on all links
+        of its axes at once.
+
+        D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one for a line
+        (Chan et al. 2007, as in Pope et al., arXiv 2211.05102, appendix A.1); the farthest chip is
+        `hops` links away.
+        """
+        spans, size = self._spans(groups)
+        if not spans:
+            return Route(0, {}, 0)
+        links = sum((2 if ring else 1) / stride for _, _, ring, stride in spans)
+        return Route(
+            gathered_bytes * (size - 1) / size / links,
+            {
+                link: 1
+                for axis, *_ in spans
+                for sign in (1, -1)
+                for link in self._told((axis, sign))
+            },
+            sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans),
+        )
+
+    def all_reduce(self, groups: Sequence[Sequence[int]], reduced_bytes: float) -> Route:
+        """A reduce-scatter and an all-gather."""
+        half = self.all_gather(groups, reduced_bytes)
+        return Route(2 * half.bytes, half.loads, 2 * half.hops)
+
+    def all_to_all(self, groups: Sequence[Sequence[int]], local_bytes: float) -> Route:
+        """Every chip sends 1/K of `local_bytes` to each: the middle of each axis carries n/8 of
+        them (a line: n/4).
+
+        On a ring that is a quarter of the all-gather of as many bytes from every chip.
+        """
+        spans, _ = self._spans(groups)
+        loads: dict[Link, float] = {}
+        for axis, n, ring, stride in spans:
+            share = (n * n - n % 2) / 8 / n if ring else (n * n // 4) / n
+            loads |= {link: share * stride for sign in (1, -1) for link in self._told((axis, sign))}
+        return Route(
+            local_bytes if loads else 0,
+            loads,
+            sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans),
+        )
+
+    def _spans(
+        self, groups: Sequence[Sequence[int]]
+    ) -> tuple[list[tuple[int, int, bool, int]], int]:
+        """How groups lie: (axis, chips along it, ring or line, distance of neighbours), size."""
+        group = max(groups, key=len, default=()) or range(len(self.coords))
+        spans = []
+        for axis in range(len(self.sizes)):
+            places = sorted({self.coords[member][axis] for member in group})
+            if len(places) > 1:
+                n = len(places)
+                stride = max(1, (places[-1] - places[0]) // (n - 1))
+                ring = self.wrapped[axis] and stride * n == self.sizes[axis]
+                spans.append((axis, n, ring, stride))
+        return spans, len(group)
+
+
+def _names(mesh: jax.sharding.Mesh, coords: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
+    """The mesh axes along each torus axis; numbered where one mesh axis takes several."""
+    shape = mesh.devices.shape
+    along: list[list[str]] = [[] for _ in coords[0]]
+    for index, name in enumerate(mesh.axis_names):
+        stride = 1
+        for size in shape[index + 1 :]:
+            stride *= size
+        for axis in range(len(along)):
+            if len({coords[step * stride][axis] for step in range(shape[index])}) > 1:
+                along[axis].append(str(name))
+    uses = collections.Counter(name for names in along for name in names)
+    seen: collections.Counter[str] = collections.Counter()
+    names = []
+    for axis, owners in enumerate(along):
+        labels = []
+        for owner in owners:
+            labels.append(f"{owner}{seen[owner]}" if uses[owner] > 1 else owner)
+            seen[owner] += 1
+        names.append("*".join(labels) or f"torus{axis}")
+    return tuple(names)

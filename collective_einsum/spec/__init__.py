@@ -1,0 +1,1 @@
+"""Einsum specs, sizes, dtypes and quantized operands: plain data and their checks."""

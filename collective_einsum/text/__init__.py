@@ -1,0 +1,1 @@
+"""Words of error messages: lists, suggestions, sizes and shardings in print."""

@@ -1,0 +1,258 @@
+"""What one layer does on one chip, from sizes alone: its matmuls, its transfers, its attention.
+
+Counted as `block`, `projections` and `attention` do it; letters and partitionings are those of
+"Efficiently Scaling Transformer Inference" (arXiv 2211.05102), sections 3.2 and 3.3. No array is
+made and nothing is traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
+from ..models.config import ModelConfig, as_config
+from ..partitionings.attention_placement import Columns, Placement, place
+from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.named_layouts import as_plan
+from .layer_items import (
+    ACTIVATION_BYTES,
+    Attention,
+    Einsum,
+    Item,
+    Kind,
+    Load,
+    Transfer,
+    gathered_weight,
+    transfer,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    config: ModelConfig
+    layout: FeedForwardLayout
+    placement: Placement
+    sizes: Mapping[str, int]
+    load: Load
+
+    def n(self, axes: Iterable[str]) -> int:
+        return size(tuple(axes), self.sizes)
+
+    def live(self, axes: Iterable[str]) -> Axes:
+        return tuple(axis for axis in axes if self.sizes[axis] > 1)
+
+    def transfer(
+        self, name: str, kind: Kind, axes: Iterable[str], elements: float, each: float
+    ) -> Iterator[Transfer]:
+        return transfer(name, kind, axes, elements, each, self.sizes)
+
+    def moved(self, name: str, kind: Kind, axes: Iterable[str], elements: float) -> Transfer | None:
+        """The same, of activations."""
+        return next(self.transfer(name, kind, axes, elements, ACTIVATION_BYTES), None)
+
+    @property
+    def gathered_axes(self) -> Axes:
+        """The axes that weights are gathered over."""
+        alike = self.layout.batch_axes == self.layout.inner_batch_axes
+        return self.layout.batch_axes if alike else ()
+
+    @property
+    def scatters_x(self) -> bool:
+        """Whether sums over E_x are scattered over x; otherwise they are all-reduced."""
+        return self.layout.cuts_rows or "x" in self.layout.features(())
+
+    def inputs(self, names: Sequence[str]) -> list[tuple[str, int, Axes]]:
+        """Matrices that features come from: name, columns, and the axes these are stored over."""
+        config, where = self.config, self.placement
+        found = {
+            "w_q": (config.stored_heads * config.d_head, where.queries.stored),
+            "w_kv": (2 * config.stored_kv_heads * config.d_head, where.keys.stored),
+        }
+        return [(name, *found.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
+
+    def into(
+        self, names: Sequence[str], *, by_rows: bool = False, shared: bool = False
+    ) -> Iterator[Item]:
+        """`project_in` of some matrices, or `project_rows`."""
+        if self.gathered_axes:
+            yield from self.into_gathered(names)
+            return
+        m, e = self.load.tokens, self.config.d_model // self.sizes["x"]
+        if self.placement.own_keys and "w_kv" in names:
+            yield from self.own_keys(m // self.n(self.layout.position_axes), e)
+            names = [name for name in names if name != "w_kv"]
+        found = self.inputs(names)
+        f = tuple(columns // self.n(stored) for _, columns, stored in found)
+        apart = tuple(axis for axis in WEIGHT_AXES if axis not in self.layout.repeated_axes)
+        gather = self.moved("activations", "all-gather", apart, m * e)
+        scatters = self.scatters_x or by_rows
+        kind: Kind = "reduce-scatter" if scatters else "all-reduce"
+        sums = self.moved("sums over x", kind, ("x",), m * sum(f))
+        yield Einsum(
+            tuple(names),
+            m,
+            e,
+            f,
+            self.load.weight_bytes,
+            gather and ("m" if self.layout.cuts_rows else "e", gather),
+            False,
+            (sums and ("m" if self.layout.cuts_rows or by_rows else "f", sums))
+            if scatters
+            else None,
+            shared,
+        )
+        if not scatters:
+            for columns in f:
+                yield from self.transfer("sums over x", kind, ("x",), m * columns, ACTIVATION_BYTES)
+
+    def own_keys(self, m: int, e: int) -> Iterator[Item]:
+        """w_kv times the rows between layers."""
+        ((_, columns, _),) = self.inputs(["w_kv"])
+        yield Einsum(("w_kv",), m, e, (columns,), self.load.weight_bytes)
+        axes = self.layout.inner_position_axes
+        yield from self.transfer(
+            "sums over x", "reduce-scatter", axes, m * columns, ACTIVATION_BYTES
+        )
+
+    def into_gathered(self, names: Sequence[str]) -> Iterator[Item]:
+        """`project_in` of `WeightGathered`."""
+        axes = self.gathered_axes
+        m, e = self.load.tokens // self.n(axes), self.config.d_model
+        kept = self.live(axis for axis in AXES if axis not in axes)
+        yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
+        for name, columns, stored in self.inputs(names):
+            yield from self.weight(name, m, e, columns, stored, "in")
+
+    def weight(
+        self, name: str, m: int, e: int, columns: int, stored: Axes, way: Literal["in", "out"]
+    ) -> Iterator[Item]:
+        """`gathered_weight` of this layout."""
+        each = self.load.weight_bytes
+        axes = self.gathered_axes
+        return gathered_weight(name, m, e, columns, stored, way, axes, self.sizes, each)
+
+    def out_of(self, names: Sequence[str]) -> Iterator[Item]:
+        """`project_out` of some matrices: gathers over x, the matmuls, one sum over yz."""
+        config, axes = self.config, self.gathered_axes
+        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.d_ff}
+        if axes:
+            m, e = self.load.tokens // self.n(axes), config.d_model
+            for name in names:
+                yield from self.weight(name, m, e, features[name], WEIGHT_AXES, "out")
+            kept = self.live(axis for axis in AXES if axis not in axes)
+            sums = self.moved("sums", "reduce-scatter", kept, m * e)
+            yield from self.alone(sums)
+            return
+        m, e = self.load.tokens, config.d_model // self.sizes["x"]
+        kind: Kind = "all-reduce" if self.layout.repeated_axes else "reduce-scatter"
+        sums = self.moved("sums over yz", kind, WEIGHT_AXES, m * e)
+        alone = len(names) > 1 or bool(self.layout.repeated_axes)
+        for name in names:
+            f = features[name] // self.n(WEIGHT_AXES)
+            rows = self.layout.cuts_rows or (name == "w_o" and self.placement.by_rows)
+            gather = None
+            if rows or self.scatters_x:
+                gather = self.moved("features", "all-gather", ("x",), m * f)
+            yield Einsum(
+                (name,),
+                m,
+                f,
+                (e,),
+                self.load.weight_bytes,
+                gather and ("m" if rows else "e", gather),
+                False,
+                None if alone else sums and ("m" if self.layout.cuts_rows else "f", sums),
+            )
+        if alone:
+            yield from self.alone(sums)
+
+    def alone(self, sums: Transfer | None) -> Iterator[Transfer]:
+        """`reduce_scatter_alone`."""
+        if sums:
+            yield dataclasses.replace(sums, of_lanes=not self.layout.cuts_rows)
+
+    def attention(self) -> Iterator[Item]:
+        """From columns to heads or sequences, the scores, and back."""
+        config, where, load = self.config, self.placement, self.load
+        heads, kv_heads = config.stored_heads, config.stored_kv_heads
+        yield from self.columns("queries", heads * config.d_head, where.queries, back=False)
+        keys = 2 * kv_heads * config.d_head
+        left = self.n(axis for axes in where.key_row_axes for axis in axes)
+        for axes in where.key_row_axes:
+            left //= self.n(axes)
+            elements = load.tokens / left * keys / self.n(where.keys.sharded)
+            yield from self.transfer("rows of keys", "all-gather", axes, elements, ACTIVATION_BYTES)
+        yield from self.columns("keys and values", keys, where.keys, back=False)
+        yield Attention(
+            load.batch / self.n(where.batch_axes),
+            load.new // self.n(self.layout.inner_position_axes),
+            load.new,
+            heads / self.n(where.queries.kept),
+            max(1, kv_heads / self.n(where.kv_axes)),
+            config.d_head,
+            load.past,
+            load.cache_bytes,
+        )
+        yield from self.columns("attended", heads * config.d_head, where.queries, back=True)
+
+    def columns(self, name: str, total: int, how: Columns, *, back: bool) -> Iterator[Transfer]:
+        """To attention or back; see `columns.to_attention`."""
+        moved = self.placement.moved
+        rows = self.load.tokens / self.n(a for a in self.placement.batch_axes if a not in moved)
+        columns = total / self.n(a for a in how.sharded if a not in how.gathered)
+        if how.gathered and not back:
+            yield from self.transfer(
+                name, "all-gather", how.gathered, rows * columns, ACTIVATION_BYTES
+            )
+        if how.exchanged(moved):
+            yield from self.transfer(name, "all-to-all", moved, rows * columns, ACTIVATION_BYTES)
+        elif back:
+            yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
+
+
+def inputs(
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    where: Placement,
+    sizes: Mapping[str, int],
+    load: Load,
+) -> Einsum:
+    """The einsum of the feedforward's input matrices, where weights are stationary."""
+    found = _Layer(config, layout, where, sizes, load).into(config.input_names)
+    return next(item for item in found if isinstance(item, Einsum))
+
+
+def layer_work(
+    config: ModelConfig | str, plan: Any, sizes: Mapping[str, int], load: Load
+) -> tuple[Item, ...]:
+    """What one layer does on each chip, in order.
+
+    Args:
+      config: the model.
+      plan: the layouts, as `plans.as_plan` takes them.
+      sizes: of the mesh axes x, y and z.
+      load: what is asked.
+
+    Raises:
+      ValueError: heads cannot be sharded over this mesh.
+    """
+    config, plan = as_config(config), as_plan(plan)
+    where = place(config, plan.feedforward, plan.attention, sizes)
+    layer = _Layer(config, plan.feedforward, where, sizes, load)
+    heads = ["w_q", "w_kv"]
+    ffn = config.input_names
+    if config.block == "serial":
+        return (
+            *layer.into(heads, by_rows=where.by_rows),
+            *layer.attention(),
+            *layer.out_of(["w_o"]),
+            *layer.into(ffn),
+            *layer.out_of(["w_out"]),
+        )
+    if where.by_rows:
+        first = (*layer.into(heads, by_rows=True), *layer.into(ffn, shared=True))
+    else:
+        first = tuple(layer.into([*heads, *ffn]))
+    return (*first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))

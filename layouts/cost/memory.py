@@ -1,0 +1,110 @@
+"""Bytes that a step needs on a chip: what stays there, and what the step makes on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from ..layers.attention_scores import SCORES_BYTES
+from ..layers.embedding import vocab_axes
+from ..mesh.axis_collectives import WEIGHT_AXES, size
+from ..models.config import ModelConfig
+from ..partitionings.attention_placement import place, stored_kv_axes
+from ..partitionings.feedforward_layout import boundary_axes
+from ..partitionings.padded_sizes import padded_capacity
+from ..partitionings.partitioning import Partitioning
+from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load
+
+# Bytes of a scale, of which int8 weights have one for each column and an int8 cache for each vector.
+SCALE_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on a chip.
+
+    Attributes:
+      weights: of all layers, padded heads and norms included.
+      embedding: and unembedding.
+      cache: of all positions that there will be after the step.
+      temporaries: an estimate of the activations and gathered weights that are there at once.
+    """
+
+    weights: float
+    embedding: float
+    cache: float
+    temporaries: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.weights + self.embedding + self.cache + self.temporaries
+
+
+def memory(
+    config: ModelConfig,
+    plan: Partitioning,
+    sizes: Mapping[str, int],
+    load: Load,
+    items: tuple[Item, ...],
+) -> Memory:
+    """Bytes on a chip, from sizes; `items` are those of `layer_work`."""
+    tables = 1 if config.tied_embedding else 2
+    rows = config.vocab // size(vocab_axes(config, sizes), sizes)
+    row_bytes = config.d_model * load.weight_bytes
+    row_bytes += SCALE_BYTES if load.weight_bytes == 1 else 0
+    return Memory(
+        config.layers * _layer_bytes(config, sizes, load),
+        tables * rows * row_bytes,
+        cache_bytes(config, plan, sizes, load),
+        _temporary_bytes(config, plan, sizes, load, items),
+    )
+
+
+def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> float:
+    """Weights of a layer, stored E_x F_yz under every layout (section 3.2.3)."""
+    x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
+    heads = config.stored_heads * config.d_head
+    keys = 2 * config.stored_kv_heads * config.d_head / size(stored_kv_axes(config, sizes), sizes)
+    into = heads / yz + keys + (2 if config.gated else 1) * config.d_ff / yz
+    out = heads / yz + config.d_ff / yz
+    found = config.d_model / x * (into + out) * load.weight_bytes
+    if load.weight_bytes == 1:
+        found += SCALE_BYTES * (into + 2 * config.d_model / x)
+    norms = (2 if config.norm_bias else 1) * (1 if config.block == "parallel" else 2)
+    biases = into + 2 * config.d_model if config.biases else 0
+    return found + (norms * config.d_model + biases) * ACTIVATION_BYTES
+
+
+def cache_bytes(
+    config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int], load: Load
+) -> float:
+    """Keys and values of all layers (section 3.3): `past` positions, or the new ones of a prefill, of
+    which as many are stored as a cache pads them to."""
+    where = place(config, plan.feedforward, plan.attention, sizes)
+    sequences = load.batch / size(where.batch_axes, sizes)
+    heads = config.stored_kv_heads / size(where.kv_axes, sizes)
+    vector = config.d_head * load.cache_bytes + (SCALE_BYTES if load.cache_bytes == 1 else 0)
+    return 2 * config.layers * sequences * heads * padded_capacity(load.past or load.new) * vector
+
+
+def _temporary_bytes(
+    config: ModelConfig,
+    plan: Partitioning,
+    sizes: Mapping[str, int],
+    load: Load,
+    items: tuple[Item, ...],
+) -> float:
+    """What the projections make, kept until the output matrices have read it, the residual stream
+    twice, the scores of a block of queries, and the two largest weights that are gathered."""
+    einsums = [item for item in items if isinstance(item, Einsum)]
+    made = sum(item.m * sum(item.f) for item in einsums if "w_o" not in item.names[0])
+    outer = max(item.m * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out"))
+    parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
+    boundary = size(boundary_axes(plan.feedforward), sizes)
+    residual = load.tokens / parts * config.d_model / boundary
+    gathered = sorted((i.streamed_bytes for i in einsums if i.gathers_weight), reverse=True)[:2]
+    scores = 0.0 if load.new == 1 else SCORES_BYTES
+    activations = (made + outer + 2 * residual) * ACTIVATION_BYTES
+    return math.fsum([activations, *gathered, scores])

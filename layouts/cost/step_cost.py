@@ -1,0 +1,319 @@
+"""The analytical model: what a phase costs on a slice under a partitioning, from sizes alone.
+
+Predicted, and built from `work.layer_work`: flops, bytes of HBM and of ICI, and their seconds on a
+`Chip`. Einsums and collectives cost what the model behind `schedule="auto"` says (`choice.rank`),
+which is bytes over bandwidth as in appendix A.1 of "Efficiently Scaling Transformer Inference"
+(arXiv 2211.05102), with the fixed costs of `Chip`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.names import as_chip
+from collective_einsum.cost.lax_collectives import hops, links
+from collective_einsum.text.did_you_mean import did_you_mean
+from collective_einsum.text.showing import Shown
+
+from ..arguments import as_size, check_word
+from ..layers.embedding import vocab_axes
+from ..mesh.axis_collectives import AXES, size
+from ..mesh.slice_meshes import as_shape, shape_name
+from ..models.config import ModelConfig, as_config
+from ..partitionings.named_layouts import Partitioning, as_plan
+from ..partitionings.padded_sizes import padded_load
+from . import einsum_cost
+from .layer_cost import spent, transfer_seconds
+from .layer_items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
+from .layer_work import layer_work
+from .memory import Memory, memory
+
+Overlap = Literal["none", "auto"]
+PHASES = ("decode", "prefill")
+
+# Times that activations are read or written between matmuls: by norms, activation functions, rotary
+# embedding, and the sums of the residual stream. Seen on v4 over 64 to 131072 rows.
+BETWEEN_PASSES = 0.45
+# What a layer takes beside all that, however small: some 25 small operations one after another. Seen
+# on v4 in decoding; the one figure for fixed overhead, the same for all models and layouts.
+LAYER_SECONDS = 28e-6
+# Of which copies around the collectives between layers, and sums of their shards, take so much; where
+# rows are whole on all chips of yz there are none, but norms and sums read and write all rows so
+# often. Seen on v4, at 64 rows.
+BOUNDARY_SECONDS = 9e-6
+REPEATED_PASSES = 7.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost(Shown):
+    """What one step of a phase costs, on each chip; of all layers, unless it says otherwise.
+
+    Attributes:
+      config, plan, sizes, load, chip: what it is the cost of.
+      items: what a layer does.
+      overlap: "none" (every collective by itself, as `schedule="blocking"`) or "auto" (hidden
+        behind the einsum beside it as far as the schedule that auto would choose hides it).
+      flops: of matmuls and attention.
+      weight_bytes, cache_bytes, activation_bytes: moved between the chip and HBM.
+      ici_bytes: that a chip sends, by mesh axis; a collective over several axes uses all their
+        links, and counts on each in their proportion.
+      hops: of all collectives, one after another.
+      matmul_seconds: of matmuls, those of `overlap` with what a schedule adds to them.
+      attention_seconds: of scores, softmax and values.
+      exposed_seconds: of collectives that nothing hides.
+      rest_seconds: of what stands between.
+      outside_seconds: of embedding and unembedding.
+      memory: bytes on a chip.
+    """
+
+    config: ModelConfig
+    plan: Partitioning
+    sizes: Mapping[str, int]
+    load: Load
+    chip: Chip
+    items: tuple[Item, ...]
+    overlap: Overlap
+    flops: float
+    weight_bytes: float
+    cache_bytes: float
+    activation_bytes: float
+    ici_bytes: Mapping[str, float]
+    hops: int
+    matmul_seconds: float
+    attention_seconds: float
+    exposed_seconds: float
+    rest_seconds: float
+    outside_seconds: float
+    memory: Memory
+
+    @property
+    def chips(self) -> int:
+        """How many."""
+        return math.prod(self.sizes.values())
+
+    @property
+    def hbm_bytes(self) -> float:
+        """Weights, cache and activations."""
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Of the layers."""
+        return (
+            self.matmul_seconds + self.attention_seconds + self.exposed_seconds + self.rest_seconds
+        )
+
+    def __repr__(self) -> str:
+        where, load = shape_name(self.sizes), self.load
+        return (
+            f"Cost({self.config.name}, {load.batch} sequences of {load.new} new positions after "
+            f"{load.past}, on {where} {self.chip.name}: {self.seconds * 1e3:.4g} ms)"
+        )
+
+    def __str__(self) -> str:
+        parts = (
+            ("matmuls", self.matmul_seconds),
+            ("attention", self.attention_seconds),
+            ("exposed communication", self.exposed_seconds),
+            ("what stands between", self.rest_seconds),
+            ("all layers", self.seconds),
+            ("embedding and unembedding", self.outside_seconds),
+        )
+        memory = f"{self.memory.total / 2**30:.1f} GiB of {self.chip.hbm_bytes / 2**30:.1f} a chip"
+        return "\n".join(
+            [
+                f"{self!r}, predicted by the analytical model",
+                *(f"{name:26}{seconds * 1e3:12.4g} ms" for name, seconds in parts),
+                f"MFU {self.mfu:.1%}, {self.chip_seconds_per_token * 1e3:.3g} chip-ms a token, {memory}",
+            ]
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        """Of the whole step: the layers, embedding and unembedding."""
+        return self.seconds + self.outside_seconds
+
+    @property
+    def flop_seconds(self) -> float:
+        """Flops over the chip's peak: no step is faster."""
+        return self.flops / self.chip.bf16_flops
+
+    @property
+    def hbm_seconds(self) -> float:
+        """Weights and cache over the bandwidth of HBM: no step is faster."""
+        return (self.weight_bytes + self.cache_bytes) / self.chip.hbm_bandwidth
+
+    @property
+    def ici_seconds(self) -> float:
+        """Bytes over the links' bandwidth, and hops; the links of different axes do not share."""
+        per_axis = (
+            moved / (links(self.chip, self.sizes[axis]) * self.chip.link_bandwidth)
+            for axis, moved in self.ici_bytes.items()
+        )
+        return max(per_axis, default=0.0) + self.hops * self.chip.hop_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Flops of the model's parameters, without padding and embedding, over what all chips could
+        do in the seconds of the layers (section 2, "Inference cost tradeoffs")."""
+        flops = 2 * self.config.layer_parameters * self.load.tokens
+        return flops / (self.chips * self.chip.bf16_flops * self.seconds)
+
+    @property
+    def chip_seconds_per_token(self) -> float:
+        """Chips times seconds of the layers, over the tokens of the step: the cost of figure 1."""
+        return self.chips * self.seconds / self.load.tokens
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip's HBM holds it."""
+        return self.memory.total <= self.chip.hbm_bytes
+
+
+def load(
+    phase: str,
+    *,
+    batch: int,
+    context: int | None = None,
+    length: int | None = None,
+    weights: str = "bf16",
+    cache: str = "bf16",
+) -> Load:
+    """What a phase asks of each layer.
+
+    Args:
+      phase: "decode", one token for each sequence after `context` positions, or "prefill", prompts
+        of `length` tokens on an empty cache.
+      batch: sequences.
+      context: positions in the cache, for decode.
+      length: of the prompts, for prefill.
+      weights, cache: "bf16" or "int8".
+
+    Raises:
+      ValueError: another word, or a size that is missing or not positive.
+    """
+    if phase not in PHASES:
+        raise ValueError(
+            f"phase={phase!r} is neither 'decode' nor 'prefill'{did_you_mean(phase, PHASES)}"
+        )
+    bytes_of = {"bf16": 2, "int8": 1}
+    for what, word in (("weights", weights), ("cache", cache)):
+        if not isinstance(word, str) or word not in bytes_of:
+            raise ValueError(
+                f"{what}={word!r} is neither 'bf16' nor 'int8'{did_you_mean(word, bytes_of)}"
+            )
+    batch = as_size("batch", batch, f"phase={phase!r}")
+    name, given = ("context", context) if phase == "decode" else ("length", length)
+    given = as_size(name, given, f"phase={phase!r}")
+    new, past = (1, given) if phase == "decode" else (given, 0)
+    return Load(batch, new, past, bytes_of[weights], bytes_of[cache])
+
+
+def cost(
+    config: ModelConfig | str,
+    plan: Any,
+    sizes: Any,
+    asked: Load,
+    chip: Chip | str,
+    overlap: Overlap = "auto",
+) -> Cost:
+    """The cost of one step, at the sizes that the decoder pads to; see `padded_sizes`.
+
+    Args:
+      config: the model.
+      plan: the layouts, as `plans.as_plan` takes them.
+      sizes: of the mesh axes x, y and z, as `slices.as_shape` takes them.
+      asked: what the step has to do; see `load`.
+      chip: whose peaks and constants to reckon with.
+      overlap: see `Cost`.
+
+    Raises:
+      ValueError: the mesh does not divide the model's heads.
+    """
+    if not isinstance(asked, Load):
+        raise ValueError(f"asked={asked!r} is no Load; make it with layouts.cost.load(phase, ...)")
+    check_word("overlap", overlap, get_args(Overlap))
+    config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
+    sizes = as_shape("sizes", sizes)
+    padded = padded_load(asked, config, plan, sizes)
+    items = layer_work(config, plan, sizes, padded)
+    found = spent(config, items, sizes, chip, overlap)
+    n = config.layers
+    rest = LAYER_SECONDS + (BETWEEN_PASSES * found.between + found.passes) / chip.vector_bandwidth
+    repeated = size(plan.feedforward.repeated_axes, sizes)
+    if repeated > 1:
+        rows = padded.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
+        rest += REPEATED_PASSES * rows / chip.vector_bandwidth - BOUNDARY_SECONDS
+    return Cost(
+        config=config,
+        plan=plan,
+        sizes=dict(sizes),
+        load=asked,
+        chip=chip,
+        items=items,
+        overlap=overlap,
+        flops=n * _total(items, "flops"),
+        weight_bytes=n * sum(i.streamed_bytes for i in items if isinstance(i, Einsum)),
+        cache_bytes=n * sum(i.streamed_bytes for i in items if isinstance(i, Attention)),
+        activation_bytes=n * _total(items, "activation_bytes"),
+        ici_bytes={axis: n * moved for axis, moved in ici_bytes(items, sizes, chip).items()},
+        hops=n * sum(_hops(each, sizes, chip) for each in transfers(items)),
+        matmul_seconds=n * found.matmul,
+        attention_seconds=n * found.attention,
+        exposed_seconds=n * found.exposed,
+        rest_seconds=n * rest,
+        outside_seconds=_outside_seconds(config, sizes, padded, chip),
+        memory=memory(config, plan, sizes, padded, items),
+    )
+
+
+def transfers(items: tuple[Item, ...]) -> list[Transfer]:
+    """All collectives, those at the ends of einsums included."""
+    found: list[Transfer] = []
+    for item in items:
+        if isinstance(item, Einsum):
+            found += item.transfers
+        elif isinstance(item, Transfer):
+            found.append(item)
+    return found
+
+
+def ici_bytes(items: tuple[Item, ...], sizes: Mapping[str, int], chip: Chip) -> dict[str, float]:
+    """Bytes that a chip sends, by axis."""
+    found = dict.fromkeys(AXES, 0.0)
+    for each in transfers(items):
+        shares = {axis: links(chip, sizes[axis]) for axis in each.axes}
+        for axis, share in shares.items():
+            found[axis] += each.sent_bytes * share / sum(shares.values())
+    return found
+
+
+def _hops(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> int:
+    once = hops(chip, [sizes[axis] for axis in transfer.axes])
+    return once * (2 if transfer.kind == "all-reduce" else 1)
+
+
+def _outside_seconds(
+    config: ModelConfig, sizes: Mapping[str, int], asked: Load, chip: Chip
+) -> float:
+    """The embedding's sums over chips, and the logits of the last positions."""
+    axes = tuple(axis for axis in AXES if sizes[axis] > 1)
+    rows = asked.tokens * config.d_model * ACTIVATION_BYTES
+    found = 0.0
+    if axes:
+        sums = Transfer("embedded", "reduce-scatter", axes, size(axes, sizes), rows)
+        last = dataclasses.replace(sums, kind="all-gather", bytes=rows / asked.new)
+        found = sum(transfer_seconds(each, sizes, chip) for each in (sums, last))
+    tokens = config.vocab // size(vocab_axes(config, sizes), sizes)
+    logits = Einsum(
+        ("unembedding",), asked.batch, config.d_model, (tokens,), asked.weight_bytes, None
+    )
+    return found + einsum_cost.seconds(logits, sizes, chip, "none").compute
+
+
+def _total(items: tuple[Item, ...], name: str) -> float:
+    return math.fsum(getattr(item, name, 0.0) for item in items)

@@ -1,0 +1,109 @@
+"""What a feedforward takes whose gathered weights arrive while it multiplies; see `stream`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from collective_einsum.chips.chip import Chip
+from collective_einsum.cost.dots import matmul_seconds
+from collective_einsum.cost.select import WORTHWHILE
+from collective_einsum.rings.ring_steps import lanes
+
+from ..models.config import ModelConfig
+from . import einsum_cost
+from .einsum_cost import Seconds
+from .layer_items import ACTIVATION_BYTES, Einsum, Item, Transfer
+
+
+def outgoing(config: ModelConfig) -> tuple[str, ...]:
+    """The output matrices that a block streams with its input matrices."""
+    return ("w_o", "w_out") if config.block == "parallel" else ("w_out",)
+
+
+def saving(
+    items: Iterable[Item],
+    into: Sequence[str],
+    out: Sequence[str],
+    sizes: Mapping[str, int],
+    chip: Chip,
+    worthwhile: float = WORTHWHILE,
+) -> Seconds | None:
+    """What streaming these matrices saves of a layer's einsums and transfers, against one gather and
+    matmul after the other; None where that is a smaller share of them than is `worthwhile`, or nothing
+    is gathered."""
+    items = [item for item in items if _streamed(item, (*into, *out))]
+    ways = [
+        [i for i in items if isinstance(i, Einsum) and i.names[0] in names] for names in (into, out)
+    ]
+    if not all(ways) or not chip.torus_dims:
+        return None
+    apart = [_apart(item, sizes, chip) for item in items]
+    compute, exposed = (sum(each[i] for each in apart) for i in (0, 1))
+    together = _together(ways[0], ways[1], sizes, chip)
+    found = Seconds(compute - together.compute, exposed - together.exposed)
+    return found if sum(found) > worthwhile * (compute + exposed) else None
+
+
+def _streamed(item: Item, names: Sequence[str]) -> bool:
+    """Whether it is the gather of a matrix's columns, with its matmul or over x before that."""
+    if isinstance(item, Transfer):
+        return item.name in names
+    if not isinstance(item, Einsum) or not item.gathers_weight or item.gather is None:
+        return False
+    return item.names[0] in names and item.gather[1].axes != ("x",)
+
+
+def _apart(item: Item, sizes: Mapping[str, int], chip: Chip) -> Seconds:
+    if isinstance(item, Einsum):
+        return einsum_cost.seconds(item, sizes, chip, "auto")
+    assert isinstance(item, Transfer)
+    return Seconds(0.0, einsum_cost.gather_seconds(item, sizes, chip))
+
+
+def _together(
+    into: Sequence[Einsum], out: Sequence[Einsum], sizes: Mapping[str, int], chip: Chip
+) -> Seconds:
+    """Hop by hop: one ring over all axes, a shard each way beside the dots of those before."""
+    assert out[0].gather is not None
+    n, x = out[0].gather[1].chips, sizes["x"]
+    dots = sum(
+        matmul_seconds(
+            chip,
+            2 * each.m * each.e * f / n,
+            sorted((each.m * each.e * ACTIVATION_BYTES, each.e * f / n * each.weight_bytes)),
+            each.m * f / n * ACTIVATION_BYTES,
+            widened=each.e * f / n if each.weight_bytes == 1 else 0,
+        )
+        for each in into
+        for f in each.f
+    )
+    arriving = sum(each.streamed_bytes / x for each in out)
+    hop = (sum(each.streamed_bytes for each in into) + arriving) / n / chip.link_bandwidth
+    hop += chip.hop_seconds
+    exposed, before = 0.0, 1
+    ways = lanes(n, "latency", 1)
+    for number in range(1, max(lane.hops for lane in ways) + 1):
+        exposed += max(0.0, hop - before * dots)
+        before = sum(lane.hops >= number for lane in ways)
+    exposed += sum(
+        einsum_cost.gather_seconds(gather, sizes, chip)
+        for each in into
+        if (gather := _over_x(each, each.streamed_bytes / n, sizes)) is not None
+    )
+    # What arrives of the output matrices is put into its place.
+    compute = n * dots + 2 * arriving / chip.vector_bandwidth
+    for each in out:
+        gather = _over_x(each, each.streamed_bytes, sizes)
+        last = Einsum(
+            each.names, each.m, each.e, each.f, each.weight_bytes, gather and ("f", gather), True
+        )
+        found = einsum_cost.seconds(last, sizes, chip, "auto")
+        compute, exposed = compute + found.compute, exposed + found.exposed
+    return Seconds(compute, exposed)
+
+
+def _over_x(each: Einsum, size: float, sizes: Mapping[str, int]) -> Transfer | None:
+    if sizes["x"] == 1:
+        return None
+    return Transfer(each.names[0], "all-gather", ("x",), sizes["x"], math.ceil(size))

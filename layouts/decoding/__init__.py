@@ -1,0 +1,1 @@
+"""The decoder: prefill, decode steps, generation, their initial state and lowered programs."""

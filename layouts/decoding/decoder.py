@@ -1,0 +1,347 @@
+"""The whole decoder under one shard_map: prefill and decode steps.
+
+The same jitted functions run and lower: `lowering` only gives them shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from collective_einsum.chips.chip import Chip
+
+from ..arguments import as_next_tokens, as_prompts
+from ..layers.block import block, normed
+from ..layers.embedding import embed, unembed
+from ..layers.kv_cache import (
+    Cache,
+    Entries,
+    append,
+    begin,
+    empty_cache,
+    fill,
+    stored_like,
+    with_stored_batch,
+)
+from ..layers.layer_context import Step, make_step
+from ..mesh import axis_collectives as ax
+from ..mesh.axis_collectives import ScheduleLike
+from ..models.config import ModelConfig
+from ..models.params import Params, activation_dtype, standing_for
+from ..models.stacked_params import at
+from ..partitionings.feedforward_layout import boundary_shard
+from ..partitionings.partitioning import param_specs
+from ..partitionings.row_order import last_rows
+from ..planning.defaults import default_decode, default_prefill, default_reader
+from . import step_checks as checks
+from .compiled_step import Program
+
+# A cache that is smaller is written layer by layer in an unrolled step: the TPU compiler would bring it
+# whole into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
+ON_CHIP_BYTES = 128 * 2**20
+
+
+def prefill(
+    config: ModelConfig | str,
+    mesh: Any,
+    params: Params,
+    cache: Cache,
+    tokens: Any,
+    *,
+    lengths: Any = None,
+    plan: Any = None,
+    schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Reads a chunk of tokens into each sequence's cache: a prompt, or what follows one.
+
+    Args:
+      config, mesh: as `init`.
+      params: as `init` made them, stacked or unrolled.
+      cache: as `init_cache` or another step left it, under the same attention layout. Donated: use
+        the one returned.
+      tokens: [batch, T] integers, padded at the end.
+      lengths: [batch] integers, how many of the T count; all of them unless given. 0 leaves a
+        sequence as it is, with meaningless logits.
+      plan: a `Partitioning`, or what stands for one (`plans.as_plan`): a `Plan`, an `Option` or its
+        words, such as "WS 2D, heads"; the default one for a prefill of this size unless given.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
+      chip: for which the default plan and schedules are chosen, itself or its name; by default that
+        of the mesh.
+
+    Returns:
+      logits [batch, vocab], sharded over the vocabulary, after each sequence's last token, in
+      float32 or wider; and the cache.
+
+    Raises:
+      ValueError: in words, before anything runs, for sizes or tokens that do not fit. Inside a jit,
+      what depends on values cannot be seen.
+    """
+    config = checks.as_given(config, mesh, params)
+    checks.check_cache(cache, mesh)
+    tokens = as_prompts(tokens)
+    batch, length = tokens.shape
+    reads, holder = checks.has_past(cache), None
+    if plan is None and reads:
+        plan = default_prefill(config, mesh, batch, length, cache.max_length, chip=chip)
+    elif plan is None:
+        plan = default_reader(config, mesh, batch, length, cache.max_length, chip=chip)
+        decoder = default_decode(config, mesh, batch, cache.max_length, chip=chip)
+        holder = Program.of(config, mesh, decoder, schedule, params, chip)
+    program = Program.of(config, mesh, plan, schedule, params, chip)
+    tokens, counts = checks.check_step(program, cache, tokens, lengths)
+    return extender(program, holder)(params, cache, tokens, counts, reads=reads)
+
+
+def decode_step(
+    config: ModelConfig | str,
+    mesh: Any,
+    params: Params,
+    cache: Cache,
+    tokens: Any,
+    *,
+    plan: Any = None,
+    schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Appends one token to each sequence.
+
+    Args:
+      tokens: [batch] integers, or [batch, 1].
+      plan: the default one for decoding unless given.
+      config, mesh, params, cache, schedule, chip: as `prefill`; the cache is donated.
+
+    Returns:
+      As `prefill`.
+
+    Raises:
+      ValueError: as `prefill`; also for a full cache, whose lengths are read back to see it.
+    """
+    config = checks.as_given(config, mesh, params)
+    checks.check_cache(cache, mesh)
+    tokens = as_next_tokens(tokens)
+    if plan is None:
+        plan = default_decode(config, mesh, len(tokens), cache.max_length, chip=chip)
+    program = Program.of(config, mesh, plan, schedule, params, chip)
+    tokens, counts = checks.check_step(program, cache, tokens[:, None], None)
+    return extender(program)(params, cache, tokens, counts, reads=True)
+
+
+@functools.lru_cache(maxsize=256)
+def extender(program: Program, holder: Program | None = None) -> Any:
+    """The jitted step: (params, cache, tokens [batch, T], counts [batch], reads=...).
+
+    `reads` says whether there can be anything in the cache but a prefix. The cache is donated. It is
+    sharded for `holder`, if that is given and nothing is in it; see `read`.
+    """
+    apart = holder is not None and holder.placement.batch_axes != program.placement.batch_axes
+    keeps = holder if holder is not None and apart else program
+
+    def run(
+        params: Params, cache: Cache, tokens: jax.Array, counts: jax.Array, *, reads: bool
+    ) -> tuple[jax.Array, Cache]:
+        given, cache = cache, keeps.padded_cache(cache)
+        specs = keeps.cache_specs(cache)
+        logits, cache = program.shard_map(
+            functools.partial(extend, program, reads=True)
+            if reads
+            else functools.partial(read, program, keeps),
+            (param_specs(program.config, program.mesh, params), specs, P(), P()),
+            (program.logit_spec, specs),
+        )(params, cache, tokens, counts)
+        # As it came, so that the donated one can be written into.
+        return logits, stored_like(cache, given)
+
+    return program.jit(run, static_argnames="reads", donate_argnames="cache")
+
+
+def read(
+    reader: Program,
+    holder: Program,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,
+    counts: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Prompts on local shards, read by one program into the empty cache of another.
+
+    Where that shards the cache otherwise, the prompts' own one is made, and each chip keeps its part.
+
+    Returns:
+      As `extend`.
+
+    Raises:
+      ValueError: the one's cache does not cover the other's.
+    """
+    place, other = reader.placement, holder.placement
+    check_covers(reader, holder)
+    if place.batch_axes == other.batch_axes:
+        return extend(reader, params, cache, tokens, counts, reads=False)
+    batch, length = tokens.shape
+    own = empty_cache(
+        reader.config,
+        batch,
+        length,
+        cache.k.values.dtype,
+        int8=cache.k.scale is not None,
+        prefix=cache.prefix,
+        kv_heads=cache.k.values.shape[2],
+        stored_batch=reader.padded_batch(batch),
+    )
+    logits, own = extend(reader, params, own, tokens, counts, reads=False)
+    own = with_stored_batch(own, cache.stored_batch * ax.size(other.batch_axes))
+    k, v = jax.tree.map(lambda x: ax.own_block(x, other.batch_axes, 1), (own.k, own.v))
+    return logits, dataclasses.replace(
+        cache, k=begin(cache.k, k), v=begin(cache.v, v), lengths=own.lengths
+    )
+
+
+def check_covers(reader: Program, holder: Program) -> None:
+    """Refuses plans of which the one does not leave what the other's cache keeps.
+
+    Raises:
+      ValueError: it does not.
+    """
+    one, other = reader.placement, holder.placement
+    if not one.covers(other):
+        raise ValueError(
+            f"plan {holder.plan} shards the cache's batch over {other.batch_axes} and its heads "
+            f"over {other.kv_axes}, but prefill_plan {reader.plan} over {one.batch_axes} and "
+            f"{one.kv_axes}; choose attention layouts that agree, or one for prefill that does not "
+            "shard the batch, or call prefill, layouts.move_cache and decode_step"
+        )
+
+
+def extend(
+    program: Program,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,
+    counts: jax.Array,
+    *,
+    reads: bool,
+) -> tuple[jax.Array, Cache]:
+    """One step on local shards: reads `counts` of the tokens [batch, T] into each sequence.
+
+    It is padded here: to as many sequences as the cache stores, which have no positions and read none,
+    and to as many positions as the layouts want, which do not count.
+
+    Returns:
+      logits [batch, vocab shard] after each sequence's last token, and the cache.
+    """
+    config, layout = program.config, program.plan.feedforward
+    dtype = activation_dtype(params)
+    params = standing_for(params, dtype)
+    batch, new = tokens.shape
+    more = cache.stored_batch * ax.size(program.placement.batch_axes) - batch
+    tokens = jnp.pad(tokens, ((0, more), (0, program.padded_length(new) - new)))
+    own_counts, counts = counts, jnp.pad(counts, (0, more))
+    step = make_step(
+        config,
+        layout,
+        program.placement,
+        program.schedule,
+        jnp.pad(cache.lengths, (0, more)),
+        tokens.shape[1],
+        cache.prefix_length,
+        dtype,
+    )
+    with jax.named_scope("embed"):
+        # Padding is read as zeros, so that whatever token it is, it leaves no NaN among the values
+        # of its sequence.
+        counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
+        tokens = jnp.where(counted, tokens, -1)
+        x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
+    stack = _append if reads else _fill
+    x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, step)
+    with jax.named_scope("unembed"):
+        last = last_rows(x, counts, layout, program.schedule)
+        c, inverse = normed(last, params["final_norm"], step)
+        table = params["embedding" if config.tied_embedding else "unembedding"]
+        logits = unembed(c, table, layout, program.schedule)
+        if inverse is not None:
+            logits = logits * ax.all_gather(inverse, layout.batch_axes, 0, program.schedule).astype(
+                logits.dtype
+            )
+    cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + own_counts)
+    return logits[:batch], cache
+
+
+def _vectors_cut(blocks: Params, step: Step) -> Params:
+    """The blocks, with this chip's part only of vectors [layers, E] or [E]: cut here, not in each
+    layer."""
+    size = step.config.d_model
+
+    def cut(path: Any, x: jax.Array) -> jax.Array:
+        names = {str(getattr(entry, "key", entry)) for entry in path}
+        if names & {"norm", "norm_ffn", "b_o", "b_out"}:
+            return boundary_shard(step.feedforward, x, size)
+        return x
+
+    return jax.tree_util.tree_map_with_path(cut, blocks)
+
+
+def _append(
+    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, step: Step
+) -> tuple[jax.Array, Entries, Entries]:
+    """All blocks, reading the cache as it was; what is new is written once they are done."""
+
+    own = ax.own_block(counts, step.placement.batch_axes, 0)
+
+    def one(x: jax.Array, layer: Any) -> Any:
+        weights, past, prefix = layer
+        return block(x, weights, step, past, prefix)
+
+    def write(entries: Entries, new: Entries, layer: int = 0) -> Entries:
+        return append(entries, new, step.lengths, own, layer)
+
+    k, v, prefix = cache.k, cache.v, _prefix(cache)
+    if isinstance(blocks, Mapping):
+        x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
+        return x, write(k, new_k), write(v, new_v)
+    made, early = [], max(each.nbytes for each in jax.tree.leaves((k, v))) < ON_CHIP_BYTES
+    for layer, weights in enumerate(blocks):
+        x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)))
+        made.append(new)
+        if early:
+            new = jax.tree.map(lambda each: each[None], new)
+            x, k, v, (new_k, new_v) = lax.optimization_barrier((x, k, v, new))
+            k, v = write(k, new_k, layer), write(v, new_v, layer)
+    if not early:
+        new_k, new_v = jax.tree.map(lambda *each: jnp.stack(each), *made)
+        k, v = write(k, new_k), write(v, new_v)
+    return x, k, v
+
+
+def _fill(
+    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, step: Step
+) -> tuple[jax.Array, Entries, Entries]:
+    """All blocks on an empty cache, each layer's part written as it is made."""
+    del counts
+
+    def one(carry: Any, layer: Any) -> Any:
+        x, k, v, index = carry
+        weights, prefix = layer
+        x, (new_k, new_v) = block(x, weights, step, None, prefix)
+        k, v = fill(k, k.like(new_k.values), index), fill(v, v.like(new_v.values), index)
+        return (x, k, v, index + 1), None
+
+    carry, prefix = (x, cache.k, cache.v, jnp.int32(0)), _prefix(cache)
+    if isinstance(blocks, Mapping):
+        carry, _ = lax.scan(one, carry, (blocks, prefix))
+    else:
+        for layer, weights in enumerate(blocks):
+            carry, _ = one(carry, (weights, at(prefix, layer)))
+    x, k, v, _ = carry
+    return x, k, v
+
+
+def _prefix(cache: Cache) -> Any:
+    return None if cache.prefix is None else (cache.prefix.k, cache.prefix.v)

@@ -1,0 +1,1 @@
+"""The sharded layers: attention, feedforward, block, embedding, and the key/value cache."""

@@ -1,0 +1,174 @@
+"""Attention of queries to keys and values that lie in several places, on one device.
+
+The keys of a sequence stand in segments: a prefix shared by all sequences, what the cache holds, and
+the chunk that is being read. One softmax runs over all of them without joining them, in base 2 and
+float32. Queries are taken a block at a time, so that the scores of all heads never exist at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from collective_einsum import TPU_V4
+from collective_einsum.execution.product import ROWS
+
+from ..models.functions import attention_scale, wide
+
+# The scores of one block of queries fit the on-chip memory of the smallest chip that has some.
+SCORES_BYTES = TPU_V4.cmem_bytes
+# Groups of query blocks; each sees the keys up to its own end. With g groups, (1 + 1/g) / 2 of the
+# scores are computed, and the program grows with g.
+CAUSAL_GROUPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some of the keys and values that queries may see; B batch, K heads, S positions.
+
+    Attributes:
+      keys, values: [B, K, S, D], or [K, S, D] if all sequences share them; integers with scales.
+      key_scale, value_scale: [B, K, S] or [K, S]; None for 1.
+      lengths: [B], how many of the S positions each sequence has, whatever stands behind them; None
+        for all. Those that all sequences share have the longest.
+      causal: query t sees positions up to t.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    key_scale: jax.Array | None = None
+    value_scale: jax.Array | None = None
+    lengths: jax.Array | None = None
+    causal: bool = False
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.keys.shape[-2]
+
+    def present(self, x: jax.Array) -> jax.Array:
+        """Keys, values or scales, zero behind the lengths: a probability of 0 times what stands there
+        would be NaN if that is infinite or NaN, and so would be gradients."""
+        if self.lengths is None or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        dim = self.keys.ndim - 2
+        ends = self.lengths if dim == 2 else jnp.max(self.lengths, keepdims=True)
+        # Places of the whole shape, which cost nothing beside the matmul's reading. The TPU compiler
+        # would move a mask [B, S] to other lanes, and the matmul takes 1.7 times as long.
+        places = lax.broadcasted_iota(jnp.int32, x.shape, dim)
+        return jnp.where(places < ends.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    def first(self, size: int) -> Segment:
+        """The first `size` positions."""
+
+        def cut(x: jax.Array | None, dim: int) -> jax.Array | None:
+            return None if x is None else lax.slice_in_dim(x, 0, size, axis=x.ndim + dim)
+
+        return dataclasses.replace(
+            self,
+            keys=cut(self.keys, -2),
+            values=cut(self.values, -2),
+            key_scale=cut(self.key_scale, -1),
+            value_scale=cut(self.value_scale, -1),
+        )
+
+
+def attend(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int = 0) -> jax.Array:
+    """Softmax attention of each query to what it sees of all segments.
+
+    Args:
+      q: [B, T, H, D], not scaled. Heads h * H / K to (h + 1) * H / K - 1 read key-value head h.
+      segments: where the keys are; each query must see at least one.
+      first: the place of the first query among the positions of causal segments, which may be more
+        than there are queries.
+
+    Returns:
+      [B, T, H, D] in the dtype of q.
+    """
+    b, t, h, d = q.shape
+    k = segments[0].keys.shape[-3]
+    q = q.reshape(b, t, k, h // k, d)
+    row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
+    count = -(-t // max(1, SCORES_BYTES // row_bytes))
+    if count == 1:
+        return _block(q, segments, first).reshape(b, t, h, d)
+    groups = min(count, CAUSAL_GROUPS)
+    per_group = -(-count // groups)
+    block = -(-t // (groups * per_group))
+    padded = jnp.pad(q, ((0, 0), (0, groups * per_group * block - t), (0, 0), (0, 0), (0, 0)))
+    results = []
+    for group in range(groups):
+        start = group * per_group * block
+        end = start + per_group * block
+        seen = [s.first(min(end + s.size - t, s.size)) if s.causal else s for s in segments]
+        rows = padded[:, start:end].reshape(b, per_group, block, *q.shape[2:])
+
+        def step(place: jax.Array, rows: jax.Array, seen: Sequence[Segment] = seen):
+            return place + block, _block(rows, seen, place)
+
+        _, blocks = lax.scan(step, jnp.int32(start) + first, jnp.moveaxis(rows, 1, 0))
+        results.append(jnp.moveaxis(blocks, 0, 1).reshape(b, per_group * block, h, d))
+    return jnp.concatenate(results, axis=1)[:, :t]
+
+
+def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) -> jax.Array:
+    """Attention of the queries [B, T, K, G, D] that begin at position `first` of their chunk.
+
+    Those of a key-value head are the rows of a matrix, N = T * G of them.
+    """
+    b, t, k, g, d = q.shape
+    rows = jnp.swapaxes(q, 1, 2).reshape(b, k, t * g, d)
+    places = first + jnp.repeat(jnp.arange(t, dtype=jnp.int32), g, total_repeat_length=t * g)
+    if t * g == 1:
+        # The TPU compiler makes vector loops of a single row, 2.7 times slower than dots.
+        rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, ROWS, d)))
+    scores = [_scores(rows, s, places) for s in segments]
+    tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
+    top = tops[0]
+    for each in tops[1:]:
+        top = jnp.maximum(top, each)
+    total: Any = 0.0
+    result: Any = 0.0
+    for s, segment in zip(scores, segments, strict=True):
+        powers = jnp.exp2(s - top)
+        total = total + jnp.sum(powers, axis=-1)
+        if segment.value_scale is not None:
+            powers = powers * segment.present(segment.value_scale)[..., None, :]
+        labels = "bksd" if segment.values.ndim == 4 else "ksd"
+        result = result + jnp.einsum(
+            f"bkns,{labels}->bknd",
+            powers.astype(q.dtype),
+            segment.present(segment.values).astype(q.dtype),
+            preferred_element_type=s.dtype,
+        )
+    # Otherwise the TPU compiler divides and rounds after what reshapes this, in passes of their own.
+    rows = lax.optimization_barrier((result / total[..., None]).astype(q.dtype))[:, :, : t * g]
+    return jnp.swapaxes(rows.reshape(b, k, t, g, d), 1, 2)
+
+
+def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
+    """Base-2 scores [B, K, N, S] of queries [B, K, N, D] that stand at `places` [N] of their chunk;
+    -inf where a query does not see a key."""
+    labels = "bksd" if segment.keys.ndim == 4 else "ksd"
+    scores = jnp.einsum(
+        f"bknd,{labels}->bkns",
+        q,
+        segment.present(segment.keys).astype(q.dtype),
+        preferred_element_type=wide(q.dtype),
+    )
+    scores = scores * attention_scale(q.shape[-1])
+    if segment.key_scale is not None:
+        scores = scores * segment.present(segment.key_scale)[..., None, :]
+    if segment.causal:
+        positions = jnp.arange(segment.size, dtype=jnp.int32)
+        scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
+    if segment.lengths is not None:
+        # Of the whole shape, as in `present`.
+        places = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+        scores = jnp.where(places < segment.lengths[:, None, None, None], scores, -jnp.inf)
+    return scores

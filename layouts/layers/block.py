@@ -1,0 +1,174 @@
+"""The two kinds of block: parallel, with one norm and shared collectives, and serial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.compile_context import for_chip
+
+from ..cost import streamed_cost as stream_cost
+from ..mesh import axis_collectives as ax
+from ..mesh.axes import AxesLike
+from ..mesh.axis_collectives import ScheduleLike
+from ..models.config import ModelConfig
+from ..models.functions import norm_factors, norm_moments, normalize, wide
+from ..partitionings.attention_placement import AttentionLayout
+from ..partitionings.feedforward_layout import (
+    FeedForwardLayout,
+    boundary_axes,
+    boundary_shard,
+    whole_rows,
+)
+from .attention import add_output_bias, attend_columns, project_heads
+from .block_overlap import beside_attention, in_turn
+from .feedforward import columns_out, projected
+from .layer_checks import PARALLEL, SERIAL
+from .layer_context import LayerCall, Past, Step
+from .streamed_feedforward import stream, stream_schedule
+
+
+def parallel_block(
+    x: jax.Array,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    attention_layout: AttentionLayout,
+    *,
+    lengths: jax.Array | None = None,
+    past: Past | None = None,
+    prefix: Past | None = None,
+    mesh: Any = None,
+    axes: AxesLike = None,
+    schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
+) -> tuple[jax.Array, Past]:
+    """x + attention(norm(x)) + feedforward(norm(x)), inside shard_map.
+
+    One gather serves q, k, v and the feedforward's input matrices, and one reduce-scatter both
+    output matrices (section 3.4 of "Efficiently Scaling Transformer Inference").
+
+    Args:
+      weights: of one layer; see `params.py`, and `layouts.param_specs` for how they are stored.
+      x, config, layout, attention_layout, lengths, past, prefix, mesh, axes, schedule, chip: as
+        `attention`.
+
+    Returns:
+      As `attention`.
+
+    Raises:
+      ValueError: while tracing, in words, for sizes that do not fit.
+    """
+    call = LayerCall(config, layout, attention_layout, axes, schedule)
+    lengths = call.check(x, weights, PARALLEL, lengths, past, prefix, mesh)
+    with for_chip(chip):
+        return call(parallel, x, weights, lengths, past, prefix, mesh)
+
+
+def serial_block(
+    x: jax.Array,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    attention_layout: AttentionLayout,
+    *,
+    lengths: jax.Array | None = None,
+    past: Past | None = None,
+    prefix: Past | None = None,
+    mesh: Any = None,
+    axes: AxesLike = None,
+    schedule: ScheduleLike = "auto",
+    chip: Chip | str | None = None,
+) -> tuple[jax.Array, Past]:
+    """y = x + attention(norm(x)), and then y + feedforward(norm_ffn(y)); as `parallel_block`."""
+    call = LayerCall(config, layout, attention_layout, axes, schedule)
+    lengths = call.check(x, weights, SERIAL, lengths, past, prefix, mesh)
+    with for_chip(chip):
+        return call(serial, x, weights, lengths, past, prefix, mesh)
+
+
+def block(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    """The block that the config says."""
+    kind = parallel if step.config.block == "parallel" else serial
+    return kind(x, weights, step, past, prefix)
+
+
+def parallel(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    """See `parallel_block`; x is [rows, E over the rest]."""
+    config, layout, schedule = step.config, step.feedforward, step.schedule
+    c, inverse = normed(x, weights["norm"], step)
+    inverse = inner_rows(inverse, step)
+    out = stream_cost.outgoing(config)
+    how = stream_schedule(c.shape[0], weights, config, layout, schedule, out)
+    if how is not None:
+        c = whole_rows(c, layout, config.d_model, schedule)
+        columns, _ = project_heads(c, weights, step, inverse, [])
+        o, new = attend_columns(columns, weights, step, past, prefix)
+        terms = stream(c, inverse, weights, config, layout, [o], how)
+    else:
+        ffn = [weights[name] for name in config.input_names]
+        beside = beside_attention(step, past)
+        columns, inner = project_heads(c, weights, step, inverse, ffn, beside)
+        o, new = attend_columns(columns, weights, step, past, prefix)
+        h = columns_out(inner, inverse, weights, config, layout, schedule)
+        terms = in_turn(o, h, step, beside)
+    y = layout.project_out(terms, schedule)
+    return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
+
+
+def serial(
+    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+) -> tuple[jax.Array, Past]:
+    """See `serial_block`; x is [rows, E over the rest]."""
+    layout, schedule = step.feedforward, step.schedule
+    c, inverse = normed(x, weights["norm"], step)
+    inverse = inner_rows(inverse, step)
+    columns, _ = project_heads(c, weights, step, inverse, [])
+    o, new = attend_columns(columns, weights, step, past, prefix)
+    y = layout.project_out([o], schedule)
+    x = _sum(x, add_output_bias(y, weights, step, "b_o"))
+
+    c, inverse = normed(x, weights["norm_ffn"], step)
+    inverse = inner_rows(inverse, step)
+    y = projected(c, inverse, weights, step.config, layout, schedule)
+    return _sum(x, add_output_bias(y, weights, step, "b_out")), new
+
+
+def normed(
+    x: jax.Array, weights: Mapping[str, jax.Array], step: Step
+) -> tuple[jax.Array, jax.Array | None]:
+    """The norm of x [rows, E over the rest], and what is left to multiply a projection of it by.
+
+    An rmsnorm divides each row by one number, which commutes with a matmul: the number's own
+    reduction over devices then runs beside the matmul, and does not come before it. Not where the
+    matmul leaves a chip with rows that it did not have.
+    """
+    config, layout = step.config, step.feedforward
+    weights = {name: boundary_shard(layout, each, config.d_model) for name, each in weights.items()}
+    moments = norm_moments(x, config.norm)
+    moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
+    kept = layout.batch_axes in ((), layout.inner_batch_axes) and not layout.position_axes
+    if config.norm != "rmsnorm" or not kept:
+        return normalize(x, weights, config, moments), None
+    _, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
+    scaled = x.astype(inverse.dtype) * weights["scale"].astype(inverse.dtype)
+    return scaled.astype(x.dtype), inverse
+
+
+def inner_rows(inverse: jax.Array | None, step: Step) -> jax.Array | None:
+    """What `normed` leaves to multiply by, of the rows that a chip has after `project_in`."""
+    layout = step.feedforward
+    if inverse is None or layout.batch_axes == layout.inner_batch_axes:
+        return inverse
+    return ax.own_block(inverse, layout.inner_batch_axes, 0)
+
+
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    return (x.astype(wide(x.dtype)) + y.astype(wide(x.dtype))).astype(x.dtype)

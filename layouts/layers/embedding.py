@@ -1,0 +1,139 @@
+"""Embedding and unembedding with tables [vocab, E] sharded over the vocabulary, on local shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import collective_einsum as ce
+
+from ..mesh import axis_collectives as ax
+from ..mesh.axis_collectives import AXES, Axes, ScheduleLike
+from ..models.config import ModelConfig
+from ..models.functions import wide
+from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
+from ..partitionings.row_order import to_rows
+
+# Rows looked up at a time fit the on-chip memory of the smallest chip that has some.
+LOOKUP_BYTES = ce.TPU_V4.cmem_bytes
+
+
+def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
+    """The axes that shard the vocabulary: each in turn that divides what is left of it."""
+    left, axes = config.vocab, []
+    for axis in AXES:
+        if left % sizes[axis] == 0:
+            axes.append(axis)
+            left //= sizes[axis]
+    return tuple(axes)
+
+
+def embed(
+    tokens: jax.Array,
+    table: Any,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    dtype: Any,
+    schedule: ScheduleLike,
+) -> jax.Array:
+    """The rows of the table that tokens [batch, T] name, as activations between layers.
+
+    Each chip looks up what its part of the vocabulary has; sums over chips, which leave each chip
+    its part of rows and E, do the rest. A long prompt is read a piece at a time.
+
+    Args:
+      tokens: all of them, on every chip; the row of -1 is zeros.
+      table: [vocab over `vocab_axes`, E], an array or a Quantized.
+      config: sizes.
+      layout: whose boundary sharding to leave.
+      dtype: of the result.
+      schedule: of the reduce-scatters.
+
+    Returns:
+      [rows, E over the rest].
+    """
+    row_axes = ax.live(layout.batch_axes or layout.position_axes)
+    rest = ax.live(boundary_axes(layout))
+    parts = ax.size(row_axes)
+    by_part = to_rows(tokens[:, :, None], layout).reshape(parts, -1)
+    count = by_part.shape[1]
+    row_bytes = parts * config.d_model * jnp.dtype(dtype).itemsize
+    pieces = -(-count // max(1, LOOKUP_BYTES // row_bytes))
+    piece = -(-count // pieces)
+
+    # Nothing runs beside these sums.
+    alone = "blocking" if schedule == "auto" else schedule
+
+    def look_up(ids: jax.Array) -> jax.Array:
+        rows = _rows(table, ids, config, dtype)
+        # Of a dimension of its own: otherwise the TPU compiler makes an all-reduce.
+        rows = ax.reduce_scatter(rows, row_axes, 0, alone).reshape(-1, rows.shape[-1])
+        rows = ax.reduce_scatter_alone(rows, rest, 1, schedule)
+        return ax.all_reduce(rows, layout.repeated_axes, schedule)
+
+    if pieces == 1:
+        found = look_up(by_part)
+    else:
+        padded = jnp.pad(by_part, ((0, 0), (0, pieces * piece - count)))
+        cut = jnp.moveaxis(padded.reshape(parts, pieces, piece), 1, 0)
+        found = lax.map(look_up, cut).reshape(pieces * piece, -1)[:count]
+    return found
+
+
+def _rows(table: Any, ids: jax.Array, config: ModelConfig, dtype: Any) -> jax.Array:
+    """The rows [..., E] of ids [...] that this chip has to give, zero elsewhere."""
+    local = table.shape[0]
+    axes = ax.live(vocab_axes(config, {axis: lax.axis_size(axis) for axis in AXES}))
+    first = lax.axis_index(axes) * local if axes else 0
+    index = ids - first
+    mine = (index >= 0) & (index < local)
+    # Where chips hold the same rows, the first of them answers.
+    for axis in AXES:
+        if axis not in axes and lax.axis_size(axis) > 1:
+            mine = mine & (lax.axis_index(axis) == 0)
+    # An index beyond the rows gives zeros.
+    index = jnp.where(mine, index, local)
+    if isinstance(table, ce.Quantized):
+        scale = jnp.take(table.scale, index, axis=0, mode="fill", fill_value=0)
+        values = jnp.take(table.values, index, axis=0, mode="fill", fill_value=0)
+        return (values.astype(scale.dtype) * scale).astype(dtype)
+    return jnp.take(table, index, axis=0, mode="fill", fill_value=0).astype(dtype)
+
+
+def unembed(
+    x: jax.Array, table: Any, layout: FeedForwardLayout, schedule: ScheduleLike
+) -> jax.Array:
+    """Logits of rows x [B_W, E over the rest].
+
+    Args:
+      x: normalized.
+      table: [vocab over `vocab_axes`, E], an array or a Quantized.
+      layout: whose boundary sharding x has.
+      schedule: of the gather.
+
+    Returns:
+      [batch, vocab over `vocab_axes`] in the wide dtype, of the whole batch on every chip.
+    """
+    batch_axes, rest = ax.live(layout.batch_axes), ax.live(boundary_axes(layout))
+    # The last gather goes with the einsum. Over all axes at once the TPU compiler would make an
+    # all-reduce of it, so the others come first.
+    if batch_axes:
+        label, axes = "b", batch_axes[:1]
+        x = ax.all_gather(x, rest, 1, schedule)
+        x = ax.all_gather(x, batch_axes[1:], 0, schedule)
+    else:
+        label, axes = "e", rest[:1] or AXES[:1]
+        x = ax.all_gather(x, rest[1:], 1, schedule)
+    return ce.all_gather_einsum(
+        "be,ve->bv",
+        x,
+        table,
+        axis_name=axes,
+        gather=label,
+        schedule=schedule,
+        preferred_element_type=wide(x.dtype),
+    )

@@ -1,0 +1,374 @@
+"""The KV cache: what it holds, how it is sharded, and how it grows in place.
+
+Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
+of a matrix. Batch and positions are stored padded, see `padded_sizes`: sequences that nobody asked
+for stay empty, and positions that nobody asked for are behind the end of every sequence. A step reads
+the cache as it was and attends to its own keys beside it; what is new is written afterwards, into the
+buffer of a donated cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from collective_einsum.text.showing import brief
+
+from ..mesh.axis_collectives import Axes
+from ..models.config import ModelConfig
+from ..partitionings.padded_sizes import padded_capacity
+
+# Up to here each sequence's write is an instruction of its own; further ones are a loop.
+UNROLLED_WRITES = 16
+# Positions of a tile of int8 on a TPU, which are written whole: to write some of them, the compiler
+# copies the whole cache into smaller tiles, and back.
+INT8_TILE = 32
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Keys or values of some positions.
+
+    Attributes:
+      values: [..., positions, D]; int8 if there are scales.
+      scale: [..., positions] float32, or None.
+    """
+
+    values: Any
+    scale: Any = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def size(self) -> int:
+        """Positions."""
+        return self.values.shape[-2]
+
+    def first(self, size: int) -> Entries:
+        """Those of the first `size` positions, or all if there are no more."""
+        if size >= self.size:
+            return self
+        scale = self.scale
+        if scale is not None:
+            scale = lax.slice_in_dim(scale, 0, size, axis=scale.ndim - 1)
+        return Entries(lax.slice_in_dim(self.values, 0, size, axis=self.values.ndim - 2), scale)
+
+    def like(self, x: jax.Array) -> Entries:
+        """`x` [..., positions, D] as it is stored here."""
+        if self.scale is None:
+            return Entries(x.astype(self.values.dtype))
+        q = ce.quantize(x, axis=-1)
+        return Entries(q.values, lax.squeeze(q.scale, [q.scale.ndim - 1]))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["positions"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix:
+    """What all sequences of a batch begin with, stored once; see `shared_prefix`.
+
+    Attributes:
+      k, v: `Entries` of [layers, K, at least `length`, D].
+      positions: the length, or None for all that is stored.
+    """
+
+    k: Entries
+    v: Entries
+    positions: int | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def length(self) -> int:
+        """Positions; whatever is stored behind them counts for nothing."""
+        return self.k.values.shape[-2] if self.positions is None else self.positions
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["k", "v", "lengths", "prefix"],
+    meta_fields=["positions"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cache:
+    """Keys and values of every layer, for a batch of sequences.
+
+    Attributes:
+      k, v: `Entries` of [layers, at least `batch`, K, at least `max_length`, D].
+      lengths: [batch] int32, how many positions each sequence has beside the prefix; whatever
+        stands behind them counts for nothing.
+      prefix: what they all begin with, or None.
+      positions: `max_length`, or None for all that is stored.
+    """
+
+    k: Entries
+    v: Entries
+    lengths: Any
+    prefix: Prefix | None = None
+    positions: int | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.lengths.shape[0]
+
+    @property
+    def stored_batch(self) -> int:
+        """Sequences that are stored; those from `batch` on are padding."""
+        return self.k.values.shape[1]
+
+    @property
+    def max_length(self) -> int:
+        """Positions that there is room for, beside the prefix."""
+        return self.k.values.shape[-2] if self.positions is None else self.positions
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions of the shared prefix."""
+        return 0 if self.prefix is None else self.prefix.length
+
+
+def empty_cache(
+    config: ModelConfig,
+    batch: int,
+    max_length: int,
+    dtype: Any = jnp.bfloat16,
+    *,
+    int8: bool = False,
+    prefix: Prefix | None = None,
+    kv_heads: int | None = None,
+    stored_batch: int | None = None,
+) -> Cache:
+    """A cache without positions; under jit with out_shardings, made where it will be.
+
+    Args:
+      config: the model.
+      batch: sequences.
+      max_length: positions for each, beside the prefix.
+      dtype: of keys and values.
+      int8: store them as int8, with a scale for each position and head.
+      prefix: what all sequences begin with.
+      kv_heads: of a shard; all of them unless given.
+      stored_batch: sequences that are stored, of a shard or with padding; `batch` unless given.
+
+    Raises:
+      ValueError: a size is not positive, or the prefix is stored in another way.
+    """
+    if batch < 1 or max_length < 1:
+        raise ValueError(
+            f"a cache needs a batch and a max_length of at least 1, got {batch} and {max_length}"
+        )
+    heads = config.stored_kv_heads if kv_heads is None else kv_heads
+    stored = batch if stored_batch is None else stored_batch
+    shape = (config.layers, stored, heads, padded_capacity(max_length), config.d_head)
+    kind = jnp.dtype(jnp.int8 if int8 else dtype)
+    if prefix is not None and prefix.k.values.dtype != kind:
+        raise ValueError(
+            f"the prefix is stored as {prefix.k.values.dtype} but the cache as {kind}; make both "
+            "with the same dtype and int8"
+        )
+
+    def empty() -> Entries:
+        scale = jnp.ones(shape[:-1], jnp.float32) if int8 else None
+        return Entries(jnp.zeros(shape, kind), scale)
+
+    return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32), prefix, max_length)
+
+
+def with_stored_batch(cache: Cache, stored: int) -> Cache:
+    """The cache with so many sequences stored: padding is added or left out. Global arrays."""
+    if cache.stored_batch == stored:
+        return cache
+    k, v = _sized((cache.k, cache.v), stored)
+    return dataclasses.replace(cache, k=k, v=v)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sized(entries: tuple[Entries, Entries], stored: int) -> tuple[Entries, Entries]:
+    """Keys and values with a batch of `stored`."""
+
+    def one(x: jax.Array) -> jax.Array:
+        sharding = _explicit(x)
+        if sharding is not None:
+            # What is cut or joined there must not be sharded.
+            spec = P(*(None if dim == 1 else axes for dim, axes in enumerate(sharding.spec)))
+            x = jax.reshard(x, NamedSharding(sharding.mesh, spec))
+        more = max(0, stored - x.shape[1])
+        padded = jnp.pad(x, [(0, more if dim == 1 else 0) for dim in range(x.ndim)])
+        return lax.slice_in_dim(padded, 0, stored, axis=1)
+
+    return jax.tree.map(one, entries)
+
+
+def stored_like(cache: Cache, given: Cache) -> Cache:
+    """The cache with as many sequences stored as `given`, sharded as that is if its type says so."""
+    if cache.stored_batch == given.stored_batch:
+        return cache
+
+    def placed(x: jax.Array, like: jax.Array) -> jax.Array:
+        sharding = _explicit(like)
+        return x if sharding is None else jax.reshard(x, sharding)
+
+    cache = with_stored_batch(cache, given.stored_batch)
+    k, v = jax.tree.map(placed, (cache.k, cache.v), (given.k, given.v))
+    return dataclasses.replace(cache, k=k, v=v)
+
+
+def _explicit(x: jax.Array) -> NamedSharding | None:
+    """The sharding that is part of an array's type, on a mesh with Explicit axes."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def cache_specs(cache: Cache, batch_axes: Axes, kv_axes: Axes) -> Cache:
+    """The partition spec of every array of a cache, as a cache.
+
+    Args:
+      cache: arrays, or shapes.
+      batch_axes: mesh axes that shard the batch in attention.
+      kv_axes: mesh axes that shard the key-value heads.
+    """
+    own = _specs(cache.k, None, batch_axes or None, kv_axes or None)
+    prefix = None if cache.prefix is None else prefix_specs(cache.prefix, kv_axes)
+    return dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix)
+
+
+def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
+    """The partition spec of every array of a prefix, as a prefix."""
+    own = _specs(prefix.k, None, kv_axes or None)
+    return dataclasses.replace(prefix, k=own, v=own)
+
+
+def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = True) -> Entries:
+    """The partition specs of one layer's keys or values: [batch, K, positions, D], or without a
+    batch."""
+    heads = kv_axes or None
+    leading = (batch_axes or None, heads) if batched else (heads,)
+    return _specs(Entries(None, 0 if int8 else None), *leading)
+
+
+def is_int8(past: tuple[Entries, Entries] | None) -> bool:
+    """Whether keys and values are stored as integers with scales."""
+    return past is not None and past[0].scale is not None
+
+
+def _specs(entries: Entries, *leading: Any) -> Entries:
+    scale = None if entries.scale is None else P(*leading, None)
+    return Entries(P(*leading, None, None), scale)
+
+
+def append(
+    entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array, layer: int = 0
+) -> Entries:
+    """Writes some positions of each sequence, in place where XLA may.
+
+    Args:
+      entries: [layers, B, K, S, D].
+      new: [layers, B, K, T, D]; or of some layers, of which `layer` is the first.
+      starts: [B], the position of each sequence's first new entry.
+      counts: [B], how many of its T entries to write; those past S are not written either.
+    """
+
+    # Not at the top: `import layouts` should bring little beside jax.
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
+        # A window that holds all places, wherever it must begin to lie within the buffer; of tiles, so
+        # many whole ones.
+        size, t = buffer.shape[dim], rows.shape[dim]
+        tile = INT8_TILE if buffer.dtype == jnp.int8 and size % INT8_TILE == 0 else 1
+        span = min(size, -(-(t + tile - 1) // tile) * tile)
+
+        def one(b: Any, buffer: jax.Array) -> jax.Array:
+            start = lax.dynamic_index_in_dim(starts, b, keepdims=False)
+            count = lax.dynamic_index_in_dim(counts, b, keepdims=False)
+            first = jnp.minimum(start // tile, (size - span) // tile)
+            window = first * tile
+            own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
+            at: list[Any] = [layer, *[0] * (buffer.ndim - 1)]
+            at[1], at[dim] = b, first
+            at = _starts(at)
+            shape = [span if d == dim else n for d, n in enumerate(own.shape)]
+            cut = _tiled(shape, dim, tile)
+            old = lax.dynamic_slice(buffer, at, cut).reshape(shape)
+            place = window + jnp.arange(span, dtype=jnp.int32)
+            fresh = (place >= start) & (place < start + count)
+            fresh = fresh.reshape([-1 if d == dim else 1 for d in range(own.ndim)])
+            if t > 1:
+                more = [(0, span - t if d == dim else 0) for d in range(own.ndim)]
+                own = jnp.roll(jnp.pad(own, more), start - window, axis=dim)
+            return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old).reshape(cut), at)
+
+        # The TPU compiler may copy a whole cache to have it in the order that it writes best.
+        shape = buffer.shape
+        buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
+        buffer = buffer.reshape(_tiled(shape, dim, tile))
+        batch = shape[1]
+        if batch > UNROLLED_WRITES:
+            return lax.fori_loop(np.int32(0), np.int32(batch), one, buffer).reshape(shape)
+        for b in range(batch):
+            buffer = one(b, buffer)
+        return buffer.reshape(shape)
+
+    new = new.first(entries.size)
+    scale = entries.scale
+    if scale is not None:
+        scale = write(scale, new.scale, 3)
+    return Entries(write(entries.values, new.values, 3), scale)
+
+
+def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
+    """Writes the first positions of one layer, of all sequences, in place where XLA may.
+
+    Args:
+      entries: [layers, B, K, S, D].
+      new: [B, K, T, D]; those past S are not written.
+      layer: which.
+    """
+    return begin(entries, jax.tree.map(lambda rows: rows[None], new), layer)
+
+
+def begin(entries: Entries, new: Entries, layer: Any = 0) -> Entries:
+    """Writes the first positions of several layers, of all sequences, in place where XLA may.
+
+    Args:
+      entries: [layers, B, K, S, D].
+      new: [layers, B, K, T, D], or of some layers, of which `layer` is the first; positions past S are
+        not written.
+      layer: which.
+    """
+
+    def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(buffer, rows, _starts([layer, *[0] * (rows.ndim - 1)]))
+
+    return jax.tree.map(write, entries, new.first(entries.size))
+
+
+def _starts(at: Sequence[Any]) -> list[Any]:
+    """Where a slice begins, in 32 bits even where the user has enabled 64: lax mixes no dtypes."""
+    return [np.int32(i) if isinstance(i, int) else i for i in at]
+
+
+def _tiled(shape: Sequence[int], dim: int, tile: int) -> list[int]:
+    """The shape with dimension `dim` cut into tiles of so many, if of more than one."""
+    tiles = [shape[dim]] if tile == 1 else [shape[dim] // tile, tile]
+    return [*shape[:dim], *tiles, *shape[dim + 1 :]]

@@ -1,0 +1,87 @@
+"""What a layer that is called by itself refuses, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from collective_einsum.text.did_you_mean import shown
+
+from ..arguments import as_integers
+from ..models.config import ModelConfig
+from ..models.params import check_layer_weights
+from .kv_cache import Entries
+
+ATTENTION = ("w_q", "w_kv", "w_o", "b_q", "b_kv", "b_o")
+FEEDFORWARD = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out")
+PARALLEL = ("norm", *ATTENTION, *FEEDFORWARD)
+SERIAL = (*PARALLEL, "norm_ffn")
+
+
+def check_layer(
+    config: ModelConfig, x: Any, weights: Any, names: Sequence[str], *, whole: bool
+) -> None:
+    """Refuses activations and weights that are not those of a layer.
+
+    Args:
+      config: the model.
+      x: activations.
+      weights: of one layer.
+      names: what it uses of them, if the config has it.
+      whole: whether these are global arrays, whose sizes are known.
+
+    Raises:
+      ValueError: something is missing, or has another shape.
+    """
+    shape = tuple(jnp.shape(x))
+    if len(shape) != 3 or (whole and shape[2] != config.d_model):
+        raise ValueError(
+            f"x of shape {shape} must be [batch, length, d_model], of {config.name} with "
+            f"d_model={config.d_model}"
+        )
+    if not isinstance(weights, Mapping):
+        hint = "; give one of them" if isinstance(weights, list | tuple) else ""
+        raise ValueError(
+            f"weights must be those of one layer, a dict with {', '.join(names)}, got "
+            f"{type(weights).__name__}{hint}"
+        )
+    if "blocks" in weights:
+        raise ValueError(
+            "weights are those of a whole model; give those of one layer, such as "
+            "jax.tree.map(lambda w: w[0], params['blocks']) of stacked ones"
+        )
+    check_layer_weights(weights, config, names, whole=whole)
+
+
+def check_past(past: Any, prefix: Any, lengths: Any, batch: int | None) -> Any:
+    """Refuses keys and values that are not a layer's, and lengths that are not the batch's.
+
+    Args:
+      past, prefix, lengths: as `attention`.
+      batch: the whole one, if it is known.
+
+    Returns:
+      lengths as an array, or None.
+
+    Raises:
+      ValueError: one of them is something else, or past has no lengths.
+    """
+    for name, given, sizes in (("past", past, "[B, K, S, D]"), ("prefix", prefix, "[K, P, D]")):
+        pair = isinstance(given, tuple | list) and len(given) == 2
+        if given is not None and not (pair and all(isinstance(each, Entries) for each in given)):
+            raise ValueError(
+                f"{name}={shown(given)} must be the keys and values of one layer, a pair of "
+                f"layouts.Entries(array {sizes})"
+            )
+    if past is not None and lengths is None:
+        raise ValueError("past is given without lengths; give lengths=, how many positions count")
+    if lengths is None:
+        return None
+    lengths = jnp.asarray(as_integers(lengths, "lengths"), jnp.int32)
+    if lengths.ndim != 1 or (batch is not None and lengths.shape != (batch,)):
+        raise ValueError(
+            f"lengths of shape {lengths.shape} must be ({batch or 'batch'},), one per sequence"
+        )
+    return lengths

@@ -1,0 +1,148 @@
+"""A weight-gathered feedforward whose matrices arrive while it multiplies.
+
+Instead of one gather and one matmul after the other, one ring brings the shards of the input
+matrices, of which each arrival makes its columns of what stands between the matmuls, and with them
+those of the output matrices. These stay sharded over x until they are used: all of their columns
+are there then, so that the matmuls add nothing up, and go round x.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+import collective_einsum as ce
+from collective_einsum.cost.select import mesh_chip
+from collective_einsum.ops.schedule import as_schedule
+
+from ..cost.layer_items import ACTIVATION_BYTES, gathered_weight
+from ..cost.streamed_cost import saving
+from ..mesh import axis_collectives as ax
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
+from ..models.config import ModelConfig
+from ..models.functions import BIASES, hidden, scale_rows
+from ..partitionings.feedforward_layout import FeedForwardLayout, Outgoing
+from ..partitionings.weight_gathered import WeightGathered
+
+
+def columns_axes(layout: FeedForwardLayout) -> Axes:
+    """The axes over which columns of weights are gathered, of more than one device."""
+    gathered = layout.axes if isinstance(layout, WeightGathered) else ()
+    return ax.live([axis for axis in WEIGHT_AXES if axis in gathered])
+
+
+def stream_schedule(
+    rows: int,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedule: ScheduleLike,
+    outgoing: Sequence[str],
+) -> ce.Schedule | None:
+    """How a feedforward of so many rows streams its weights, and the `outgoing` matrices, if at all.
+
+    It does under a ring schedule that passes whole shards on, and under "auto" where that pays:
+    nowhere if the compiler runs lax's gathers beside other work.
+    """
+    if not columns_axes(layout):
+        return None
+    given = as_schedule(ax.weights_schedule(schedule))
+    if given is not None:
+        whole = given.kind == "ring" and given.direction != "bidirectional"
+        return given if whole and given.wire_dtype is None else None
+    sizes = ax.local_sizes()
+    columns = {"w_o": config.stored_heads * config.d_head}
+    items = [
+        item
+        for name in (*config.input_names, *outgoing)
+        for item in gathered_weight(
+            name,
+            rows,
+            config.d_model,
+            columns.get(name, config.d_ff),
+            WEIGHT_AXES,
+            "out" if name in outgoing else "in",
+            layout.batch_axes,
+            sizes,
+            1 if isinstance(weights[name], ce.Quantized) else ACTIVATION_BYTES,
+        )
+    ]
+    found = saving(items, config.input_names, outgoing, sizes, mesh_chip())
+    return None if found is None else ce.Schedule("ring", "latency")
+
+
+def stream(
+    c: jax.Array,
+    factor: jax.Array | None,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    before: Sequence[Outgoing],
+    schedule: ce.Schedule,
+) -> list[Outgoing]:
+    """What `project_out` takes of a feedforward, after that of `before`.
+
+    Args:
+      c: [rows, E], the whole of each row.
+      factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
+      weights: of the feedforward, by name, as they are stored.
+      before: other columns on their way out, whose matrices arrive meanwhile.
+      schedule: from `stream_schedule`.
+    """
+    axes, names = columns_axes(layout), config.input_names
+    shards = {name: ax.all_gather(weights[name], ("x",), 0, schedule) for name in names}
+    out = {f"before_{i}": term.w for i, term in enumerate(before)} | {"w_out": weights["w_out"]}
+    shards |= {name: ax.values(w) for name, w in out.items()}
+    shards |= {name: weights[name] for name in BIASES if name in weights}
+    ways = 2 if schedule.direction == "latency" else 1
+    columns = shards["w_out"].shape[0]
+    h = lax.empty((c.shape[0], columns * ax.size(axes)), c.dtype)
+
+    def arrive(carry: Any, groups: Any, index: jax.Array) -> Any:
+        number, h, whole = carry
+        shards = {name: shard for group in groups for name, shard in group.items()}
+        inner = [ax.local_einsum("me,ef->mf", c, shards[name]).astype(c.dtype) for name in names]
+        made = hidden([scale_rows(y, factor) for y in inner], shards, config)
+        h = lax.dynamic_update_slice_in_dim(h, made, number * columns, 1)
+        # Those of `before` are in order; the rest stands as it came, at places known beforehand.
+        whole = {
+            name: lax.dynamic_update_slice_in_dim(
+                w, shards[name], (number if name == "w_out" else index) * shards[name].shape[0], 0
+            )
+            for name, w in whole.items()
+        }
+        return number + 1, h, whole
+
+    _, h, whole = ce.all_gather_fold(
+        arrive,
+        (np.int32(0), h, {name: _whole(shards[name], axes) for name in out}),
+        _groups(shards, ways * len(names)),
+        axis_name=ax.names(axes),
+        schedule=schedule,
+    )
+    terms = [*before, Outgoing(h, weights["w_out"])]
+    return [
+        term._replace(w=_with_values(term.w, whole[name]), columns_whole=True)
+        for term, name in zip(terms, out, strict=True)
+    ]
+
+
+def _groups(shards: Mapping[str, Any], dots: int) -> list[dict[str, Any]]:
+    """Shards in groups that travel one after the other, each beside one of so many dots."""
+    pairs = list(shards.items())
+    groups = [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
+    return [group for group in groups if group]
+
+
+def _with_values(w: Any, values: jax.Array) -> Any:
+    """`w` with other values; the scales of an output matrix are those of E, alike on all shards."""
+    return dataclasses.replace(w, values=values) if isinstance(w, ce.Quantized) else values
+
+
+def _whole(shard: jax.Array, axes: Axes) -> jax.Array:
+    return lax.empty((shard.shape[0] * ax.size(axes), *shard.shape[1:]), shard.dtype)

@@ -1,0 +1,126 @@
+"""A weight-stationary feedforward in two parts of its hidden dimension, whose collectives over x run
+beside each other's matmuls.
+
+Each part is a feedforward of its own, of fewer columns, and the results add up: while the chip waits
+for the one's hidden activations it multiplies for the other. Only the ends, over y and z, are left to
+wait for. The collectives are lax's own, which the compiler has to run beside matmuls.
+
+The layout is section 3.2.2 of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102), of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from collective_einsum.cost.dots import TILE
+from collective_einsum.cost.select import mesh_chip
+from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.rings import slicing as blocks
+from collective_einsum.rings.ring_steps import together
+
+from ..cost.layer_items import ACTIVATION_BYTES
+from ..cost.two_part_cost import SHARES, Rows, saving
+from ..mesh import axis_collectives as ax
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
+from ..models.config import ModelConfig
+from ..partitionings.feedforward_layout import FeedForwardLayout
+
+# In a profile.
+SCOPE = "feedforward_in_parts"
+
+# Makes hidden activations of what the input matrices made, and of where their columns begin.
+Between = Callable[[Sequence[jax.Array], int], jax.Array]
+
+
+@jax.named_scope(SCOPE)
+def in_parts(
+    c: jax.Array, w_in: Sequence[jax.Array], w_out: jax.Array, between: Between, x: Axes, yz: Axes
+) -> jax.Array:
+    """The feedforward of rows, on local shards inside shard_map.
+
+    Args:
+      c: [rows over yz, E over x].
+      w_in: the input matrices, each [E over x, F over yz].
+      w_out: [F over yz, E over x].
+      between: takes some columns of what each input matrix made, [rows over x, columns], and the
+        first of these columns; returns as many of the hidden activations.
+      x, yz: axes of a layout, or of the mesh.
+
+    Returns:
+      [rows over yz, E over x].
+    """
+    first, second = blocks.pieces_of(w_out.shape[0], SHARES, TILE)
+    left, right = blocks.pieces_of(w_out.shape[1], 2, TILE)
+
+    def scattered(h: jax.Array, weights: Sequence[jax.Array], part: tuple[int, int]) -> Any:
+        columns = [_cut(w, (0, w.shape[0]), part) for w in weights]
+        return ax.einsum_reduce_scatter("me,ef->mf", h, columns, x, "m", "direct")
+
+    def gathered(rows: jax.Array, axes: Axes) -> jax.Array:
+        return ax.all_gather(rows, axes, 0, "direct")
+
+    def out(a: jax.Array, part: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+        return ax.local_einsum("mf,fe->me", a, _cut(w_out, part, columns))
+
+    h = gathered(c, yz)
+    a = between(scattered(h, w_in, first), first[0])
+    columns = scattered(h, w_in[:-1], second)
+    # Gathered beside the last matmul of the second part.
+    h, a = together(h, a)
+    a = gathered(a, x)
+    columns += scattered(h, w_in[-1:], second)
+    b = between(columns, second[0])
+    ys = [out(a, first, left)]
+    # Scattered beside this half of a matmul, and gathered beside the other.
+    a, b = together(a, b)
+    b = gathered(b, x)
+    ys.append(out(a, first, right))
+    # Not an addition after its own matmul, which would be a pass: the next matmul adds to it.
+    b, y = together(b, blocks.put_together(ys, 1))
+    y = (out(b, second, (0, w_out.shape[1])) + y).astype(c.dtype)
+    return ax.reduce_scatter_alone(y, yz, 0, "blocking")
+
+
+def pays(
+    rows: int,
+    weights: Mapping[str, Any],
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedule: ScheduleLike,
+) -> bool:
+    """Whether "auto" makes a feedforward of so many rows between layers in parts.
+
+    It does where the compiler runs lax's collectives beside matmuls, and the model says that it is
+    faster: of weight-stationary layouts that cut rows, with two input matrices, in 16 bits.
+    """
+    names = (*config.input_names, "w_out")
+    plain = all(ax.values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)
+    if as_schedule(schedule) is not None or not (plain and config.gated and _rows_go_round(layout)):
+        return False
+    x, yz = (tuple(ax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
+    width, d_model = weights["w_out"].shape
+    of = Rows(rows * math.prod(yz), d_model, width, len(config.input_names), x, yz, mesh_chip())
+    return saving(of) > 0
+
+
+def _rows_go_round(layout: FeedForwardLayout) -> bool:
+    """Whether rows are scattered and gathered over x, and over y and z between layers."""
+    between = (*layout.batch_axes, *layout.position_axes)
+    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
+    return between == WEIGHT_AXES and inside == ("x",)
+
+
+def _cut(w: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    """A block of a matrix, rows and columns as (start, length).
+
+    The compiler is not told where it begins: of a block that it knows, it makes a copy before the
+    matmul, where several read one matrix.
+    """
+    starts = lax.optimization_barrier((jnp.int32(rows[0]), jnp.int32(columns[0])))
+    return lax.dynamic_slice(w, starts, (rows[1], columns[1]))

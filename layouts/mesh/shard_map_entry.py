@@ -1,0 +1,166 @@
+"""From functions of local shards to functions of global arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+from collective_einsum.global_arrays.explicit_axes import explicit_axes, on_auto_axes
+from collective_einsum.global_arrays.explicit_axes import spec_of as explicit_spec
+
+from .axes import AXES, BATCH, mesh_axes, named, names, naming
+
+
+def on_mesh(mesh: Any, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+    """`function` of local shards as one of global arrays, on a mesh with Auto or Explicit axes.
+
+    What axes are in no spec hold copies.
+    """
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    return lambda *values: mapped(*_laid_out(mesh, values, in_specs))
+
+
+def layer_on_mesh(
+    mesh: Any,
+    function: Callable[..., Any],
+    x: Any,
+    rest: tuple[Any, ...],
+    specs: tuple[Any, ...],
+    out_specs: Callable[[P], Any],
+) -> Any:
+    """`function(x, *rest)`, of local shards, on global arrays.
+
+    Axes of the mesh beside x, y and z are the batch's, where the scope's `MeshAxes` or the type of x
+    says so; other Auto ones are left to the compiler, and along other Explicit ones all do the same.
+
+    Args:
+      mesh: with the axes that are in scope, of which some may be manual already.
+      function: of local shards.
+      x: activations between layers, the batch first.
+      rest: what else `function` takes.
+      specs: of x and the rest, over the axes of a layout.
+      out_specs: of the results, from that of x, likewise.
+
+    Raises:
+      ValueError: sizes that do not divide.
+    """
+    with naming(_with_batch(mesh, x)):
+        manual = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+        auto = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+        ours = {name for name, kind in auto.items() if kind == AxisType.Explicit}
+        ours = (ours | set(names((*AXES, BATCH)))) - set(manual)
+        spec = named(specs[0])
+        own = _typed(x, mesh)
+        # Axes of size 1 may be in a type or not.
+        alike = own is not None and _longer(own, mesh) == _longer(spec, mesh)
+        in_specs = (own if alike else spec, *named(specs[1:]))
+        results = named(out_specs(specs[0]))
+        if alike:
+            # The type of x comes out as it went in.
+            results = own if isinstance(results, P) else (own, *results[1:])
+        _check_divides(mesh, (x, *rest), in_specs)
+        mapped = jax.shard_map(
+            function,
+            mesh=None if manual else mesh,
+            in_specs=in_specs,
+            out_specs=results,
+            check_vma=False,
+            axis_names=ours,
+        )
+        # What leaves some axes to the compiler needs one.
+        mapped = jax.jit(mapped) if len(ours) < len(auto) else mapped
+        return mapped(*_laid_out(mesh, (x, *rest), in_specs))
+
+
+def on_auto(function: Callable[..., Any], out_specs: Callable[[P], Any], x: Any, *rest: Any) -> Any:
+    """`function(x, *rest)` of local shards, in which Explicit axes beside the manual ones are Auto.
+
+    `out_specs` are those of the results over such axes, from that of x.
+    """
+    if not explicit_axes():
+        return function(x, *rest)
+    return on_auto_axes(function, out_specs(explicit_spec(x)), x, *rest)
+
+
+def _with_batch(mesh: Any, x: Any) -> Any:
+    """The axes in scope, and as those of the batch what the type of x has before x, y and z."""
+    scope, own = mesh_axes(), _typed(x, mesh)
+    if scope.of(BATCH) or own is None or not len(own) or own[0] is None:
+        return scope
+    entry = own[0] if isinstance(own[0], tuple) else (own[0],)
+    others = tuple(name for name in entry if name not in names(AXES))
+    return dataclasses.replace(scope, batch=others)
+
+
+def _typed(x: Any, mesh: Any) -> P | None:
+    """How the type of x says that it is sharded over this mesh; None where it says nothing."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return None
+    found = getattr(jax.typeof(x), "sharding", None)
+    if found is None or found.mesh.shape != mesh.shape:
+        return None
+    return P(*found.spec)
+
+
+def _longer(spec: P, mesh: Any) -> list[tuple[str, ...]]:
+    """The axes of more than one device that shard each dimension, without trailing whole ones."""
+    entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
+    found = [tuple(name for name in entry if mesh.shape[name] > 1) for entry in entries]
+    while found and not found[-1]:
+        found.pop()
+    return found
+
+
+def _laid_out(mesh: Any, values: Any, specs: Any) -> Any:
+    """Global arrays in `specs`, where the mesh has Explicit axes, whose types must say so."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return values
+
+    def reshard(spec: P, x: Any) -> Any:
+        own = _typed(x, mesh)
+        if own is not None and own == P(*spec, *[None] * (len(own) - len(spec))):
+            return x
+        return jax.reshard(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(reshard, specs, values, is_leaf=lambda x: isinstance(x, P))
+
+
+def _check_divides(mesh: Any, values: Any, specs: Any) -> None:
+    """Refuses arrays that the mesh cannot cut."""
+
+    def check(spec: P, x: Any) -> None:
+        for dim, entry in enumerate(spec):
+            axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+            n = math.prod(mesh.shape[name] for name in axes)
+            if x.shape[dim] % n:
+                raise ValueError(
+                    f"dimension {dim} of an array of shape {tuple(x.shape)} is sharded over the axes "
+                    f"{axes}, {n} devices, which do not divide {x.shape[dim]}; pad it to "
+                    f"{-(-x.shape[dim] // n) * n}, or choose another layout or mesh"
+                )
+
+    jax.tree.map(check, specs, values, is_leaf=lambda x: isinstance(x, P))
+
+
+def spec_of(x: Any, spec: P) -> Any:
+    """`spec` as in_specs of an array or a Quantized."""
+    return x.partition_specs(spec) if isinstance(x, ce.Quantized) else spec
+
+
+def weight_specs_of(weights: Mapping[str, Any], by_name: Mapping[str, P]) -> dict[str, Any]:
+    """The in_specs of one layer's weights, nested dicts included; what has no name is whole."""
+    return {
+        name: weight_specs_of(x, by_name)
+        if isinstance(x, Mapping)
+        else spec_of(x, by_name.get(name, P()))
+        for name, x in weights.items()
+    }

@@ -1,0 +1,77 @@
+"""Which meshes x, y, z there are of a number of chips."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh
+
+from collective_einsum.chips.chip import Chip
+
+from ..arguments import as_size
+from .axis_collectives import AXES, check_mesh
+
+
+def slice_sides(chips: int, dims: int) -> tuple[int, ...]:
+    """The sides of the most compact slice of so many chips, the shortest first."""
+    return min(_factors(chips, dims), key=lambda sides: (sum(sides), sides))
+
+
+def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
+    """All ways to lay x, y and z along the sides of a slice: the most compact one of a torus, or
+    where every chip reaches every other, any factors in up to two axes.
+
+    Raises:
+      ValueError: `chips` is not a positive integer.
+    """
+    chips = as_size("chips", chips)
+    if chip.torus_dims:
+        sides = slice_sides(chips, min(chip.torus_dims, len(AXES)))
+        found = set(itertools.permutations(sides + (1,) * (len(AXES) - len(sides))))
+    else:
+        found = {(*pair, 1) for sides in _factors(chips, 2) for pair in (sides, sides[::-1])}
+    return [dict(zip(AXES, shape, strict=True)) for shape in sorted(found, reverse=True)]
+
+
+def _factors(n: int, count: int) -> list[tuple[int, ...]]:
+    """All ascending tuples of `count` factors."""
+    if count == 1:
+        return [(n,)]
+    return [
+        (first, *rest)
+        for first in range(1, math.isqrt(n) + 1)
+        if n % first == 0
+        for rest in _factors(n // first, count - 1)
+        if first <= rest[0]
+    ]
+
+
+def as_shape(name: str, value: Any) -> dict[str, int]:
+    """Sizes of x, y and z: given as three numbers, by axis, as in "4x4x4", or as a mesh.
+
+    Args:
+      name: of the argument, for the message.
+      value: what was given.
+
+    Raises:
+      ValueError: they are not three, or no positive integers.
+    """
+    if isinstance(value, Mesh | AbstractMesh):
+        return check_mesh(value)
+    given = [value.get(axis) for axis in AXES] if isinstance(value, Mapping) else value
+    try:
+        numbers = [int(n) for n in given.split("x")] if isinstance(given, str) else given
+        return {axis: as_size(name, n) for axis, n in zip(AXES, numbers, strict=True)}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}={value!r} must be three positive integers, the sizes of x, y and z, such as "
+            "(2, 2, 2)"
+        ) from None
+
+
+def shape_name(sizes: Mapping[str, int]) -> str:
+    """Such as 4x4x4."""
+    return "x".join(str(sizes[axis]) for axis in AXES)

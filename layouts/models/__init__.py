@@ -1,0 +1,1 @@
+"""Models as data: configurations, parameters and how they are stacked and padded."""

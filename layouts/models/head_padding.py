@@ -1,0 +1,67 @@
+"""Heads added to a checkpoint so that they divide over a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from collective_einsum import Quantized
+
+from .config import ModelConfig
+from .params import HEAD_DIM, KV_HEAD_DIM, Params, describe
+from .stacked_params import is_unrolled
+
+
+def pad_heads(params: Params, config: ModelConfig) -> Params:
+    """Parameters without padding, as a checkpoint has them, padded as `config` says.
+
+    Args:
+      params: floating arrays with `config.heads` and `config.kv_heads` heads.
+      config: the padded model.
+
+    Returns:
+      The same tree, heads added as zeros; the model computes the same.
+
+    Raises:
+      ValueError: an array has another number of heads, or is Quantized.
+    """
+
+    if is_unrolled(params):
+        return params | {"blocks": [_padded(layer, config) for layer in params["blocks"]]}
+    return params | {"blocks": _padded(params["blocks"], config)}
+
+
+def _padded(given: Mapping[str, Any], config: ModelConfig) -> Params:
+    """`pad_heads` of blocks: stacked, or of one layer."""
+    blocks = dict(given)
+    real = np.array(config.real_heads)
+    real_kv = np.arange(config.stored_kv_heads) < config.kv_heads
+    for dims, heads, present, width in (
+        (HEAD_DIM, config.heads, real, config.d_head),
+        (KV_HEAD_DIM, config.kv_heads, real_kv, 2 * config.d_head),
+    ):
+        for name, dim in dims.items():
+            if name not in blocks:
+                continue
+            x = blocks[name]
+            columns = heads * width
+            if isinstance(x, Quantized) or x.shape[dim] != columns:
+                raise ValueError(
+                    f"pad_heads: blocks/{name} must be a floating array with {heads} heads of "
+                    f"{width} in dimension {dim}, {columns} in all, got "
+                    f"{describe(x)}; pad first, then quantize"
+                )
+            blocks[name] = _spread(x, dim, present, width)
+    return blocks
+
+
+def _spread(x: Any, dim: int, heads: np.ndarray, width: int) -> jax.Array:
+    """x with columns of `width` for each of `heads`, zeros where one is False."""
+    present = np.repeat(heads, width)
+    index = np.where(present, np.cumsum(present) - 1, 0)
+    shape = [-1 if i == x.ndim + dim else 1 for i in range(x.ndim)]
+    return jnp.where(present.reshape(shape), jnp.take(x, index, axis=dim), 0)

@@ -1,0 +1,1 @@
+"""The paper's partitionings: how weights, activations and the cache are split over a mesh."""

@@ -1,0 +1,303 @@
+"""Where heads and sequences are during attention, worked out from sizes alone.
+
+After the projections, columns (heads times D) lie over y, z and, where E was summed over x, over x.
+Attention wants whole heads, and perhaps the batch sharded further; this file says which axes change
+from one to the other, for queries and for keys and values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, in_order, size
+from ..models.config import ModelConfig
+from .feedforward_layout import FeedForwardLayout
+from .mesh_fit import heads_misfit
+
+# Columns are sharded by these axes, major first: as weights are stored, then by the sum over E_x.
+COLUMN_AXES: Axes = (*WEIGHT_AXES, "x")
+
+
+class AttentionLayout(Protocol):
+    """Whether attention shards heads or batch."""
+
+    @property
+    def batch_axes(self) -> Axes:
+        """The axes over which the batch is sharded, beside those of the feedforward layout inside."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSharded:
+    """Every chip attends with its own heads.
+
+    Shared key-value heads are replicated where there are fewer of them than chips.
+    """
+
+    @property
+    def batch_axes(self) -> Axes:
+        """None."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSharded:
+    """Every chip attends for its own sequences, so that shared key-value heads need no copies.
+
+    Queries go from heads to batch by an all-to-all, and results back by another (section 3.3).
+
+    Attributes:
+      axes: ("z",), ("y", "z") or ("x", "y", "z"): over which the batch is sharded. Heads stay
+        sharded over the others.
+    """
+
+    axes: Axes = AXES
+
+    def __post_init__(self) -> None:
+        given: Any = (self.axes,) if isinstance(self.axes, str) else self.axes
+        given = tuple(given) if isinstance(given, Sequence) else given
+        if given not in (("z",), ("y", "z"), AXES):
+            raise ValueError(
+                f'BatchSharded(axes={self.axes!r}): choose ("z",), ("y", "z") or ("x", "y", "z")'
+            )
+        object.__setattr__(self, "axes", given)
+
+    @property
+    def batch_axes(self) -> Axes:
+        """As given."""
+        return self.axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """How projected columns come to attention; axes of size 1 are in none of these.
+
+    Attributes:
+      stored: the axes over which the weight's columns are stored.
+      sharded: the axes that shard the columns after the projection, major first.
+      joined: the axes whose blocks lie one after another on each chip, major first.
+      gathered: of `sharded`, those that neither side keeps.
+      kept: the axes that shard heads in attention, major first.
+    """
+
+    stored: Axes
+    sharded: Axes
+    joined: Axes
+    gathered: Axes
+    kept: Axes
+
+    def exchanged(self, moved: Axes) -> bool:
+        """Whether columns and batch change places over `moved`; else all chips along those axes
+        have the same columns, and each takes its sequences."""
+        return bool(moved) and set(moved) <= set(self.sharded)
+
+    def arrived(self, moved: Axes) -> Axes:
+        """The axes whose blocks lie one after another, major first, in attention."""
+        return (*(moved if self.exchanged(moved) else ()), *self.gathered, *self.joined)
+
+
+def in_column_order(axes: Axes) -> Axes:
+    """`axes` in the order in which they shard columns."""
+    return tuple(axis for axis in COLUMN_AXES if axis in axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where attention happens, for one model, mesh and pair of layouts; see `place`.
+
+    Attributes:
+      batch_axes: the axes that shard the batch in attention, in the order of the mesh.
+      by_rows: whether the projections leave rows cut over x, rather than columns.
+      moved: the axes that shard the batch in attention, but not after the projections.
+      queries, keys: what happens to the columns of q, and to those of k and v.
+      key_row_axes: the axes that cut projected rows of k and v by position, of which attention wants
+        all; in two parts, the minor one first, if they are projected from the rows between layers.
+        (Of three axes at once, the TPU compiler would make an all-reduce.)
+      selection: the key-value heads that each chip's queries read, of those it holds: an array
+        [*sizes of queries.kept, heads]; None for all, in order.
+    """
+
+    batch_axes: Axes
+    by_rows: bool
+    moved: Axes
+    queries: Columns
+    keys: Columns
+    key_row_axes: tuple[Axes, ...]
+    selection: np.ndarray | None = dataclasses.field(compare=False)
+
+    @property
+    def own_keys(self) -> bool:
+        """Whether k and v are projected from the rows between layers, without a gather."""
+        return len(self.key_row_axes) > 1
+
+    @property
+    def kv_axes(self) -> Axes:
+        """The axes that shard the key-value heads of the cache."""
+        return self.keys.kept
+
+    def covers(self, other: Placement) -> bool:
+        """Whether every chip has, of a cache that is sharded as here, what it keeps of one that is
+        sharded as in `other`; either all sequences of the other's heads, or the same."""
+        return self.kv_axes == other.kv_axes and self.batch_axes in ((), other.batch_axes)
+
+
+def stored_kv_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
+    """The axes over which w_kv is stored: as queries, or none if that does not divide."""
+    divides = config.stored_kv_heads % size(WEIGHT_AXES, sizes) == 0
+    return WEIGHT_AXES if divides else ()
+
+
+def place(
+    config: ModelConfig,
+    feedforward: FeedForwardLayout,
+    attention: AttentionLayout,
+    sizes: Mapping[str, int],
+) -> Placement:
+    """Where attention happens.
+
+    Args:
+      config: heads.
+      feedforward: whose projections make q, k and v.
+      attention: HeadSharded() or BatchSharded(...).
+      sizes: of the mesh axes.
+
+    Raises:
+      ValueError: it cannot be; says what `misplaced` says.
+    """
+    shape = tuple(sizes[axis] for axis in AXES)
+    why = misplaced(config, feedforward, attention, sizes)
+    if why:
+        raise ValueError(why)
+    return _place(config, feedforward, attention, shape)
+
+
+def misplaced(
+    config: ModelConfig,
+    feedforward: FeedForwardLayout,
+    attention: AttentionLayout,
+    sizes: Mapping[str, int],
+) -> str:
+    """Why attention cannot be placed so, and what to write instead; "" if it can be.
+
+    Arguments are those of `place`.
+    """
+    heads = heads_misfit(config, sizes)
+    if heads:
+        return heads
+    if feedforward.position_axes and attention.batch_axes:
+        return (
+            f"{feedforward} cuts positions, which {attention} would exchange for sequences; use "
+            "HeadSharded(), or WeightStationary2D(by_batch=True)"
+        )
+    _, by_rows, _ = _batch(feedforward, attention, sizes)
+    keys_stored = stored_kv_axes(config, sizes)
+    for what, heads, width, stored in (
+        ("columns", config.stored_heads, config.d_head, WEIGHT_AXES),
+        ("keys and values", config.stored_kv_heads, 2 * config.d_head, keys_stored),
+    ):
+        columns = heads * width // size(stored, sizes)
+        if "x" in _sharded(feedforward, stored, by_rows=by_rows) and columns % sizes["x"]:
+            over = " and ".join(f"{axis}={sizes[axis]}" for axis in stored)
+            return (
+                f"{config.name}: the {what} of {heads} heads of d_head={config.d_head}, {columns} "
+                f"columns{f' after {over}' if over else ''}, do not divide over x={sizes['x']}; use "
+                'WeightStationary2D(by_batch=True), or BatchSharded(("x", "y", "z"))'
+            )
+    return ""
+
+
+def _batch(
+    feedforward: FeedForwardLayout, attention: AttentionLayout, sizes: Mapping[str, int]
+) -> tuple[Axes, bool, Axes]:
+    """`batch_axes`, `by_rows` and `moved` of a `Placement`."""
+    whole = _live(feedforward.inner_batch_axes, sizes)
+    added = tuple(axis for axis in attention.batch_axes if axis not in whole)
+    batch = in_order(_live((*whole, *added), sizes))
+    by_rows = "x" in batch and "x" not in whole
+    moved = tuple(axis for axis in batch if axis not in whole and not (by_rows and axis == "x"))
+    return batch, by_rows, moved
+
+
+def _sharded(feedforward: FeedForwardLayout, stored: Axes, *, by_rows: bool) -> Axes:
+    """The axes that shard projected columns which are stored over `stored`."""
+    return stored if by_rows else feedforward.features(stored)
+
+
+def _live(axes: Axes, sizes: Mapping[str, int]) -> Axes:
+    return tuple(axis for axis in axes if sizes[axis] > 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _place(
+    config: ModelConfig,
+    feedforward: FeedForwardLayout,
+    attention: AttentionLayout,
+    shape: tuple[int, int, int],
+) -> Placement:
+    sizes = dict(zip(AXES, shape, strict=True))
+    whole = _live(feedforward.inner_batch_axes, sizes)
+    batch, by_rows, moved = _batch(feedforward, attention, sizes)
+    heads, kv_heads = config.stored_heads, config.stored_kv_heads
+
+    def columns(stored: Axes) -> tuple[Axes, Axes]:
+        sharded = _sharded(feedforward, stored, by_rows=by_rows)
+        return _live(sharded, sizes), tuple(a for a in _live(stored, sizes) if a in whole)
+
+    sharded, joined = columns(WEIGHT_AXES)
+    # A block over x is one of heads only if it holds whole heads.
+    splits_x = heads // size(WEIGHT_AXES, sizes) % sizes["x"] == 0
+    kept = tuple(a for a in sharded if a not in moved and (a != "x" or splits_x))
+    gathered = tuple(a for a in sharded if a not in moved and a not in kept)
+    queries = Columns(WEIGHT_AXES, sharded, joined, gathered, kept)
+
+    kv_kept: Axes = ()
+    for axis in _live(COLUMN_AXES, sizes):
+        # Only a leading part of the axes leaves each chip heads that follow one another.
+        if axis not in kept or kv_heads % size((*kv_kept, axis), sizes):
+            break
+        kv_kept = (*kv_kept, axis)
+    stored = stored_kv_axes(config, sizes)
+    sharded, joined = columns(stored)
+    gathered = tuple(a for a in sharded if a not in moved and a not in kv_kept)
+    keys = Columns(stored, sharded, joined, gathered, kv_kept)
+    rows = [feedforward.inner_position_axes]
+    # What all chips of yz have of w_kv, they would all multiply by the same rows.
+    rows += [] if stored else [feedforward.position_axes]
+    selection = _selection(config, queries, keys, sizes)
+    return Placement(batch, by_rows, moved, queries, keys, tuple(filter(None, rows)), selection)
+
+
+def _selection(
+    config: ModelConfig, queries: Columns, keys: Columns, sizes: Mapping[str, int]
+) -> np.ndarray | None:
+    """See `Placement.selection`."""
+    group = config.queries_per_kv
+    by_x = ["x"] if "x" in queries.kept else []
+    axes = [*WEIGHT_AXES, *by_x]
+    ids = np.arange(config.stored_heads).reshape([*(sizes[a] for a in axes), -1])
+    local_kv = config.stored_kv_heads // size(keys.kept, sizes)
+    tables = []
+    for place in itertools.product(*(range(sizes[a]) for a in queries.kept)):
+        at = dict(zip(queries.kept, place, strict=True))
+        own = ids[tuple(at.get(a, slice(None)) for a in axes)].reshape(-1)
+        block = 0
+        for axis in keys.kept:
+            block = block * sizes[axis] + at[axis]
+        tables.append(own // group - block * local_kv)
+    wanted = np.stack(tables)
+    # Runs of query heads that read the same one, as long as they are on every chip.
+    run = next(
+        r
+        for r in range(wanted.shape[1], 0, -1)
+        if wanted.shape[1] % r == 0 and (wanted[:, ::r].repeat(r, axis=1) == wanted).all()
+    )
+    wanted = wanted[:, ::run]
+    if wanted.shape[1] == local_kv and (wanted == np.arange(local_kv)).all():
+        return None
+    return wanted.reshape([*(sizes[a] for a in queries.kept), -1])

@@ -1,0 +1,159 @@
+"""The partitioning that a decoder's functions take where none is given: the planner's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.names import as_chip, chip_for
+
+from ..arguments import as_size
+from ..mesh.axis_collectives import AXES, check_mesh
+from ..models.config import ModelConfig, as_config
+from ..partitionings.attention_placement import Placement, place
+from ..partitionings.padded_sizes import tiled_length
+from ..partitionings.partitioning import Partitioning
+from .search import Option, plan
+
+Shape = tuple[int, ...]
+Serves = Callable[[Placement, Placement], bool]
+
+
+def default_decode(
+    config: ModelConfig | str,
+    mesh: Any,
+    batch: int,
+    context: int,
+    *,
+    chip: Chip | str | None = None,
+) -> Partitioning:
+    """What `plan` chooses for decoding with bf16 weights and a cache of `context` positions.
+
+    The same for other weights, so that one cache serves them all. On `chip`, itself or its name; by
+    default that of the mesh.
+
+    Raises:
+      ValueError: the mesh has other axes, or no layout divides the model and the batch.
+    """
+    config, batch, context = as_config(config), *_sizes(batch=batch, context=context)
+    return _decode(config, _shape(mesh), chip_of(mesh, chip), batch, context)
+
+
+def default_prefill(
+    config: ModelConfig | str,
+    mesh: Any,
+    batch: int,
+    length: int,
+    context: int,
+    *,
+    chip: Chip | str | None = None,
+) -> Partitioning:
+    """What `plan` chooses for prompts of `length` tokens, rounded up to whole tiles of rows, of the
+    layouts that shard a cache of `context` positions as `default_decode` does.
+
+    Raises:
+      ValueError: as `default_decode`.
+    """
+    return _reader(config, mesh, batch, length, context, chip, _alike)
+
+
+def default_reader(
+    config: ModelConfig | str,
+    mesh: Any,
+    batch: int,
+    length: int,
+    context: int,
+    *,
+    chip: Chip | str | None = None,
+) -> Partitioning:
+    """The same for an empty cache, which each chip can cut from what it has read: of a single sequence,
+    a cache may be sharded over padding, but prompts are read four times faster if they are not padded
+    likewise.
+    """
+    return _reader(config, mesh, batch, length, context, chip, Placement.covers)
+
+
+def _alike(one: Placement, other: Placement) -> bool:
+    return (one.batch_axes, one.kv_axes) == (other.batch_axes, other.kv_axes)
+
+
+def _reader(
+    config: Any, mesh: Any, batch: Any, length: Any, context: Any, chip: Any, serves: Serves
+) -> Partitioning:
+    config = as_config(config)
+    batch, length, context = _sizes(batch=batch, length=length, context=context)
+    length = tiled_length(length, batch)
+    return _prefill(config, _shape(mesh), chip_of(mesh, chip), batch, length, context, serves)
+
+
+def _sizes(**given: Any) -> tuple[int, ...]:
+    return tuple(as_size(name, value, "a default plan") for name, value in given.items())
+
+
+@functools.lru_cache(maxsize=1024)
+def _decode(
+    config: ModelConfig, shape: Shape, chip: Chip, batch: int, context: int
+) -> Partitioning:
+    found = plan(config, chip=chip, mesh_shape=shape, phase="decode", batch=batch, context=context)
+    return _first(found.options).partitioning
+
+
+@functools.lru_cache(maxsize=1024)
+def _prefill(
+    config: ModelConfig,
+    shape: Shape,
+    chip: Chip,
+    batch: int,
+    length: int,
+    context: int,
+    serves: Serves,
+) -> Partitioning:
+    decoder = _placement(config, shape, _decode(config, shape, chip, batch, context))
+    found = plan(config, chip=chip, mesh_shape=shape, phase="prefill", batch=batch, length=length)
+    served = [
+        option
+        for option in found.options
+        if option.cost is not None
+        and serves(_placement(config, shape, option.partitioning), decoder)
+    ]
+    return _first(served).partitioning
+
+
+def _first(options: Sequence[Option]) -> Option:
+    """The best, whether or not the model believes that it fits: the compiler knows."""
+    option = options[0]
+    if option.cost is None:
+        raise ValueError(option.excluded)
+    return option
+
+
+def _placement(config: ModelConfig, shape: Shape, chosen: Partitioning) -> Placement:
+    sizes = dict(zip(AXES, shape, strict=True))
+    return place(config, chosen.feedforward, chosen.attention, sizes)
+
+
+def _shape(mesh: Any) -> Shape:
+    sizes = check_mesh(mesh)
+    return tuple(sizes[axis] for axis in AXES)
+
+
+def chip_of(mesh: Any, chip: Chip | str | None = None) -> Chip:
+    """The chip that is named, or that of a mesh's devices; of an abstract mesh, the one it was made
+    for.
+
+    Raises:
+      ValueError: no chip has that name.
+    """
+    return chip_for(kind_of(mesh)) if chip is None else as_chip(chip)
+
+
+def kind_of(mesh: Any) -> str:
+    """That of a mesh's devices; of an abstract mesh, of those that it was made for."""
+    if isinstance(mesh, Mesh):
+        return mesh.devices.flat[0].device_kind
+    device = getattr(mesh, "abstract_device", None)
+    return "cpu" if device is None else device.device_kind
