@@ -44,8 +44,8 @@ from .partitionings.weight_stationary import WeightStationary1D as WeightStation
 from .partitionings.weight_stationary import WeightStationary2D as WeightStationary2D
 from .planning.defaults import default_decode as default_decode
 from .planning.defaults import default_prefill as default_prefill
-from .planning.search import Option as Option
-from .planning.search import Plan as Plan
+from .planning.plan import Option as Option
+from .planning.plan import Plan as Plan
 from .planning.search import plan as plan
 from .planning.sweep import pareto as pareto
 from .planning.sweep import sweep as sweep

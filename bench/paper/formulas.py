@@ -16,7 +16,8 @@ from layouts.cost.memory import cache_bytes
 from layouts.cost.step_cost import load
 from layouts.mesh.axis_collectives import AXES
 from layouts.partitionings.padded_sizes import CACHE_TILE
-from layouts.planning.search import Plan, plan
+from layouts.planning.plan import Plan
+from layouts.planning.search import plan
 
 SIZES: Mapping[str, int] = {"x": 4, "y": 4, "z": 4}
 # Those of figure 3.

@@ -10,7 +10,8 @@ from bench.decoder_suite.phases import Phase
 from bench.decoder_suite.steps import StepRow, Task
 from bench.paper.rows import CONTEXT, SLICES
 from collective_einsum.ruler.replay.tables import table
-from layouts.planning.search import Option, Plan, plan
+from layouts.planning.plan import Option, Plan
+from layouts.planning.search import plan
 
 # What plan may lose on most points, and on any.
 MOST, ANY = 0.05, 0.15

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import layouts
 from bench.paper import formulas as paper_forms
+from bench.paper.lines import Line
 from layouts.planning.sweep import pareto, sweep
-
-if TYPE_CHECKING:
-    from bench.paper.report import Line
 
 _MODELS = (layouts.PALM_8B, layouts.PALM_62B, layouts.PALM_540B)
 _CHIPS = (8, 16, 32, 64, 128, 256)

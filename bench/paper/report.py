@@ -15,49 +15,17 @@ from bench.decoder_suite.phases import Phase, mfu
 from bench.decoder_suite.steps import StepRow, Task, step_all
 from bench.paper import formulas as paper_forms
 from bench.paper import plots as paper_plots
+from bench.paper.lines import Line
 from bench.paper.mt_nlg_end_to_end import Workload, workloads
 from bench.paper.plan_regret import Regret, print_regrets, regrets
 from bench.paper.plan_regret import tasks as regret_tasks
-from bench.paper.rows import NOTES, Entry, entries
+from bench.paper.rows import NOTES, entries
 from collective_einsum.ruler.compile.program_cache import versions
 from collective_einsum.ruler.compile.target import target
 from collective_einsum.ruler.replay.tables import markdown_table
 from layouts.cost.step_cost import Cost, cost, load
 
 MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """A line of the report; seconds are of a step's layers.
-
-    Attributes:
-      entry: what it is about.
-      analytical: of the paper's layouts, without overlap, by the analytical model.
-      blocking, best: replays; None for what was not compiled.
-    """
-
-    entry: Entry
-    analytical: Cost
-    blocking: StepRow | None
-    best: StepRow | None
-
-    @property
-    def published(self) -> float | None:
-        """The paper's seconds."""
-        return self.entry.published_seconds
-
-    def seconds(self, which: str) -> float | None:
-        """Of the column "analytical", "blocking" or "best"; None where there are none."""
-        if which == "analytical":
-            return self.analytical.seconds
-        row: StepRow | None = getattr(self, which)
-        return None if row is None or row.refused else row.layers_seconds
-
-    def error(self, which: str) -> float | None:
-        """A column over the published figure, less 1."""
-        found = self.seconds(which)
-        return None if found is None or self.published is None else found / self.published - 1
 
 
 def analytical(phase: Phase, target_name: str) -> Cost:

@@ -17,7 +17,8 @@ from ..models.config import ModelConfig, as_config
 from ..partitionings.attention_placement import Placement, place
 from ..partitionings.padded_sizes import tiled_length
 from ..partitionings.partitioning import Partitioning
-from .search import Option, plan
+from .plan import Option
+from .search import plan
 
 Shape = tuple[int, ...]
 Serves = Callable[[Placement, Placement], bool]

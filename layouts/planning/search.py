@@ -3,157 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from collective_einsum.chips.chip import Chip
 from collective_einsum.chips.known_chips import TPU_V4
 from collective_einsum.chips.names import as_chip
 from collective_einsum.text.did_you_mean import as_seconds
-from collective_einsum.text.showing import Shown
 
 from ..arguments import as_sizes, check_word
-from ..cost.step_cost import Cost, Load, Overlap, cost, load
-from ..mesh.axis_collectives import AXES
-from ..mesh.slice_meshes import as_shape, meshes, shape_name
+from ..cost.step_cost import Load, Overlap, cost, load
+from ..mesh.slice_meshes import as_shape, meshes
 from ..models.config import ModelConfig, as_config
 from ..partitionings.named_layouts import ATTENTIONS as ATTENTIONS
 from ..partitionings.named_layouts import FEEDFORWARDS as FEEDFORWARDS
-from ..partitionings.named_layouts import Partitioning
 from ..partitionings.partitioning import misfit
-
-Objective = Literal["latency", "throughput", "cost"]
+from .plan import Objective, Option, Plan, as_gibibytes, as_milliseconds
 
 # What is searched where nothing is said.
 CHIPS = tuple(2**i for i in range(9))
 BATCHES = tuple(2**i for i in range(11))
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One way to run the phase.
-
-    Attributes:
-      feedforward, attention: names of the layouts, keys of `FEEDFORWARDS` and `ATTENTIONS`.
-      sizes: of the mesh axes.
-      batch: sequences.
-      cost: what it costs; None if the sizes do not divide.
-      excluded: why it cannot be, in words; "" if it can.
-    """
-
-    feedforward: str
-    attention: str
-    sizes: Mapping[str, int]
-    batch: int
-    cost: Cost | None
-    excluded: str = ""
-
-    @property
-    def partitioning(self) -> Partitioning:
-        """The layouts."""
-        return Partitioning(FEEDFORWARDS[self.feedforward], ATTENTIONS[self.attention])
-
-    @property
-    def chips(self) -> int:
-        """How many."""
-        return functools.reduce(lambda n, axis: n * self.sizes[axis], AXES, 1)
-
-    def __repr__(self) -> str:
-        said = self.excluded or ("" if self.cost is None else _ms(self.cost.seconds))
-        return f"Option({self}: {said})"
-
-    def __str__(self) -> str:
-        what = f"{self.feedforward}, {self.attention}, {shape_name(self.sizes)}"
-        return f"{what}, batch {self.batch}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan(Shown):
-    """All options of a phase, the best first; prints as a table with reasons.
-
-    Attributes:
-      config, chip, phase, objective: what was asked.
-      max_seconds: that a step may take; None for any.
-      options: those that can be, ranked; then the others.
-    """
-
-    config: ModelConfig
-    chip: Chip
-    phase: str
-    objective: Objective
-    max_seconds: float | None
-    options: tuple[Option, ...]
-
-    @property
-    def feasible(self) -> tuple[Option, ...]:
-        """The options that can be, the best first."""
-        return tuple(option for option in self.options if not option.excluded)
-
-    @property
-    def best(self) -> Option:
-        """The first of them.
-
-        Raises:
-          ValueError: there is none; says what is nearest.
-        """
-        if not self.feasible:
-            raise ValueError(self.nearest)
-        return self.feasible[0]
-
-    @property
-    def partitioning(self) -> Partitioning:
-        """The layouts of the best option, for the `plan=` of a decoder's functions."""
-        return self.best.partitioning
-
-    @property
-    def cost(self) -> Cost:
-        """What the best option costs."""
-        found = self.best.cost
-        assert found is not None
-        return found
-
-    @property
-    def fewest_chips(self) -> Option:
-        """The best of the options with the fewest chips that will do."""
-        fewest = min((option.chips for option in self.feasible), default=self.best.chips)
-        return next(option for option in self.feasible if option.chips == fewest)
-
-    @property
-    def nearest(self) -> str:
-        """What comes nearest to being feasible, in words."""
-        costs = [(option, option.cost) for option in self.options if option.cost is not None]
-        head = f"no layout of {self.config.name} will do for this {self.phase}"
-        if not costs:
-            return f"{head}: {self.options[0]}: {self.options[0].excluded}"
-        fitting = [(option, each) for option, each in costs if each.fits]
-        if fitting:
-            option, each = min(fitting, key=lambda pair: pair[1].step_seconds)
-            return (
-                f"{head} within {_ms(self.max_seconds or 0)}: the nearest is {option}, which takes "
-                f"{_ms(each.step_seconds)}; allow more, ask for a smaller batch, or use more chips"
-            )
-        option, each = min(costs, key=lambda pair: pair[1].memory.total)
-        return (
-            f"{head}: the nearest is {option}, which needs {_gib(each.memory.total)} of the "
-            f"{_gib(self.chip.hbm_bytes)} of a {self.chip.name}; use more chips, a smaller batch, a "
-            "shorter context, int8 weights or an int8 cache"
-        )
-
-    def __repr__(self) -> str:
-        feasible = self.feasible
-        best = f", best {feasible[0]!r}" if feasible else ""
-        return (
-            f"Plan({self.config.name}, {self.phase}, on {self.chip.name}: {len(feasible)} of "
-            f"{len(self.options)} options will do{best})"
-        )
-
-    def __str__(self) -> str:
-        from .plan_table import print_plan
-
-        return print_plan(self)
 
 
 def plan(
@@ -254,9 +125,11 @@ def _option(
         return dataclasses.replace(option, excluded=why)
     found = cost(config, option.partitioning, sizes, asked, chip, overlap)
     if not found.fits:
-        why = f"needs {_gib(found.memory.total)} of {_gib(chip.hbm_bytes)} a chip"
+        why = f"needs {as_gibibytes(found.memory.total)} of {as_gibibytes(chip.hbm_bytes)} a chip"
     elif max_seconds is not None and found.step_seconds > max_seconds:
-        why = f"takes {_ms(found.step_seconds)}, more than {_ms(max_seconds)}"
+        why = (
+            f"takes {as_milliseconds(found.step_seconds)}, more than {as_milliseconds(max_seconds)}"
+        )
     return dataclasses.replace(option, cost=found, excluded=why)
 
 
@@ -270,11 +143,3 @@ def _rank(option: Option, objective: Objective) -> tuple[int, float]:
         "cost": found.chips * found.step_seconds / found.load.tokens,
     }
     return int(bool(option.excluded)), by[objective]
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"

@@ -9,8 +9,8 @@ from collective_einsum.text.showing import Shown
 
 from ..arguments import as_sizes
 from ..models.config import ModelConfig, as_config
-from .plan_table import print_options
-from .search import BATCHES, CHIPS, Option, Plan, plan
+from .plan import Option, Plan, print_options
+from .search import BATCHES, CHIPS, plan
 
 
 class Options(Shown, tuple[Option, ...]):

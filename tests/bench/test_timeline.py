@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from collective_einsum.ruler.replay.timeline import Event, Timeline
+from collective_einsum.ruler.replay.events import Event
+from collective_einsum.ruler.replay.timeline import Timeline
 
 US = 1e-6
 TIMELINE = Timeline(

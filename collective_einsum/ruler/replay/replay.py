@@ -21,8 +21,9 @@ from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import moves, transfers
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
+from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
-from collective_einsum.ruler.replay.timeline import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event, Timeline
+from collective_einsum.ruler.replay.timeline import Timeline
 from collective_einsum.ruler.replay.torus import Torus
 
 _HBM = "hbm"

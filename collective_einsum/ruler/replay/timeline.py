@@ -8,43 +8,8 @@ import os
 from collections.abc import Iterable, Mapping
 
 from collective_einsum.ruler.replay import timeline_files as drawing
+from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.tables import table
-
-COMPUTE_ROW, STALL_ROW, DMA_ROW = "compute", "stall", "dma"
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """Something that takes time, in seconds from the start.
-
-    `row` is "compute", "stall", "dma", or the name of an axis and direction such as "x+"; `kind` is
-    "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are those that move over
-    the link or to and from HBM. `arrival` is when the last byte of a transfer has passed its hops.
-    """
-
-    row: str
-    name: str
-    start: float
-    end: float
-    kind: str
-    op_name: str = ""
-    bytes: float = 0.0
-    arrival: float | None = None
-    flops: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """How long it takes."""
-        return self.end - self.start
-
-    def shifted(self, seconds: float) -> Event:
-        """The same event, later."""
-        return dataclasses.replace(
-            self,
-            start=self.start + seconds,
-            end=self.end + seconds,
-            arrival=None if self.arrival is None else self.arrival + seconds,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,11 +146,15 @@ class Timeline:
 
     def save_png(self, path: str | os.PathLike[str]) -> None:
         """Draws the rows: compute, stalls, every axis and direction, DMA. Needs matplotlib."""
-        drawing.save_png(self, path)
+        title = (
+            f"{self.name} on {self.chip}: {self.total_seconds * 1e6:.1f} us, MFU {self.mfu:.1%}, "
+            f"{self.exposed_seconds * 1e6:.1f} us of communication exposed"
+        )
+        drawing.save_png(path, title, self.rows, self.events, self.total_seconds)
 
     def save_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes Chrome trace JSON, which ui.perfetto.dev opens; 1 us there is 1 us of the chip."""
-        drawing.save_trace(self, path)
+        drawing.save_trace(path, self.chip, self.rows, self.events)
 
     @property
     def rows(self) -> tuple[str, ...]:

@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collective_einsum.ruler.replay.timeline import Event, Timeline
+from collective_einsum.ruler.replay.events import STALL_ROW, Event
 
 # By kind of event; the colours of Okabe and Ito, which the colour-blind can tell apart.
 _COLOURS = {
@@ -36,61 +35,70 @@ def figure_class() -> Any:
     return Figure
 
 
-def save_png(timeline: Timeline, path: str | os.PathLike[str]) -> None:
-    """Draws a timeline, one row above the other, microseconds to the right.
+def save_png(
+    path: str | os.PathLike[str],
+    title: str,
+    rows: Sequence[str],
+    events: Iterable[Event],
+    total_seconds: float,
+) -> None:
+    """Draws events, one row above the other, microseconds to the right.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
     figure_of = figure_class()
     from matplotlib.patches import Patch
 
-    rows = timeline.rows
+    by_row = _by_row(rows, events)
     figure = figure_of(figsize=(14, 0.9 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     shown: dict[str, str] = {}
     for place, row in enumerate(rows):
-        colours = _STALL_COLOURS if row == "stall" else _COLOURS
+        colours = _STALL_COLOURS if row == STALL_ROW else _COLOURS
         for kind, colour in colours.items():
-            bars = [(e.start * _US, e.seconds * _US) for e in _of(timeline, row) if e.kind == kind]
+            bars = [(e.start * _US, e.seconds * _US) for e in by_row[row] if e.kind == kind]
             if bars:
-                shown[f"waiting for a {kind}" if row == "stall" else kind] = colour
+                shown[f"waiting for a {kind}" if row == STALL_ROW else kind] = colour
                 axes.broken_barh(
                     bars, (place - 0.4, 0.8), facecolors=colour, edgecolors="white", linewidth=0.3
                 )
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, max(timeline.total_seconds, 1e-12) * _US)
+    axes.set_xlim(0, max(total_seconds, 1e-12) * _US)
     axes.set_xlabel("microseconds (predicted)")
-    axes.set_title(
-        f"{timeline.name} on {timeline.chip}: {timeline.total_seconds * _US:.1f} us, "
-        f"MFU {timeline.mfu:.1%}, {timeline.exposed_seconds * _US:.1f} us of communication exposed"
-    )
+    axes.set_title(title)
     handles = [Patch(color=colour, label=label) for label, colour in shown.items()]
     if handles:
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def save_trace(timeline: Timeline, path: str | os.PathLike[str]) -> None:
+def save_trace(
+    path: str | os.PathLike[str], process: str, rows: Sequence[str], events: Iterable[Event]
+) -> None:
     """Writes the events in the Trace Event Format, complete events ("X") on one thread a row.
 
     Transfers that overlap on one link stand on lanes of their own, as threads must nest.
     """
-    trace: list[dict[str, Any]] = [_metadata("process_name", 0, {"name": timeline.chip})]
+    trace: list[dict[str, Any]] = [_metadata("process_name", 0, {"name": process})]
     thread = 0
-    for row in timeline.rows:
-        for lane, events in enumerate(_lanes(_of(timeline, row))):
+    for row, in_row in _by_row(rows, events).items():
+        for lane, apart in enumerate(_lanes(in_row)):
             name = row if lane == 0 else f"{row} ({lane + 1})"
             trace.append(_metadata("thread_name", thread, {"name": name}))
             trace.append(_metadata("thread_sort_index", thread, {"sort_index": thread}))
-            trace += [_complete(event, thread) for event in events]
+            trace += [_complete(event, thread) for event in apart]
             thread += 1
     document = {"traceEvents": trace, "displayTimeUnit": "ns"}
     Path(path).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _of(timeline: Timeline, row: str) -> list[Event]:
-    return [event for event in timeline.events if event.row == row]
+def _by_row(rows: Sequence[str], events: Iterable[Event]) -> dict[str, list[Event]]:
+    """The events of each row, in their order; rows without events too."""
+    of: dict[str, list[Event]] = {row: [] for row in rows}
+    for event in events:
+        of[event.row].append(event)
+    return of
 
 
 def _lanes(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
