@@ -25,7 +25,7 @@ SCHEDULES = (
     "bidirectional",
     "latency",
     "chunked",
-    "direct",
+    "async",
 )
 # Sums of a few hundred products of normal numbers, in float32 on both sides.
 TOLERANCE = 1e-5

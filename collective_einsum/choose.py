@@ -30,7 +30,7 @@ def choose_schedule(
     axis_size: int | Sequence[int] | Mapping[str, int],
     preferred_element_type: Any = None,
     wire_dtype: Any = None,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
     chip: Chip | str = TPU_V4,
 ) -> choice.Choice:
     """The schedules of an einsum with its collectives, ranked by predicted cost; `print` shows why.
@@ -51,7 +51,7 @@ def choose_schedule(
       axis_size: the size of the axis; a sequence for a tuple of axes; or sizes by name.
       preferred_element_type: dtype of the result.
       wire_dtype: dtype on the links.
-      beside: as `all_gather_einsum`.
+      overlap_seconds: as `all_gather_einsum`.
       chip: whose costs to reckon with, itself or its name.
 
     Returns:
@@ -74,7 +74,7 @@ def choose_schedule(
     options = problem.Options(
         preferred_element_type=preferred_element_type,
         wire_dtype=wire_dtype,
-        beside=beside,
+        overlap_seconds=overlap_seconds,
         chip=chip,
     )
     found: list[choice.Choice] = []

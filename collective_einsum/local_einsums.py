@@ -22,7 +22,7 @@ def all_gather_einsum(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` of operands one of which is all-gathered on the way.
@@ -47,14 +47,14 @@ def all_gather_einsum(
       gather: the label whose shards are gathered. If both operands have it, the one that holds a
         shard is told by its size.
       schedule: "auto" (`choose_schedule`), "blocking", "unidirectional", "bidirectional",
-        "latency", "chunked", "direct", or a `Schedule`. What is named is used or refused.
+        "latency", "chunked", "async", or a `Schedule`. What is named is used or refused.
       precision: of the dots, as in `jnp.einsum`.
       preferred_element_type: dtype of the result; by default that of `jnp.einsum`.
       accumulator_dtype: dtype of dots and sums; float32 unless the result is wider, or integer.
       wire_dtype: dtype on the links; by default that of the gathered operand.
-      beside: seconds of other work, which "auto" may reckon to run beside a collective of lax's that
-        the compiler makes asynchronous: beside the gather, or with a scatter beside that of the last
-        result; see `compiler_options`.
+      overlap_seconds: seconds of independent compute that can overlap the collective: the gather,
+        or the scatter of the last result. Only schedule="auto" uses it, where the compiler makes
+        lax's own collective asynchronous; see `compiler_options`.
       chip: whose costs "auto" reckons with, itself or its name; by default told from the mesh.
 
     Returns:
@@ -64,7 +64,13 @@ def all_gather_einsum(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
+        schedule,
+        precision,
+        preferred_element_type,
+        accumulator_dtype,
+        wire_dtype,
+        overlap_seconds,
+        chip,
     )
     return _run(spec, lhs, rhs, Ends(gather=(gather, axis_name)), options)
 
@@ -81,7 +87,7 @@ def einsum_reduce_scatter(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, a block of it on each.
@@ -96,7 +102,8 @@ def einsum_reduce_scatter(
       scatter: the label of the output that each device keeps its block of.
       wire_dtype: dtype of partial sums on the links; by default that of the result.
       spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
-        beside, chip: as `all_gather_einsum`. The scale of a `Quantized` must be the same on all devices.
+        overlap_seconds, chip: as `all_gather_einsum`. The scale of a `Quantized` must be the same
+        on all devices.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.
@@ -105,7 +112,13 @@ def einsum_reduce_scatter(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
+        schedule,
+        precision,
+        preferred_element_type,
+        accumulator_dtype,
+        wire_dtype,
+        overlap_seconds,
+        chip,
     )
     return _run(spec, lhs, rhs, Ends(scatter=(scatter, axis_name)), options)
 
@@ -121,7 +134,7 @@ def einsum_all_reduce(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
     """`jnp.einsum(spec, lhs, rhs)` summed over the devices of `axis_name`, as by `lax.psum`.
@@ -131,8 +144,8 @@ def einsum_all_reduce(
 
     Args:
       spec, lhs, rhs, axis_name, schedule, precision, preferred_element_type, accumulator_dtype,
-        wire_dtype, beside, chip: as `einsum_reduce_scatter`. There is no dot here for each hop: a ring
-        schedule is the einsum and then the ring, and "chunked" is what overlaps.
+        wire_dtype, overlap_seconds, chip: as `einsum_reduce_scatter`. There is no dot here for each
+        hop: a ring schedule is the einsum and then the ring, and "chunked" is what overlaps.
 
     Returns:
       The result; a list of them if `rhs` is a sequence.
@@ -141,7 +154,13 @@ def einsum_all_reduce(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
+        schedule,
+        precision,
+        preferred_element_type,
+        accumulator_dtype,
+        wire_dtype,
+        overlap_seconds,
+        chip,
     )
     return _run(spec, lhs, rhs, Ends(reduce=axis_name), options)
 
@@ -160,7 +179,7 @@ def all_gather_einsum_reduce_scatter(
     preferred_element_type: Any = None,
     accumulator_dtype: Any = None,
     wire_dtype: Any = None,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
     """An all-gather before the einsum and a reduce-scatter after it, over different axes.
@@ -173,7 +192,7 @@ def all_gather_einsum_reduce_scatter(
       gather_axis_name, gather: what is gathered, as `all_gather_einsum`.
       scatter_axis_name, scatter: what is scattered, as `einsum_reduce_scatter`.
       spec, lhs, rhs, schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype,
-        beside, chip: as there. `wire_dtype` is that of both collectives.
+        overlap_seconds, chip: as there. `wire_dtype` is that of both collectives.
 
     Returns:
       The result's local block; a list of them if `rhs` is a sequence.
@@ -182,7 +201,13 @@ def all_gather_einsum_reduce_scatter(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, beside, chip
+        schedule,
+        precision,
+        preferred_element_type,
+        accumulator_dtype,
+        wire_dtype,
+        overlap_seconds,
+        chip,
     )
     ends = Ends(gather=(gather, gather_axis_name), scatter=(scatter, scatter_axis_name))
     return _run(spec, lhs, rhs, ends, options)

@@ -37,7 +37,7 @@ class Options:
     preferred_element_type: Any = None
     accumulator_dtype: Any = None
     wire_dtype: Any = None
-    beside: float = 0.0
+    overlap_seconds: float = 0.0
     chip: Chip | str | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Options:
             given = getattr(self, name)
             if given is not None:
                 object.__setattr__(self, name, as_dtype(name, given))
-        as_seconds("beside", self.beside)
+        as_seconds("overlap_seconds", self.overlap_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.
         )
     op, values = _operation(group)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
-    return choice.rank(op, values, choice.chip_of(options.chip), axes, options.beside)
+    return choice.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
 
 
 def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:
@@ -324,7 +324,7 @@ def _apply(problems: list[_Problem]) -> list[Any]:
     first = problems[0]
     op, values = _operation(problems)
     options = first.options
-    schedule = choice.resolve(op, values, options.schedule, options.chip, options.beside)
+    schedule = choice.resolve(op, values, options.schedule, options.chip, options.overlap_seconds)
     with checks.sizes_are_numbers(f"einsum {first.spec}", schedule):
         return _under(schedule, op, values, problems)
 

@@ -130,11 +130,11 @@ class Case:
     def _direct(self) -> Iterator[ce.Schedule]:
         """What goes directly, in chunks: of a gather, all that "auto" weighs."""
         gather = FORMS[self.form].gather
-        yield ce.Schedule("chunked", "direct")
+        yield ce.Schedule("chunked", "async")
         # Weights are gathered in pieces of their shards.
         label = "f" if self.moves_weights else "m"
         for chunks in (*CHUNKS[1:], *(candidates.GATHERED if gather is not None else ())):
-            yield ce.Schedule("chunked", "direct", chunks, label)
+            yield ce.Schedule("chunked", "async", chunks, label)
 
     def lower(self, mesh: Mesh, schedule: str | ce.Schedule) -> jax.stages.Lowered:
         """The program: `LAYERS` times the einsum, each with weights of its own.
@@ -269,7 +269,7 @@ def parse_schedule(text: str) -> str | ce.Schedule:
     if not all(share.isdecimal() for share in shares) or more:
         raise ValueError(
             f"schedule {text!r} is not chunked:CHUNKS[:LABEL[:DIRECTION]], such as chunked:4:m or, "
-            "of which the second is three times as large, chunked:1+3:m:direct"
+            "of which the second is three times as large, chunked:1+3:m:async"
         )
     given: Any = direction or "latency"
     parts = tuple(map(int, shares)) if len(shares) > 1 else int(chunks)

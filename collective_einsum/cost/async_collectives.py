@@ -55,9 +55,9 @@ def direct_estimate(problem: Problem, schedule: Schedule) -> Estimate:
         following = dots[i + 1] if i + 1 < len(dots) else 0.0
         late += (problem.rights - 1) * max(0.0, t - dot / problem.rights)
         late += max(0.0, t - following / problem.rights) if following else 0.0
-    ends = [gathers[0], max(0.0, scatters[-1] - problem.beside)]
+    ends = [gathers[0], max(0.0, scatters[-1] - problem.overlap_seconds)]
     if op.scatter is None:
-        ends = [max(0.0, gathers[0] - problem.beside)]
+        ends = [max(0.0, gathers[0] - problem.overlap_seconds)]
     compute += pass_seconds(problem, passes)
     busy = sum(gathers) + problem.rights * sum(scatters)
     return Estimate(schedule, compute, busy, sum(ends) + late, whole_bytes(problem))
@@ -103,5 +103,5 @@ def _pieces(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     if op.scatter is not None:
         scatter = problem.rights * _exchange(problem, op.scatter)
         compute += _exchange_passes(problem, op.scatter)
-        busy, exposed = busy + scatter, exposed + max(0.0, scatter - problem.beside)
+        busy, exposed = busy + scatter, exposed + max(0.0, scatter - problem.overlap_seconds)
     return Estimate(schedule, compute, busy, exposed, int(whole))

@@ -48,7 +48,7 @@ def candidates(problem: Problem) -> list[Schedule]:
                 found.append(Schedule("ring", direction, end="gather"))
     found += _chunked(problem, "latency", CHUNKS)
     if _goes_directly(problem):
-        found += _chunked(problem, "direct", CHUNKS + (GATHERED if op.gather is not None else ()))
+        found += _chunked(problem, "async", CHUNKS + (GATHERED if op.gather is not None else ()))
     return found
 
 
@@ -71,7 +71,7 @@ def _chunked(
     found = [Schedule("chunked", way)]
     for label in cuttable(problem.op, way):
         # Sums over chunks go through 32 bits, which is dearer than what is hidden.
-        if way == "direct" and label not in problem.op.out:
+        if way == "async" and label not in problem.op.out:
             continue
         cut = [Schedule("chunked", way, chunks=each, label=label) for each in chunks]
         found += [each for each in cut if length(problem, label) >= 8 * sum(each.shares)]
@@ -83,7 +83,7 @@ def cuttable(op: Operation, way: Direction) -> list[str]:
     moved = op.lhs if op.gather is not None else op.lhs + op.rhs
     summed = op.scatter is not None or op.reduce
     found = [c for c in dict.fromkeys(moved) if c not in op.taken and (c in op.out or not summed)]
-    if way == "direct" and op.gather is not None and piecewise.suits(op, op.gather.label):
+    if way == "async" and op.gather is not None and piecewise.suits(op, op.gather.label):
         found.append(op.gather.label)
     return found
 

@@ -56,7 +56,7 @@ class Problem:
     rights: float
     axis_sizes: Mapping[str, int]
     chip: Chip
-    beside: float = 0.0
+    overlap_seconds: float = 0.0
     _dots: dict[Any, float] = dataclasses.field(default_factory=dict, repr=False)
 
     def elements(self, labels: str, **shrunk: float) -> float:
@@ -130,13 +130,13 @@ def matmul_seconds(
     small, large = operand_bytes
     # The operand with more bytes is streamed from memory, the rest passes through on-chip memory.
     streamed = large / (chip.stream_efficiency * chip.hbm_bandwidth)
-    beside = (small + result_bytes) / chip.vector_bandwidth
+    overlap_seconds = (small + result_bytes) / chip.vector_bandwidth
     computed = flops / (chip.dot_efficiency * chip.bf16_flops)
     computed += 0.25 * widened / chip.int8_convert_rate
     if summed_bytes > chip.sum_bytes:
         computed = max(computed, 2 * summed_bytes / chip.hbm_bandwidth)
     fill = chip.dot_fill_seconds + large / chip.dot_fill_bandwidth
-    return max(computed + fill, streamed + beside + chip.dot_fill_seconds)
+    return max(computed + fill, streamed + overlap_seconds + chip.dot_fill_seconds)
 
 
 def whole_dot(problem: Problem) -> float:

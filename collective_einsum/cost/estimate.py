@@ -50,7 +50,7 @@ def estimate(problem: Problem, schedule: Schedule) -> Estimate:
 def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     """Assembling and slicing in passes; what the first and last chunks send has nothing beside it."""
     op, count = problem.op, len(schedule.shares)
-    if schedule.direction == "direct":
+    if schedule.direction == "async":
         return direct_estimate(problem, schedule)
     if count == 1 and op.scatter is not None:
         return _whole(problem, op.scatter, schedule)

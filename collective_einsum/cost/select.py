@@ -92,10 +92,10 @@ def rank(
     values: Sequence[Any],
     chip: Chip,
     axes: Mapping[str, int],
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
 ) -> Choice:
     """All candidates for an operation on these local operands, ranked by cost."""
-    problem = dataclasses.replace(_problem(op, values, chip, axes), beside=beside)
+    problem = dataclasses.replace(_problem(op, values, chip, axes), overlap_seconds=overlap_seconds)
     rows = [estimate(problem, each) for each in candidates(problem)]
     rows.sort(key=lambda row: row.seconds)
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
@@ -132,7 +132,7 @@ def resolve(
     values: Sequence[Any],
     schedule: str | Schedule,
     chip: Chip | str | None,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
 ) -> Schedule:
     """The schedule that was asked for, complete; for "auto", the one of `rank`."""
     given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
@@ -142,7 +142,7 @@ def resolve(
         # Sizes that are no numbers have no costs.
         if symbolic:
             return Schedule("blocking")
-        return rank(op, values, chip_of(named), axes, beside).schedule
+        return rank(op, values, chip_of(named), axes, overlap_seconds).schedule
     if given.kind == "chunked" and len(given.shares) > 1 and given.label is None:
         if symbolic:
             raise ValueError(
@@ -189,10 +189,10 @@ def resolve_collective(
     """
     given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
     if given is not None:
-        if given.kind == "chunked" and (given.direction != "direct" or len(given.shares) > 1):
+        if given.kind == "chunked" and (given.direction != "async" or len(given.shares) > 1):
             raise ValueError(
                 f"schedule={schedule!r} cuts an einsum into chunks, and a collective has none; "
-                "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'direct'"
+                "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'async'"
             )
         return given
     chip = chip_of(named)

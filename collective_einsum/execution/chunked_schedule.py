@@ -97,7 +97,7 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     """Software pipeline: while a chunk is multiplied, others are being gathered and scattered."""
     label, shares = op.schedule.label, op.schedule.shares
-    direct = op.schedule.direction == "direct"
+    direct = op.schedule.direction == "async"
     if len(shares) == 1 and op.scatter is not None and not direct:
         return _whole(op, op.scatter, lhs, rhs)
     if op.gather is not None and direct and piecewise.suits(op, label):

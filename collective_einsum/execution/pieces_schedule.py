@@ -30,7 +30,7 @@ def suits(op: Operation, label: str | None) -> bool:
 def scales_apart(op: Operation) -> bool:
     """Whether chunks of results would be scaled in a pass over all of them, unless one by one."""
     label, alone = op.schedule.label, op.gather is not None and op.scatter is None
-    if not alone or op.schedule.direction != "direct" or label is None or suits(op, label):
+    if not alone or op.schedule.direction != "async" or label is None or suits(op, label):
         return False
     return label in op.lhs and label in op.out and label not in op.rhs
 

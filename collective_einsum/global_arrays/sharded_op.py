@@ -122,8 +122,8 @@ class Sharded:
     def _how(self) -> dict[str, Any]:
         """The schedule and chip of a collective that no einsum hides."""
         schedule = as_schedule(self.options.schedule)
-        if schedule is not None and schedule.direction == "direct":
-            schedule = Schedule("chunked", "direct")
+        if schedule is not None and schedule.direction == "async":
+            schedule = Schedule("chunked", "async")
         elif schedule is not None and schedule.kind != "blocking":
             schedule = Schedule("ring", schedule.direction, rolled=schedule.rolled)
         return {"schedule": schedule or "auto", "chip": self.options.chip}

@@ -44,7 +44,7 @@ class Collective:
             (x,) = operands
             wired = x.astype(self.schedule.wire_dtype or x.dtype)
             whole = self.schedule.kind == "blocking" or (
-                self.schedule.direction == "direct" and self.kind in ("all_gather", "all_to_all")
+                self.schedule.direction == "async" and self.kind in ("all_gather", "all_to_all")
             )
             result = self._lax(wired) if whole else ring.finish(self._steps(x, wired))
             return [result.astype(x.dtype)]

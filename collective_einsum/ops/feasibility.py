@@ -89,9 +89,9 @@ def _uncut(
     if label not in spec.labels:
         return f"it has no label {label!r} to cut; {instead}"
     if gather is not None and label == gather.label and _is_free(gather):
-        if schedule.direction == "direct":
+        if schedule.direction == "async":
             return _uncuttable(f"the shards of {label!r} have", gather.shard, shares)
-        instead += ", or direction='direct'"
+        instead += ", or direction='async'"
     if label in taken:
         word = "gathered" if gather is not None and label == gather.label else "scattered"
         return f"{label!r} is {word}, and its shards are not cut; {instead}"

@@ -10,7 +10,7 @@ import numpy as np
 from ..text.did_you_mean import as_dtype, did_you_mean, nearest
 
 Kind = Literal["blocking", "ring", "chunked"]
-Direction = Literal["unidirectional", "bidirectional", "latency", "direct"]
+Direction = Literal["unidirectional", "bidirectional", "latency", "async"]
 # Those of rings.
 DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
 # Past this many devices an unrolled ring makes programs that take long to compile.
@@ -27,7 +27,7 @@ class Schedule:
         chunks; with one chunk each of several results is scattered during the next one's dot).
       direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
         half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops. And for
-        "chunked" alone, "direct": no ring, but lax's all-gather and all-to-all, for compilers that
+        "chunked" alone, "async": no ring, but lax's all-gather and all-to-all, for compilers that
         run these beside other work; see `compiler_options`.
       chunks: how many chunks, for "chunked"; or their sizes in proportion, such as (1, 3), so that
         little is left to wait for at an end.
@@ -56,15 +56,15 @@ class Schedule:
                 f"Schedule kind {self.kind!r} is not 'blocking', 'ring' or 'chunked'"
                 f"{self._instead(self.kind, get_args(Kind))}"
             )
-        known = (*DIRECTIONS, "direct")
+        known = (*DIRECTIONS, "async")
         if self.direction not in known:
             raise ValueError(
                 f"Schedule direction {self.direction!r} is none of {known}"
                 f"{did_you_mean(self.direction, known)}"
             )
-        if self.direction == "direct" and self.kind == "ring":
+        if self.direction == "async" and self.kind == "ring":
             raise ValueError(
-                "Schedule(kind='ring', direction='direct'): what goes directly goes round no ring; "
+                "Schedule(kind='ring', direction='async'): what goes directly goes round no ring; "
                 "use kind='chunked'"
             )
         shares = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
@@ -100,7 +100,7 @@ class Schedule:
     @staticmethod
     def _instead(kind: Any, kinds: tuple[str, ...]) -> str:
         """The end of a message about a kind that there is not."""
-        if kind in (*DIRECTIONS, "direct"):
+        if kind in (*DIRECTIONS, "async"):
             named = NAMED[kind]
             return f", but a direction; write Schedule({named.kind!r}, {kind!r})"
         return did_you_mean(kind, kinds)
@@ -137,7 +137,7 @@ NAMED: dict[str, Schedule] = {
     "bidirectional": Schedule("ring", "bidirectional"),
     "latency": Schedule("ring", "latency"),
     "chunked": Schedule("chunked", chunks=4),
-    "direct": Schedule("chunked", "direct"),
+    "async": Schedule("chunked", "async"),
 }
 
 

@@ -115,7 +115,7 @@ def all_gather(
     rolls: Callable[[int], bool],
 ) -> Steps:
     """All-gathers `x` along `dim` over `axes`, the first one major; returns the whole."""
-    if direction == "direct":
+    if direction == "async":
         return (yield lax.all_gather(x, axes, axis=dim, tiled=True))
     along = strand_dim(x.shape, dim, len(axes))
     parts, starts = [x], None
@@ -188,7 +188,7 @@ def reduce_scatter(
     rolls: Callable[[int], bool],
 ) -> Steps:
     """Sums `x` over `axes`, in `accumulator`, and leaves each device its block of `dim`."""
-    if direction == "direct":
+    if direction == "async":
         n = ring.total(axes)
         x = blocks.split(wire(x), dim, (n, x.shape[dim] // n))
         x = yield lax.all_to_all(x, axes, dim, dim, tiled=True)

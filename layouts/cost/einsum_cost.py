@@ -38,19 +38,23 @@ class Seconds(NamedTuple):
 
 
 def seconds(
-    item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap: str, beside: float = 0.0
+    item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap: str, overlap_seconds: float = 0.0
 ) -> Seconds:
     """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none".
 
-    `beside` as in `collective_einsum.all_gather_einsum`.
+    `overlap_seconds` as in `collective_einsum.all_gather_einsum`.
     """
-    return _seconds(item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap, beside)
+    return _seconds(
+        item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap, overlap_seconds
+    )
 
 
-def schedule(item: Einsum, sizes: Mapping[str, int], chip: Chip, beside: float = 0.0) -> Schedule:
+def schedule(
+    item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: float = 0.0
+) -> Schedule:
     """That of `schedule="auto"`."""
     operation, operands = _operation(item, sizes)
-    return rank(operation, operands, chip, sizes, beside).schedule
+    return rank(operation, operands, chip, sizes, overlap_seconds).schedule
 
 
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
@@ -60,10 +64,14 @@ def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> fl
 
 @functools.lru_cache(maxsize=2**16)
 def _seconds(
-    item: Einsum, sizes: tuple[tuple[str, int], ...], chip: Chip, overlap: str, beside: float
+    item: Einsum,
+    sizes: tuple[tuple[str, int], ...],
+    chip: Chip,
+    overlap: str,
+    overlap_seconds: float,
 ) -> Seconds:
     by_axis = dict(sizes)
-    choice = rank(*_operation(item, by_axis), chip, by_axis, beside)
+    choice = rank(*_operation(item, by_axis), chip, by_axis, overlap_seconds)
     # The least of all schedules, though "auto" leaves blocking only for a gain that is worth it: a
     # step through that threshold would let more work take less time.
     rows = [row for row in choice.rows if overlap == "auto" or row.schedule.kind == "blocking"]

@@ -73,9 +73,9 @@ def spent(
             whole = item.gathers_weight and ahead_of_time
             how = "none" if whole else overlap
             mates = other_outputs(item) if runs_apart and item.by_rows else 0.0
-            beside = mates + (apart if item.by_rows else 0.0)
-            found = einsum_cost.seconds(item, sizes, served, how, beside)
-            if beside:
+            overlap_seconds = mates + (apart if item.by_rows else 0.0)
+            found = einsum_cost.seconds(item, sizes, served, how, overlap_seconds)
+            if overlap_seconds:
                 # What runs beside attention already leaves the rest of it for others.
                 alone = einsum_cost.seconds(item, sizes, served, how, mates)
                 apart = max(0.0, apart - (sum(alone) - sum(found)))

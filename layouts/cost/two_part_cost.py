@@ -129,14 +129,14 @@ def in_parts_seconds(of: Rows) -> float | None:
     passes = of.count * sum(moved) / of.chip.vector_bandwidth
     others = of.count - 1
     # What stands beside what, in this order, as `in_parts` says it.
-    beside = (
+    overlap_seconds = (
         *((scatters[0], dots[0]) for _ in range(others)),
         (scatters[0], others * dots[1]),
         (gathers[0] + others * scatters[1], dots[1]),
         (scatters[1], half),
         (gathers[1], half),
     )
-    late = sum(max(0.0, collective - matmul) for collective, matmul in beside)
+    late = sum(max(0.0, collective - matmul) for collective, matmul in overlap_seconds)
     return ends + of.count * sum(dots) + passes + 2 * half + last + late
 
 

@@ -94,7 +94,7 @@ def project_heads(
     step: Step,
     factor: jax.Array | None,
     others: Sequence[Any],
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Columns of q and kv, and of `others`, which are stored like the feedforward's.
 
@@ -105,7 +105,7 @@ def project_heads(
       factor: [rows, 1], what q and kv are still to be multiplied by; None for nothing.
       others: input matrices of the same activations. Their collectives come after those of
         attention, whose own can then run beside these larger matmuls.
-      beside: seconds of work that the last of their scatters can run beside.
+      overlap_seconds: seconds of work that the last of their scatters can run beside.
 
     Returns:
       q and kv as `attend_columns` takes them; and the others as `project_in` leaves them, not
@@ -117,7 +117,9 @@ def project_heads(
     if place_.by_rows:
         columns = project_rows(c, heads, step.schedule)
         rest = (
-            layout.project_in(c, others, [WEIGHT_AXES] * len(others), step.schedule, beside)
+            layout.project_in(
+                c, others, [WEIGHT_AXES] * len(others), step.schedule, overlap_seconds
+            )
             if others
             else []
         )
@@ -128,11 +130,11 @@ def project_heads(
         keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
         axes = [stored[0], *([WEIGHT_AXES] * len(others))]
-        made = layout.project_in(c, [heads[0], *others], axes, step.schedule, beside)
+        made = layout.project_in(c, [heads[0], *others], axes, step.schedule, overlap_seconds)
         columns, rest = [made[0], keys], made[1:]
     else:
         axes = [*stored, *([WEIGHT_AXES] * len(others))]
-        made = layout.project_in(c, [*heads, *others], axes, step.schedule, beside)
+        made = layout.project_in(c, [*heads, *others], axes, step.schedule, overlap_seconds)
         columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
 

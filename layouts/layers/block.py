@@ -114,11 +114,11 @@ def parallel(
         terms = stream(c, inverse, weights, config, layout, [o], how)
     else:
         ffn = [weights[name] for name in config.input_names]
-        beside = beside_attention(step, past)
-        columns, inner = project_heads(c, weights, step, inverse, ffn, beside)
+        overlap_seconds = beside_attention(step, past)
+        columns, inner = project_heads(c, weights, step, inverse, ffn, overlap_seconds)
         o, new = attend_columns(columns, weights, step, past, prefix)
         h = columns_out(inner, inverse, weights, config, layout, schedule)
-        terms = in_turn(o, h, step, beside)
+        terms = in_turn(o, h, step, overlap_seconds)
     y = layout.project_out(terms, schedule)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 

@@ -76,4 +76,4 @@ def _scatters_directly(h: Outgoing, step: Step, attention: float) -> bool:
     sizes = ax.local_sizes()
     item = inputs(step.config, step.feedforward, step.placement, sizes, load)
     chosen = einsum_cost.schedule(item, sizes, mesh_chip(), attention)
-    return chosen.direction == "direct"
+    return chosen.direction == "async"

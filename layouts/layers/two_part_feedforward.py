@@ -60,10 +60,10 @@ def in_parts(
 
     def scattered(h: jax.Array, weights: Sequence[jax.Array], part: tuple[int, int]) -> Any:
         columns = [_cut(w, (0, w.shape[0]), part) for w in weights]
-        return ax.einsum_reduce_scatter("me,ef->mf", h, columns, x, "m", "direct")
+        return ax.einsum_reduce_scatter("me,ef->mf", h, columns, x, "m", "async")
 
     def gathered(rows: jax.Array, axes: Axes) -> jax.Array:
-        return ax.all_gather(rows, axes, 0, "direct")
+        return ax.all_gather(rows, axes, 0, "async")
 
     def out(a: jax.Array, part: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
         return ax.local_einsum("mf,fe->me", a, _cut(w_out, part, columns))

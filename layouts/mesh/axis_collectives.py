@@ -42,8 +42,8 @@ def collective_schedule(schedule: ScheduleLike) -> ScheduleLike:
     given = as_schedule(schedule)
     if given is None:
         return "auto"
-    if given.direction == "direct":
-        return ce.Schedule("chunked", "direct", wire_dtype=given.wire_dtype)
+    if given.direction == "async":
+        return ce.Schedule("chunked", "async", wire_dtype=given.wire_dtype)
     if given.kind == "blocking":
         return ce.Schedule("blocking", wire_dtype=given.wire_dtype)
     return ce.Schedule("ring", given.direction, rolled=given.rolled, wire_dtype=given.wire_dtype)
@@ -55,8 +55,8 @@ def weights_schedule(schedule: ScheduleLike) -> ScheduleLike:
     Those are there from the start: where the compiler runs lax's gathers beside other work, each
     gather runs beside the matmuls before, whole, and no ring or chunk is better.
     """
-    beside = as_schedule(schedule) is None and "all_gather" in mesh_chip().asynchronous
-    return "blocking" if beside else schedule
+    overlap_seconds = as_schedule(schedule) is None and "all_gather" in mesh_chip().asynchronous
+    return "blocking" if overlap_seconds else schedule
 
 
 def all_gather(x: Any, axes: Sequence[str], dim: int, schedule: ScheduleLike) -> Any:
@@ -182,12 +182,16 @@ def einsum_reduce_scatter(
     axes: str | Sequence[str],
     scatter: str,
     schedule: ScheduleLike,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
 ) -> Any:
     """`collective_einsum.einsum_reduce_scatter`, likewise."""
     if not names(axes):
         return _alone(spec, lhs, w)
-    how: dict[str, Any] = {"scatter": scatter, "schedule": schedule, "beside": beside}
+    how: dict[str, Any] = {
+        "scatter": scatter,
+        "schedule": schedule,
+        "overlap_seconds": overlap_seconds,
+    }
     return ce.einsum_reduce_scatter(spec, lhs, w, axis_name=names(axes), **how)
 
 
@@ -198,11 +202,11 @@ def all_gather_einsum_reduce_scatter(
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
     schedule: ScheduleLike,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
 ) -> Any:
     """`collective_einsum.all_gather_einsum_reduce_scatter`, likewise; both ends are axes and a label."""
     if not names(gather[0]):
-        return einsum_reduce_scatter(spec, lhs, w, *scatter, schedule, beside)
+        return einsum_reduce_scatter(spec, lhs, w, *scatter, schedule, overlap_seconds)
     if not names(scatter[0]):
         return all_gather_einsum(spec, lhs, w, *gather, schedule)
     return ce.all_gather_einsum_reduce_scatter(
@@ -214,7 +218,7 @@ def all_gather_einsum_reduce_scatter(
         scatter_axis_name=names(scatter[0]),
         scatter=scatter[1],
         schedule=schedule,
-        beside=beside,
+        overlap_seconds=overlap_seconds,
     )
 
 

@@ -89,11 +89,11 @@ class FeedForwardLayout(Protocol):
         weights: Sequence[Any],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
-        beside: float = 0.0,
+        overlap_seconds: float = 0.0,
     ) -> list[jax.Array]:
         """c [rows, E over the rest] times each weight [E_x, columns over its `sharded`].
 
-        `beside` are seconds of work that the last scatter can run beside.
+        `overlap_seconds` are seconds of work that the last scatter can run beside.
 
         Returns [rows, columns over `features(sharded)`] for each.
         """

@@ -18,7 +18,7 @@ from .weight_stationary import WeightStationary1D, WeightStationary2D
 FEEDFORWARDS: dict[str, FeedForwardLayout] = {
     "WS 2D": WeightStationary2D(),
     "WS 2D batch": WeightStationary2D(by_batch=True),
-    "WS 2D whole": WeightStationary2D(by_batch=True, whole=True),
+    "WS 2D all-reduce": WeightStationary2D(by_batch=True, all_reduce=True),
     "WS 2D position": WeightStationary2D(by_position=True),
     "WS 1D": WeightStationary1D(),
     "WG X": WeightGathered(("x",)),
@@ -66,7 +66,7 @@ def as_plan(plan: Any) -> Partitioning:
 
     Args:
       plan: a `Partitioning`; or what has one: a `Plan`, of which the best, or an `Option`; or what
-        the planner prints of an option, such as "WS 2D whole, batch xyz", in which a mesh and a
+        the planner prints of an option, such as "WS 2D all-reduce, batch xyz", in which a mesh and a
         batch may follow, and count for nothing.
 
     Raises:

@@ -57,10 +57,10 @@ class WeightGathered(FeedForwardLayout):
         weights: Sequence[Any],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
-        beside: float = 0.0,
+        overlap_seconds: float = 0.0,
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`; there is no scatter."""
-        del beside
+        del overlap_seconds
         schedule = ax.weights_schedule(schedule)
         e = ax.values(weights[0]).shape[0] * ax.size(("x",))
         c = whole_rows(c, self, e, schedule)

@@ -29,7 +29,7 @@ class WeightStationary2D(FeedForwardLayout):
     Attributes:
       by_batch: what these collectives cut is the batch instead, B_yz LE_x between the layers and
         B_x LF_yz inside: the same bytes, of whole rows, which a TPU moves without copies.
-      whole: only with `by_batch`: the sums over yz are all-reduced, BLE_x between the layers. The
+      all_reduce: only with `by_batch`: the sums over yz are all-reduced, BLE_x between the layers. The
         same bytes as a reduce-scatter and the next layer's all-gather, in one collective and without
         the copies around two; but the norms and sums between the layers are of all rows, on every
         chip of yz. For steps of few rows.
@@ -40,17 +40,17 @@ class WeightStationary2D(FeedForwardLayout):
     """
 
     by_batch: bool = False
-    whole: bool = False
+    all_reduce: bool = False
     by_position: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("by_batch", "whole", "by_position"):
+        for field in ("by_batch", "all_reduce", "by_position"):
             flag = as_flag(f"WeightStationary2D: {field}", getattr(self, field))
             object.__setattr__(self, field, flag)
-        if self.whole and not self.by_batch:
+        if self.all_reduce and not self.by_batch:
             raise ValueError(
-                "WeightStationary2D(whole=True): whole rows between layers go with rows cut inside "
-                "of them; add by_batch=True"
+                "WeightStationary2D(all_reduce=True): rows that are replicated between layers go "
+                "with rows cut inside of them; add by_batch=True"
             )
         if self.by_batch and self.by_position:
             raise ValueError(
@@ -60,13 +60,13 @@ class WeightStationary2D(FeedForwardLayout):
 
     @property
     def batch_axes(self) -> Axes:
-        """None, or y and z if `by_batch` and not `whole`."""
-        return WEIGHT_AXES if self.by_batch and not self.whole else ()
+        """None, or y and z if `by_batch` and not `all_reduce`."""
+        return WEIGHT_AXES if self.by_batch and not self.all_reduce else ()
 
     @property
     def repeated_axes(self) -> Axes:
-        """None, or y and z if `whole`."""
-        return WEIGHT_AXES if self.whole else ()
+        """None, or y and z if `all_reduce`."""
+        return WEIGHT_AXES if self.all_reduce else ()
 
     @property
     def inner_batch_axes(self) -> Axes:
@@ -98,21 +98,21 @@ class WeightStationary2D(FeedForwardLayout):
         weights: Sequence[Any],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
-        beside: float = 0.0,
+        overlap_seconds: float = 0.0,
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`."""
         del sharded
-        if self.whole:
+        if self.all_reduce:
             return ax.einsum_reduce_scatter(
-                "me,ef->mf", c, list(weights), "x", "m", schedule, beside
+                "me,ef->mf", c, list(weights), "x", "m", schedule, overlap_seconds
             )
         ends = ("m", "m") if self.cuts_rows else ("e", "f")
-        return _gather_and_scatter(c, weights, *ends, schedule, beside)
+        return _gather_and_scatter(c, weights, *ends, schedule, overlap_seconds)
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
         gathers = ["m" if self.cuts_rows or term.by_rows else "f" for term in terms]
-        if self.whole:
+        if self.all_reduce:
             return ax.all_reduce(_stationary_sum(terms, gathers, schedule), WEIGHT_AXES, schedule)
         return _stationary_out(terms, gathers, "m" if self.cuts_rows else "e", schedule)
 
@@ -136,10 +136,10 @@ class WeightStationary1D(FeedForwardLayout):
         weights: Sequence[Any],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
-        beside: float = 0.0,
+        overlap_seconds: float = 0.0,
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`; there is no scatter."""
-        del sharded, beside
+        del sharded, overlap_seconds
         partial = ax.all_gather_einsum("me,ef->mf", c, list(weights), WEIGHT_AXES, "e", schedule)
         return [ax.all_reduce(each, ("x",), schedule) for each in partial]
 
@@ -164,12 +164,12 @@ def _gather_and_scatter(
     gather: str,
     scatter: str,
     schedule: ScheduleLike,
-    beside: float = 0.0,
+    overlap_seconds: float = 0.0,
 ) -> list[jax.Array]:
     """`project_in` of weight-stationary layouts; the labels are what yz cuts before, and x after."""
     ends = ((WEIGHT_AXES, gather), ("x", scatter))
     return ax.all_gather_einsum_reduce_scatter(
-        "me,ef->mf", c, list(weights), *ends, schedule, beside
+        "me,ef->mf", c, list(weights), *ends, schedule, overlap_seconds
     )
 
 

@@ -46,7 +46,7 @@ def torus_id(torus: Any) -> str:
 
 def pieces(free: str) -> list[str | Schedule]:
     """The gather of a label that stands in the result alone, in pieces of its shards."""
-    return [Schedule("chunked", "direct", chunks=(1, 2), label=label) for label in free]
+    return [Schedule("chunked", "async", chunks=(1, 2), label=label) for label in free]
 
 
 def schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
@@ -59,8 +59,8 @@ def schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
         Schedule("ring", "latency", rolled=True),
         Schedule("chunked", "bidirectional"),
         *(Schedule("chunked", "latency", chunks=3, label=label) for label in cuts[:1]),
-        *(Schedule("chunked", "direct", chunks=2, label=label) for label in cuts[1:]),
-        "direct",
+        *(Schedule("chunked", "async", chunks=2, label=label) for label in cuts[1:]),
+        "async",
         *pieces(free),
     ]
 
@@ -72,7 +72,7 @@ def torus_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
         Schedule("ring", "latency", rolled=True),
         Schedule("chunked", "bidirectional"),
         *(Schedule("chunked", "latency", chunks=2, label=label) for label in cuts[:1]),
-        "direct",
+        "async",
         *pieces(free),
     ]
 
@@ -84,11 +84,11 @@ def all_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
         "blocking",
         *(Schedule("ring", d, rolled=rolled) for d in DIRECTIONS for rolled in (False, True)),
         *(Schedule("chunked", d, rolled=rolled) for d in DIRECTIONS for rolled in (False, True)),
-        "direct",
+        "async",
         *(
             Schedule("chunked", direction, chunks=chunks, label=label)
             for label in cuts
-            for chunks, direction in zip((1, 2, 4, (1, 2)), (*DIRECTIONS, "direct"), strict=True)
+            for chunks, direction in zip((1, 2, 4, (1, 2)), (*DIRECTIONS, "async"), strict=True)
         ),
         *pieces(free),
     ]

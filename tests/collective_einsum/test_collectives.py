@@ -24,9 +24,9 @@ SCHEDULES = [
     *DIRECTIONS,
     Schedule("ring", "bidirectional", rolled=True),
     Schedule("ring", "latency", rolled=True),
-    "direct",
+    "async",
 ]
-FEW_SCHEDULES = ["bidirectional", Schedule("ring", "latency", rolled=True), "direct"]
+FEW_SCHEDULES = ["bidirectional", Schedule("ring", "latency", rolled=True), "async"]
 
 
 def every_collective(names: tuple[str, ...], chosen: list[Any], every_way: bool) -> Any:

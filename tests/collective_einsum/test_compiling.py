@@ -73,7 +73,7 @@ def test_arguments_of_jit_pass_through() -> None:
 def test_auto_goes_directly_only_where_that_is_asynchronous() -> None:
     lhs, rhs = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((512, 4608), (4608, 4608)))
 
-    def chosen(chip: ce.Chip, beside: float) -> ce.Choice:
+    def chosen(chip: ce.Chip, overlap_seconds: float) -> ce.Choice:
         return ce.choose_schedule(
             "mk,kn->mn",
             lhs,
@@ -82,13 +82,13 @@ def test_auto_goes_directly_only_where_that_is_asynchronous() -> None:
             scatter="m",
             axis_size=4,
             chip=chip,
-            beside=beside,
+            overlap_seconds=overlap_seconds,
         )
 
     plain, told = ce.TPU_V4, ce.TPU_V4.under_options()
-    assert all(row.schedule.direction != "direct" for row in chosen(plain, 1.0).rows)
+    assert all(row.schedule.direction != "async" for row in chosen(plain, 1.0).rows)
     found = chosen(told, 1.0)
-    assert found.schedule == ce.Schedule("chunked", "direct")
+    assert found.schedule == ce.Schedule("chunked", "async")
     direct = found.rows[0]
     assert direct.communication > 0
     assert direct.exposed == 0
@@ -130,7 +130,7 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
             gather="m",
             scatter_axis_name="x",
             scatter="m",
-            schedule="direct",
+            schedule="async",
         )
         return up * gate
 
@@ -157,9 +157,9 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     ("gather", "schedule", "least"),
     [
         # Each piece of all shards beside the dots of the one before, the first beside the own dot.
-        ("n", ce.Schedule("chunked", "direct", 3, "n"), 0.8),
+        ("n", ce.Schedule("chunked", "async", 3, "n"), 0.8),
         # A quarter of the rows is waited for.
-        ("k", ce.Schedule("chunked", "direct", (1, 3), "m"), 0.6),
+        ("k", ce.Schedule("chunked", "async", (1, 3), "m"), 0.6),
     ],
     ids=str,
 )
@@ -194,7 +194,7 @@ def test_direct_sums_once(mesh_of: Any) -> None:
     x = jax.random.normal(jax.random.key(0), (8, 16, 24), jnp.bfloat16)
 
     def run(x: Any) -> Any:
-        return ce.reduce_scatter(x[0], "x", schedule="direct")
+        return ce.reduce_scatter(x[0], "x", schedule="async")
 
     y = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(x)
     expected = x.astype(jnp.float32).sum(0).astype(jnp.bfloat16)

@@ -16,7 +16,7 @@ from .oracle import MeshOf
 
 CHIPS = (ce.TPU_V4, ce.TPU_V4.under_options(), ce.TPU_V5E, ce.H100)
 SIZES = ((0, 3, 5), (3, 0, 5), (3, 5, 0), (0, 0, 4), (0, 0, 0), (1, 1, 1), (1, 4, 1), (4, 1, 4))
-NAMED = ("auto", "blocking", "unidirectional", "latency", "chunked", "direct")
+NAMED = ("auto", "blocking", "unidirectional", "latency", "chunked", "async")
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -101,7 +101,7 @@ def test_collectives(mesh_of: MeshOf, shape: tuple[int, ...], n: int) -> None:
 
     def run(x: Any, used: Any) -> Any:
         found = {}
-        for schedule in ("auto", "blocking", "unidirectional", "latency", "direct"):
+        for schedule in ("auto", "blocking", "unidirectional", "latency", "async"):
             found[f"scatter {schedule}"] = ce.reduce_scatter(x[0], "x", schedule=schedule)
             found[f"reduce {schedule}"] = ce.all_reduce(x[0], "x", schedule=schedule)
             found[f"swap {schedule}"] = ce.all_to_all(x[0], "x", 0, last, schedule=schedule)

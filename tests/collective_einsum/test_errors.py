@@ -146,15 +146,15 @@ def cut(chunks: Any, label: str | None, direction: Any = "latency") -> dict[str,
         (gathers("mk,kn->mn", x, w, **cut(2, "z")), "it has no label 'z' to cut; choose label='m'"),
         (gathers("mk,kn->mn", x, w, **cut(2, "k")), "'k' is gathered, and its shards are not cut"),
         (
-            gathers("mk,kn->mn", x, w, **cut(2, "k", "direct")),
+            gathers("mk,kn->mn", x, w, **cut(2, "k", "async")),
             "'k' is gathered, and its shards are not cut",
         ),
         (
             gathers("km,kn->mn", x, w[:4], "m", **cut(2, "m")),
-            "'m' is gathered, and its shards are not cut; choose label='k'... or direction='direct'",
+            "'m' is gathered, and its shards are not cut; choose label='k'... or direction='async'",
         ),
         (
-            gathers("km,kn->mn", x, w[:4], "m", **cut(7, "m", "direct")),
+            gathers("km,kn->mn", x, w[:4], "m", **cut(7, "m", "async")),
             "the shards of 'm' have size 6, which makes 6 chunks at most",
         ),
         (

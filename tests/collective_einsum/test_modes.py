@@ -32,7 +32,7 @@ RINGS = (
     "bidirectional",
     Schedule("ring", "latency", rolled=True),
     Schedule("ring", "unidirectional", rolled=True),
-    "direct",
+    "async",
 )
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "x64": lambda: jax.enable_x64(True),
@@ -76,7 +76,7 @@ def test_collectives_and_folds_lower_under_x64(mesh_of: MeshOf, place: Any, sche
         )
 
     def fold(x: Any) -> Any:
-        how = "latency" if schedule in ("direct", "bidirectional") else schedule
+        how = "latency" if schedule in ("async", "bidirectional") else schedule
         add = lambda sums, shard, index: sums + shard * index.astype(shard.dtype)  # noqa: E731
         return ce.all_gather_fold(add, jnp.zeros_like(x), x, axis_name=names, schedule=how)
 

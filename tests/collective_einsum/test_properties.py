@@ -52,7 +52,7 @@ def problems(draw: st.DrawFn) -> tuple[Case, dict[str, int], Any, Any]:
         | st.builds(
             Schedule,
             st.just("chunked"),
-            st.just(direction) | st.just("direct"),
+            st.just(direction) | st.just("async"),
             chunks=st.integers(1, 4) | st.lists(st.integers(1, 3), min_size=1).map(tuple),
             label=st.none() | st.sampled_from("abcdefgh"),
         )

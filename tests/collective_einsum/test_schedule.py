@@ -20,7 +20,7 @@ from collective_einsum.rings.slicing import pieces_of
     [
         ({"kind": "looped"}, "kind 'looped' is not 'blocking', 'ring' or 'chunked'"),
         ({"direction": "left"}, "direction 'left' is none of ('unidirectional', 'bidirectional'"),
-        ({"direction": "direct"}, "goes round no ring; use kind='chunked'"),
+        ({"direction": "async"}, "goes round no ring; use kind='chunked'"),
         ({"kind": "chunked", "chunks": 0}, "must be a positive integer, or a tuple of such"),
         ({"kind": "chunked", "chunks": True}, "got True"),
         ({"kind": "chunked", "chunks": 2.0}, "got 2.0"),
@@ -43,9 +43,9 @@ def test_what_is_refused(options: dict[str, Any], words: str) -> None:
     [
         (Schedule("blocking"), "blocking"),
         (Schedule("ring", "latency", end="gather", rolled=True), "latency, of the gather, rolled"),
-        (Schedule("chunked", "direct"), "chunked 1, direct"),
+        (Schedule("chunked", "async"), "chunked 1, async"),
         (Schedule("chunked", chunks=4, label="m"), "chunked 4 over 'm', latency"),
-        (Schedule("chunked", "direct", (1, 3), "m"), "chunked 1+3 over 'm', direct"),
+        (Schedule("chunked", "async", (1, 3), "m"), "chunked 1+3 over 'm', async"),
         (Schedule(wire_dtype="bfloat16"), "latency, bfloat16 wire"),
     ],
 )

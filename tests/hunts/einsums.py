@@ -18,7 +18,7 @@ import collective_einsum as ce
 
 MESHES = [(1,), (2,), (3,), (8,), (2, 2), (4, 2), (2, 4), (1, 6), (2, 2, 2), (2, 1, 4), (1, 2, 3)]
 SIZES = [1, 2, 3, 4, 6, 8, 8, 12, 16]
-NAMED = ["auto", "auto", "auto", "blocking", "latency", "unidirectional", "direct"]
+NAMED = ["auto", "auto", "auto", "blocking", "latency", "unidirectional", "async"]
 
 
 @dataclasses.dataclass(frozen=True)

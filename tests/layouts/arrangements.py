@@ -15,7 +15,7 @@ FEEDFORWARDS = (
     WeightStationary1D(),
     WeightStationary2D(),
     WeightStationary2D(by_batch=True),
-    WeightStationary2D(by_batch=True, whole=True),
+    WeightStationary2D(by_batch=True, all_reduce=True),
     WeightGathered(("x",)),
     WeightGathered(("x", "y")),
     WeightGathered(("x", "y", "z")),

@@ -30,7 +30,7 @@ PLANS = (
     (layouts.WeightStationary2D(), layouts.HeadSharded()),
     (layouts.WeightStationary2D(), layouts.BatchSharded()),
     (layouts.WeightStationary2D(by_batch=True), layouts.BatchSharded()),
-    (layouts.WeightStationary2D(by_batch=True, whole=True), layouts.BatchSharded()),
+    (layouts.WeightStationary2D(by_batch=True, all_reduce=True), layouts.BatchSharded()),
     (layouts.WeightStationary1D(), layouts.BatchSharded(("z",))),
     (layouts.WeightGathered(("x", "y")), layouts.HeadSharded()),
 )
@@ -116,7 +116,7 @@ def test_parallel_block_as_compiled_under_options(
         found, _ = run(x, p, LENGTHS, past)
     rows = plan[0].inner_batch_axes == ("x",)
     text = lowered.as_text(debug_info=True)
-    assert ("chunked 1, direct" in text) == rows
+    assert ("chunked 1, async" in text) == rows
     y = normalize(x, p["norm"], config)
     expected = x + attended(y, p, config, past) + reference.feedforward(y, p, config)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -39,13 +39,23 @@ OF_TWELVE = dataclasses.replace(TINY_GROUPED, d_model=48, d_ff=96, heads=12, kv_
         (Partitioning(WeightStationary2D(by_batch=True), HeadSharded()), POD, 33, 64),
         # As would 68 rows, and 3, that are cut over x alone.
         (
-            Partitioning(WeightStationary2D(by_batch=True, whole=True), BatchSharded(("z",))),
+            Partitioning(WeightStationary2D(by_batch=True, all_reduce=True), BatchSharded(("z",))),
             POD,
             257,
             288,
         ),
-        (Partitioning(WeightStationary2D(by_batch=True, whole=True), HeadSharded()), POD, 9, 16),
-        (Partitioning(WeightStationary2D(by_batch=True, whole=True), HeadSharded()), POD, 5, 8),
+        (
+            Partitioning(WeightStationary2D(by_batch=True, all_reduce=True), HeadSharded()),
+            POD,
+            9,
+            16,
+        ),
+        (
+            Partitioning(WeightStationary2D(by_batch=True, all_reduce=True), HeadSharded()),
+            POD,
+            5,
+            8,
+        ),
         # Of 2, which cuts rows inside a layer, and 3, which cut them between layers.
         (
             Partitioning(WeightStationary2D(by_batch=True), HeadSharded()),

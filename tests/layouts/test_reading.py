@@ -27,7 +27,7 @@ BATCH, LENGTH, NEW = 3, 5, 3
 LENGTHS = np.array([5, 1, 3], np.int32)
 SEEDS = np.arange(BATCH, dtype=np.uint32)
 READERS = ("WS 2D position, heads", "WS 1D, heads", "WS 2D, heads")
-HOLDERS = ("WS 2D whole, heads", "WS 2D, batch xyz", "WS 1D, batch z", "WG XY, batch yz")
+HOLDERS = ("WS 2D all-reduce, heads", "WS 2D, batch xyz", "WS 1D, batch z", "WG XY, batch yz")
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
@@ -95,7 +95,7 @@ def test_a_cache_is_padded_for_what_reads_it(mesh_of: Any, batch: int) -> None:
     config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
     params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
     tokens = np.asarray(prompts(config, batch, LENGTH))
-    reader, holder = "WS 2D batch, heads", "WS 2D whole, heads"
+    reader, holder = "WS 2D batch, heads", "WS 2D all-reduce, heads"
     reads, keeps = (Program.of(config, mesh, plan, "auto", params) for plan in (reader, holder))
     assert (reads.batch_multiple, keeps.batch_multiple) == (4, 2)
     found = []
