@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .autodiff.primitive import apply, named
 from .chips.chip import Chip
 from .cost import select as choice
-from .global_arrays.explicit_axes import explicit_axes, on_auto_axes, spec_of
+from .global_arrays.explicit_shardings import explicit_axes, on_auto_axes, spec_of
 from .ops.collective_op import Collective
 from .ops.schedule import Schedule
 from .spec import dtypes

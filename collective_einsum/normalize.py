@@ -15,7 +15,7 @@ from .autodiff.primitive import apply, named
 from .chips.chip import Chip
 from .cost import select as choice
 from .execution import pieces_schedule as piecewise
-from .global_arrays.explicit_axes import einsum_specs, explicit_axes, on_auto_axes
+from .global_arrays.explicit_shardings import einsum_specs, explicit_axes, on_auto_axes
 from .ops.einsum_op import End, Operation
 from .ops.feasibility import check_schedule
 from .ops.schedule import Schedule
@@ -23,7 +23,7 @@ from .spec import dtypes
 from .spec import sizes as checks
 from .spec import spec as specs
 from .spec.quantized import Quantized, split_scale
-from .text.did_you_mean import as_dtype, as_seconds
+from .text.messages import as_dtype, as_seconds
 
 AxisName = str | tuple[str, ...]
 

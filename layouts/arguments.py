@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from collective_einsum.text.did_you_mean import as_dtype as any_dtype
-from collective_einsum.text.did_you_mean import did_you_mean
+from collective_einsum.text import as_dtype as any_dtype
+from collective_einsum.text import did_you_mean
 
 
 def as_size(name: str, value: Any, whose: str = "") -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import layouts
-from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.ops import as_schedule
 from layouts import ModelConfig, Partitioning
 from layouts.decoding.compiled_step import Program
 from layouts.layers.embedding import vocab_axes

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from collective_einsum.cost import candidates
+from collective_einsum.cost import GATHERED_CHUNKS
 from collective_einsum.ruler.compile.target import Target
 
 D_MODEL, D_FF = 18432, 73728
@@ -133,7 +133,7 @@ class Case:
         yield ce.Schedule("chunked", "async")
         # Weights are gathered in pieces of their shards.
         label = "f" if self.moves_weights else "m"
-        for chunks in (*CHUNKS[1:], *(candidates.GATHERED if gather is not None else ())):
+        for chunks in (*CHUNKS[1:], *(GATHERED_CHUNKS if gather is not None else ())):
             yield ce.Schedule("chunked", "async", chunks, label)
 
     def lower(self, mesh: Mesh, schedule: str | ce.Schedule) -> jax.stages.Lowered:

@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from bench.einsum_suite.cases import D_FF, D_MODEL, LAYERS, ROWS, chip_of, jit_of
-from collective_einsum.cost import select as choice
+from collective_einsum.chips import traced_chip
+from collective_einsum.cost import WORTHWHILE
 from layouts.cost.two_part_cost import Rows, in_parts_seconds
 from layouts.layers import two_part_feedforward as parts
 
@@ -125,7 +126,7 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
     n = math.prod(lax.axis_size(axis) for axis in x)
     m = c.shape[0] * (math.prod(lax.axis_size(axis) for axis in yz) if edge == "m" else 1)
     sizes = {axis: lax.axis_size(axis) for axis in (*x, *yz)}
-    of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=choice.mesh_chip())
+    of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=traced_chip())
     w_up, width = [_shape(w) for w in w_in], w_out.shape[0]
     shapes = {"f": (m, width // n), "m": (m // n, width), WHOLE: (m, width)}
     if m % n:
@@ -140,10 +141,10 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
     sums = of(_IN, gathered, w_up, axis_name=x).rows
     seconds[WHOLE] += next(row.exposed for row in sums if row.schedule.kind == "blocking")
     # As with "blocking": fewer collectives unless more pay, for each has small passes around it.
-    seconds[WHOLE] /= 1 + choice.WORTHWHILE
+    seconds[WHOLE] /= 1 + WORTHWHILE
     if edge == "m":
         around, between = (tuple(sizes[axis] for axis in axes) for axes in (x, yz))
-        whole = Rows(m, w_in[0].shape[0], width, len(w_in), around, between, choice.mesh_chip())
+        whole = Rows(m, w_in[0].shape[0], width, len(w_in), around, between, traced_chip())
         seconds[PARTS] = in_parts_seconds(whole) or math.inf
     return min(seconds, key=lambda hidden: seconds[hidden])
 

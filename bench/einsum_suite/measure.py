@@ -15,7 +15,7 @@ from bench import SOURCES
 from bench.einsum_suite.cases import IN_JIT, Case, mesh_of, schedule_of
 from bench.einsum_suite.feedforward_forms import FeedForward
 from collective_einsum import Schedule
-from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.ops import as_schedule
 from collective_einsum.ruler.compile.program_cache import Cache, Program, program_key, source_name
 from collective_einsum.ruler.compile.target import Target, target
 from collective_einsum.ruler.compile.worker_pool import in_processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..chips.tiles import TILE_ROWS
 from ..execution import pieces_schedule as piecewise
 from ..ops.schedule import Schedule
 from .dots import (
@@ -16,7 +17,8 @@ from .dots import (
     whole_bytes,
     whole_dot,
 )
-from .lax_collectives import TILE_ROWS, all_to_all_seconds, blocking_seconds, gather_reduces
+from .lax_collectives import gather_reduces
+from .torus import all_gather_seconds, all_to_all_seconds
 
 if TYPE_CHECKING:
     from ..ops.einsum_op import End
@@ -39,7 +41,10 @@ def direct_estimate(problem: Problem, schedule: Schedule) -> Estimate:
     if op.gather is not None:
         sent = problem.sent(op.gather)
         twice = 2 if gather_reduces(problem, op.gather) else 1
-        gathers = [blocking_seconds(problem, op.gather.axes, part * twice * sent) for part in parts]
+        gathers = [
+            all_gather_seconds(problem.chip, problem.sides(op.gather.axes), part * twice * sent)
+            for part in parts
+        ]
         if label is not None and op.lhs[0] != label:
             passes += 2 * sent
     compute = sum(dots)
@@ -65,7 +70,9 @@ def direct_estimate(problem: Problem, schedule: Schedule) -> Estimate:
 
 def _exchange(problem: Problem, end: End, part: float = 1.0) -> float:
     """The all-to-all of a part of one result."""
-    return all_to_all_seconds(problem, end.axes, part * problem.sent(end) / problem.rights)
+    return all_to_all_seconds(
+        problem.chip, problem.sides(end.axes), part * problem.sent(end) / problem.rights
+    )
 
 
 def _exchange_passes(problem: Problem, end: End) -> float:
@@ -96,7 +103,9 @@ def _pieces(problem: Problem, end: End, schedule: Schedule) -> Estimate:
             step + pass_seconds(problem, part * cut)
             for step, part in zip(steps, [*parts, 0.0], strict=True)
         ]
-    gathers = [blocking_seconds(problem, end.axes, part * whole) for part in parts]
+    gathers = [
+        all_gather_seconds(problem.chip, problem.sides(end.axes), part * whole) for part in parts
+    ]
     exposed = sum(max(0.0, t - step) for t, step in zip(gathers, steps[:-1], strict=True))
     compute = sum(steps)
     busy = sum(gathers)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Numbers of chunks, or their proportions.
 CHUNKS: tuple[int | tuple[int, ...], ...] = (2, 4, 8)
 # Of a direct gather, nothing hides the first chunk, and each other one is hidden by the one before.
-GATHERED: tuple[int | tuple[int, ...], ...] = (
+GATHERED_CHUNKS: tuple[int | tuple[int, ...], ...] = (
     3,
     (1, 3),
     (1, 2, 4),
@@ -48,7 +48,9 @@ def candidates(problem: Problem) -> list[Schedule]:
                 found.append(Schedule("ring", direction, end="gather"))
     found += _chunked(problem, "latency", CHUNKS)
     if _goes_directly(problem):
-        found += _chunked(problem, "async", CHUNKS + (GATHERED if op.gather is not None else ()))
+        found += _chunked(
+            problem, "async", CHUNKS + (GATHERED_CHUNKS if op.gather is not None else ())
+        )
     return found
 
 

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..chips.chip import Chip
+from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
 from ..rings import slicing as blocks
 
 if TYPE_CHECKING:
     from ..ops.einsum_op import End, Operation
-
-# Rows and columns of a matrix unit.
-TILE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +61,13 @@ class Problem:
         """How many elements an array of these labels has, some of its labels made smaller."""
         return math.prod(self.sizes[c] * shrunk.get(c, 1) for c in labels)
 
+    def sides(self, axes: Sequence[str]) -> list[int]:
+        """The sizes of these mesh axes."""
+        return [self.axis_sizes[axis] for axis in axes]
+
     def n(self, end: End) -> int:
         """The number of devices of a collective."""
-        return math.prod(self.axis_sizes[axis] for axis in end.axes)
+        return math.prod(self.sides(end.axes))
 
     def sent(self, end: End) -> float:
         """Bytes of the whole, on one device, that a collective gathers or scatters."""
@@ -145,7 +147,7 @@ def whole_dot(problem: Problem) -> float:
 
 
 def _tiles(size: float) -> float:
-    return -(-size // TILE) * TILE if size >= TILE else size
+    return -(-size // MATRIX_TILE) * MATRIX_TILE if size >= MATRIX_TILE else size
 
 
 def pass_seconds(problem: Problem, moved: float) -> float:
@@ -155,7 +157,7 @@ def pass_seconds(problem: Problem, moved: float) -> float:
 
 def parts_of(schedule: Schedule, length: int) -> list[float]:
     """The chunks, as parts of a length that is cut between tiles."""
-    return [size / length for _, size in blocks.pieces_of(length, schedule.shares, TILE)]
+    return [size / length for _, size in blocks.pieces_of(length, schedule.shares, MATRIX_TILE)]
 
 
 def dots_of_chunks(problem: Problem, schedule: Schedule) -> list[float]:

@@ -11,14 +11,13 @@ from ..ops.schedule import Schedule
 from .async_collectives import direct_estimate
 from .dots import Estimate, Problem, dots_of_chunks, pass_seconds, whole_bytes, whole_dot
 from .lax_collectives import (
-    all_to_all_seconds,
-    blocking_seconds,
     ends_seconds,
     gather_reduces,
     parts_tiles,
     scatter_passes,
 )
 from .ring import ring_estimate
+from .torus import all_gather_seconds, all_to_all_seconds, reduce_scatter_seconds
 
 if TYPE_CHECKING:
     from ..ops.einsum_op import End, Operation
@@ -55,7 +54,9 @@ def _chunked(problem: Problem, schedule: Schedule) -> Estimate:
     if count == 1 and op.scatter is not None:
         return _whole(problem, op.scatter, schedule)
     gather, scatter = (
-        blocking_seconds(problem, end.axes, problem.sent(end)) if end is not None else 0.0
+        all_gather_seconds(problem.chip, problem.sides(end.axes), problem.sent(end))
+        if end is not None
+        else 0.0
         for end in (op.gather, op.scatter)
     )
     scatter += ends_seconds(problem)[1] if op.reduce else 0.0
@@ -83,7 +84,7 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     op, n = problem.op, problem.n(end)
     gather, _ = ends_seconds(problem)
     each = problem.sent(end) / problem.rights
-    scatter = blocking_seconds(problem, end.axes, each)
+    scatter = reduce_scatter_seconds(problem.chip, problem.sides(end.axes), each)
     # The blocks of a dimension that is not the first must be moved apart, by the dot and after it;
     # so must parts of tiles.
     passes, apart = 0.0, 0.0
@@ -96,7 +97,7 @@ def _whole(problem: Problem, end: End, schedule: Schedule) -> Estimate:
     dots, straight, exposed = whole_dot(problem), 0.0, scatter
     if op.form == "each" and n <= STRAIGHT:
         # Every block takes the links on its way: more, the longer the axes.
-        straight = all_to_all_seconds(problem, end.axes, each)
+        straight = all_to_all_seconds(problem.chip, problem.sides(end.axes), each)
         late = max(0.0, straight - dots / problem.rights)
         exposed += (problem.rights - 1) * late
         passes += (problem.rights - 1) * each * (2 * (n - 1) / n + 1)

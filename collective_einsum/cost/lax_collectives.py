@@ -1,23 +1,19 @@
 """What lax's collectives cost as the TPU compiler makes them, and a hop of a ring.
 
-Bytes over bandwidth as in "Efficiently Scaling Transformer Inference", appendix A.1; what the
-compiler makes of which shapes was seen in its schedules.
+The compiler's choices for these shapes were seen in its schedules.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..chips.chip import Chip
-from .dots import TILE, Problem, pass_seconds
+from ..chips.tiles import MATRIX_TILE, TILE_ROWS
+from .dots import Problem, pass_seconds
+from .torus import all_gather_seconds, reduce_scatter_seconds
 
 if TYPE_CHECKING:
     from ..ops.einsum_op import End
 
-# Rows of the smallest tile of an array.
-TILE_ROWS = 8
 # A TPU scatters the last dimension as it stands where a row of a block has a multiple of these bytes:
 # seen in bf16 on v4, v5p, v5e and v6e, blocks of 128 to 5760 columns, and in f32 on v4.
 ROW_BYTES = 512
@@ -34,51 +30,16 @@ def hop_seconds(problem: Problem, axis: str | None, sent: float) -> float:
     return sent / problem.chip.link_bandwidth + hops * problem.chip.hop_seconds
 
 
-def blocking_seconds(problem: Problem, axes: Sequence[str], whole: float) -> float:
-    """An all-gather or reduce-scatter of `whole` bytes a device by lax, on all links of its axes."""
-    return torus_seconds(problem.chip, [problem.axis_sizes[axis] for axis in axes], whole)
-
-
-def torus_seconds(chip: Chip, sides: Sequence[int], whole: float) -> float:
-    """`blocking_seconds` over axes of these sizes."""
-    n = math.prod(sides)
-    if n == 1:
-        return 0.0
-    width = sum(links(chip, side) for side in sides if side > 1) * chip.link_bandwidth
-    return whole * (n - 1) / n / width + hops(chip, sides) * chip.hop_seconds
-
-
-def all_to_all_seconds(problem: Problem, axes: Sequence[str], sent: float) -> float:
-    """An all-to-all by lax of `sent` bytes a device."""
-    return exchange_seconds(problem.chip, [problem.axis_sizes[axis] for axis in axes], sent)
-
-
-def exchange_seconds(chip: Chip, sides: Sequence[int], sent: float) -> float:
-    """`all_to_all_seconds` over axes of these sizes: the middle of the longest carries the most."""
-    far = max((side / (2 * links(chip, side)) for side in sides if side > 1), default=0.0)
-    return sent * far / (2 * chip.link_bandwidth) + hops(chip, sides) * chip.hop_seconds
-
-
-def links(chip: Chip, side: int) -> int:
-    """Links that a chip has along an axis: two if that is a ring, one if it is a line."""
-    return 2 if chip.wraps(side) else 1
-
-
-def hops(chip: Chip, sides: Sequence[int]) -> int:
-    """From a chip to the farthest one of its axes."""
-    return sum(side // 2 if chip.wraps(side) else side - 1 for side in sides)
-
-
 def _scatter_blocking(problem: Problem, end: End) -> float:
     """lax.psum_scatter as compiled: of lanes, over one axis, mostly an all-reduce and a slice."""
-    seconds = blocking_seconds(problem, end.axes, problem.sent(end))
+    seconds = reduce_scatter_seconds(problem.chip, problem.sides(end.axes), problem.sent(end))
     of_lanes = _of_lanes(problem, end) and len(end.axes) == 1 and not problem.chip.turns_lanes
     return 2 * seconds if of_lanes or parts_tiles(problem, end) else seconds
 
 
 def _gather_blocking(problem: Problem, end: End) -> float:
     """lax.all_gather as compiled; see `gather_reduces`."""
-    seconds = blocking_seconds(problem, end.axes, problem.sent(end))
+    seconds = all_gather_seconds(problem.chip, problem.sides(end.axes), problem.sent(end))
     return 2 * seconds if gather_reduces(problem, end) else seconds
 
 
@@ -86,7 +47,7 @@ def gather_reduces(problem: Problem, end: End) -> bool:
     """Whether a TPU gathers lanes by an all-reduce: parts of tiles both ways, or of three axes."""
     op = problem.op
     rows = problem.elements(op.lhs) / problem.sizes[end.label]
-    parts = rows < TILE_ROWS and problem.sizes[end.label] / problem.n(end) % TILE != 0
+    parts = rows < TILE_ROWS and problem.sizes[end.label] / problem.n(end) % MATRIX_TILE != 0
     lanes = problem.chip.torus_dims > 0 and op.lhs[-1] == end.label
     return lanes and (parts or len(end.axes) > 2)
 
@@ -110,7 +71,7 @@ def scatter_passes(problem: Problem, end: End, part: float = 1) -> float:
     """What a scatter of lanes by lax costs beside the links: blocks are cut out, or moved apart."""
     if not _of_lanes(problem, end):
         return 0.0
-    whole_tiles = problem.sizes[end.label] / problem.n(end) % TILE == 0
+    whole_tiles = problem.sizes[end.label] / problem.n(end) % MATRIX_TILE == 0
     aligned, unaligned, _ = problem.chip.scatter_passes
     passes = aligned if whole_tiles else unaligned
     seconds = pass_seconds(problem, part * passes * problem.sent(end))
@@ -126,5 +87,5 @@ def ends_seconds(problem: Problem) -> tuple[float, float]:
     scatter = _scatter_blocking(problem, op.scatter) if op.scatter is not None else 0.0
     if op.reduce:
         whole = problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
-        scatter += 2 * blocking_seconds(problem, op.reduce, whole)
+        scatter += 2 * all_gather_seconds(problem.chip, problem.sides(op.reduce), whole)
     return gather, scatter

@@ -9,7 +9,8 @@ from ..ops.schedule import Schedule
 from ..rings.ring_steps import Lane, lanes
 from ..rings.tours import tours
 from .dots import Estimate, Problem, dot_seconds, pass_seconds
-from .lax_collectives import blocking_seconds, ends_seconds, hop_seconds, scatter_passes, wraps
+from .lax_collectives import ends_seconds, hop_seconds, scatter_passes, wraps
+from .torus import all_gather_seconds
 
 if TYPE_CHECKING:
     from ..ops.einsum_op import End
@@ -25,7 +26,11 @@ def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimat
     strands = _touring(problem, turning)
     around = n if strands else problem.axis_sizes[turning.axes[0]]
     whole = problem.sent(turning)
-    inner = blocking_seconds(problem, turning.axes[1:], whole / around) if not strands else 0.0
+    inner = (
+        all_gather_seconds(problem.chip, problem.sides(turning.axes[1:]), whole / around)
+        if not strands
+        else 0.0
+    )
     shard = problem.sizes[turning.label] // n
     found = lanes(around, schedule.direction, max(2, shard))
     span = max(2, shard)

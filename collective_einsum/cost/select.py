@@ -5,26 +5,37 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
 from ..chips.compile_context import traced_chip, with_options
 from ..chips.names import as_chip
+from ..ops.einsum_op import End, Operation
 from ..ops.schedule import Schedule, as_schedule
 from ..spec import sizes as checks
 from ..text.showing import Shown
 from .candidates import candidates, cuttable, length
 from .estimate import Estimate, Problem, estimate
 
-if TYPE_CHECKING:
-    from ..ops.einsum_op import Operation
-
 # A predicted gain that is smaller than this is within the model's error, and blocking is kept.
 WORTHWHILE = 0.015
 # Devices up to which "auto" makes an all-to-all of a permute for each of them, of as many pairs.
 STRAIGHT_AT_MOST = 64
+
+
+class ShapedArray(Protocol):
+    """Anything with a shape and a dtype: an array, or a `jax.ShapeDtypeStruct`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +96,61 @@ class Choice(Shown):
                 f"{row.memory / 1e6:8.2f}"
             )
         return "\n".join([*lines, f"chosen: {self.schedule}, since {self.reason}"])
+
+
+def rank_einsum(
+    spec: str,
+    lhs: ShapedArray,
+    rhs: Sequence[ShapedArray],
+    *,
+    gather: tuple[str, tuple[str, ...]] | None = None,
+    scatter: tuple[str, tuple[str, ...]] | None = None,
+    axis_sizes: Mapping[str, int],
+    chip: Chip,
+    result_dtype: DTypeLike,
+    wire_dtype: DTypeLike,
+    overlap_seconds: float = 0.0,
+) -> Choice:
+    """Ranks the schedules of an einsum with collectives by predicted cost; traces nothing.
+
+    `collective_einsum.choose_schedule` does it for arguments as users write them, with checks and
+    defaults; this function takes them complete, and costs microseconds.
+
+    Args:
+      spec: such as "me,ef->mf", of single letters.
+      lhs: shape and dtype of the local shard.
+      rhs: those of each right operand; all have the labels that `spec` gives the right operand.
+      gather: the label of lhs that is gathered before the einsum, and the mesh axes of the
+        all-gather.
+      scatter: the label of the result that is scattered after it, and the axes of the
+        reduce-scatter.
+      axis_sizes: sizes of these mesh axes.
+      chip: every chip of the mesh.
+      result_dtype: of every result.
+      wire_dtype: of partial sums while a reduce-scatter sends them.
+      overlap_seconds: seconds of independent compute that can overlap the reduce-scatter, or the
+        all-gather if there is no reduce-scatter.
+
+    Returns:
+      The candidates with their estimates, the chosen schedule first.
+    """
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    op = Operation(
+        form="each",
+        lhs=left,
+        rhs=right,
+        out=out,
+        gather=None if gather is None else End(*gather),
+        scatter=None if scatter is None else End(*scatter),
+        reduce=(),
+        schedule=Schedule("blocking"),
+        precision=None,
+        accumulator=jnp.dtype(jnp.float32),
+        dtype=jnp.dtype(result_dtype),
+        sum_wire=jnp.dtype(wire_dtype),
+    )
+    return rank(op, [lhs, *rhs], chip, axis_sizes, overlap_seconds)
 
 
 def rank(
@@ -212,8 +278,3 @@ def chip_of(chip: Chip | str | None) -> Chip:
       ValueError: no chip has that name.
     """
     return traced_chip() if chip is None else with_options(as_chip(chip))
-
-
-def mesh_chip() -> Chip:
-    """`chip_of` where none is named."""
-    return traced_chip()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax import lax
 
-from ..cost.dots import TILE
+from ..chips.tiles import MATRIX_TILE
 from ..cost.estimate import STRAIGHT
 from ..ops.collective_op import all_reduce_steps
 from ..rings import multi_axis as stages
@@ -106,7 +106,7 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     # A mirrored operation may scatter, or sum over, what was gathered in pieces: that is not cut.
     label = None if label in op.taken else label
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
-    cuts = blocks.pieces_of(sizes[label], shares, TILE) if label is not None else [(0, 0)]
+    cuts = blocks.pieces_of(sizes[label], shares, MATRIX_TILE) if label is not None else [(0, 0)]
 
     def piece(operands: list[Any], labels: str, lo: int, size: int) -> list[Any]:
         if label is None:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
+from ..chips.tiles import TILE_LANES, TILE_ROWS
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
 from ..spec import sizes as checks
 
 if TYPE_CHECKING:
     from ..ops.einsum_op import Operation
-
-# The smallest tile of an array of a TPU: rows and lanes.
-TILE_ROWS, LANES = 8, 128
 
 
 def products(op: Operation, lhs: Sequence[Any], rhs: Sequence[Any]) -> list[Any]:
@@ -55,7 +53,9 @@ def psum_scatter(y: Any, axes: tuple[str, ...], dim: int) -> Any:
     y = blocks.split(y, dim, (n, y.shape[dim] // n))
     block = (*y.shape[:dim], *y.shape[dim + 1 :])
     rows = math.prod(block[:-1])
-    if dim == 0 and len(block) > 1 and rows % TILE_ROWS and math.prod(block) % LANES == 0:
-        flat = lax.psum_scatter(y.reshape(n, -1, LANES), axes, scatter_dimension=0, tiled=False)
+    if dim == 0 and len(block) > 1 and rows % TILE_ROWS and math.prod(block) % TILE_LANES == 0:
+        flat = lax.psum_scatter(
+            y.reshape(n, -1, TILE_LANES), axes, scatter_dimension=0, tiled=False
+        )
         return flat.reshape(block)
     return lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=False)

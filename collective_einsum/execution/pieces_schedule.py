@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..autodiff.primitive import apply
-from ..cost.dots import TILE
+from ..chips.tiles import MATRIX_TILE
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
 
@@ -44,7 +44,7 @@ def run_scaled(
     each = dataclasses.replace(op, schedule=whole)
     found = []
     with jax.named_scope(f"chunks[{op.schedule}]"):
-        for cut in blocks.pieces_of(x.shape[dim], op.schedule.shares, TILE):
+        for cut in blocks.pieces_of(x.shape[dim], op.schedule.shares, MATRIX_TILE):
             results = apply(each, blocks.cut(x, dim, *cut), *rhs)
             found.append([scale(y) for scale, y in zip(scaled, results, strict=True)])
         return [blocks.put_together(chunks, out_dim) for chunks in zip(*found, strict=True)]
@@ -54,7 +54,7 @@ def run(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
     """The local results, each a dot for the own shard, then one for every device and piece."""
     dim, out_dim = op.lhs.index(end.label), op.out.index(end.label)
     shard, n, dtype = x.shape[dim], ring.total(end.axes), x.dtype
-    cuts = blocks.pieces_of(shard, op.schedule.shares, TILE)
+    cuts = blocks.pieces_of(shard, op.schedule.shares, MATRIX_TILE)
     here = lax.axis_index(end.axes)
 
     def put(results: list[Any], part: Any, device: Any, lo: int) -> list[Any]:

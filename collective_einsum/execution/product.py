@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from opt_einsum import parser as oe_parser
 
+from ..chips.tiles import TILE_ROWS
 from ..spec import sizes as checks
 
-# Rows of the smallest tile, and the elements from which a matrix is worth a dot.
-ROWS, LARGE = 8, 2**16
+# The elements from which a matrix is worth a dot.
+LARGE = 2**16
 
 
 def product(
@@ -33,7 +34,7 @@ def product(
         label = fresh_label("".join(labels))
         side = 0 if lhs.size < rhs.size else 1
         row = (lhs, rhs)[side]
-        padded = lax.optimization_barrier(jnp.broadcast_to(row, (ROWS, *row.shape)))
+        padded = lax.optimization_barrier(jnp.broadcast_to(row, (TILE_ROWS, *row.shape)))
         lhs, rhs = (padded, rhs) if side == 0 else (lhs, padded)
         left, right, out = (label + c if i in (side, 2) else c for i, c in enumerate(labels))
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
-from ..cost.dots import TILE
+from ..chips.tiles import MATRIX_TILE
 from ..rings import multi_axis as stages
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
@@ -59,7 +59,7 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
         around = [stages.major(axes)]
         if len(axes) > 1:
             moving = lax.all_gather(moving, axes[1:], axis=dim, tiled=True)
-    cuts = blocks.pieces_of(shard, len(around), TILE)
+    cuts = blocks.pieces_of(shard, len(around), MATRIX_TILE)
     parts = [blocks.cut_shards(moving, dim, shard, *each) for each in cuts]
     strands = [
         ring.Strand(a.axis, ring.lanes(a.n, direction, size), a.stops)

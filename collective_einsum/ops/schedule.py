@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..text.did_you_mean import as_dtype, did_you_mean, nearest
+from ..text.messages import as_dtype, did_you_mean, nearest
 
 Kind = Literal["blocking", "ring", "chunked"]
 Direction = Literal["unidirectional", "bidirectional", "latency", "async"]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.cost.dots import Estimate
-from collective_einsum.cost.lax_collectives import torus_seconds
-from collective_einsum.cost.select import rank
-from collective_einsum.ops.einsum_op import End, Operation
-from collective_einsum.ops.schedule import Schedule
+from collective_einsum.chips import Chip
+from collective_einsum.cost import Choice, Estimate, all_gather_seconds, rank_einsum
+from collective_einsum.ops import Schedule
 
 from ..mesh.axis_collectives import AXES
 from .layer_items import Einsum, Transfer
@@ -26,8 +25,14 @@ _DTYPES = {each.itemsize: each for each in map(jnp.dtype, (jnp.int8, jnp.bfloat1
 
 
 class _Operand(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: Any
+    """An operand's sizes by label, in the order of its dimensions, and its dtype."""
+
+    sizes: dict[str, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.sizes.values())
 
 
 class Seconds(NamedTuple):
@@ -53,13 +58,12 @@ def schedule(
     item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: float = 0.0
 ) -> Schedule:
     """That of `schedule="auto"`."""
-    operation, operands = _operation(item, sizes)
-    return rank(operation, operands, chip, sizes, overlap_seconds).schedule
+    return _choice(item, sizes, chip, overlap_seconds).schedule
 
 
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
-    """An all-gather or a reduce-scatter by itself."""
-    return torus_seconds(chip, [sizes[axis] for axis in gather.axes], gather.bytes)
+    """Seconds of an all-gather or a reduce-scatter that overlaps with nothing."""
+    return all_gather_seconds(chip, [sizes[axis] for axis in gather.axes], gather.bytes)
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -71,7 +75,7 @@ def _seconds(
     overlap_seconds: float,
 ) -> Seconds:
     by_axis = dict(sizes)
-    choice = rank(*_operation(item, by_axis), chip, by_axis, overlap_seconds)
+    choice = _choice(item, by_axis, chip, overlap_seconds)
     # The least of all schedules, though "auto" leaves blocking only for a gain that is worth it: a
     # step through that threshold would let more work take less time.
     rows = [row for row in choice.rows if overlap == "auto" or row.schedule.kind == "blocking"]
@@ -87,46 +91,34 @@ def _of_row(item: Einsum, row: Estimate, sizes: Mapping[str, int], chip: Chip) -
     return Seconds(row.compute, max(0.0, exposed))
 
 
-def _operation(item: Einsum, sizes: Mapping[str, int]) -> tuple[Operation, list[_Operand]]:
-    """As `collective_einsum` makes it of a projection: what is gathered is the lhs."""
-    bfloat16, weight = _DTYPES[2], _DTYPES[item.weight_bytes]
+def _choice(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: float) -> Choice:
+    """Ranks the einsum that `collective_einsum` makes of a projection.
+
+    Its lhs is the gathered operand: activations [m, e], or the weight [e, f].
+    """
     gather, scatter = (
-        None if end is None else End(end[0], end[1].axes) for end in (item.gather, item.scatter)
+        None if end is None else (end[0], end[1].axes) for end in (item.gather, item.scatter)
     )
-    lhs, rhs = "me", "ef"
-    left = {"m": item.m, "e": item.e}
-    rights = [{"e": item.e, "f": f} for f in item.f]
+    bfloat16, weight_dtype = _DTYPES[2], _DTYPES[item.weight_bytes]
+    activation = _Operand({"m": item.m, "e": item.e}, bfloat16)
+    weights = [_Operand({"e": item.e, "f": f}, weight_dtype) for f in item.f]
+    lhs, rhs, spec = activation, weights, "me,ef->mf"
     if item.gathers_weight:
-        lhs, rhs = rhs, lhs
-        left, rights = rights[0], [left]
+        lhs, rhs, spec = weights[0], [activation], "ef,me->mf"
     if gather is not None:
-        parts = 1
-        for axis in gather.axes:
-            parts *= sizes[axis]
-        left = left | {gather.label: left[gather.label] // parts}
-    weight_first = item.gathers_weight
-    operands = [
-        _Operand(tuple(left[c] for c in lhs), weight if weight_first else bfloat16),
-        *(
-            _Operand(tuple(right[c] for c in rhs), bfloat16 if weight_first else weight)
-            for right in rights
-        ),
-    ]
-    wide = jnp.dtype(jnp.float32)
-    # The scales of int8 weights are applied before the result is rounded.
-    result = wide if item.weight_bytes == 1 else bfloat16
-    op = Operation(
-        "each",
+        label, axes = gather
+        shards = math.prod(sizes[axis] for axis in axes)
+        lhs = lhs._replace(sizes=lhs.sizes | {label: lhs.sizes[label] // shards})
+    return rank_einsum(
+        spec,
         lhs,
         rhs,
-        "mf",
-        gather,
-        scatter,
-        reduce=(),
-        schedule=Schedule("blocking"),
-        precision=None,
-        accumulator=wide,
-        dtype=result,
-        sum_wire=bfloat16,
+        gather=gather,
+        scatter=scatter,
+        axis_sizes=sizes,
+        chip=chip,
+        # Scales of int8 weights multiply the result before it is rounded.
+        result_dtype=jnp.float32 if item.weight_bytes == 1 else bfloat16,
+        wire_dtype=bfloat16,
+        overlap_seconds=overlap_seconds,
     )
-    return op, operands

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.cost.lax_collectives import exchange_seconds
-from collective_einsum.execution.product import ROWS
+from collective_einsum.chips import TILE_ROWS, Chip
+from collective_einsum.cost import all_to_all_seconds
 
 from ..layers.attention_scores import CAUSAL_GROUPS, SCORES_BYTES
 from ..models.config import ModelConfig
@@ -145,7 +144,7 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     if transfer.kind != "all-to-all":
         once = einsum_cost.gather_seconds(transfer, sizes, chip)
         return once * (2 if transfer.kind == "all-reduce" else 1)
-    return exchange_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
+    return all_to_all_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
 
 
 def attention_seconds(item: Attention, chip: Chip) -> float:
@@ -154,7 +153,7 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
     # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
     rows = item.queries * item.heads / item.kv_heads
-    scores = item.scores * max(1, ROWS / rows)
+    scores = item.scores * max(1, TILE_ROWS / rows)
     if item.new > 1:
         # Where positions are cut, every chip's queries meet the keys of the last; scores that fit
         # on-chip memory at once are all computed anyhow, in the time of groups that do not.

@@ -13,11 +13,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.names import as_chip
-from collective_einsum.cost.lax_collectives import hops, links
-from collective_einsum.text.did_you_mean import did_you_mean
-from collective_einsum.text.showing import Shown
+from collective_einsum.chips import Chip, as_chip
+from collective_einsum.cost import hops, links
+from collective_einsum.text import Shown, did_you_mean
 
 from ..arguments import as_size, check_word
 from ..layers.embedding import vocab_axes

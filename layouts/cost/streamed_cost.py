@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.cost.dots import matmul_seconds
-from collective_einsum.cost.select import WORTHWHILE
-from collective_einsum.rings.ring_steps import lanes
+from collective_einsum.chips import Chip
+from collective_einsum.cost import WORTHWHILE, matmul_seconds
+from collective_einsum.rings import lanes
 
 from ..models.config import ModelConfig
 from . import einsum_cost

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 
 import collective_einsum as ce
-from collective_einsum.chips.chip import Chip
-from collective_einsum.cost.dots import TILE, matmul_seconds
-from collective_einsum.cost.lax_collectives import TILE_ROWS, exchange_seconds, torus_seconds
-from collective_einsum.cost.select import WORTHWHILE
-from collective_einsum.rings import slicing as blocks
+from collective_einsum.chips import MATRIX_TILE, TILE_ROWS, Chip
+from collective_einsum.cost import (
+    WORTHWHILE,
+    all_gather_seconds,
+    all_to_all_seconds,
+    matmul_seconds,
+)
+from collective_einsum.rings import pieces_of
 
 from ..models.config import ModelConfig
 from . import einsum_cost
@@ -113,18 +116,18 @@ def whole_seconds(of: Rows) -> float:
 def in_parts_seconds(of: Rows) -> float | None:
     """Seconds of `parts.in_parts`; None where it cannot be, or hides nothing."""
     chips = math.prod(of.x), math.prod(of.yz)
-    cut = of.width >= sum(SHARES) * TILE and of.d_model >= 2 * TILE
+    cut = of.width >= sum(SHARES) * MATRIX_TILE and of.d_model >= 2 * MATRIX_TILE
     if 1 in chips or any(of.rows % (TILE_ROWS * n) for n in chips) or not cut:
         return None
     if not {"all_gather", "all_to_all"} <= set(of.chip.asynchronous):
         return None
-    parts = [length for _, length in blocks.pieces_of(of.width, SHARES, TILE)]
+    parts = [length for _, length in pieces_of(of.width, SHARES, MATRIX_TILE)]
     moved = [ACTIVATION_BYTES * of.rows * part for part in parts]
-    scatters = [exchange_seconds(of.chip, of.x, each) for each in moved]
-    gathers = [torus_seconds(of.chip, of.x, each) for each in moved]
+    scatters = [all_to_all_seconds(of.chip, of.x, each) for each in moved]
+    gathers = [all_gather_seconds(of.chip, of.x, each) for each in moved]
     dots = [_dot(of, of.d_model, part) for part in parts]
     half, last = _dot(of, parts[0], of.d_model // 2), _dot(of, parts[1], of.d_model, summed=True)
-    ends = 2 * torus_seconds(of.chip, of.yz, ACTIVATION_BYTES * of.rows * of.d_model)
+    ends = 2 * all_gather_seconds(of.chip, of.yz, ACTIVATION_BYTES * of.rows * of.d_model)
     # What has been scattered is read where it is added up and goes through the nonlinearity.
     passes = of.count * sum(moved) / of.chip.vector_bandwidth
     others = of.count - 1

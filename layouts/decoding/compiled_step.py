@@ -10,10 +10,8 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.compile_context import for_chip
-from collective_einsum.chips.names import options_on
-from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.chips import Chip, for_chip, options_on
+from collective_einsum.ops import as_schedule
 
 from ..layers.embedding import vocab_axes
 from ..layers.kv_cache import Cache, with_stored_batch

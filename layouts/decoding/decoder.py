@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.chips.chip import Chip
+from collective_einsum.chips import Chip
 
 from ..arguments import as_next_tokens, as_prompts
 from ..layers.block import block, normed

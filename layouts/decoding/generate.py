@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.chips.chip import Chip
+from collective_einsum.chips import Chip
 
 from ..arguments import as_flag, as_prompts, as_size
 from ..layers.embedding import vocab_axes

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from collective_einsum.chips.chip import Chip
+from collective_einsum.chips import Chip
 
 from ..arguments import as_dtype, as_flag, as_key, as_size
 from ..layers.kv_cache import Cache, Prefix, empty_cache, with_stored_batch

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.chips.chip import Chip
+from collective_einsum.chips import Chip
 
 from ..arguments import as_flag, as_size
 from ..layers.kv_cache import empty_cache

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.text.did_you_mean import did_you_mean, shown
+from collective_einsum.text import did_you_mean, shown
 
 from ..arguments import as_integers
 from ..layers.kv_cache import Cache, Prefix

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.compile_context import for_chip
+from collective_einsum.chips import Chip, for_chip
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import AxesLike

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from collective_einsum import TPU_V4
-from collective_einsum.execution.product import ROWS
+from collective_einsum.chips import TILE_ROWS
 
 from ..models.functions import attention_scale, wide
 
@@ -126,7 +126,7 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     places = first + jnp.repeat(jnp.arange(t, dtype=jnp.int32), g, total_repeat_length=t * g)
     if t * g == 1:
         # The TPU compiler makes vector loops of a single row, 2.7 times slower than dots.
-        rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, ROWS, d)))
+        rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, TILE_ROWS, d)))
     scores = [_scores(rows, s, places) for s in segments]
     tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     top = tops[0]

@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.compile_context import for_chip
+from collective_einsum.chips import Chip, for_chip
 
 from ..cost import streamed_cost as stream_cost
 from ..mesh import axis_collectives as ax

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jax import lax
 
-from collective_einsum.cost.lax_collectives import exchange_seconds, torus_seconds
-from collective_einsum.cost.select import mesh_chip
-from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.chips import traced_chip
+from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
+from collective_einsum.ops import as_schedule
 
 from ..cost import einsum_cost
 from ..cost.layer_cost import attention_seconds
@@ -25,7 +25,7 @@ MUCH = 1.8
 def beside_attention(step: Step, past: Past | None) -> float:
     """Seconds of attention that the last of the projections' scatters can run beside, if these are of
     rows; 0 where the schedule is given, or where the compiler runs none of its own beside work."""
-    chip = mesh_chip()
+    chip = traced_chip()
     if not step.feedforward.cuts_rows:
         return 0.0
     if as_schedule(step.schedule) is not None or "all_to_all" not in chip.asynchronous:
@@ -61,8 +61,8 @@ def in_turn(o: Outgoing, h: Outgoing, step: Step, attention: float) -> list[Outg
     sides = [ax.axis_size("x")]
     if not attention or sides == [1]:
         return [o, h]
-    chip, size = mesh_chip(), h.h.size * h.h.dtype.itemsize * sides[0]
-    chain = exchange_seconds(chip, sides, size) + torus_seconds(chip, sides, size)
+    chip, size = traced_chip(), h.h.size * h.h.dtype.itemsize * sides[0]
+    chain = all_to_all_seconds(chip, sides, size) + all_gather_seconds(chip, sides, size)
     if chain < MUCH * attention or not _scatters_directly(h, step, attention):
         return [o, h]
     first, then = lax.optimization_barrier((o.h, h.h))
@@ -75,5 +75,5 @@ def _scatters_directly(h: Outgoing, step: Step, attention: float) -> bool:
     load = Load(batch, step.new, 0, ax.values(h.w).dtype.itemsize)
     sizes = ax.local_sizes()
     item = inputs(step.config, step.feedforward, step.placement, sizes, load)
-    chosen = einsum_cost.schedule(item, sizes, mesh_chip(), attention)
+    chosen = einsum_cost.schedule(item, sizes, traced_chip(), attention)
     return chosen.direction == "async"

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.compile_context import for_chip
+from collective_einsum.chips import Chip, for_chip
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import AxesLike, naming

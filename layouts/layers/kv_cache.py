@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from collective_einsum.text.showing import brief
+from collective_einsum.text import brief
 
 from ..mesh.axis_collectives import Axes
 from ..models.config import ModelConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from collective_einsum.text.did_you_mean import shown
+from collective_einsum.text import shown
 
 from ..arguments import as_integers
 from ..models.config import ModelConfig

@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 
 import collective_einsum as ce
-from collective_einsum.cost.select import mesh_chip
-from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.chips import traced_chip
+from collective_einsum.ops import as_schedule
 
 from ..cost.layer_items import ACTIVATION_BYTES, gathered_weight
 from ..cost.streamed_cost import saving
@@ -72,7 +72,7 @@ def stream_schedule(
             1 if isinstance(weights[name], ce.Quantized) else ACTIVATION_BYTES,
         )
     ]
-    found = saving(items, config.input_names, outgoing, sizes, mesh_chip())
+    found = saving(items, config.input_names, outgoing, sizes, traced_chip())
     return None if found is None else ce.Schedule("ring", "latency")
 
 

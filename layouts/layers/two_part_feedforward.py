@@ -18,11 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_einsum.cost.dots import TILE
-from collective_einsum.cost.select import mesh_chip
-from collective_einsum.ops.schedule import as_schedule
-from collective_einsum.rings import slicing as blocks
-from collective_einsum.rings.ring_steps import together
+from collective_einsum.chips import MATRIX_TILE, traced_chip
+from collective_einsum.ops import as_schedule
+from collective_einsum.rings import pieces_of, put_together, together
 
 from ..cost.layer_items import ACTIVATION_BYTES
 from ..cost.two_part_cost import SHARES, Rows, saving
@@ -55,8 +53,8 @@ def in_parts(
     Returns:
       [rows over yz, E over x].
     """
-    first, second = blocks.pieces_of(w_out.shape[0], SHARES, TILE)
-    left, right = blocks.pieces_of(w_out.shape[1], 2, TILE)
+    first, second = pieces_of(w_out.shape[0], SHARES, MATRIX_TILE)
+    left, right = pieces_of(w_out.shape[1], 2, MATRIX_TILE)
 
     def scattered(h: jax.Array, weights: Sequence[jax.Array], part: tuple[int, int]) -> Any:
         columns = [_cut(w, (0, w.shape[0]), part) for w in weights]
@@ -82,7 +80,7 @@ def in_parts(
     b = gathered(b, x)
     ys.append(out(a, first, right))
     # Not an addition after its own matmul, which would be a pass: the next matmul adds to it.
-    b, y = together(b, blocks.put_together(ys, 1))
+    b, y = together(b, put_together(ys, 1))
     y = (out(b, second, (0, w_out.shape[1])) + y).astype(c.dtype)
     return ax.reduce_scatter_alone(y, yz, 0, "blocking")
 
@@ -105,7 +103,7 @@ def pays(
         return False
     x, yz = (tuple(ax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
     width, d_model = weights["w_out"].shape
-    of = Rows(rows * math.prod(yz), d_model, width, len(config.input_names), x, yz, mesh_chip())
+    of = Rows(rows * math.prod(yz), d_model, width, len(config.input_names), x, yz, traced_chip())
     return saving(of) > 0
 
 

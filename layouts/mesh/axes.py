@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.text.did_you_mean import shown
+from collective_einsum.text import shown
 
 Axes = tuple[str, ...]
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 import collective_einsum as ce
-from collective_einsum.cost.select import mesh_chip
-from collective_einsum.execution.product import product
-from collective_einsum.ops.schedule import as_schedule
+from collective_einsum.chips import traced_chip
+from collective_einsum.execution import local_product
+from collective_einsum.ops import as_schedule
 
 from ..models.functions import wide
 from .axes import AXES as AXES
@@ -55,7 +55,7 @@ def weights_schedule(schedule: ScheduleLike) -> ScheduleLike:
     Those are there from the start: where the compiler runs lax's gathers beside other work, each
     gather runs beside the matmuls before, whole, and no ring or chunk is better.
     """
-    overlap_seconds = as_schedule(schedule) is None and "all_gather" in mesh_chip().asynchronous
+    overlap_seconds = as_schedule(schedule) is None and "all_gather" in traced_chip().asynchronous
     return "blocking" if overlap_seconds else schedule
 
 
@@ -156,7 +156,7 @@ def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
     The scale of a Quantized is that of the last dimension of w and of the result.
     """
     left, right, out = re.split(",|->", spec)
-    y = product((left, right, out), lhs, values(w), accumulator=wide(lhs.dtype))
+    y = local_product((left, right, out), lhs, values(w), accumulator=wide(lhs.dtype))
     return y * w.scale[0] if isinstance(w, ce.Quantized) else y
 
 

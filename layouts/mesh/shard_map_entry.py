@@ -12,8 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from collective_einsum.global_arrays.explicit_axes import explicit_axes, on_auto_axes
-from collective_einsum.global_arrays.explicit_axes import spec_of as explicit_spec
+from collective_einsum.global_arrays import explicit_axes, explicit_spec, on_auto_axes
 
 from .axes import AXES, BATCH, mesh_axes, named, names, naming
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
-from collective_einsum.chips.chip import Chip
+from collective_einsum.chips import Chip
 
 from ..arguments import as_size
 from .axis_collectives import AXES, check_mesh

@@ -10,8 +10,7 @@ import dataclasses
 import numbers
 from typing import Any, Literal, get_args
 
-from collective_einsum.text.did_you_mean import did_you_mean, plain, shown
-from collective_einsum.text.showing import brief
+from collective_einsum.text import brief, did_you_mean, plain, shown
 
 from ..arguments import as_flag, as_size
 from .rotary import Rotary as Rotary

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from collective_einsum.text.did_you_mean import did_you_mean, plain, shown
+from collective_einsum.text import did_you_mean, plain, shown
 
 from ..mesh.axis_collectives import AXES
 from .attention_placement import AttentionLayout, BatchSharded, HeadSharded

@@ -8,8 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.names import as_chip, chip_for
+from collective_einsum.chips import Chip, as_chip, chip_for
 
 from ..arguments import as_size
 from ..mesh.axis_collectives import AXES, check_mesh

@@ -7,8 +7,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.text.showing import Shown
+from collective_einsum.chips import Chip
+from collective_einsum.text import Shown
 
 from ..cost.step_cost import Cost
 from ..mesh.axis_collectives import AXES

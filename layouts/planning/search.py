@@ -8,10 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.known_chips import TPU_V4
-from collective_einsum.chips.names import as_chip
-from collective_einsum.text.did_you_mean import as_seconds
+from collective_einsum.chips import TPU_V4, Chip, as_chip
+from collective_einsum.text import as_seconds
 
 from ..arguments import as_sizes, check_word
 from ..cost.step_cost import Load, Overlap, cost, load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from collective_einsum.text.showing import Shown
+from collective_einsum.text import Shown
 
 from ..arguments import as_sizes
 from ..models.config import ModelConfig, as_config

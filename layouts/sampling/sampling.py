@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from collective_einsum.text.showing import brief
+from collective_einsum.text import brief
 
 from ..decoding.step_checks import values_of
 from .top_k_top_p import INT32_MAX, LARGEST_VOCAB, column, likeliest

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum.chips import compile_context as compiling
-from collective_einsum.cost.select import mesh_chip
+from collective_einsum.chips import traced_chip
 from collective_einsum.ruler.compile.target import Target, target
 from collective_einsum.ruler.replay.replay import replay
 
@@ -101,7 +101,7 @@ def test_the_mesh_s_chip_is_as_its_program_is_compiled(mesh_of: Any) -> None:
     seen: list[tuple[str, ...]] = []
 
     def look(x: Any) -> Any:
-        seen.append(mesh_chip().asynchronous)
+        seen.append(traced_chip().asynchronous)
         return ce.all_gather(x, "x")
 
     mesh = mesh_of((4,), "x")

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum.chips import compile_context as compiling
-from collective_einsum.cost.select import mesh_chip
+from collective_einsum.chips import traced_chip
 from collective_einsum.ruler.compile.target import target
 
 # An option that every compiler of jaxlib knows.
@@ -189,7 +189,7 @@ def test_options_are_those_of_what_it_is_compiled_for(name: str) -> None:
     seen: list[Any] = []
 
     def look(x: Any, y: Any = None) -> Any:
-        seen.append((compiling.by_options(), mesh_chip().name))
+        seen.append((compiling.by_options(), traced_chip().name))
         return x
 
     assert options

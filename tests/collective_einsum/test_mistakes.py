@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from collective_einsum import Schedule
 from collective_einsum.ops.schedule import NAMED
-from collective_einsum.text.did_you_mean import nearest
+from collective_einsum.text.messages import nearest
 
 from .oracle import MeshOf
 

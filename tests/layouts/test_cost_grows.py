@@ -13,7 +13,7 @@ import pytest
 
 import collective_einsum as ce
 import layouts
-from collective_einsum.cost.lax_collectives import TILE_ROWS
+from collective_einsum.chips import TILE_ROWS
 from layouts.cost.step_cost import cost, load
 from layouts.layers.embedding import vocab_axes
 from layouts.mesh.axis_collectives import AXES

@@ -1,0 +1,54 @@
+"""Seconds of lax's collectives over axes of a torus of chips, with all links of these axes at work.
+
+Formulas of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102), appendix A.1, with latency
+added. They are predictions: nothing here was timed on a chip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..chips.chip import Chip
+
+
+def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
+    """Seconds of an all-gather: (n - 1)/n * gathered_bytes / bandwidth + hops * hop_seconds.
+
+    Args:
+      chip: every chip of the mesh.
+      axis_sizes: sizes of the mesh axes; n is their product. `bandwidth` is that of all links along
+        them, two for an axis that closes into a ring and one for a line.
+      gathered_bytes: size of the result, on one chip, in bytes.
+    """
+    n = math.prod(axis_sizes)
+    if n == 1:
+        return 0.0
+    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.link_bandwidth
+    return gathered_bytes * (n - 1) / n / width + hops(chip, axis_sizes) * chip.hop_seconds
+
+
+def reduce_scatter_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
+    """Seconds of a reduce-scatter of `operand_bytes` a chip: an all-gather backwards, and as long."""
+    return all_gather_seconds(chip, axis_sizes, operand_bytes)
+
+
+def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
+    """Seconds of an all-to-all of `operand_bytes` a chip.
+
+    The links in the middle of the longest axis, of k chips, carry most: k/8 * operand_bytes if it
+    closes into a ring, k/4 * operand_bytes on a line.
+    """
+    far = max((size / (2 * links(chip, size)) for size in axis_sizes if size > 1), default=0.0)
+    sending = operand_bytes * far / (2 * chip.link_bandwidth)
+    return sending + hops(chip, axis_sizes) * chip.hop_seconds
+
+
+def links(chip: Chip, axis_size: int) -> int:
+    """The links that a chip has along a mesh axis: two if it closes into a ring, one on a line."""
+    return 2 if chip.wraps(axis_size) else 1
+
+
+def hops(chip: Chip, axis_sizes: Sequence[int]) -> int:
+    """The hops from a chip to the farthest one along these mesh axes."""
+    return sum(size // 2 if chip.wraps(size) else size - 1 for size in axis_sizes)
