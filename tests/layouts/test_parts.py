@@ -34,7 +34,7 @@ BY_POSITION = layouts.WeightStationary2D(by_position=True)
 GATED = TINY_GEGLU
 V4 = TPU_V4.under_options()
 # The name in `layouts` is that of the function.
-MODULE = importlib.import_module("layouts.feedforward")
+MODULE = importlib.import_module("layouts.layers.feedforward")
 
 
 def one_layer(config: Any, dtype: Any = jnp.float32) -> dict[str, Any]:
