@@ -159,7 +159,7 @@ def _main_job(options: argparse.Namespace) -> int:
     from bench import correctness
     from bench.einsum_suite import report
     from bench.einsum_suite import tasks as collectives
-    from collective_einsum.ruler.compile.target import target
+    from collective_einsum.ruler.compile import target
 
     start = time.perf_counter()
     progress = _Progress()
@@ -217,7 +217,7 @@ def _layers(options: argparse.Namespace) -> int:
         if options.target == "attached":
             os.environ.pop("JAX_PLATFORMS")
         from bench.decoder_suite import run_small as layers_run
-        from collective_einsum.ruler.compile.target import target
+        from collective_einsum.ruler.compile import target
 
         where, progress = target(options.target), _Progress()
         found: list[layers_run.RunRow] = []
@@ -270,7 +270,7 @@ def _paper(options: argparse.Namespace) -> int:
 def _timeline(options: argparse.Namespace) -> int:
     from bench.einsum_suite import measure, report
     from bench.einsum_suite import tasks as collectives
-    from collective_einsum.ruler.replay.scheduler_log import scheduler_verdict
+    from collective_einsum.ruler.replay import scheduler_verdict
 
     what = (options.case, options.rows, options.weights, options.schedule, options.target)
     task = collectives.find_task(*what)

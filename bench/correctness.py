@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from collective_einsum.ruler.compile.target import Target
-from collective_einsum.ruler.hlo.traffic import sent_bytes
-from collective_einsum.ruler.replay.tables import table
+from collective_einsum.ruler.compile import Target
+from collective_einsum.ruler.hlo import sent_bytes
+from collective_einsum.ruler.replay import table
 
 SCHEDULES = (
     "auto",

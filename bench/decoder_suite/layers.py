@@ -16,12 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from bench.decoder_suite.phases import Phase, mfu, split
-from collective_einsum.ruler.compile.program_cache import Cache, Program, program_key
-from collective_einsum.ruler.compile.target import target
-from collective_einsum.ruler.compile.worker_pool import in_processes
-from collective_einsum.ruler.replay.replay import replay
-from collective_einsum.ruler.replay.tables import table
-from collective_einsum.ruler.replay.timeline import Timeline
+from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
+from collective_einsum.ruler.replay import Timeline, replay, table
 
 # Named by hand: an outermost stall is worth reading, a tail of small ones is not.
 OPS_SHOWN = 3

@@ -13,8 +13,8 @@ import numpy as np
 
 import layouts
 from bench.decoder_suite.phases import ATTENTIONS, FEEDFORWARDS
-from collective_einsum.ruler.compile.target import Target
-from collective_einsum.ruler.replay.tables import table
+from collective_einsum.ruler.compile import Target
+from collective_einsum.ruler.replay import table
 from layouts import ModelConfig, Partitioning, reference
 from layouts.mesh.axis_collectives import AXES
 from layouts.models.config import TINY_MULTIQUERY

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from bench import SOURCES
 from bench.decoder_suite.layers import ends_of, mesh_of, replayed
 from bench.decoder_suite.phases import Phase, split
-from collective_einsum.ruler.compile.program_cache import Cache, source_name
-from collective_einsum.ruler.compile.worker_pool import in_processes
+from collective_einsum.ruler.compile import Cache, in_processes, source_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum.cost import GATHERED_CHUNKS
-from collective_einsum.ruler.compile.target import Target
+from collective_einsum.ruler.compile import Target
 
 D_MODEL, D_FF = 18432, 73728
 # Weights of several layers are scanned over, as in a model, so that none is on the chip beforehand.

@@ -16,11 +16,16 @@ from bench.einsum_suite.cases import IN_JIT, Case, mesh_of, schedule_of
 from bench.einsum_suite.feedforward_forms import FeedForward
 from collective_einsum import Schedule
 from collective_einsum.ops import as_schedule
-from collective_einsum.ruler.compile.program_cache import Cache, Program, program_key, source_name
-from collective_einsum.ruler.compile.target import Target, target
-from collective_einsum.ruler.compile.worker_pool import in_processes
-from collective_einsum.ruler.replay.replay import replay
-from collective_einsum.ruler.replay.timeline import Timeline
+from collective_einsum.ruler.compile import (
+    Cache,
+    Program,
+    Target,
+    in_processes,
+    program_key,
+    source_name,
+    target,
+)
+from collective_einsum.ruler.replay import Timeline, replay
 
 AnyCase = Case | FeedForward
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.einsum_suite.measure import Row
-from collective_einsum.ruler.compile.program_cache import versions
-from collective_einsum.ruler.replay.tables import table
+from collective_einsum.ruler.compile import versions
+from collective_einsum.ruler.replay import table
 
 # The rows that `speedup` and `hidden` are taken over: where communication, done after the compute,
 # takes 30% to 100% of it, hiding it is both worth while and possible.

@@ -10,7 +10,7 @@ import layouts
 from bench.decoder_suite.phases import VARIANTS
 from bench.paper import published
 from collective_einsum import TPU_V4
-from collective_einsum.ruler.replay.tables import markdown_table
+from collective_einsum.ruler.replay import markdown_table
 from layouts import paper_closed_forms
 from layouts.cost.memory import cache_bytes
 from layouts.cost.step_cost import load

@@ -9,7 +9,7 @@ import layouts
 from bench.decoder_suite.phases import Phase
 from bench.decoder_suite.steps import StepRow, Task
 from bench.paper.rows import CONTEXT, SLICES
-from collective_einsum.ruler.replay.tables import table
+from collective_einsum.ruler.replay import table
 from layouts.planning.plan import Option, Plan
 from layouts.planning.search import plan
 

@@ -21,7 +21,7 @@ def save_all(folder: Path, lines: Sequence[Line]) -> dict[str, str]:
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
-    from collective_einsum.ruler.replay.timeline_files import figure_class
+    from collective_einsum.ruler.replay import figure_class
 
     found: dict[str, str] = {}
 

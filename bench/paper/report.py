@@ -20,9 +20,8 @@ from bench.paper.mt_nlg_end_to_end import Workload, workloads
 from bench.paper.plan_regret import Regret, print_regrets, regrets
 from bench.paper.plan_regret import tasks as regret_tasks
 from bench.paper.rows import NOTES, entries
-from collective_einsum.ruler.compile.program_cache import versions
-from collective_einsum.ruler.compile.target import target
-from collective_einsum.ruler.replay.tables import markdown_table
+from collective_einsum.ruler.compile import target, versions
+from collective_einsum.ruler.replay import markdown_table
 from layouts.cost.step_cost import Cost, cost, load
 
 MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20

@@ -11,7 +11,7 @@ import pytest
 import layouts
 from bench.decoder_suite.layers import ends_of, mesh_of
 from bench.decoder_suite.phases import split
-from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.simulation import replay
 from layouts.planning.defaults import default_reader
 
 SLICE = "v4:4x4x4"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from collective_einsum.ruler.compile.target import target
-from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.compile.targets import target
+from collective_einsum.ruler.replay.simulation import replay
 from layouts.layers.kv_cache import Entries, append
 
 LAYERS, POSITIONS, D = 32, 2048, 256

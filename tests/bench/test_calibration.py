@@ -9,8 +9,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.ruler.compile.target import target
-from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.compile.targets import target
+from collective_einsum.ruler.replay.simulation import replay
 
 # Microseconds a layer, all and computing, of PaLM 540B's feedforward on 64 chips in bf16, by rows:
 # timed once by a separate replay of the same compiler's schedules, written before this one.

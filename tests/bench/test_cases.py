@@ -17,7 +17,7 @@ from bench.einsum_suite import feedforward_forms as feedforward
 from bench.einsum_suite.cases import FORMS, LAYERS, ROWS, Case, cases, mesh_of, parse_schedule
 from bench.einsum_suite.feedforward_forms import FeedForward
 from bench.einsum_suite.tasks import find_task, short_tasks, tasks
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.targets import target
 
 
 def test_the_table() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import collective_einsum as ce
 from bench import correctness
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.targets import target
 
 
 def test_every_function_is_checked() -> None:

@@ -14,7 +14,7 @@ from bench import __main__ as command
 from bench.decoder_suite import layers, phases
 from bench.decoder_suite import run_small as layers_run
 from bench.decoder_suite.phases import Phase
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.targets import target
 from layouts.mesh.axis_collectives import AXES
 from layouts.partitionings.attention_placement import place
 from layouts.partitionings.partitioning import misfit

@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chips.known_chips import TPU_V4
-from collective_einsum.ruler.compile.target import Target, target
+from collective_einsum.ruler.compile.targets import Target, target
 from collective_einsum.ruler.hlo import parse as hlo
-from collective_einsum.ruler.replay.replay import replay, replay_module
+from collective_einsum.ruler.replay.simulation import replay, replay_module
 from collective_einsum.ruler.replay.timeline import Timeline
-from collective_einsum.ruler.replay.torus import Torus
+from collective_einsum.ruler.torus import Torus
 
 # One cycle is a microsecond, one byte over a link a microsecond, HBM is ten times a link.
 CHIP = dataclasses.replace(

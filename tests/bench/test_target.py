@@ -10,8 +10,8 @@ import pytest
 
 from collective_einsum import chip_for
 from collective_einsum.chips import known_chips as chips
-from collective_einsum.ruler.compile import target as targets
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile import targets
+from collective_einsum.ruler.compile.targets import target
 
 
 def test_emulated() -> None:

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from collective_einsum.rings.tours import tour
-from collective_einsum.ruler.replay.torus import Route, Torus
+from collective_einsum.ruler.torus import Route, Torus
 
 RING = (True,)
 

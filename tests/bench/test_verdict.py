@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from collective_einsum.ruler.replay.replay import replay
 from collective_einsum.ruler.replay.scheduler_log import parse_verdict, scheduler_verdict
+from collective_einsum.ruler.replay.simulation import replay
 
 PREFIX = "I1122 13:18:22.976 13909 latency_hiding_scheduler.cc:4271] "
 LOG = "\n".join(
@@ -60,7 +60,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from bench.target import target
+from collective_einsum.ruler.compile import target
 
 
 def build(hidden):

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
-from collective_einsum.ruler.compile.target import Target, target
-from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.compile.targets import Target, target
+from collective_einsum.ruler.replay.simulation import replay
 from collective_einsum.ruler.replay.timeline import Timeline
 
 # One chip's part of PaLM 540B's feedforward on 64 chips, d_model 18432 and d_ff 73728 both over 4

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import layouts
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.targets import target
 from layouts import ModelConfig, Option, Plan
 from layouts.models.config import Rotary
 from layouts.planning.defaults import chip_of

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 import collective_einsum as ce
 import layouts
 from bench.decoder_suite.layers import mesh_of as tpu_mesh
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.targets import target
 from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes

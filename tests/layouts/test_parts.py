@@ -17,7 +17,7 @@ import collective_einsum as ce
 import layouts
 from bench.decoder_suite.layers import mesh_of as tpu_mesh
 from collective_einsum import TPU_V4, TPU_V5P
-from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.simulation import replay
 from layouts import reference
 from layouts.cost import einsum_cost
 from layouts.cost import two_part_cost as parts_cost

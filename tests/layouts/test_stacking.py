@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import layouts
-from collective_einsum.ruler.compile.target import target
+from collective_einsum.ruler.compile.targets import target
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo.shapes import Shape
-from collective_einsum.ruler.replay.replay import replay
+from collective_einsum.ruler.replay.simulation import replay
 from layouts.decoding import decoder
 from layouts.models.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
 from layouts.models.head_padding import pad_heads

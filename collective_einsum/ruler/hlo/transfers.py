@@ -13,7 +13,7 @@ import re
 from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
-from collective_einsum.ruler.replay.torus import Route, Torus
+from collective_einsum.ruler.torus import Route, Torus
 
 START, DONE, STEP, SYNCHRONOUS = "start", "done", "step", "synchronous"
 _FUSED_ROOTS = {"AsyncCollectiveStart": START, "AsyncCollectiveDone": DONE}

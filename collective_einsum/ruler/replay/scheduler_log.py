@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from collective_einsum.ruler.compile.target import LIBTPU_ENVIRONMENT
+from collective_einsum.ruler.compile.targets import LIBTPU_ENVIRONMENT
 from collective_einsum.ruler.replay.tables import table
 
 _LOGGING = {

@@ -24,7 +24,7 @@ from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.timeline import Timeline
-from collective_einsum.ruler.replay.torus import Torus
+from collective_einsum.ruler.torus import Torus
 
 _HBM = "hbm"
 
