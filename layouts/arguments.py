@@ -167,6 +167,16 @@ def as_integers(x: Any, name: str) -> Any:
     return x
 
 
+def values_of(x: Any) -> np.ndarray | None:
+    """The numbers of an array, if they can be seen here: not while tracing. Read back explicitly,
+    as a transfer guard asks for."""
+    if any(isinstance(each, Tracer | jax.ShapeDtypeStruct) for each in jax.tree.leaves(x)):
+        return None
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+        return None
+    return np.asarray(jax.device_get(x))
+
+
 def _joined(x: Sequence[Any], name: str) -> Any:
     """Lists as an array."""
     if any(isinstance(each, Tracer) for each in jax.tree.leaves(x)):

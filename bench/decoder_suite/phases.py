@@ -14,8 +14,8 @@ import layouts
 from collective_einsum.ops import as_schedule
 from layouts import ModelConfig, Partitioning
 from layouts.decoding.compiled_step import Program
-from layouts.layers.embedding import vocab_axes
 from layouts.models.params import params_shapes
+from layouts.partitionings.param_specs import vocab_axes
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 from layouts.sampling.sampling import sample
 

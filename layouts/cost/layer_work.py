@@ -15,7 +15,7 @@ from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
 from ..models.config import ModelConfig, as_config
 from ..partitionings.attention_placement import Columns, Placement, place
 from ..partitionings.feedforward_layout import FeedForwardLayout
-from ..partitionings.named_layouts import as_plan
+from ..partitionings.partitioning import as_plan
 from .layer_items import (
     ACTIVATION_BYTES,
     Attention,

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 
 from ..layers.attention_scores import SCORES_BYTES
-from ..layers.embedding import vocab_axes
 from ..mesh.axis_collectives import WEIGHT_AXES, size
 from ..models.config import ModelConfig
 from ..partitionings.attention_placement import place, stored_kv_axes
 from ..partitionings.feedforward_layout import boundary_axes
 from ..partitionings.padded_sizes import padded_capacity
+from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning
 from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load
 

@@ -18,12 +18,12 @@ from collective_einsum.cost import hops, links
 from collective_einsum.text import Shown, did_you_mean
 
 from ..arguments import as_size, check_word
-from ..layers.embedding import vocab_axes
 from ..mesh.axis_collectives import AXES, size
 from ..mesh.slice_meshes import as_shape, shape_name
 from ..models.config import ModelConfig, as_config
-from ..partitionings.named_layouts import Partitioning, as_plan
-from ..partitionings.padded_sizes import padded_load
+from ..partitionings.padded_sizes import padded_batch, padded_capacity, padded_length
+from ..partitionings.param_specs import vocab_axes
+from ..partitionings.partitioning import Partitioning, as_plan
 from . import einsum_cost
 from .layer_cost import spent, transfer_seconds
 from .layer_items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
@@ -266,6 +266,18 @@ def cost(
         rest_seconds=n * rest,
         outside_seconds=_outside_seconds(config, sizes, padded, chip),
         memory=memory(config, plan, sizes, padded, items),
+    )
+
+
+def padded_load(
+    load: Load, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
+) -> Load:
+    """What a step computes that is asked for `load`; as `batch_multiple`."""
+    return dataclasses.replace(
+        load,
+        batch=padded_batch(load.batch, config, plan, sizes),
+        new=padded_length(load.new, config, plan, sizes),
+        past=padded_capacity(load.past) if load.past else 0,
     )
 
 

@@ -13,18 +13,19 @@ import collective_einsum as ce
 from collective_einsum.chips import Chip, for_chip, options_on
 from collective_einsum.ops import as_schedule
 
-from ..layers.embedding import vocab_axes
-from ..layers.kv_cache import Cache, with_stored_batch
+from ..layers.kv_cache import with_stored_batch
 from ..mesh.axis_collectives import ScheduleLike, check_mesh, size, values
 from ..mesh.shard_map_entry import on_mesh
+from ..models.cache import Cache
 from ..models.config import ModelConfig
 from ..models.params import Params
 from ..models.stacked_params import is_unrolled
 from ..partitionings.attention_placement import Placement
+from ..partitionings.cache_specs import cache_specs
 from ..partitionings.mesh_fit import round_up
-from ..partitionings.named_layouts import as_plan
 from ..partitionings.padded_sizes import batch_multiple, padded_length, tiled_batch_multiple
-from ..partitionings.partitioning import cache_specs, placement
+from ..partitionings.param_specs import vocab_axes
+from ..partitionings.partitioning import as_plan, placement
 from ..planning.defaults import chip_of, kind_of
 
 

@@ -20,24 +20,16 @@ from collective_einsum.chips import Chip
 from ..arguments import as_next_tokens, as_prompts
 from ..layers.block import block, normed
 from ..layers.embedding import embed, unembed
-from ..layers.kv_cache import (
-    Cache,
-    Entries,
-    append,
-    begin,
-    empty_cache,
-    fill,
-    stored_like,
-    with_stored_batch,
-)
+from ..layers.kv_cache import append, begin, empty_cache, fill, stored_like, with_stored_batch
 from ..layers.layer_context import Step, make_step
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import ScheduleLike
+from ..models.cache import Cache, Entries
 from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype, standing_for
 from ..models.stacked_params import at
 from ..partitionings.feedforward_layout import boundary_shard
-from ..partitionings.partitioning import param_specs
+from ..partitionings.param_specs import param_specs
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from . import step_checks as checks

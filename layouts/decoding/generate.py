@@ -14,14 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chips import Chip
 
-from ..arguments import as_flag, as_prompts, as_size
-from ..layers.embedding import vocab_axes
-from ..layers.kv_cache import Cache, Prefix, empty_cache, prefix_specs
+from ..arguments import as_flag, as_prompts, as_size, values_of
+from ..layers.kv_cache import empty_cache
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import ScheduleLike
+from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype
-from ..partitionings.partitioning import param_specs
+from ..partitionings.cache_specs import prefix_specs
+from ..partitionings.param_specs import param_specs, vocab_axes
 from ..planning.defaults import default_decode, default_reader
 from ..sampling.sampling import (
     Sampling,
@@ -132,7 +133,7 @@ def _as_token(x: Any) -> int:
     Raises:
       ValueError: it is none.
     """
-    found = checks.values_of(x)
+    found = values_of(x)
     if found is None or found.shape or found.dtype.kind not in "iu":
         raise ValueError(f"pad_token={x!r} must be one integer, known before anything is compiled")
     return int(found)
@@ -144,7 +145,7 @@ def _as_tokens(given: Any) -> tuple[int, ...]:
     Raises:
       ValueError: it is neither.
     """
-    found = checks.values_of(list(given) if isinstance(given, Set) else given)
+    found = values_of(list(given) if isinstance(given, Set) else given)
     if found is None or (found.size and found.dtype.kind not in "iu") or found.ndim > 1:
         raise ValueError(
             f"end_tokens={given!r} must be one token, or a sequence of them, known before anything "

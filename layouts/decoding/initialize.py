@@ -14,14 +14,16 @@ from jax import lax
 from collective_einsum.chips import Chip
 
 from ..arguments import as_dtype, as_flag, as_key, as_size
-from ..layers.kv_cache import Cache, Prefix, empty_cache, with_stored_batch
+from ..layers.kv_cache import empty_cache, with_stored_batch
 from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models import params
+from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig, as_config
 from ..models.params import Params
-from ..partitionings.named_layouts import as_plan
+from ..partitionings.cache_specs import cache_specs
 from ..partitionings.padded_sizes import padded_batch
-from ..partitionings.partitioning import cache_specs, param_specs, shardings
+from ..partitionings.param_specs import param_specs, shardings
+from ..partitionings.partitioning import as_plan
 from ..planning.defaults import default_decode
 from . import step_checks as checks
 

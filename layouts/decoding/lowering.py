@@ -16,8 +16,8 @@ from ..layers.kv_cache import empty_cache
 from ..mesh.axis_collectives import ScheduleLike, check_devices
 from ..models.config import ModelConfig, as_config
 from ..models.params import params_shapes
-from ..partitionings.named_layouts import as_plan
-from ..partitionings.partitioning import param_specs, shardings
+from ..partitionings.param_specs import param_specs, shardings
+from ..partitionings.partitioning import as_plan
 from ..planning.defaults import default_decode, default_reader
 from . import step_checks as checks
 from .compiled_step import Program

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum.text import did_you_mean, shown
 
-from ..arguments import as_integers
-from ..layers.kv_cache import Cache, Prefix
+from ..arguments import as_integers, values_of
 from ..mesh.axis_collectives import check_devices, check_mesh
+from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig, as_config
 from ..models.params import check_params
 from ..partitionings.partitioning import check_layouts, check_model
@@ -260,16 +260,6 @@ def has_past(cache: Cache) -> bool:
     """Whether any sequence may have positions in the cache."""
     have = values_of(cache.lengths)
     return have is None or bool(have.any())
-
-
-def values_of(x: Any) -> np.ndarray | None:
-    """The numbers of an array, if they can be seen here: not while tracing. Read back explicitly,
-    as a transfer guard asks for."""
-    if any(isinstance(each, Tracer | jax.ShapeDtypeStruct) for each in jax.tree.leaves(x)):
-        return None
-    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-        return None
-    return np.asarray(jax.device_get(x))
 
 
 def check_prompts(counts: Any) -> None:

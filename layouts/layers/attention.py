@@ -14,9 +14,11 @@ from collective_einsum.chips import Chip, for_chip
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import AxesLike
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
+from ..models.cache import Entries
 from ..models.config import ModelConfig
 from ..models.functions import add_bias, rotate, scale_rows
-from ..partitionings.attention_placement import AttentionLayout, Columns
+from ..partitionings.attention_layouts import AttentionLayout
+from ..partitionings.attention_placement import Columns
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
     Outgoing,
@@ -26,7 +28,6 @@ from ..partitionings.feedforward_layout import (
 from ..partitionings.weight_stationary import project_rows
 from .attention_scores import Segment, attend
 from .head_columns import from_attention, to_attention
-from .kv_cache import Entries
 from .layer_checks import ATTENTION
 from .layer_context import LayerCall, Past, Step
 

@@ -15,7 +15,7 @@ from ..mesh.axes import AxesLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.config import ModelConfig
 from ..models.functions import norm_factors, norm_moments, normalize, wide
-from ..partitionings.attention_placement import AttentionLayout
+from ..partitionings.attention_layouts import AttentionLayout
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
     boundary_axes,

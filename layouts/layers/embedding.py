@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,24 +11,15 @@ from jax import lax
 import collective_einsum as ce
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import AXES, Axes, ScheduleLike
+from ..mesh.axis_collectives import AXES, ScheduleLike
 from ..models.config import ModelConfig
 from ..models.functions import wide
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
+from ..partitionings.param_specs import vocab_axes
 from ..partitionings.row_order import to_rows
 
 # Rows looked up at a time fit the on-chip memory of the smallest chip that has some.
 LOOKUP_BYTES = ce.TPU_V4.cmem_bytes
-
-
-def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
-    """The axes that shard the vocabulary: each in turn that divides what is left of it."""
-    left, axes = config.vocab, []
-    for axis in AXES:
-        if left % sizes[axis] == 0:
-            axes.append(axis)
-            left //= sizes[axis]
-    return tuple(axes)
 
 
 def embed(

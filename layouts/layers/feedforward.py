@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chips import Chip, for_chip
 
@@ -27,19 +26,10 @@ from ..partitionings.feedforward_layout import (
     whole_rows,
 )
 from ..partitionings.named_layouts import as_feedforward
+from ..partitionings.param_specs import WEIGHT_SPECS
 from .layer_checks import FEEDFORWARD, check_layer
 from .streamed_feedforward import stream, stream_schedule
 from .two_part_feedforward import Between, in_parts, pays
-
-# Both matrices of a feedforward, and its biases, by the name that they have in a block.
-WEIGHT_SPECS = {
-    "w_in": P("x", WEIGHT_AXES),
-    "w_gate": P("x", WEIGHT_AXES),
-    "w_out": P(WEIGHT_AXES, "x"),
-    "b_in": P(WEIGHT_AXES),
-    "b_gate": P(WEIGHT_AXES),
-    "b_out": P(),
-}
 
 
 def feedforward(

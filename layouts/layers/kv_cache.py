@@ -21,10 +21,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import collective_einsum as ce
-from collective_einsum.text import brief
-
-from ..mesh.axis_collectives import Axes
+from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig
 from ..partitionings.padded_sizes import padded_capacity
 
@@ -33,118 +30,6 @@ UNROLLED_WRITES = 16
 # Positions of a tile of int8 on a TPU, which are written whole: to write some of them, the compiler
 # copies the whole cache into smaller tiles, and back.
 INT8_TILE = 32
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class Entries:
-    """Keys or values of some positions.
-
-    Attributes:
-      values: [..., positions, D]; int8 if there are scales.
-      scale: [..., positions] float32, or None.
-    """
-
-    values: Any
-    scale: Any = None
-
-    def __repr__(self) -> str:
-        return brief(self)
-
-    @property
-    def size(self) -> int:
-        """Positions."""
-        return self.values.shape[-2]
-
-    def first(self, size: int) -> Entries:
-        """Those of the first `size` positions, or all if there are no more."""
-        if size >= self.size:
-            return self
-        scale = self.scale
-        if scale is not None:
-            scale = lax.slice_in_dim(scale, 0, size, axis=scale.ndim - 1)
-        return Entries(lax.slice_in_dim(self.values, 0, size, axis=self.values.ndim - 2), scale)
-
-    def like(self, x: jax.Array) -> Entries:
-        """`x` [..., positions, D] as it is stored here."""
-        if self.scale is None:
-            return Entries(x.astype(self.values.dtype))
-        q = ce.quantize(x, axis=-1)
-        return Entries(q.values, lax.squeeze(q.scale, [q.scale.ndim - 1]))
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["positions"]
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prefix:
-    """What all sequences of a batch begin with, stored once; see `shared_prefix`.
-
-    Attributes:
-      k, v: `Entries` of [layers, K, at least `length`, D].
-      positions: the length, or None for all that is stored.
-    """
-
-    k: Entries
-    v: Entries
-    positions: int | None = None
-
-    def __repr__(self) -> str:
-        return brief(self)
-
-    @property
-    def length(self) -> int:
-        """Positions; whatever is stored behind them counts for nothing."""
-        return self.k.values.shape[-2] if self.positions is None else self.positions
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["k", "v", "lengths", "prefix"],
-    meta_fields=["positions"],
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class Cache:
-    """Keys and values of every layer, for a batch of sequences.
-
-    Attributes:
-      k, v: `Entries` of [layers, at least `batch`, K, at least `max_length`, D].
-      lengths: [batch] int32, how many positions each sequence has beside the prefix; whatever
-        stands behind them counts for nothing.
-      prefix: what they all begin with, or None.
-      positions: `max_length`, or None for all that is stored.
-    """
-
-    k: Entries
-    v: Entries
-    lengths: Any
-    prefix: Prefix | None = None
-    positions: int | None = None
-
-    def __repr__(self) -> str:
-        return brief(self)
-
-    @property
-    def batch(self) -> int:
-        """Number of sequences."""
-        return self.lengths.shape[0]
-
-    @property
-    def stored_batch(self) -> int:
-        """Sequences that are stored; those from `batch` on are padding."""
-        return self.k.values.shape[1]
-
-    @property
-    def max_length(self) -> int:
-        """Positions that there is room for, beside the prefix."""
-        return self.k.values.shape[-2] if self.positions is None else self.positions
-
-    @property
-    def prefix_length(self) -> int:
-        """Positions of the shared prefix."""
-        return 0 if self.prefix is None else self.prefix.length
 
 
 def empty_cache(
@@ -239,41 +124,9 @@ def _explicit(x: jax.Array) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def cache_specs(cache: Cache, batch_axes: Axes, kv_axes: Axes) -> Cache:
-    """The partition spec of every array of a cache, as a cache.
-
-    Args:
-      cache: arrays, or shapes.
-      batch_axes: mesh axes that shard the batch in attention.
-      kv_axes: mesh axes that shard the key-value heads.
-    """
-    own = _specs(cache.k, None, batch_axes or None, kv_axes or None)
-    prefix = None if cache.prefix is None else prefix_specs(cache.prefix, kv_axes)
-    return dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix)
-
-
-def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
-    """The partition spec of every array of a prefix, as a prefix."""
-    own = _specs(prefix.k, None, kv_axes or None)
-    return dataclasses.replace(prefix, k=own, v=own)
-
-
-def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = True) -> Entries:
-    """The partition specs of one layer's keys or values: [batch, K, positions, D], or without a
-    batch."""
-    heads = kv_axes or None
-    leading = (batch_axes or None, heads) if batched else (heads,)
-    return _specs(Entries(None, 0 if int8 else None), *leading)
-
-
 def is_int8(past: tuple[Entries, Entries] | None) -> bool:
     """Whether keys and values are stored as integers with scales."""
     return past is not None and past[0].scale is not None
-
-
-def _specs(entries: Entries, *leading: Any) -> Entries:
-    scale = None if entries.scale is None else P(*leading, None)
-    return Entries(P(*leading, None, None), scale)
 
 
 def append(

@@ -14,17 +14,20 @@ from jax.sharding import PartitionSpec as P
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import BATCH, AxesLike, naming
-from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike
+from ..mesh.axis_collectives import ScheduleLike
 from ..mesh.shard_map_entry import layer_on_mesh, on_auto, weight_specs_of
+from ..models.cache import Entries
 from ..models.config import ModelConfig, as_config
 from ..models.functions import rotary_tables, wide
 from ..models.params import standing_for
-from ..partitionings.attention_placement import AttentionLayout, Placement, place, stored_kv_axes
+from ..partitionings.attention_layouts import AttentionLayout
+from ..partitionings.attention_placement import Placement, place
+from ..partitionings.cache_specs import layer_specs
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_spec
 from ..partitionings.named_layouts import as_attention, as_feedforward
+from ..partitionings.param_specs import block_specs
 from ..partitionings.row_order import check_rows, from_rows, to_rows
-from .feedforward import WEIGHT_SPECS
-from .kv_cache import Entries, is_int8, layer_specs
+from .kv_cache import is_int8
 from .layer_checks import check_layer, check_past
 
 Past = tuple[Entries, Entries]
@@ -101,19 +104,6 @@ def make_step(
         queries,
         prefix_length,
     )
-
-
-def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
-    """How the matrices and biases of one layer are stored, by name; norms are whole."""
-    kv = stored_kv_axes(config, sizes) or None
-    return {
-        **WEIGHT_SPECS,
-        "w_q": P("x", WEIGHT_AXES),
-        "w_kv": P("x", kv),
-        "w_o": P(WEIGHT_AXES, "x"),
-        "b_q": P(WEIGHT_AXES),
-        "b_kv": P(kv),
-    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axes import BATCH, AxesLike, named, naming
+from ..mesh.axes import BATCH
 from ..mesh.axis_collectives import AXES, Axes, ScheduleLike
 from ..models.functions import wide
 
@@ -110,25 +110,9 @@ def boundary_axes(layout: FeedForwardLayout) -> Axes:
     return tuple(axis for axis in AXES if axis not in taken)
 
 
-def activation_spec(layout: FeedForwardLayout, axes: AxesLike = None) -> P:
-    """The partition spec of activations [batch, length, E] between layers.
-
-    Args:
-      layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
-      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
-
-    Raises:
-      ValueError: `layout` is no feedforward layout, or `axes` names other things.
-    """
-    # Not at the top: a pair of layouts is made of these.
-    from .named_layouts import as_feedforward
-
-    with naming(axes):
-        return named(boundary_spec(as_feedforward(layout)))
-
-
 def boundary_spec(layout: FeedForwardLayout) -> P:
-    """`activation_spec` over the axes of the layout and those of the batch."""
+    """The partition spec of activations [batch, length, E] between layers, over the axes of the
+    layout and those of the batch."""
     batch = (BATCH, *layout.batch_axes)
     return P(batch, layout.position_axes, boundary_axes(layout))
 

@@ -6,20 +6,15 @@ The decoder pads to these sizes, and the planner prices them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from ..cost.layer_items import Load
 from ..mesh.axis_collectives import size
 from ..models.config import ModelConfig
 from . import row_order as rows
 from .attention_placement import place
 from .mesh_fit import round_up
-
-if TYPE_CHECKING:
-    from .partitioning import Partitioning
+from .partitioning import Partitioning
 
 # Positions of a cache come in multiples of this, the rows of a TPU's tile of int8 and of two of
 # bfloat16: where a head's last tile is not full, the TPU compiler copies a layer's cache in each step.
@@ -101,18 +96,6 @@ def tiled_length(length: int, batch: int) -> int:
 def padded_capacity(positions: int) -> int:
     """The positions that a cache stores for each sequence, where `positions` are asked for."""
     return round_up(positions, CACHE_TILE)
-
-
-def padded_load(
-    load: Load, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
-) -> Load:
-    """What a step computes that is asked for `load`; as `batch_multiple`."""
-    return dataclasses.replace(
-        load,
-        batch=padded_batch(load.batch, config, plan, sizes),
-        new=padded_length(load.new, config, plan, sizes),
-        past=padded_capacity(load.past) if load.past else 0,
-    )
 
 
 def _power_within(n: int) -> int:

@@ -1,79 +1,123 @@
-"""A pair of layouts, what it asks of a model and a mesh, and where it puts every array."""
+"""A pair of layouts, and what it asks of a model and a mesh."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import collective_einsum as ce
+from collective_einsum.text import plain, shown
 
-from ..layers.embedding import vocab_axes
-from ..layers.kv_cache import Cache
-from ..layers.kv_cache import cache_specs as cache_parts
-from ..layers.layer_context import block_specs
 from ..mesh.axes import AxesLike, named, naming
-from ..mesh.axis_collectives import as_mesh, check_mesh
-from ..mesh.shard_map_entry import spec_of
-from ..models.config import ModelConfig, as_config
-from ..models.params import Params, params_shapes
-from ..models.stacked_params import is_unrolled
+from ..mesh.axis_collectives import check_mesh
+from ..models.config import ModelConfig
+from .attention_layouts import AttentionLayout
 from .attention_placement import Placement, misplaced, place
+from .feedforward_layout import FeedForwardLayout, boundary_spec
 from .mesh_fit import model_misfit
-from .named_layouts import Partitioning as Partitioning
-from .named_layouts import as_plan
+from .named_layouts import (
+    ATTENTIONS,
+    FEEDFORWARDS,
+    as_attention,
+    as_feedforward,
+    instance,
+    is_attention,
+    is_feedforward,
+    names,
+)
+
+_EXAMPLE = "layouts.Partitioning(layouts.WeightStationary2D(), layouts.HeadSharded())"
 
 
-def param_specs(
-    config: ModelConfig | str, mesh: Any, params: Params | None = None, *, axes: AxesLike = None
-) -> Params:
-    """The partition spec of every parameter, the same in all layouts.
+@dataclasses.dataclass(frozen=True)
+class Partitioning:
+    """The layouts of a phase.
+
+    Attributes:
+      feedforward: WeightStationary1D(), WeightStationary2D() or WeightGathered(...), which is also
+        that of attention's projections.
+      attention: HeadSharded() or BatchSharded(...).
+
+    Raises:
+      ValueError: either is something else; the planner's name of a layout, such as "WS 2D" or
+        "heads", or its class, stands for the layout.
+    """
+
+    feedforward: FeedForwardLayout
+    attention: AttentionLayout
+
+    def __post_init__(self) -> None:
+        if is_attention(self.feedforward) and is_feedforward(self.attention):
+            raise ValueError(
+                f"Partitioning({self.feedforward}, {self.attention}): the feedforward layout comes "
+                f"first; write Partitioning({self.attention}, {self.feedforward})"
+            )
+        object.__setattr__(self, "feedforward", as_feedforward(self.feedforward))
+        object.__setattr__(self, "attention", as_attention(self.attention))
+
+
+def as_plan(plan: Any) -> Partitioning:
+    """The layouts that are meant.
 
     Args:
-      config: the model.
-      mesh: with axes x, y and z; its sizes decide whether key-value heads and the vocabulary can be
-        sharded.
-      params: arrays or shapes, which say what is Quantized; nothing, unless given.
+      plan: a `Partitioning`; or what has one: a `Plan`, of which the best, or an `Option`; or what
+        the planner prints of an option, such as "WS 2D all-reduce, batch xyz", in which a mesh and a
+        batch may follow, and count for nothing.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if isinstance(plan, Partitioning):
+        return plan
+    if isinstance(plan, str):
+        return _read(plan)
+    # Asked of the class: a Plan in which nothing is feasible says so.
+    found = plan.partitioning if hasattr(type(plan), "partitioning") else None
+    if isinstance(found, Partitioning):
+        return found
+    if is_feedforward(plan):
+        layout = instance(plan)
+        hint = (
+            f"that is a feedforward layout alone; write layouts.Partitioning({layout}, "
+            f"HeadSharded()) or layouts.Partitioning({layout}, BatchSharded())"
+        )
+    elif is_attention(plan):
+        hint = (
+            "that is an attention layout alone; write layouts.Partitioning(WeightStationary2D(), "
+            f"{instance(plan)})"
+        )
+    else:
+        hint = f'write {_EXAMPLE}, or in the planner\'s words "WS 2D, heads"'
+    raise ValueError(f"plan={shown(plan)} is no Partitioning: {hint}")
+
+
+def _read(text: str) -> Partitioning:
+    """See `as_plan`."""
+    feedforward, *rest = text.split(",")
+    if not rest:
+        name = next((n for n in FEEDFORWARDS if plain(n) == plain(text)), "WS 2D")
+        raise ValueError(
+            f"plan={text!r} must name a feedforward layout and an attention layout, such as "
+            f"{name + ', heads'!r}; the former are {names(FEEDFORWARDS)}, the latter "
+            f"{names(ATTENTIONS)}"
+        )
+    return Partitioning(as_feedforward(feedforward.strip()), as_attention(rest[0].strip()))
+
+
+def activation_spec(layout: FeedForwardLayout, axes: AxesLike = None) -> P:
+    """The partition spec of activations [batch, length, E] between layers.
+
+    Args:
+      layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
       axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
 
     Raises:
-      ValueError: the mesh has other axes, or `config` is neither a config nor a model's name.
+      ValueError: `layout` is no feedforward layout, or `axes` names other things.
     """
     with naming(axes):
-        config, sizes = as_config(config), check_mesh(mesh)
-    params = params_shapes(config) if params is None else params
-    by_name = block_specs(config, sizes)
-    table = P(vocab_axes(config, sizes) or None, None)
-    leading = () if is_unrolled(params) else (None,)
-
-    def spec(path: Any, x: Any) -> Any:
-        name = str(getattr(path[-1], "key", path[-1]))
-        if name in ("embedding", "unembedding"):
-            return spec_of(x, table)
-        if str(getattr(path[0], "key", path[0])) != "blocks":
-            return spec_of(x, P())
-        return spec_of(x, P(*leading, *by_name.get(name, P())))
-
-    found = jax.tree_util.tree_map_with_path(
-        spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)
-    )
-    with naming(axes):
-        return named(found)
-
-
-def shardings(mesh: Any, specs: Any) -> Any:
-    """`specs` as NamedShardings on a mesh, for out_shardings or device_put.
-
-    Raises:
-      ValueError: `mesh` is no mesh.
-    """
-    mesh = as_mesh(mesh)
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
-    )
+        return named(boundary_spec(as_feedforward(layout)))
 
 
 def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
@@ -85,15 +129,6 @@ def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
     sizes = check_mesh(mesh)
     check_layouts(config, sizes, plan)
     return place(config, plan.feedforward, plan.attention, sizes)
-
-
-def cache_specs(
-    config: ModelConfig | str, mesh: Any, plan: Any, cache: Cache, *, axes: AxesLike = None
-) -> Cache:
-    """The partition spec of every array of a cache under `plan`; `axes` as `param_specs`."""
-    with naming(axes):
-        found = placement(as_config(config), mesh, as_plan(plan))
-        return named(cache_parts(cache, found.batch_axes, found.kv_axes))
 
 
 def misfit(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> str:

@@ -14,7 +14,8 @@ from ..cost.step_cost import Cost
 from ..mesh.axis_collectives import AXES
 from ..mesh.slice_meshes import shape_name
 from ..models.config import ModelConfig
-from ..partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS, Partitioning
+from ..partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
+from ..partitionings.partitioning import Partitioning
 
 Objective = Literal["latency", "throughput", "cost"]
 

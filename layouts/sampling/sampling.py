@@ -20,7 +20,7 @@ from jax import lax
 
 from collective_einsum.text import brief
 
-from ..decoding.step_checks import values_of
+from ..arguments import values_of
 from .top_k_top_p import INT32_MAX, LARGEST_VOCAB, column, likeliest
 
 # The smallest normal number of float32. Its inverse is the largest temperature, by whose inverse a

@@ -13,7 +13,7 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.layers.kv_cache import Cache, Entries
+from layouts.models.cache import Cache, Entries
 from layouts.models.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
 from layouts.models.params import init
 

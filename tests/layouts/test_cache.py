@@ -11,7 +11,8 @@ import pytest
 
 import layouts
 from layouts.layers import kv_cache as caches
-from layouts.layers.kv_cache import Entries, append, empty_cache, fill
+from layouts.layers.kv_cache import append, empty_cache, fill
+from layouts.models.cache import Entries
 from layouts.models.config import TINY_GROUPED
 
 LAYERS, B, K, S, D = 2, 5, 2, 6, 4

@@ -15,11 +15,11 @@ import collective_einsum as ce
 import layouts
 from collective_einsum.chips import TILE_ROWS
 from layouts.cost.step_cost import cost, load
-from layouts.layers.embedding import vocab_axes
 from layouts.mesh.axis_collectives import AXES
 from layouts.mesh.slice_meshes import meshes
 from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
 from layouts.partitionings.attention_placement import place
+from layouts.partitionings.param_specs import vocab_axes
 from layouts.partitionings.partitioning import misfit
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 

@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 import layouts
 from layouts import reference
-from layouts.layers.feedforward import WEIGHT_SPECS
 from layouts.mesh.shard_map_entry import weight_specs_of
 from layouts.models.config import TINY_GEGLU, TINY_MULTIHEAD, TINY_MULTIQUERY, ModelConfig
 from layouts.models.params import init
+from layouts.partitionings.param_specs import WEIGHT_SPECS
 
 from .arrangements import BY_POSITION, FEEDFORWARDS, MESHES
 from .models import name

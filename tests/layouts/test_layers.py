@@ -15,12 +15,12 @@ import layouts
 from collective_einsum.chips import compile_context as compiling
 from layouts import reference
 from layouts.layers import block_overlap as overlap
-from layouts.layers.kv_cache import Entries
-from layouts.layers.layer_context import block_specs
 from layouts.mesh.shard_map_entry import weight_specs_of
+from layouts.models.cache import Entries
 from layouts.models.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
 from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
 from layouts.models.params import init
+from layouts.partitionings.param_specs import block_specs
 
 from .models import name
 

@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 import layouts
 from layouts import MeshAxes, reference
-from layouts.layers.feedforward import WEIGHT_SPECS
 from layouts.models.config import TINY_GROUPED, ModelConfig
 from layouts.models.functions import normalize
 from layouts.models.params import init
+from layouts.partitionings.param_specs import WEIGHT_SPECS
 
 from .models import prompts
 from .test_layers import LENGTHS, PLANS, B, T, attended, draw, one_layer, past_of

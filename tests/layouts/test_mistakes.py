@@ -23,7 +23,8 @@ from layouts.cost.layer_work import layer_work
 from layouts.cost.step_cost import cost, load
 from layouts.models import params as params_module
 from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
-from layouts.partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS, as_plan
+from layouts.partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
+from layouts.partitionings.partitioning import as_plan
 
 BATCH, ROOM, VOCAB = 8, 8, TINY_GROUPED.vocab
 PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())

@@ -24,9 +24,9 @@ from layouts.cost import two_part_cost as parts_cost
 from layouts.cost.layer_items import Einsum
 from layouts.cost.step_cost import cost, load
 from layouts.layers import two_part_feedforward as parts
-from layouts.layers.feedforward import WEIGHT_SPECS
 from layouts.models.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
 from layouts.models.params import init
+from layouts.partitionings.param_specs import WEIGHT_SPECS
 
 BY_BATCH = layouts.WeightStationary2D(by_batch=True)
 BY_POSITION = layouts.WeightStationary2D(by_position=True)

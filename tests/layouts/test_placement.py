@@ -12,7 +12,8 @@ import pytest
 import layouts
 from layouts.mesh.axis_collectives import AXES
 from layouts.models.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
-from layouts.partitionings.attention_placement import BatchSharded, HeadSharded, Placement, place
+from layouts.partitionings.attention_layouts import BatchSharded, HeadSharded
+from layouts.partitionings.attention_placement import Placement, place
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 

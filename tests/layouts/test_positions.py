@@ -27,7 +27,7 @@ from layouts.models.config import (
 )
 from layouts.models.params import init, quantize
 from layouts.partitionings import row_order as rows
-from layouts.partitionings.partitioning import place
+from layouts.partitionings.attention_placement import place
 
 from .arrangements import BY_POSITION, MESHES
 from .models import prompts

@@ -13,7 +13,7 @@ import pytest
 import collective_einsum as ce
 from layouts.layers import attention_scores as scores
 from layouts.layers.attention_scores import Segment, attend
-from layouts.layers.kv_cache import Entries
+from layouts.models.cache import Entries
 
 B, T, H, D, PAST, PREFIX = 3, 12, 4, 8, 5, 2
 LENGTHS = np.array([5, 0, 3], np.int32)

@@ -1,0 +1,129 @@
+"""The KV cache as data: keys and values of every layer, and a prefix that all sequences share.
+
+Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
+of a matrix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+
+import collective_einsum as ce
+from collective_einsum.text import brief
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries:
+    """Keys or values of some positions.
+
+    Attributes:
+      values: [..., positions, D]; int8 if there are scales.
+      scale: [..., positions] float32, or None.
+    """
+
+    values: Any
+    scale: Any = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def size(self) -> int:
+        """Positions."""
+        return self.values.shape[-2]
+
+    def first(self, size: int) -> Entries:
+        """Those of the first `size` positions, or all if there are no more."""
+        if size >= self.size:
+            return self
+        scale = self.scale
+        if scale is not None:
+            scale = lax.slice_in_dim(scale, 0, size, axis=scale.ndim - 1)
+        return Entries(lax.slice_in_dim(self.values, 0, size, axis=self.values.ndim - 2), scale)
+
+    def like(self, x: jax.Array) -> Entries:
+        """`x` [..., positions, D] as it is stored here."""
+        if self.scale is None:
+            return Entries(x.astype(self.values.dtype))
+        q = ce.quantize(x, axis=-1)
+        return Entries(q.values, lax.squeeze(q.scale, [q.scale.ndim - 1]))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["positions"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix:
+    """What all sequences of a batch begin with, stored once; see `shared_prefix`.
+
+    Attributes:
+      k, v: `Entries` of [layers, K, at least `length`, D].
+      positions: the length, or None for all that is stored.
+    """
+
+    k: Entries
+    v: Entries
+    positions: int | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def length(self) -> int:
+        """Positions; whatever is stored behind them counts for nothing."""
+        return self.k.values.shape[-2] if self.positions is None else self.positions
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["k", "v", "lengths", "prefix"],
+    meta_fields=["positions"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cache:
+    """Keys and values of every layer, for a batch of sequences.
+
+    Attributes:
+      k, v: `Entries` of [layers, at least `batch`, K, at least `max_length`, D].
+      lengths: [batch] int32, how many positions each sequence has beside the prefix; whatever
+        stands behind them counts for nothing.
+      prefix: what they all begin with, or None.
+      positions: `max_length`, or None for all that is stored.
+    """
+
+    k: Entries
+    v: Entries
+    lengths: Any
+    prefix: Prefix | None = None
+    positions: int | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.lengths.shape[0]
+
+    @property
+    def stored_batch(self) -> int:
+        """Sequences that are stored; those from `batch` on are padding."""
+        return self.k.values.shape[1]
+
+    @property
+    def max_length(self) -> int:
+        """Positions that there is room for, beside the prefix."""
+        return self.k.values.shape[-2] if self.positions is None else self.positions
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions of the shared prefix."""
+        return 0 if self.prefix is None else self.prefix.length

@@ -1,0 +1,55 @@
+"""Where every array of a KV cache is: the partition specs of a cache, of a prefix and of one layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jax.sharding import PartitionSpec as P
+
+from ..mesh.axes import AxesLike, named, naming
+from ..mesh.axis_collectives import Axes
+from ..models.cache import Cache, Entries, Prefix
+from ..models.config import ModelConfig, as_config
+from .partitioning import as_plan, placement
+
+
+def cache_specs(
+    config: ModelConfig | str, mesh: Any, plan: Any, cache: Cache, *, axes: AxesLike = None
+) -> Cache:
+    """The partition spec of every array of a cache, as a cache.
+
+    Args:
+      config: the model.
+      mesh: with axes x, y and z.
+      plan: the layouts, as `as_plan` takes them; attention's decides.
+      cache: arrays, or shapes.
+      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
+
+    Raises:
+      ValueError: the mesh has other axes, or the layouts cannot shard the model over it.
+    """
+    with naming(axes):
+        where = placement(as_config(config), mesh, as_plan(plan))
+        own = _specs(cache.k, None, where.batch_axes or None, where.kv_axes or None)
+        prefix = None if cache.prefix is None else prefix_specs(cache.prefix, where.kv_axes)
+        return named(dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix))
+
+
+def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
+    """The partition spec of every array of a prefix, as a prefix."""
+    own = _specs(prefix.k, None, kv_axes or None)
+    return dataclasses.replace(prefix, k=own, v=own)
+
+
+def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = True) -> Entries:
+    """The partition specs of one layer's keys or values: [batch, K, positions, D], or without a
+    batch."""
+    heads = kv_axes or None
+    leading = (batch_axes or None, heads) if batched else (heads,)
+    return _specs(Entries(None, 0 if int8 else None), *leading)
+
+
+def _specs(entries: Entries, *leading: Any) -> Entries:
+    scale = None if entries.scale is None else P(*leading, None)
+    return Entries(P(*leading, None, None), scale)

@@ -1,0 +1,102 @@
+"""Where every parameter is: the same in all layouts, so that one copy serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import collective_einsum as ce
+
+from ..mesh.axes import AxesLike, named, naming
+from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, as_mesh, check_mesh
+from ..mesh.shard_map_entry import spec_of
+from ..models.config import ModelConfig, as_config
+from ..models.params import Params, params_shapes
+from ..models.stacked_params import is_unrolled
+from .attention_placement import stored_kv_axes
+
+# Both matrices of a feedforward, and its biases, by the name that they have in a block.
+WEIGHT_SPECS = {
+    "w_in": P("x", WEIGHT_AXES),
+    "w_gate": P("x", WEIGHT_AXES),
+    "w_out": P(WEIGHT_AXES, "x"),
+    "b_in": P(WEIGHT_AXES),
+    "b_gate": P(WEIGHT_AXES),
+    "b_out": P(),
+}
+
+
+def param_specs(
+    config: ModelConfig | str, mesh: Any, params: Params | None = None, *, axes: AxesLike = None
+) -> Params:
+    """The partition spec of every parameter, the same in all layouts.
+
+    Args:
+      config: the model.
+      mesh: with axes x, y and z; its sizes decide whether key-value heads and the vocabulary can be
+        sharded.
+      params: arrays or shapes, which say what is Quantized; nothing, unless given.
+      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
+
+    Raises:
+      ValueError: the mesh has other axes, or `config` is neither a config nor a model's name.
+    """
+    with naming(axes):
+        config, sizes = as_config(config), check_mesh(mesh)
+    params = params_shapes(config) if params is None else params
+    by_name = block_specs(config, sizes)
+    table = P(vocab_axes(config, sizes) or None, None)
+    leading = () if is_unrolled(params) else (None,)
+
+    def spec(path: Any, x: Any) -> Any:
+        name = str(getattr(path[-1], "key", path[-1]))
+        if name in ("embedding", "unembedding"):
+            return spec_of(x, table)
+        if str(getattr(path[0], "key", path[0])) != "blocks":
+            return spec_of(x, P())
+        return spec_of(x, P(*leading, *by_name.get(name, P())))
+
+    found = jax.tree_util.tree_map_with_path(
+        spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)
+    )
+    with naming(axes):
+        return named(found)
+
+
+def shardings(mesh: Any, specs: Any) -> Any:
+    """`specs` as NamedShardings on a mesh, for out_shardings or device_put.
+
+    Raises:
+      ValueError: `mesh` is no mesh.
+    """
+    mesh = as_mesh(mesh)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )
+
+
+def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
+    """How the matrices and biases of one layer are stored, by name; norms are whole."""
+    kv = stored_kv_axes(config, sizes) or None
+    return {
+        **WEIGHT_SPECS,
+        "w_q": P("x", WEIGHT_AXES),
+        "w_kv": P("x", kv),
+        "w_o": P(WEIGHT_AXES, "x"),
+        "b_q": P(WEIGHT_AXES),
+        "b_kv": P(kv),
+    }
+
+
+def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
+    """The axes that shard the vocabulary: each in turn that divides what is left of it."""
+    left, axes = config.vocab, []
+    for axis in AXES:
+        if left % sizes[axis] == 0:
+            axes.append(axis)
+            left //= sizes[axis]
+    return tuple(axes)
