@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 import layouts
 from collective_einsum.ruler.compile.targets import target
-from layouts.cost.step_cost import Load, load
+from layouts.cost.step_cost import Load, load, padded_load
 from layouts.models.config import PALM_540B, TINY_GROUPED
 from layouts.partitionings.padded_sizes import STEP_TILE
 
