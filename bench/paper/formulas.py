@@ -15,7 +15,7 @@ from layouts import paper_closed_forms
 from layouts.cost.memory import cache_bytes
 from layouts.cost.step_cost import load
 from layouts.mesh.axis_collectives import AXES
-from layouts.partitionings.padded_sizes import CACHE_TILE
+from layouts.partitionings.padded_sizes import padded_capacity
 from layouts.planning.plan import Plan
 from layouts.planning.search import plan
 
@@ -43,8 +43,10 @@ def longest_context(attention: str, batch: int) -> float:
     config = multihead if attention == "multihead" else layouts.PALM_540B
     layout = layouts.BatchSharded() if attention.endswith("batch") else layouts.HeadSharded()
     partitioning = layouts.Partitioning(layouts.WeightStationary2D(), layout)
-    asked = load("decode", batch=batch, context=CACHE_TILE)
-    position = cache_bytes(config, partitioning, SIZES, asked) / CACHE_TILE
+    # The fewest positions that are stored without padding.
+    stored = padded_capacity(1)
+    asked = load("decode", batch=batch, context=stored)
+    position = cache_bytes(config, partitioning, SIZES, asked) / stored
     return published.CACHE_SHARE * TPU_V4.hbm_bytes / position
 
 

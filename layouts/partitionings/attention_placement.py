@@ -1,8 +1,24 @@
 """Where heads and sequences are during attention, worked out from sizes alone.
 
-After the projections, columns (heads times D) lie over y, z and, where E was summed over x, over x.
-Attention wants whole heads, and perhaps the batch sharded further; this file says which axes change
-from one to the other, for queries and for keys and values.
+After the projections, features (heads times D) are sharded over y and z and, where E was summed over x
+and features scattered, over x. Attention wants whole heads, and perhaps the batch sharded further:
+queries go there by an all-to-all, which exchanges features for batch over the axes that are sharded by
+heads before and by batch in it. On a mesh whose axes are all longer than 1, with heads that divide,
+the batch and the heads of the queries are sharded so (B over the axes of `Placement.batch_axes`, H over
+those of `Placement.queries.kept`):
+
+  feedforward       | heads     | batch z   | batch yz  | batch xyz
+  ------------------|-----------|-----------|-----------|----------
+  WS 2D             | B    Hyzx | Bz   Hyx  | Byz  Hx   | Bxyz H
+  WS 1D             | B    Hyz  | Bz   Hy   | Byz  H    | Bxyz H
+  WS 2D batch       | Bx   Hyz  | Bxz  Hy   | Bxyz H    | Bxyz H
+  WS 2D all-reduce  | Bx   Hyz  | Bxz  Hy   | Bxyz H    | Bxyz H
+  WG X              | Bx   Hyz  | Bxz  Hy   | Bxyz H    | Bxyz H
+  WG XY             | Bxy  Hz   | Bxyz H    | Bxyz H    | Bxyz H
+  WG XYZ            | Bxyz H    | Bxyz H    | Bxyz H    | Bxyz H
+  WS 2D position    | B    Hyz  | refused   | refused   | refused
+
+Key-value heads are sharded over the leading axes of H that divide them, and replicated over the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -166,11 +182,11 @@ def _batch(
     feedforward: FeedForwardLayout, attention: AttentionLayout, sizes: Mapping[str, int]
 ) -> tuple[Axes, bool, Axes]:
     """`batch_axes`, `by_rows` and `moved` of a `Placement`."""
-    whole = _live(feedforward.inner_batch_axes, sizes)
-    added = tuple(axis for axis in attention.batch_axes if axis not in whole)
-    batch = in_order(_live((*whole, *added), sizes))
-    by_rows = "x" in batch and "x" not in whole
-    moved = tuple(axis for axis in batch if axis not in whole and not (by_rows and axis == "x"))
+    before = _live(feedforward.inner_batch_axes, sizes)
+    added = tuple(axis for axis in attention.batch_axes if axis not in before)
+    batch = in_order(_live((*before, *added), sizes))
+    by_rows = "x" in batch and "x" not in before
+    moved = tuple(axis for axis in batch if axis not in before and not (by_rows and axis == "x"))
     return batch, by_rows, moved
 
 
@@ -191,63 +207,90 @@ def _place(
     shape: tuple[int, int, int],
 ) -> Placement:
     sizes = dict(zip(AXES, shape, strict=True))
-    whole = _live(feedforward.inner_batch_axes, sizes)
     batch, by_rows, moved = _batch(feedforward, attention, sizes)
-    heads, kv_heads = config.stored_heads, config.stored_kv_heads
 
-    def columns(stored: Axes) -> tuple[Axes, Axes]:
-        sharded = _sharded(feedforward, stored, by_rows=by_rows)
-        return _live(sharded, sizes), tuple(a for a in _live(stored, sizes) if a in whole)
+    def columns(stored: Axes, kept: Callable[[Axes], Axes]) -> Columns:
+        sharded = _live(_sharded(feedforward, stored, by_rows=by_rows), sizes)
+        joined = tuple(a for a in _live(stored, sizes) if a in feedforward.inner_batch_axes)
+        keeps = kept(tuple(axis for axis in sharded if axis not in moved))
+        gathered = tuple(a for a in sharded if a not in moved and a not in keeps)
+        return Columns(stored, sharded, joined, gathered, keeps)
 
-    sharded, joined = columns(WEIGHT_AXES)
-    # A block over x is one of heads only if it holds whole heads.
-    splits_x = heads // size(WEIGHT_AXES, sizes) % sizes["x"] == 0
-    kept = tuple(a for a in sharded if a not in moved and (a != "x" or splits_x))
-    gathered = tuple(a for a in sharded if a not in moved and a not in kept)
-    queries = Columns(WEIGHT_AXES, sharded, joined, gathered, kept)
-
-    kv_kept: Axes = ()
-    for axis in _live(COLUMN_AXES, sizes):
-        # Only a leading part of the axes leaves each chip heads that follow one another.
-        if axis not in kept or kv_heads % size((*kv_kept, axis), sizes):
-            break
-        kv_kept = (*kv_kept, axis)
+    queries = columns(WEIGHT_AXES, lambda left: _query_axes(config, left, sizes))
     stored = stored_kv_axes(config, sizes)
-    sharded, joined = columns(stored)
-    gathered = tuple(a for a in sharded if a not in moved and a not in kv_kept)
-    keys = Columns(stored, sharded, joined, gathered, kv_kept)
-    rows = [feedforward.inner_position_axes]
-    # What all chips of yz have of w_kv, they would all multiply by the same rows.
-    rows += [] if stored else [feedforward.position_axes]
-    selection = _selection(config, queries, keys, sizes)
-    return Placement(batch, by_rows, moved, queries, keys, tuple(filter(None, rows)), selection)
+    keys = columns(stored, lambda _: _key_axes(config, queries.kept, sizes))
+    return Placement(
+        batch_axes=batch,
+        by_rows=by_rows,
+        moved=moved,
+        queries=queries,
+        keys=keys,
+        key_row_axes=_key_row_axes(feedforward, stored),
+        selection=_selection(config, queries, keys, sizes),
+    )
+
+
+def _query_axes(config: ModelConfig, left: Axes, sizes: Mapping[str, int]) -> Axes:
+    """Of the axes that still shard the features of queries, those that shard whole heads."""
+    heads_divide = config.stored_heads // size(WEIGHT_AXES, sizes) % sizes["x"] == 0
+    return left if heads_divide else tuple(axis for axis in left if axis != "x")
+
+
+def _key_axes(config: ModelConfig, query_axes: Axes, sizes: Mapping[str, int]) -> Axes:
+    """The axes that shard key-value heads: the longest leading part of those of the queries that
+    divides them, as only that leaves each chip heads that follow one another."""
+    kept: Axes = ()
+    for axis in _live(COLUMN_AXES, sizes):
+        if axis not in query_axes or config.stored_kv_heads % size((*kept, axis), sizes):
+            break
+        kept = (*kept, axis)
+    return kept
+
+
+def _key_row_axes(feedforward: FeedForwardLayout, stored: Axes) -> tuple[Axes, ...]:
+    """See `Placement.key_row_axes`. Where w_kv is replicated over y and z (`stored` is empty), chips
+    along them would all multiply the same tokens: each multiplies its own."""
+    axes = (feedforward.inner_position_axes, () if stored else feedforward.position_axes)
+    return tuple(filter(None, axes))
 
 
 def _selection(
     config: ModelConfig, queries: Columns, keys: Columns, sizes: Mapping[str, int]
 ) -> np.ndarray | None:
     """See `Placement.selection`."""
-    group = config.queries_per_kv
-    by_x = ["x"] if "x" in queries.kept else []
-    axes = [*WEIGHT_AXES, *by_x]
-    ids = np.arange(config.stored_heads).reshape([*(sizes[a] for a in axes), -1])
+    wanted = _one_per_run(_heads_read(config, queries, keys, sizes))
     local_kv = config.stored_kv_heads // size(keys.kept, sizes)
-    tables = []
-    for place in itertools.product(*(range(sizes[a]) for a in queries.kept)):
-        at = dict(zip(queries.kept, place, strict=True))
-        own = ids[tuple(at.get(a, slice(None)) for a in axes)].reshape(-1)
-        block = 0
-        for axis in keys.kept:
-            block = block * sizes[axis] + at[axis]
-        tables.append(own // group - block * local_kv)
-    wanted = np.stack(tables)
-    # Runs of query heads that read the same one, as long as they are on every chip.
-    run = next(
-        r
-        for r in range(wanted.shape[1], 0, -1)
-        if wanted.shape[1] % r == 0 and (wanted[:, ::r].repeat(r, axis=1) == wanted).all()
-    )
-    wanted = wanted[:, ::run]
     if wanted.shape[1] == local_kv and (wanted == np.arange(local_kv)).all():
         return None
     return wanted.reshape([*(sizes[a] for a in queries.kept), -1])
+
+
+def _heads_read(
+    config: ModelConfig, queries: Columns, keys: Columns, sizes: Mapping[str, int]
+) -> np.ndarray:
+    """Which of its key-value heads each query head of a chip reads: [chips along queries.kept, query
+    heads of a chip]."""
+    axes = [*WEIGHT_AXES, *(["x"] if "x" in queries.kept else [])]
+    heads = np.arange(config.stored_heads).reshape([*(sizes[a] for a in axes), -1])
+    local_kv = config.stored_kv_heads // size(keys.kept, sizes)
+    tables = []
+    for place_ in itertools.product(*(range(sizes[a]) for a in queries.kept)):
+        at = dict(zip(queries.kept, place_, strict=True))
+        own = heads[tuple(at.get(a, slice(None)) for a in axes)].reshape(-1)
+        block = 0
+        for axis in keys.kept:
+            block = block * sizes[axis] + at[axis]
+        tables.append(own // config.queries_per_kv - block * local_kv)
+    return np.stack(tables)
+
+
+def _one_per_run(wanted: np.ndarray) -> np.ndarray:
+    """One entry for each run of query heads [..., heads] that read the same one; runs are as long as
+    they are on every chip."""
+    heads = wanted.shape[1]
+    run = next(
+        r
+        for r in range(heads, 0, -1)
+        if heads % r == 0 and (wanted[:, ::r].repeat(r, axis=1) == wanted).all()
+    )
+    return wanted[:, ::run]

@@ -12,8 +12,12 @@ import pytest
 import layouts
 from layouts.mesh.axis_collectives import AXES
 from layouts.models.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
+from layouts.partitionings import attention_placement
 from layouts.partitionings.attention_layouts import BatchSharded, HeadSharded
 from layouts.partitionings.attention_placement import Placement, place
+from layouts.partitionings.named_layouts import ATTENTIONS as NAMED_ATTENTIONS
+from layouts.partitionings.named_layouts import FEEDFORWARDS as NAMED
+from layouts.partitionings.partitioning import as_plan
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 
@@ -35,6 +39,31 @@ def test_paper() -> None:
     assert (batch.batch_axes, batch.kv_axes, batch.by_rows) == (("x", "y", "z"), (), True)
     multihead = place(MT_NLG_530B, STATIONARY, HeadSharded(), CUBE)
     assert multihead.kv_axes == ("y", "z", "x")
+
+
+def table() -> list[tuple[str, str, str]]:
+    """The table of the module: feedforward layout, attention layout, sharding."""
+    lines = [line for line in (attention_placement.__doc__ or "").splitlines() if "|" in line]
+    head, _, *rows = ([cell.strip() for cell in line.split("|")] for line in lines)
+    return [
+        (row[0], name, cell) for row in rows for name, cell in zip(head[1:], row[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("feedforward", "attention", "sharding"), table())
+def test_the_table_is_what_is_done(feedforward: str, attention: str, sharding: str) -> None:
+    plan = as_plan(f"{feedforward}, {attention}")
+    if sharding == "refused":
+        with pytest.raises(ValueError, match="positions"):
+            place(PALM_540B, plan.feedforward, plan.attention, CUBE)
+        return
+    found = place(PALM_540B, plan.feedforward, plan.attention, CUBE)
+    batch, heads = "".join(found.batch_axes), "".join(found.queries.kept)
+    assert sharding.split() == [f"B{batch}", f"H{heads}"]
+
+
+def test_the_table_has_every_pair_of_layouts() -> None:
+    assert {pair[:2] for pair in table()} == set(itertools.product(NAMED, NAMED_ATTENTIONS))
 
 
 def local_heads(total: int, kept: tuple[str, ...], sizes: Any, at: Any) -> list[int]:

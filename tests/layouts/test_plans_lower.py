@@ -15,7 +15,7 @@ import layouts
 from collective_einsum.ruler.compile.targets import target
 from layouts.cost.step_cost import Load, load, padded_load
 from layouts.models.config import PALM_540B, TINY_GROUPED
-from layouts.partitionings.padded_sizes import STEP_TILE
+from layouts.tuning import STEP_TILE
 
 from ..hunts.plans import Asked, draw, lowers
 

@@ -1,0 +1,42 @@
+"""Thresholds and constants that were set by hand, each with the chip and the command that showed it.
+
+All are for TPUs, and were seen by compiling for one and replaying its schedule. Where no compiler
+version is named, it is libtpu 0.0.42.1 with jax 0.10.2. Figures are microseconds per layer of PaLM 540B
+in bfloat16 on v4:4x4x4, as this prints them, in the root of the repository, for other sizes and with
+the named constant set to 1 (since what it pads is not seen otherwise):
+
+  python -c "from layouts import tuning; tuning.STEP_TILE = 1
+  from tests.bench.test_any_size import CONFIG, layers_seconds
+  print(layers_seconds('prefill', 64, 31) / CONFIG.layers * 1e6)"
+"""
+
+from __future__ import annotations
+
+# Sizes that are padded -----------------------------------------------------------------------------
+
+# Positions of a cache are a multiple of this: the rows of a TPU's tile of int8, and of two tiles of
+# bfloat16. Where a head's last tile is not full, the TPU compiler copies a layer's cache in each step:
+# layers_seconds('decode', 64, 2047).
+CACHE_TILE = 32
+
+# New positions of a step, on each chip that shards them, are a multiple of this: the rows of a tile.
+# Fewer positions are a multiple of a power of two that adds no more than an eighth; where chips shard
+# positions, no more than a quarter.
+#   layers_seconds('prefill', 64, N): N =  13    16    31    32    33    36
+#                                         957  1038  1945  1735  2293  1925
+#   layers_seconds('prefill', 1, N):  N = 576   640   704   768  1088  1152
+#                                         640   634   812   744  1207  1087
+STEP_TILE = 8
+
+# Tokens of a chip, where activations are token-sharded, are a multiple of this; fewer tokens, a power
+# of two.
+#   layers_seconds('decode', N * 64, 2048):  N = 7    8    9   12   16
+#                                              313  275  375  379  348
+#   Sharded over x alone, N * 4 sequences:   N = 68   72
+#                                              481  419
+TOKENS_TILE = 8
+
+# Tokens (sequences times positions) for which the layouts of a prompt are chosen are a multiple of
+# this, the lanes of a TPU's tile; fewer tokens, a power of two. The cost model knows full tiles only:
+# for 129 tokens it predicts 323 us in layouts that take 376 us, where those for 256 tokens take 326 us.
+PROMPT_TILE = 128
