@@ -33,6 +33,8 @@ from .models.params import Params, activation_dtype
 from .models.stacked_params import layer_of
 from .sampling.sampling import Sampling, sample
 
+__all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill"]
+
 Cache = dict[str, Any]
 
 _draw = jax.jit(sample)

@@ -13,11 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import layouts
 from collective_einsum.ops import as_schedule
 from layouts import ModelConfig, Partitioning
-from layouts.decoding.compiled_step import Program
-from layouts.models.params import params_shapes
-from layouts.partitionings.param_specs import vocab_axes
-from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
-from layouts.sampling.sampling import sample
+from layouts.decoding import Program
+from layouts.models import params_shapes
+from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
+from layouts.sampling import sample
 
 # Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
 VARIANTS = {

@@ -15,10 +15,12 @@ import layouts
 from bench.decoder_suite.phases import ATTENTIONS, FEEDFORWARDS
 from collective_einsum.ruler.compile import Target
 from collective_einsum.ruler.replay import table
-from layouts import ModelConfig, Partitioning, reference
-from layouts.mesh.axis_collectives import AXES
-from layouts.models.config import TINY_MULTIQUERY
-from layouts.partitionings.partitioning import misfit
+from layouts import ModelConfig, Partitioning
+from layouts.mesh import AXES
+from layouts.models import TINY_MULTIQUERY
+from layouts.partitionings import misfit
+from layouts.reference import decode_step as plain_decode_step
+from layouts.reference import prefill as plain_prefill
 
 STEPS = 3
 # Of the largest logit, in float32: sums are taken in another order than the reference's.
@@ -122,9 +124,9 @@ def _expected(case: Case, params: Any, tokens: np.ndarray) -> np.ndarray:
     local, config = jax.device_get(params), case.config
     lengths = jnp.full((case.batch,), case.prompt, jnp.int32)
     prompt = jnp.asarray(tokens[:, : case.prompt])
-    logits, cache = reference.prefill(local, config, prompt, lengths, tokens.shape[1])
+    logits, cache = plain_prefill(local, config, prompt, lengths, tokens.shape[1])
     for token in tokens[:, case.prompt :].T:
-        logits, cache = reference.decode_step(local, config, jnp.asarray(token), cache)
+        logits, cache = plain_decode_step(local, config, jnp.asarray(token), cache)
     return np.asarray(logits)
 
 

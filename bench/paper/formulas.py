@@ -11,13 +11,10 @@ from bench.decoder_suite.phases import VARIANTS
 from bench.paper import published
 from collective_einsum import TPU_V4
 from collective_einsum.ruler.replay import markdown_table
-from layouts import paper_closed_forms
-from layouts.cost.memory import cache_bytes
-from layouts.cost.step_cost import load
-from layouts.mesh.axis_collectives import AXES
-from layouts.partitionings.padded_sizes import padded_capacity
-from layouts.planning.plan import Plan
-from layouts.planning.search import plan
+from layouts import Plan, paper_closed_forms, plan
+from layouts.cost import cache_bytes, load
+from layouts.mesh import AXES
+from layouts.partitionings import padded_capacity
 
 SIZES: Mapping[str, int] = {"x": 4, "y": 4, "z": 4}
 # Those of figure 3.

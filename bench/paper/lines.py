@@ -6,7 +6,7 @@ import dataclasses
 
 from bench.decoder_suite.steps import StepRow
 from bench.paper.rows import Entry
-from layouts.cost.step_cost import Cost
+from layouts.cost import Cost
 
 
 @dataclasses.dataclass(frozen=True)

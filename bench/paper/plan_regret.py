@@ -10,8 +10,7 @@ from bench.decoder_suite.phases import Phase
 from bench.decoder_suite.steps import StepRow, Task
 from bench.paper.rows import CONTEXT, SLICES
 from collective_einsum.ruler.replay import table
-from layouts.planning.plan import Option, Plan
-from layouts.planning.search import plan
+from layouts import Option, Plan, plan
 
 # What plan may lose on most points, and on any.
 MOST, ANY = 0.05, 0.15

@@ -9,7 +9,7 @@ from typing import Any
 import layouts
 from bench.paper import formulas as paper_forms
 from bench.paper.lines import Line
-from layouts.planning.sweep import pareto, sweep
+from layouts import pareto, sweep
 
 _MODELS = (layouts.PALM_8B, layouts.PALM_62B, layouts.PALM_540B)
 _CHIPS = (8, 16, 32, 64, 128, 256)

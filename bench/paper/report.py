@@ -22,7 +22,7 @@ from bench.paper.plan_regret import tasks as regret_tasks
 from bench.paper.rows import NOTES, entries
 from collective_einsum.ruler.compile import target, versions
 from collective_einsum.ruler.replay import markdown_table
-from layouts.cost.step_cost import Cost, cost, load
+from layouts.cost import Cost, cost, load
 
 MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
 

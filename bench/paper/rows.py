@@ -7,8 +7,8 @@ import dataclasses
 
 from bench.decoder_suite.phases import Phase
 from bench.paper import published
-from layouts.mesh.slice_meshes import shape_name
-from layouts.planning.search import plan
+from layouts import plan
+from layouts.mesh import shape_name
 
 SLICE = "v4:4x4x4"
 # The meshes of `paper.md`'s chip counts: sides of the slice, as x, y and z.
