@@ -14,10 +14,6 @@ from .decoding.initialize import move_cache as move_cache
 from .decoding.initialize import shared_prefix as shared_prefix
 from .decoding.lowering import lower_decode_step as lower_decode_step
 from .decoding.lowering import lower_prefill as lower_prefill
-from .layers.attention import attention as attention
-from .layers.block import parallel_block as parallel_block
-from .layers.block import serial_block as serial_block
-from .layers.feedforward import feedforward as feedforward
 from .mesh.axes import MeshAxes as MeshAxes
 from .mesh.axes import renamed as renamed
 from .models.cache import Cache as Cache
@@ -50,6 +46,10 @@ from .planning.search import plan as plan
 from .planning.sweep import pareto as pareto
 from .planning.sweep import sweep as sweep
 from .sampling.sampling import Sampling as Sampling
+from .single_layers import attention as attention
+from .single_layers import feedforward as feedforward
+from .single_layers import parallel_block as parallel_block
+from .single_layers import serial_block as serial_block
 
 __all__ = [
     "MT_NLG_530B",

@@ -12,6 +12,8 @@ the named constant set to 1 (since what it pads is not seen otherwise):
 
 from __future__ import annotations
 
+from collective_einsum import TPU_V4
+
 # Sizes that are padded -----------------------------------------------------------------------------
 
 # Positions of a cache are a multiple of this: the rows of a TPU's tile of int8, and of two tiles of
@@ -40,3 +42,18 @@ TOKENS_TILE = 8
 # this, the lanes of a TPU's tile; fewer tokens, a power of two. The cost model knows full tiles only:
 # for 129 tokens it predicts 323 us in layouts that take 376 us, where those for 256 tokens take 326 us.
 PROMPT_TILE = 128
+
+# Attention -----------------------------------------------------------------------------------------
+
+# Bytes of the scores of one block of queries: they fit the on-chip memory of the smallest chip that has
+# some.
+SCORES_BYTES = TPU_V4.cmem_bytes
+# Groups of query blocks; each sees the keys up to its own end. With g groups, (1 + 1/g) / 2 of the
+# scores are computed, and the program grows with g.
+CAUSAL_GROUPS = 8
+
+# The feedforward -----------------------------------------------------------------------------------
+
+# The two fractions of d_ff that a feedforward is split into. The second has fewer matmuls left to
+# overlap its collectives.
+D_FF_FRACTIONS = (5, 4)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from collective_einsum.chips import TILE_ROWS, Chip
 from collective_einsum.cost import all_to_all_seconds
 
-from ..layers.attention_scores import CAUSAL_GROUPS, SCORES_BYTES
+from .. import tuning
 from ..models.config import ModelConfig
 from . import einsum_cost
 from . import streamed_cost as stream_cost
@@ -157,8 +157,8 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     if item.new > 1:
         # Where positions are cut, every chip's queries meet the keys of the last; scores that fit
         # on-chip memory at once are all computed anyhow, in the time of groups that do not.
-        at_once = 4 * item.sequences * item.heads * item.queries * item.new <= SCORES_BYTES
+        at_once = 4 * item.sequences * item.heads * item.queries * item.new <= tuning.SCORES_BYTES
         share = 1 if at_once else item.queries / item.new
-        scores *= 2 - share * (1 - 1 / CAUSAL_GROUPS)
+        scores *= 2 - share * (1 - 1 / tuning.CAUSAL_GROUPS)
     passes = SCORE_PASSES * 4 * scores / chip.vector_bandwidth
     return max(computed, streamed) + passes + chip.dot_fill_seconds

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from ..layers.attention_scores import SCORES_BYTES
+from .. import tuning
 from ..mesh.axis_collectives import WEIGHT_AXES, size
 from ..models.config import ModelConfig
 from ..partitionings.attention_placement import place, stored_kv_axes
@@ -105,6 +105,6 @@ def _temporary_bytes(
     boundary = size(boundary_axes(plan.feedforward), sizes)
     residual = load.tokens / parts * config.d_model / boundary
     gathered = sorted((i.streamed_bytes for i in einsums if i.gathers_weight), reverse=True)[:2]
-    scores = 0.0 if load.new == 1 else SCORES_BYTES
+    scores = 0.0 if load.new == 1 else tuning.SCORES_BYTES
     activations = (made + outer + 2 * residual) * ACTIVATION_BYTES
     return math.fsum([activations, *gathered, scores])

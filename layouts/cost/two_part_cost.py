@@ -21,11 +21,9 @@ from collective_einsum.cost import (
 from collective_einsum.rings import pieces_of
 
 from ..models.config import ModelConfig
+from ..tuning import D_FF_FRACTIONS
 from . import einsum_cost
 from .layer_items import ACTIVATION_BYTES, Einsum, Item
-
-# Of the hidden dimension. The second part has fewer matmuls left to hide its collectives behind.
-SHARES = (5, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +114,12 @@ def whole_seconds(of: Rows) -> float:
 def in_parts_seconds(of: Rows) -> float | None:
     """Seconds of `parts.in_parts`; None where it cannot be, or hides nothing."""
     chips = math.prod(of.x), math.prod(of.yz)
-    cut = of.width >= sum(SHARES) * MATRIX_TILE and of.d_model >= 2 * MATRIX_TILE
+    cut = of.width >= sum(D_FF_FRACTIONS) * MATRIX_TILE and of.d_model >= 2 * MATRIX_TILE
     if 1 in chips or any(of.rows % (TILE_ROWS * n) for n in chips) or not cut:
         return None
     if not {"all_gather", "all_to_all"} <= set(of.chip.asynchronous):
         return None
-    parts = [length for _, length in pieces_of(of.width, SHARES, MATRIX_TILE)]
+    parts = [length for _, length in pieces_of(of.width, D_FF_FRACTIONS, MATRIX_TILE)]
     moved = [ACTIVATION_BYTES * of.rows * part for part in parts]
     scatters = [all_to_all_seconds(of.chip, of.x, each) for each in moved]
     gathers = [all_gather_seconds(of.chip, of.x, each) for each in moved]

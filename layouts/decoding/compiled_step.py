@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -20,12 +21,12 @@ from ..models.cache import Cache
 from ..models.config import ModelConfig
 from ..models.params import Params
 from ..models.stacked_params import is_unrolled
-from ..partitionings.attention_placement import Placement
-from ..partitionings.cache_specs import cache_specs
+from ..partitionings.attention_placement import Placement, place
+from ..partitionings.cache_specs import placed_specs
 from ..partitionings.mesh_fit import round_up
 from ..partitionings.padded_sizes import batch_multiple, padded_length, tiled_batch_multiple
 from ..partitionings.param_specs import vocab_axes
-from ..partitionings.partitioning import as_plan, placement
+from ..partitionings.partitioning import as_plan, check_model
 from ..planning.defaults import chip_of, kind_of
 
 
@@ -63,24 +64,34 @@ class Program:
         chosen = None if chip is None else ce.as_chip(chip)
         return cls(config, mesh, as_plan(plan), schedule, found, chosen)
 
-    @property
+    @functools.cached_property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the mesh axes x, y and z."""
+        return check_mesh(self.mesh)
+
+    @functools.cached_property
     def placement(self) -> Placement:
-        """Where attention happens."""
-        return placement(self.config, self.mesh, self.plan)
+        """Where attention happens.
+
+        Raises:
+          ValueError: the layouts cannot shard the model over the mesh.
+        """
+        check_model(self.config, self.sizes)
+        return place(self.config, self.plan.feedforward, self.plan.attention, self.sizes)
 
     @property
     def batch_multiple(self) -> int:
         """What the sequences of a step and of its cache are a multiple of."""
-        return batch_multiple(self.config, self.plan, check_mesh(self.mesh))
+        return batch_multiple(self.config, self.plan, self.sizes)
 
     def padded_batch(self, batch: int, *others: Program) -> int:
         """The sequences of a step of `batch`, which these other programs can take too."""
-        own = tiled_batch_multiple(batch, self.config, self.plan, check_mesh(self.mesh))
+        own = tiled_batch_multiple(batch, self.config, self.plan, self.sizes)
         return round_up(batch, math.lcm(own, *(each.batch_multiple for each in others)))
 
     def padded_length(self, new: int) -> int:
         """The positions of a step that reads `new` of each sequence."""
-        return padded_length(new, self.config, self.plan, check_mesh(self.mesh))
+        return padded_length(new, self.config, self.plan, self.sizes)
 
     def padded_cache(self, cache: Cache) -> Cache:
         """A cache of any plan, with a batch that this one can shard."""
@@ -91,11 +102,11 @@ class Program:
     @property
     def logit_spec(self) -> P:
         """Of logits [batch, vocab]."""
-        return P(None, vocab_axes(self.config, dict(self.mesh.shape)) or None)
+        return P(None, vocab_axes(self.config, self.sizes) or None)
 
     def cache_specs(self, cache: Cache) -> Cache:
-        """Of a cache."""
-        return cache_specs(self.config, self.mesh, self.plan, cache)
+        """The partition spec of every array of a cache, as a cache."""
+        return placed_specs(cache, self.placement)
 
     @property
     def compiler_options(self) -> dict[str, bool | int | str]:

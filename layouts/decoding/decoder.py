@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from collective_einsum.chips import Chip
+from collective_einsum.chips import Chip, traced_chip
 
 from ..arguments import as_next_tokens, as_prompts
 from ..layers.block import block, normed
@@ -32,6 +32,7 @@ from ..partitionings.feedforward_layout import boundary_shard
 from ..partitionings.param_specs import param_specs
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
+from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
 from .compiled_step import Program
 
@@ -228,22 +229,39 @@ def extend(
     Returns:
       logits [batch, vocab shard] after each sequence's last token, and the cache.
     """
-    config, layout = program.config, program.plan.feedforward
+    config, layout, sizes = program.config, program.plan.feedforward, program.sizes
     dtype = activation_dtype(params)
     params = standing_for(params, dtype)
     batch, new = tokens.shape
     more = cache.stored_batch * ax.size(program.placement.batch_axes) - batch
     tokens = jnp.pad(tokens, ((0, more), (0, program.padded_length(new) - new)))
     own_counts, counts = counts, jnp.pad(counts, (0, more))
+    case = LayerSizes(
+        config=config,
+        layout=layout,
+        placement=program.placement,
+        schedule=program.schedule,
+        batch=tokens.shape[0],
+        new=tokens.shape[1],
+        keys=cache.k if reads else None,
+        activation_bytes=dtype.itemsize,
+        sizes=sizes,
+        chip=traced_chip(),
+    )
+    blocks = params["blocks"]
+    # Stacked layers are alike; of the others, each may have weights of its own kind.
+    layers = [blocks] if isinstance(blocks, Mapping) else blocks
+    schedules = [block_schedules(case, weights) for weights in layers]
     step = make_step(
-        config,
-        layout,
-        program.placement,
-        program.schedule,
-        jnp.pad(cache.lengths, (0, more)),
-        tokens.shape[1],
-        cache.prefix_length,
-        dtype,
+        config=config,
+        feedforward=layout,
+        placement=program.placement,
+        schedules=schedules[0],
+        lengths=jnp.pad(cache.lengths, (0, more)),
+        new=tokens.shape[1],
+        prefix_length=cache.prefix_length,
+        dtype=dtype,
+        sizes=sizes,
     )
     with jax.named_scope("embed"):
         # Padding is read as zeros, so that whatever token it is, it leaves no NaN among the values
@@ -251,8 +269,9 @@ def extend(
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
+    steps = [dataclasses.replace(step, schedules=chosen) for chosen in schedules]
     stack = _append if reads else _fill
-    x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, step)
+    x, k, v = stack(x, _vectors_cut(blocks, step), cache, counts, steps)
     with jax.named_scope("unembed"):
         last = last_rows(x, counts, layout, program.schedule)
         c, inverse = normed(last, params["final_norm"], step)
@@ -281,13 +300,16 @@ def _vectors_cut(blocks: Params, step: Step) -> Params:
 
 
 def _append(
-    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, step: Step
+    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, steps: Sequence[Step]
 ) -> tuple[jax.Array, Entries, Entries]:
-    """All blocks, reading the cache as it was; what is new is written once they are done."""
+    """All blocks, reading the cache as it was; what is new is written once they are done.
 
+    `steps` has one for each layer, or one for all if these are stacked.
+    """
+    step = steps[0]
     own = ax.own_block(counts, step.placement.batch_axes, 0)
 
-    def one(x: jax.Array, layer: Any) -> Any:
+    def one(x: jax.Array, layer: Any, step: Step = step) -> Any:
         weights, past, prefix = layer
         return block(x, weights, step, past, prefix)
 
@@ -300,7 +322,7 @@ def _append(
         return x, write(k, new_k), write(v, new_v)
     made, early = [], max(each.nbytes for each in jax.tree.leaves((k, v))) < ON_CHIP_BYTES
     for layer, weights in enumerate(blocks):
-        x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)))
+        x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)), steps[layer])
         made.append(new)
         if early:
             new = jax.tree.map(lambda each: each[None], new)
@@ -313,12 +335,12 @@ def _append(
 
 
 def _fill(
-    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, step: Step
+    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, steps: Sequence[Step]
 ) -> tuple[jax.Array, Entries, Entries]:
-    """All blocks on an empty cache, each layer's part written as it is made."""
+    """All blocks on an empty cache, each layer's part written as it is made; `steps` as `_append`."""
     del counts
 
-    def one(carry: Any, layer: Any) -> Any:
+    def one(carry: Any, layer: Any, step: Step = steps[0]) -> Any:
         x, k, v, index = carry
         weights, prefix = layer
         x, (new_k, new_v) = block(x, weights, step, None, prefix)
@@ -330,7 +352,7 @@ def _fill(
         carry, _ = lax.scan(one, carry, (blocks, prefix))
     else:
         for layer, weights in enumerate(blocks):
-            carry, _ = one(carry, (weights, at(prefix, layer)))
+            carry, _ = one(carry, (weights, at(prefix, layer)), steps[layer])
     x, k, v, _ = carry
     return x, k, v
 

@@ -215,7 +215,7 @@ def _generate(
         kv_heads=decoder.config.stored_kv_heads // ax.size(place.kv_axes),
         stored_batch=decoder.padded_batch(batch, reader) // ax.size(place.batch_axes),
     )
-    axes = vocab_axes(decoder.config, dict(decoder.mesh.shape))
+    axes = vocab_axes(decoder.config, decoder.sizes)
     ends = jnp.asarray(np.asarray(end_tokens, np.int32))
 
     def draw(logits: jax.Array, cache: Cache) -> jax.Array:

@@ -9,82 +9,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_einsum.chips import Chip, for_chip
-
 from ..mesh import axis_collectives as ax
-from ..mesh.axes import AxesLike
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes
 from ..models.cache import Entries
-from ..models.config import ModelConfig
 from ..models.functions import add_bias, rotate, scale_rows
-from ..partitionings.attention_layouts import AttentionLayout
 from ..partitionings.attention_placement import Columns
-from ..partitionings.feedforward_layout import (
-    FeedForwardLayout,
-    Outgoing,
-    boundary_shard,
-    feature_bias,
-)
+from ..partitionings.feedforward_layout import Outgoing, boundary_shard, feature_bias
 from ..partitionings.weight_stationary import project_rows
 from .attention_scores import Segment, attend
 from .head_columns import from_attention, to_attention
-from .layer_checks import ATTENTION
-from .layer_context import LayerCall, Past, Step
+from .layer_context import Past, Step
 
 
 def attention(
-    x: jax.Array,
-    weights: Mapping[str, Any],
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    attention_layout: AttentionLayout,
-    *,
-    lengths: jax.Array | None = None,
-    past: Past | None = None,
-    prefix: Past | None = None,
-    mesh: Any = None,
-    axes: AxesLike = None,
-    schedule: ScheduleLike = "auto",
-    chip: Chip | str | None = None,
-) -> tuple[jax.Array, Past]:
-    """Causal attention of a block, without its norm, on local shards inside shard_map.
-
-    Args:
-      x: [B_W, T, E over the rest]: new positions, sharded as `activation_spec(layout, axes)` says.
-      weights: of one layer, stored as `block_specs` says: "w_q", "w_kv", "w_o", and their
-        biases if the config has any.
-      config: heads and rotary embedding.
-      layout: of the projections, that of the block's feedforward.
-      attention_layout: HeadSharded() or BatchSharded(...).
-      lengths: [whole batch] int32, the positions that precede x in `past`; None for none. Inside a
-        shard_map the whole is that over x, y and z, of which a data axis has a part.
-      past: keys and values of this layer, `Entries` of [B, K, S, D], sharded over batch and heads
-        as `place` says; positions from `lengths` on are not read.
-      prefix: keys and values [K, P, D] that come before `past` in every sequence.
-      mesh: given outside of a shard_map, where all of these are global arrays; as `feedforward`.
-      axes: what the mesh calls x, y and z, if something else, and which others shard the batch; a
-        `MeshAxes`.
-      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
-      chip: for which schedules are chosen, itself or its name; by default that of the mesh.
-
-    Returns:
-      As `x`; and the new keys and values, `Entries` of [B, K, T, D], for the cache.
-
-    Raises:
-      ValueError: while tracing, in words, for sizes that do not fit.
-    """
-    call = LayerCall(config, layout, attention_layout, axes, schedule)
-    lengths = call.check(x, weights, ATTENTION, lengths, past, prefix, mesh)
-    with for_chip(chip):
-        return call(_attention, x, weights, lengths, past, prefix, mesh)
-
-
-def _attention(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
+    """Attention without its norm; x is [rows, E over the rest]."""
     columns, _ = project_heads(x, weights, step, None, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
-    y = step.feedforward.project_out([o], step.schedule)
+    y = step.feedforward.project_out([o], step.schedules.projections)
     return add_output_bias(y, weights, step, "b_o"), new
 
 
@@ -112,16 +55,13 @@ def project_heads(
       multiplied.
     """
     heads = [weights[name] for name in ("w_q", "w_kv")]
-    layout, place_ = step.feedforward, step.placement
+    layout, place_, schedule = step.feedforward, step.placement, step.schedules.projections
     stored = [place_.queries.stored, place_.keys.stored]
+    feature_axes = [WEIGHT_AXES] * len(others)
     if place_.by_rows:
         columns = project_rows(c, heads, step.schedule)
         rest = (
-            layout.project_in(
-                c, others, [WEIGHT_AXES] * len(others), step.schedule, overlap_seconds
-            )
-            if others
-            else []
+            layout.project_in(c, others, feature_axes, schedule, overlap_seconds) if others else []
         )
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
@@ -129,12 +69,12 @@ def project_heads(
         # Of a chip's own rows, which it need not gather.
         keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
-        axes = [stored[0], *([WEIGHT_AXES] * len(others))]
-        made = layout.project_in(c, [heads[0], *others], axes, step.schedule, overlap_seconds)
+        axes = [stored[0], *feature_axes]
+        made = layout.project_in(c, [heads[0], *others], axes, schedule, overlap_seconds)
         columns, rest = [made[0], keys], made[1:]
     else:
-        axes = [*stored, *([WEIGHT_AXES] * len(others))]
-        made = layout.project_in(c, [*heads, *others], axes, step.schedule, overlap_seconds)
+        axes = [*stored, *feature_axes]
+        made = layout.project_in(c, [*heads, *others], axes, schedule, overlap_seconds)
         columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
 

@@ -15,16 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_einsum import TPU_V4
 from collective_einsum.chips import TILE_ROWS
 
+from .. import tuning
 from ..models.functions import attention_scale, wide
-
-# The scores of one block of queries fit the on-chip memory of the smallest chip that has some.
-SCORES_BYTES = TPU_V4.cmem_bytes
-# Groups of query blocks; each sees the keys up to its own end. With g groups, (1 + 1/g) / 2 of the
-# scores are computed, and the program grows with g.
-CAUSAL_GROUPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +88,10 @@ def attend(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int = 0
     k = segments[0].keys.shape[-3]
     q = q.reshape(b, t, k, h // k, d)
     row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
-    count = -(-t // max(1, SCORES_BYTES // row_bytes))
+    count = -(-t // max(1, tuning.SCORES_BYTES // row_bytes))
     if count == 1:
         return _block(q, segments, first).reshape(b, t, h, d)
-    groups = min(count, CAUSAL_GROUPS)
+    groups = min(count, tuning.CAUSAL_GROUPS)
     per_group = -(-count // groups)
     block = -(-t // (groups * per_group))
     padded = jnp.pad(q, ((0, 0), (0, groups * per_group * block - t), (0, 0), (0, 0), (0, 0)))

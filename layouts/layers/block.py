@@ -6,87 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax import lax
 
-from collective_einsum.chips import Chip, for_chip
-
-from ..cost import streamed_cost as stream_cost
 from ..mesh import axis_collectives as ax
-from ..mesh.axes import AxesLike
-from ..mesh.axis_collectives import ScheduleLike
-from ..models.config import ModelConfig
 from ..models.functions import norm_factors, norm_moments, normalize, wide
-from ..partitionings.attention_layouts import AttentionLayout
-from ..partitionings.feedforward_layout import (
-    FeedForwardLayout,
-    boundary_axes,
-    boundary_shard,
-    whole_rows,
-)
+from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, whole_rows
 from .attention import add_output_bias, attend_columns, project_heads
-from .block_overlap import beside_attention, in_turn
 from .feedforward import columns_out, projected
-from .layer_checks import PARALLEL, SERIAL
-from .layer_context import LayerCall, Past, Step
-from .streamed_feedforward import stream, stream_schedule
-
-
-def parallel_block(
-    x: jax.Array,
-    weights: Mapping[str, Any],
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    attention_layout: AttentionLayout,
-    *,
-    lengths: jax.Array | None = None,
-    past: Past | None = None,
-    prefix: Past | None = None,
-    mesh: Any = None,
-    axes: AxesLike = None,
-    schedule: ScheduleLike = "auto",
-    chip: Chip | str | None = None,
-) -> tuple[jax.Array, Past]:
-    """x + attention(norm(x)) + feedforward(norm(x)), inside shard_map.
-
-    One gather serves q, k, v and the feedforward's input matrices, and one reduce-scatter both
-    output matrices (section 3.4 of "Efficiently Scaling Transformer Inference").
-
-    Args:
-      weights: of one layer; see `params.py`, and `layouts.param_specs` for how they are stored.
-      x, config, layout, attention_layout, lengths, past, prefix, mesh, axes, schedule, chip: as
-        `attention`.
-
-    Returns:
-      As `attention`.
-
-    Raises:
-      ValueError: while tracing, in words, for sizes that do not fit.
-    """
-    call = LayerCall(config, layout, attention_layout, axes, schedule)
-    lengths = call.check(x, weights, PARALLEL, lengths, past, prefix, mesh)
-    with for_chip(chip):
-        return call(parallel, x, weights, lengths, past, prefix, mesh)
-
-
-def serial_block(
-    x: jax.Array,
-    weights: Mapping[str, Any],
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    attention_layout: AttentionLayout,
-    *,
-    lengths: jax.Array | None = None,
-    past: Past | None = None,
-    prefix: Past | None = None,
-    mesh: Any = None,
-    axes: AxesLike = None,
-    schedule: ScheduleLike = "auto",
-    chip: Chip | str | None = None,
-) -> tuple[jax.Array, Past]:
-    """y = x + attention(norm(x)), and then y + feedforward(norm_ffn(y)); as `parallel_block`."""
-    call = LayerCall(config, layout, attention_layout, axes, schedule)
-    lengths = call.check(x, weights, SERIAL, lengths, past, prefix, mesh)
-    with for_chip(chip):
-        return call(serial, x, weights, lengths, past, prefix, mesh)
+from .layer_context import Past, Step
+from .streamed_feedforward import stream
 
 
 def block(
@@ -100,43 +28,47 @@ def block(
 def parallel(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
-    """See `parallel_block`; x is [rows, E over the rest]."""
-    config, layout, schedule = step.config, step.feedforward, step.schedule
+    """x + attention(norm(x)) + feedforward(norm(x)); x is [rows, E over the rest].
+
+    One all-gather serves q, k, v and the feedforward's input matrices, and one reduce-scatter both
+    output matrices (section 3.4 of "Efficiently Scaling Transformer Inference", arXiv 2211.05102).
+    """
+    config, layout, schedules = step.config, step.feedforward, step.schedules
     c, inverse = normed(x, weights["norm"], step)
     inverse = inner_rows(inverse, step)
-    out = stream_cost.outgoing(config)
-    how = stream_schedule(c.shape[0], weights, config, layout, schedule, out)
-    if how is not None:
-        c = whole_rows(c, layout, config.d_model, schedule)
+    if schedules.weight_ring is not None:
+        c = whole_rows(c, layout, config.d_model, schedules.given)
         columns, _ = project_heads(c, weights, step, inverse, [])
         o, new = attend_columns(columns, weights, step, past, prefix)
-        terms = stream(c, inverse, weights, config, layout, [o], how)
+        terms = stream(c, inverse, weights, config, layout, [o], schedules.weight_ring)
     else:
         ffn = [weights[name] for name in config.input_names]
-        overlap_seconds = beside_attention(step, past)
-        columns, inner = project_heads(c, weights, step, inverse, ffn, overlap_seconds)
+        columns, inner = project_heads(c, weights, step, inverse, ffn, schedules.overlap_seconds)
         o, new = attend_columns(columns, weights, step, past, prefix)
-        h = columns_out(inner, inverse, weights, config, layout, schedule)
-        terms = in_turn(o, h, step, overlap_seconds)
-    y = layout.project_out(terms, schedule)
+        h = columns_out(inner, inverse, weights, config, layout, schedules.given)
+        if schedules.feedforward_last:
+            first, then = lax.optimization_barrier((o.h, h.h))
+            o, h = o._replace(h=first), h._replace(h=then, in_turn=True)
+        terms = [o, h]
+    y = layout.project_out(terms, schedules.projections)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 
 
 def serial(
     x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
-    """See `serial_block`; x is [rows, E over the rest]."""
-    layout, schedule = step.feedforward, step.schedule
+    """y = x + attention(norm(x)), then y + feedforward(norm_ffn(y)); x is [rows, E over the rest]."""
+    layout, schedules = step.feedforward, step.schedules
     c, inverse = normed(x, weights["norm"], step)
     inverse = inner_rows(inverse, step)
     columns, _ = project_heads(c, weights, step, inverse, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
-    y = layout.project_out([o], schedule)
+    y = layout.project_out([o], schedules.projections)
     x = _sum(x, add_output_bias(y, weights, step, "b_o"))
 
     c, inverse = normed(x, weights["norm_ffn"], step)
     inverse = inner_rows(inverse, step)
-    y = projected(c, inverse, weights, step.config, layout, schedule)
+    y = projected(c, inverse, weights, step.config, layout, schedules)
     return _sum(x, add_output_bias(y, weights, step, "b_out")), new
 
 

@@ -17,63 +17,19 @@ import numpy as np
 from jax import lax
 
 import collective_einsum as ce
-from collective_einsum.chips import traced_chip
-from collective_einsum.ops import as_schedule
 
-from ..cost.layer_items import ACTIVATION_BYTES, gathered_weight
-from ..cost.streamed_cost import saving
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes
 from ..models.config import ModelConfig
 from ..models.functions import BIASES, hidden, scale_rows
 from ..partitionings.feedforward_layout import FeedForwardLayout, Outgoing
 from ..partitionings.weight_gathered import WeightGathered
 
 
-def columns_axes(layout: FeedForwardLayout) -> Axes:
-    """The axes over which columns of weights are gathered, of more than one device."""
+def gathered_columns(layout: FeedForwardLayout, sizes: Mapping[str, int]) -> Axes:
+    """The axes of more than one device over which columns of weights are gathered."""
     gathered = layout.axes if isinstance(layout, WeightGathered) else ()
-    return ax.live([axis for axis in WEIGHT_AXES if axis in gathered])
-
-
-def stream_schedule(
-    rows: int,
-    weights: Mapping[str, Any],
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    schedule: ScheduleLike,
-    outgoing: Sequence[str],
-) -> ce.Schedule | None:
-    """How a feedforward of so many rows streams its weights, and the `outgoing` matrices, if at all.
-
-    It does under a ring schedule that passes whole shards on, and under "auto" where that pays:
-    nowhere if the compiler runs lax's gathers beside other work.
-    """
-    if not columns_axes(layout):
-        return None
-    given = as_schedule(ax.weights_schedule(schedule))
-    if given is not None:
-        whole = given.kind == "ring" and given.direction != "bidirectional"
-        return given if whole and given.wire_dtype is None else None
-    sizes = ax.local_sizes()
-    columns = {"w_o": config.stored_heads * config.d_head}
-    items = [
-        item
-        for name in (*config.input_names, *outgoing)
-        for item in gathered_weight(
-            name,
-            rows,
-            config.d_model,
-            columns.get(name, config.d_ff),
-            WEIGHT_AXES,
-            "out" if name in outgoing else "in",
-            layout.batch_axes,
-            sizes,
-            1 if isinstance(weights[name], ce.Quantized) else ACTIVATION_BYTES,
-        )
-    ]
-    found = saving(items, config.input_names, outgoing, sizes, traced_chip())
-    return None if found is None else ce.Schedule("ring", "latency")
+    return tuple(axis for axis in WEIGHT_AXES if axis in gathered and sizes[axis] > 1)
 
 
 def stream(
@@ -92,9 +48,9 @@ def stream(
       factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
       weights: of the feedforward, by name, as they are stored.
       before: other columns on their way out, whose matrices arrive meanwhile.
-      schedule: from `stream_schedule`.
+      schedule: a ring that passes whole shards on.
     """
-    axes, names = columns_axes(layout), config.input_names
+    axes, names = gathered_columns(layout, ax.local_sizes()), config.input_names
     shards = {name: ax.all_gather(weights[name], ("x",), 0, schedule) for name in names}
     out = {f"before_{i}": term.w for i, term in enumerate(before)} | {"w_out": weights["w_out"]}
     shards |= {name: ax.values(w) for name, w in out.items()}

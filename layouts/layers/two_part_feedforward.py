@@ -10,24 +10,19 @@ The layout is section 3.2.2 of "Efficiently Scaling Transformer Inference" (arXi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from collective_einsum.chips import MATRIX_TILE, traced_chip
-from collective_einsum.ops import as_schedule
+from collective_einsum.chips import MATRIX_TILE
 from collective_einsum.rings import pieces_of, put_together, together
 
-from ..cost.layer_items import ACTIVATION_BYTES
-from ..cost.two_part_cost import SHARES, Rows, saving
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
-from ..models.config import ModelConfig
-from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..mesh.axis_collectives import Axes
+from ..tuning import D_FF_FRACTIONS
 
 # In a profile.
 SCOPE = "feedforward_in_parts"
@@ -53,7 +48,7 @@ def in_parts(
     Returns:
       [rows over yz, E over x].
     """
-    first, second = pieces_of(w_out.shape[0], SHARES, MATRIX_TILE)
+    first, second = pieces_of(w_out.shape[0], D_FF_FRACTIONS, MATRIX_TILE)
     left, right = pieces_of(w_out.shape[1], 2, MATRIX_TILE)
 
     def scattered(h: jax.Array, weights: Sequence[jax.Array], part: tuple[int, int]) -> Any:
@@ -83,35 +78,6 @@ def in_parts(
     b, y = together(b, put_together(ys, 1))
     y = (out(b, second, (0, w_out.shape[1])) + y).astype(c.dtype)
     return ax.reduce_scatter_alone(y, yz, 0, "blocking")
-
-
-def pays(
-    rows: int,
-    weights: Mapping[str, Any],
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    schedule: ScheduleLike,
-) -> bool:
-    """Whether "auto" makes a feedforward of so many rows between layers in parts.
-
-    It does where the compiler runs lax's collectives beside matmuls, and the model says that it is
-    faster: of weight-stationary layouts that cut rows, with two input matrices, in 16 bits.
-    """
-    names = (*config.input_names, "w_out")
-    plain = all(ax.values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)
-    if as_schedule(schedule) is not None or not (plain and config.gated and _rows_go_round(layout)):
-        return False
-    x, yz = (tuple(ax.axis_size(axis) for axis in axes) for axes in (("x",), WEIGHT_AXES))
-    width, d_model = weights["w_out"].shape
-    of = Rows(rows * math.prod(yz), d_model, width, len(config.input_names), x, yz, traced_chip())
-    return saving(of) > 0
-
-
-def _rows_go_round(layout: FeedForwardLayout) -> bool:
-    """Whether rows are scattered and gathered over x, and over y and z between layers."""
-    between = (*layout.batch_axes, *layout.position_axes)
-    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
-    return between == WEIGHT_AXES and inside == ("x",)
 
 
 def _cut(w: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:

@@ -11,6 +11,7 @@ from ..mesh.axes import AxesLike, named, naming
 from ..mesh.axis_collectives import Axes
 from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig, as_config
+from .attention_placement import Placement
 from .partitioning import as_plan, placement
 
 
@@ -30,10 +31,15 @@ def cache_specs(
       ValueError: the mesh has other axes, or the layouts cannot shard the model over it.
     """
     with naming(axes):
-        where = placement(as_config(config), mesh, as_plan(plan))
-        own = _specs(cache.k, None, where.batch_axes or None, where.kv_axes or None)
-        prefix = None if cache.prefix is None else prefix_specs(cache.prefix, where.kv_axes)
-        return named(dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix))
+        return named(placed_specs(cache, placement(as_config(config), mesh, as_plan(plan))))
+
+
+def placed_specs(cache: Cache, where: Placement) -> Cache:
+    """The partition spec of every array of a cache, over the axes of a layout, from where attention
+    happens."""
+    own = _specs(cache.k, None, where.batch_axes or None, where.kv_axes or None)
+    prefix = None if cache.prefix is None else prefix_specs(cache.prefix, where.kv_axes)
+    return dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix)
 
 
 def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:

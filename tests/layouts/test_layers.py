@@ -14,13 +14,13 @@ import collective_einsum as ce
 import layouts
 from collective_einsum.chips import compile_context as compiling
 from layouts import reference
-from layouts.layers import block_overlap as overlap
 from layouts.mesh.shard_map_entry import weight_specs_of
 from layouts.models.cache import Entries
 from layouts.models.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
 from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
 from layouts.models.params import init
 from layouts.partitionings.param_specs import block_specs
+from layouts.planning import schedule_layers as overlap
 
 from .models import name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 import jax
@@ -27,14 +26,13 @@ from layouts.layers import two_part_feedforward as parts
 from layouts.models.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
 from layouts.models.params import init
 from layouts.partitionings.param_specs import WEIGHT_SPECS
+from layouts.planning import schedule_layers
 
 BY_BATCH = layouts.WeightStationary2D(by_batch=True)
 BY_POSITION = layouts.WeightStationary2D(by_position=True)
 # Gated, with biases.
 GATED = TINY_GEGLU
 V4 = TPU_V4.under_options()
-# The name in `layouts` is that of the function.
-MODULE = importlib.import_module("layouts.layers.feedforward")
 
 
 def one_layer(config: Any, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def one_layer(config: Any, dtype: Any = jnp.float32) -> dict[str, Any]:
 def test_equals_the_reference_and_its_gradient(
     mesh_of: Any, layout: Any, shape: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MODULE, "pays", lambda *_: True)
+    monkeypatch.setattr(schedule_layers, "_splits_d_ff", lambda *_: True)
     config = dataclasses.replace(GATED, d_model=24, d_ff=72)
     weights, mesh = one_layer(config), mesh_of(shape, "xyz")
     x = jax.random.normal(jax.random.key(1), (12, 12, config.d_model))
@@ -86,7 +84,7 @@ def test_a_serial_block_takes_them(mesh_of: Any, monkeypatch: pytest.MonkeyPatch
     x = jax.random.normal(jax.random.key(1), (8, 3, config.d_model))
 
     def run(taken: bool) -> Any:
-        monkeypatch.setattr(MODULE, "pays", lambda *_: taken)
+        monkeypatch.setattr(schedule_layers, "_splits_d_ff", lambda *_: taken)
         jax.clear_caches()
         attention = layouts.BatchSharded(("x", "y", "z"))
         lowered = jax.jit(
@@ -181,7 +179,7 @@ def test_auto_takes_them_where_they_pay(rows: int, change: Any, taken: bool) -> 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.int8], ids=str)
 def test_only_bfloat16_is_cut(mesh_of: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of others the model knows too little."""
-    monkeypatch.setattr(parts, "saving", lambda *_: 1.0)
+    monkeypatch.setattr(parts_cost, "saving", lambda *_: 1.0)
     x = jnp.zeros((8, 3, GATED.d_model), jnp.float32 if dtype == jnp.int8 else dtype)
     lowered = jax.jit(
         lambda x, w: layouts.feedforward(x, w, GATED, BY_BATCH, mesh=mesh_of((2, 2, 2), "xyz"))
@@ -193,7 +191,7 @@ def test_a_matrix_that_is_not_gated_is_no_pair(
     mesh_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where the model would say that two parts pay."""
-    monkeypatch.setattr(parts, "saving", lambda *_: 1.0)
+    monkeypatch.setattr(parts_cost, "saving", lambda *_: 1.0)
     weights = one_layer(TINY_MULTIHEAD, jnp.bfloat16)
     x = jnp.zeros((8, 3, TINY_MULTIHEAD.d_model), jnp.bfloat16)
     lowered = jax.jit(

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import layouts
 from collective_einsum.chips import compile_context as compiling
-from layouts import reference
+from layouts import reference, tuning
 from layouts.layers import attention_scores as scores
 from layouts.models.config import (
     TINY_GROUPED,
@@ -156,7 +156,7 @@ def test_queries_of_a_part_of_the_positions(
     segments = [scores.Segment(k, v, causal=True)]
     whole = scores.attend(q, segments)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "SCORES_BYTES", block * 8 * batch)
+        patch.setattr(tuning, "SCORES_BYTES", block * 8 * batch)
         for first in range(0, length, per_part):
             own = q[:, first : first + per_part]
             found = scores.attend(own, segments, jnp.int32(first))

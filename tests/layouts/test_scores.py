@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import collective_einsum as ce
-from layouts.layers import attention_scores as scores
+from layouts import tuning
 from layouts.layers.attention_scores import Segment, attend
 from layouts.models.cache import Entries
 
@@ -58,7 +58,7 @@ def by_hand(q: Any, segments: list[Segment]) -> np.ndarray:
 @pytest.mark.parametrize("rows", [T, 4, 1, 5])
 def test_equals_one_softmax(monkeypatch: pytest.MonkeyPatch, rows: int, kv_heads: int) -> None:
     row_bytes = B * H * (T + PAST + PREFIX) * 4
-    monkeypatch.setattr(scores, "SCORES_BYTES", rows * row_bytes)
+    monkeypatch.setattr(tuning, "SCORES_BYTES", rows * row_bytes)
     q, segments = everything(kv_heads)
     found = jax.jit(lambda q: attend(q, segments))(q)
     np.testing.assert_allclose(found, by_hand(q, segments), rtol=2e-5, atol=2e-6)
@@ -66,7 +66,7 @@ def test_equals_one_softmax(monkeypatch: pytest.MonkeyPatch, rows: int, kv_heads
 
 def test_scores_of_all_queries_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     length, block = 256, 16
-    monkeypatch.setattr(scores, "SCORES_BYTES", block * H * length * 4)
+    monkeypatch.setattr(tuning, "SCORES_BYTES", block * H * length * 4)
     q = jax.ShapeDtypeStruct((1, length, H, D), jnp.float32)
     kv = jax.ShapeDtypeStruct((1, 1, length, D), jnp.float32)
 

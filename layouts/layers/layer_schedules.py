@@ -1,0 +1,35 @@
+"""How the collectives of a layer run: data, decided before the layer is traced."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import collective_einsum as ce
+
+from ..mesh.axis_collectives import ScheduleLike
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSchedules:
+    """The schedules of one layer's collectives; `planning.schedule_layers` decides them from sizes.
+
+    Attributes:
+      given: what the caller asked for, such as "auto"; that of collectives which no field below names.
+      projections: the schedule of `project_in` and `project_out`; `given`, or "blocking" where the
+        compiler overlaps whole all-gathers of weights with the matmuls before.
+      weight_ring: the ring in which a weight-gathered feedforward's weights arrive while it
+        multiplies; None where each weight is gathered whole before its matmul.
+      splits_d_ff: whether the feedforward is computed in two fractions of d_ff, whose collectives
+        over x overlap each other's matmuls.
+      overlap_seconds: seconds of attention that the last reduce-scatter of the input projections can
+        overlap.
+      feedforward_last: whether a barrier holds what follows the feedforward's nonlinearity back until
+        attention is done.
+    """
+
+    given: ScheduleLike
+    projections: ScheduleLike
+    weight_ring: ce.Schedule | None = None
+    splits_d_ff: bool = False
+    overlap_seconds: float = 0.0
+    feedforward_last: bool = False

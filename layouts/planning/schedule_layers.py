@@ -1,0 +1,230 @@
+"""The schedules of a layer's collectives, decided from sizes before the layer is traced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import collective_einsum as ce
+from collective_einsum.chips import Chip
+from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
+from collective_einsum.ops import as_schedule
+
+from ..cost import einsum_cost, streamed_cost, two_part_cost
+from ..cost.layer_cost import attention_seconds
+from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, gathered_weight
+from ..cost.layer_work import inputs
+from ..layers.layer_schedules import LayerSchedules
+from ..layers.streamed_feedforward import gathered_columns
+from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, size, values
+from ..models.cache import Entries
+from ..models.config import ModelConfig
+from ..partitionings.attention_placement import Placement
+from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.weight_gathered import WeightGathered
+
+# The feedforward's chain of collectives (the last reduce-scatter over x and the all-gather after the
+# nonlinearity) is held back behind attention where it takes so many times as long. v4, PaLM 540B: a step
+# of 512 or 1024 rows gains 4 to 6%; steps of up to 384 rows, 1.77 times as long, lose up to 4%.
+MUCH = 1.8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSizes:
+    """What the schedules of a layer are decided from.
+
+    Attributes:
+      config: the model.
+      layout: the feedforward layout, which is also that of attention's projections.
+      placement: where attention happens; None for a feedforward by itself.
+      schedule: as the caller gave it.
+      batch: sequences, of all chips of x, y and z.
+      new: positions of each sequence in this step.
+      keys: the cached keys that are read, of which the shape and the dtype matter; None if there are
+        none.
+      activation_bytes: bytes of an element of the activations.
+      sizes: of the mesh axes x, y and z.
+      chip: the chip, as its compiler serves the program.
+    """
+
+    config: ModelConfig
+    layout: FeedForwardLayout
+    placement: Placement | None
+    schedule: ScheduleLike
+    batch: int
+    new: int
+    keys: Entries | None = None
+    activation_bytes: int
+    sizes: Mapping[str, int]
+    chip: Chip
+
+    @property
+    def auto(self) -> bool:
+        """Whether the caller left the schedule open."""
+        return as_schedule(self.schedule) is None
+
+    @property
+    def rows(self) -> int:
+        """Rows of a chip's activations between layers."""
+        axes = (*self.layout.batch_axes, *self.layout.position_axes)
+        return self.batch * self.new // size(axes, self.sizes)
+
+
+def attention_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+    """Those of attention by itself."""
+    del weights
+    return LayerSchedules(given=case.schedule, projections=_projections(case))
+
+
+def serial_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+    """Those of a serial block, or of a feedforward by itself.
+
+    Args:
+      case: the sizes.
+      weights: of one layer or of several alike, by name; only their kinds matter.
+    """
+    schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
+    if _splits_d_ff(case, weights):
+        return dataclasses.replace(schedules, splits_d_ff=True)
+    ring = _weight_ring(case, weights, schedules.projections, ("w_out",))
+    return dataclasses.replace(schedules, weight_ring=ring)
+
+
+def parallel_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+    """Those of a parallel block; arguments as `serial_schedules`."""
+    schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
+    ring = _weight_ring(case, weights, schedules.projections, ("w_o", "w_out"))
+    if ring is not None:
+        return dataclasses.replace(schedules, weight_ring=ring)
+    seconds = _overlapping_attention(case)
+    return dataclasses.replace(
+        schedules,
+        overlap_seconds=seconds,
+        feedforward_last=_feedforward_last(case, weights, seconds),
+    )
+
+
+def block_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+    """Those of the block that the config says; arguments as `serial_schedules`."""
+    decide = parallel_schedules if case.config.block == "parallel" else serial_schedules
+    return decide(case, weights)
+
+
+def _projections(case: LayerSizes) -> ScheduleLike:
+    """See `LayerSchedules.projections`."""
+    whole = isinstance(case.layout, WeightGathered) and "all_gather" in case.chip.asynchronous
+    return "blocking" if case.auto and whole else case.schedule
+
+
+def _weight_ring(
+    case: LayerSizes, weights: Mapping[str, Any], schedule: ScheduleLike, outgoing: Sequence[str]
+) -> ce.Schedule | None:
+    """The ring that brings the input and the `outgoing` matrices, where one does.
+
+    A ring schedule that passes whole shards on does so. "auto" does where the model says that it is
+    faster; nowhere if the compiler overlaps whole all-gathers with other work.
+    """
+    if not gathered_columns(case.layout, case.sizes):
+        return None
+    given = as_schedule(schedule)
+    if given is not None:
+        shards = given.kind == "ring" and given.direction != "bidirectional"
+        return given if shards and given.wire_dtype is None else None
+    config = case.config
+    columns = {"w_o": config.stored_heads * config.d_head}
+    items = [
+        item
+        for name in (*config.input_names, *outgoing)
+        for item in gathered_weight(
+            name,
+            case.rows,
+            config.d_model,
+            columns.get(name, config.d_ff),
+            WEIGHT_AXES,
+            "out" if name in outgoing else "in",
+            case.layout.batch_axes,
+            case.sizes,
+            1 if isinstance(weights[name], ce.Quantized) else ACTIVATION_BYTES,
+        )
+    ]
+    saved = streamed_cost.saving(items, config.input_names, outgoing, case.sizes, case.chip)
+    return None if saved is None else ce.Schedule("ring", "latency")
+
+
+def _splits_d_ff(case: LayerSizes, weights: Mapping[str, Any]) -> bool:
+    """Whether "auto" computes a feedforward between layers in two fractions of d_ff.
+
+    It does in token-sharded weight-stationary layouts with two input matrices in 16 bits, where the
+    compiler overlaps lax's collectives with matmuls and the model says that it is faster.
+    """
+    config = case.config
+    names = (*config.input_names, "w_out")
+    plain = all(values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)
+    if not (case.auto and plain and config.gated and _exchanges_tokens(case.layout)):
+        return False
+    yz = size(WEIGHT_AXES, case.sizes)
+    form = two_part_cost.Rows(
+        case.rows * yz,
+        config.d_model // case.sizes["x"],
+        config.d_ff // yz,
+        len(config.input_names),
+        (case.sizes["x"],),
+        tuple(case.sizes[axis] for axis in WEIGHT_AXES),
+        case.chip,
+    )
+    return two_part_cost.saving(form) > 0
+
+
+def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
+    """Whether tokens are sharded over y and z between layers, and over x inside of them."""
+    between = (*layout.batch_axes, *layout.position_axes)
+    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
+    return between == WEIGHT_AXES and inside == ("x",)
+
+
+def _overlapping_attention(case: LayerSizes) -> float:
+    """See `LayerSchedules.overlap_seconds`; 0 in layouts that are not token-sharded, where the
+    schedule is given, or where the compiler runs no all-to-all asynchronously."""
+    if not (case.layout.cuts_rows and case.auto and "all_to_all" in case.chip.asynchronous):
+        return 0.0
+    config, where, sizes = case.config, case.placement, case.sizes
+    assert where is not None
+    attention = Attention(
+        case.batch // size(where.batch_axes, sizes),
+        case.new // size(case.layout.inner_position_axes, sizes),
+        case.new,
+        config.stored_heads / size(where.queries.kept, sizes),
+        max(1, config.stored_kv_heads / size(where.kv_axes, sizes)),
+        config.d_head,
+        0 if case.keys is None else case.keys.size,
+        ACTIVATION_BYTES if case.keys is None else case.keys.values.dtype.itemsize,
+    )
+    return attention_seconds(attention, case.chip)
+
+
+def _feedforward_last(case: LayerSizes, weights: Mapping[str, Any], attention: float) -> bool:
+    """See `LayerSchedules.feedforward_last`.
+
+    The last reduce-scatter over x, and the all-gather after the nonlinearity, are a chain that the
+    compiler overlaps with attention as far as that goes. Where attention is much shorter, the
+    reduce-scatter overlaps it, and the all-gather overlaps attention's output projection. A
+    reduce-scatter that is a ring overlaps its own matmul.
+
+    Args:
+      case: the sizes.
+      weights: as `serial_schedules`.
+      attention: from `_overlapping_attention`.
+    """
+    config, sizes, chip = case.config, case.sizes, case.chip
+    x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
+    if not attention or x == 1:
+        return False
+    hidden = case.batch * case.new * (config.d_ff // yz) * case.activation_bytes
+    chain = all_to_all_seconds(chip, [x], hidden) + all_gather_seconds(chip, [x], hidden)
+    if chain < MUCH * attention:
+        return False
+    assert case.placement is not None
+    load = Load(case.batch, case.new, 0, values(weights["w_out"]).dtype.itemsize)
+    einsum = inputs(config, case.layout, case.placement, sizes, load)
+    return einsum_cost.schedule(einsum, sizes, chip, attention).direction == "async"
