@@ -1,7 +1,7 @@
-"""What a mesh calls the axes x, y and z of a layout.
+"""The mesh axes that the axes x, y and z of a layout stand for.
 
-Layouts are written in x, y and z. A layer says once, while it is traced, what its mesh calls them
-(`naming`), and whatever asks a mesh or moves something translates (`names`).
+Layouts are written in x, y and z. A layer sets the names of its mesh once, while it is traced
+(`naming`); every function that asks a mesh for sizes, or calls a collective, translates (`names`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -25,71 +25,77 @@ Axes = tuple[str, ...]
 AXES: Axes = ("x", "y", "z")
 # Feedforward weights are stored E_x F_yz, attention weights E_x H_yz.
 WEIGHT_AXES: Axes = ("y", "z")
-# Stands for what `MeshAxes.batch` names.
+# Stands for the mesh axes of `MeshAxes.batch`.
 BATCH = "batch"
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshAxes:
-    """What a mesh calls the axes x, y and z of a layout, whose names differ otherwise.
+    """The mesh axes that the axes x, y and z of a layout stand for.
 
     `MeshAxes(x="fsdp", y="tp")` is a layout without z, as if its size were 1.
 
     Attributes:
-      x, y, z: the name of a mesh axis, or of several, major first; None where there is none.
-      batch: further axes that shard the batch, outermost, over which weights are whole.
+      x, y, z: the name of a mesh axis, or of several, major first; None for no axis, size 1.
+      batch: further mesh axes that shard the batch, outermost; weights are replicated over them.
+
+    Raises:
+      ValueError: something else than names is given, or a name twice.
     """
 
     x: str | Axes | None = None
     y: str | Axes | None = None
     z: str | Axes | None = None
-    batch: str | Axes = ()
+    batch: str | Axes | None = ()
 
     def __post_init__(self) -> None:
         fields = [getattr(self, axis) for axis in (*AXES, BATCH)]
-        words = all(each is None or isinstance(each, str | tuple | list) for each in fields)
-        found = [name for axis in (*AXES, BATCH) for name in self.of(axis)] if words else [None]
-        if not all(isinstance(name, str) for name in found) or len(set(found)) < len(found):
+        words = all(field is None or isinstance(field, str | tuple | list) for field in fields)
+        mesh = [name for axis in (*AXES, BATCH) for name in self.of(axis)] if words else [None]
+        if not all(isinstance(name, str) for name in mesh) or len(set(mesh)) < len(mesh):
             raise ValueError(
                 f"{self}: give names of mesh axes, or tuples of names, no name twice, such as "
                 'MeshAxes(x="fsdp", y="tp")'
             )
 
     def of(self, axis: str) -> Axes:
-        """The mesh axes of one of the layout's, or of the batch; another name is itself."""
+        """The mesh axes that "x", "y", "z" or "batch" stands for; another name stands for itself."""
         if axis not in (*AXES, BATCH):
             return (axis,)
-        found = getattr(self, axis)
-        return () if found is None else (found,) if isinstance(found, str) else tuple(found)
+        field = getattr(self, axis)
+        return () if field is None else (field,) if isinstance(field, str) else tuple(field)
 
     def spec(self, spec: P) -> P:
         """A partition spec over the layout's axes as one over the mesh's."""
         return P(*(self._entry(entry) for entry in spec))
 
-    def _entry(self, entry: Any) -> Any:
+    def _entry(self, entry: str | Axes | None) -> str | Axes | None:
         if entry is None:
             return None
-        given = (entry,) if isinstance(entry, str) else entry
-        found = tuple(name for axis in given for name in self.of(axis))
-        return found[0] if isinstance(entry, str) and len(found) == 1 else found or None
+        axes = (entry,) if isinstance(entry, str) else entry
+        mesh = tuple(name for axis in axes for name in self.of(axis))
+        return mesh[0] if isinstance(entry, str) and len(mesh) == 1 else mesh or None
 
 
-AxesLike = MeshAxes | Mapping[str, Any] | None
+AxesLike = MeshAxes | Mapping[str, str | Axes | None] | None
+MeshLike = Mesh | AbstractMesh
+SomeMesh = TypeVar("SomeMesh", Mesh, AbstractMesh)
 _STANDARD = MeshAxes("x", "y", "z")
 _IN_SCOPE = contextvars.ContextVar("mesh_axes", default=_STANDARD)
 
 
 def mesh_axes() -> MeshAxes:
-    """Those of the layer that is being traced."""
+    """The `MeshAxes` of the layer that is being traced."""
     return _IN_SCOPE.get()
 
 
 @contextlib.contextmanager
 def naming(axes: AxesLike) -> Iterator[None]:
-    """In this context x, y and z stand for what `axes` says; for themselves if it is None.
+    """A context in which x, y and z stand for the mesh axes that `axes` names; for themselves if it
+    is None.
 
     Raises:
-      ValueError: `axes` names other things.
+      ValueError: `axes` is neither a `MeshAxes`, nor a mapping from "x", "y", "z" and "batch", nor None.
     """
     if axes is None:
         axes = _STANDARD
@@ -112,21 +118,21 @@ def naming(axes: AxesLike) -> Iterator[None]:
 
 
 def named(specs: Any) -> Any:
-    """Partition specs over the axes of a layout as ones over those of the mesh."""
+    """A pytree of partition specs over axes of a layout, translated to the axes of the mesh."""
     return jax.tree.map(mesh_axes().spec, specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def names(axes: str | Sequence[str]) -> Axes:
-    """The mesh axes of some of a layout's, major first."""
-    given = (axes,) if isinstance(axes, str) else axes
-    return tuple(name for axis in given for name in mesh_axes().of(axis))
+    """The mesh axes that some axes of a layout stand for, major first."""
+    axes = (axes,) if isinstance(axes, str) else axes
+    return tuple(name for axis in axes for name in mesh_axes().of(axis))
 
 
-def as_mesh(mesh: Any) -> Mesh | AbstractMesh:
-    """The mesh.
+def as_mesh(mesh: object) -> MeshLike:
+    """The mesh as it is given.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `mesh` is neither a Mesh nor an AbstractMesh.
     """
     if isinstance(mesh, Mesh | AbstractMesh):
         return mesh
@@ -139,31 +145,32 @@ def as_mesh(mesh: Any) -> Mesh | AbstractMesh:
     )
 
 
-def check_devices(mesh: Any, what: str) -> None:
+def check_devices(mesh: MeshLike, purpose: str) -> None:
     """Refuses a mesh of sizes alone, without devices.
 
     Args:
       mesh: any mesh.
-      what: is done with the devices, such as "to lower for".
+      purpose: of the devices, such as "to lower for", for the message.
 
     Raises:
-      ValueError: it is an AbstractMesh.
+      ValueError: `mesh` is an AbstractMesh.
     """
     if isinstance(mesh, AbstractMesh):
         raise ValueError(
-            f"mesh={shown(mesh)} has no devices {what}; give a jax.sharding.Mesh, made with "
+            f"mesh={shown(mesh)} has no devices {purpose}; give a jax.sharding.Mesh, made with "
             'jax.make_mesh((X, Y, Z), ("x", "y", "z")), or, to compile where these devices are not, '
             "of those of a jax.experimental.topologies description"
         )
 
 
-def check_mesh(mesh: Any) -> dict[str, int]:
-    """The sizes of x, y and z. The mesh may have other axes beside them.
+def check_mesh(mesh: object) -> dict[str, int]:
+    """The sizes of x, y and z on a mesh, which may have further axes.
 
     Raises:
-      ValueError: it is no mesh, or lacks one that is named.
+      ValueError: `mesh` is no mesh, or lacks an axis that x, y, z or the batch stands for.
     """
-    there = tuple(as_mesh(mesh).axis_names)
+    mesh = as_mesh(mesh)
+    there = tuple(mesh.axis_names)
     missing = [name for name in names((*AXES, BATCH)) if name not in there]
     if missing:
         raise ValueError(
@@ -176,7 +183,7 @@ def check_mesh(mesh: Any) -> dict[str, int]:
 
 
 def local_sizes() -> dict[str, int]:
-    """The sizes of x, y and z of the surrounding shard_map.
+    """The sizes of x, y and z in the surrounding shard_map.
 
     Raises:
       ValueError: an axis is not manual here.
@@ -193,7 +200,7 @@ def local_sizes() -> dict[str, int]:
 
 
 def _example(there: Axes) -> str:
-    """How axes of these names could be said; the last two, since batches come first."""
+    """A `MeshAxes` for the message, of the last two of a mesh's axes: those of the batch come first."""
     named = zip(AXES, there[-2:] or ("fsdp", "tp"), strict=False)
     return f"layouts.MeshAxes({', '.join(f'{axis}={name!r}' for axis, name in named)})"
 
@@ -204,45 +211,46 @@ def axis_size(axis: str) -> int:
 
 
 def axis_index(axes: str | Sequence[str]) -> jax.Array:
-    """This device's place along axes of a layout, the first major."""
+    """This device's index along axes of a layout, the first major."""
     return lax.axis_index(names(axes))
 
 
 def size(axes: Sequence[str], sizes: Mapping[str, int] | None = None) -> int:
-    """The number of devices along `axes`."""
+    """The number of devices along `axes`: by `sizes`, or by the surrounding shard_map."""
     return math.prod(sizes[a] if sizes is not None else axis_size(a) for a in axes)
 
 
 def live(axes: Sequence[str]) -> Axes:
-    """Those of `axes` that have more than one device."""
+    """The axes of `axes` along which the surrounding shard_map has more than one device."""
     return tuple(axis for axis in axes if axis_size(axis) > 1)
 
 
 def in_order(axes: Sequence[str]) -> Axes:
-    """`axes` in the order of the mesh."""
+    """`axes` in the order x, y, z."""
     return tuple(axis for axis in AXES if axis in axes)
 
 
-def renamed(mesh: Any, axes: AxesLike) -> Any:
-    """A mesh whose axes are called x, y and z, of the same devices: for the decoder's functions.
+def renamed(mesh: SomeMesh, axes: AxesLike) -> SomeMesh:
+    """A mesh of the same devices whose axes are called x, y and z, for the decoder's functions.
 
-    Arrays on the one are arrays on the other. Axes that `axes` does not name stay beside x, y and z,
-    and those of `batch`; along them chips hold copies, and all do the same.
+    Arrays on either mesh are arrays on the other. Axes that `axes` does not name, and those of its
+    `batch`, keep their names; the decoder's arrays are replicated over them.
 
     Args:
       mesh: a Mesh or an AbstractMesh.
-      axes: what it calls x, y and z; a `MeshAxes`.
+      axes: the mesh axes that x, y and z stand for; a `MeshAxes`.
 
     Raises:
-      ValueError: the mesh lacks an axis that is named, or has another x, y or z.
+      ValueError: the mesh lacks an axis that `axes` names, or has another axis called x, y or z.
     """
     with naming(axes):
         check_mesh(mesh)
         groups = {axis: names(axis) for axis in AXES}
     taken = {name: axis for axis, group in groups.items() for name in group}
-    order: list[Any] = []
+    order: list[str] = []
     for name in mesh.axis_names:
-        order += [] if taken.get(name, name) in order else [taken.get(name, name)]
+        axis = str(taken.get(name, name))
+        order += [] if axis in order else [axis]
     if any(name in AXES for name in mesh.axis_names if name not in taken):
         raise ValueError(
             f"{axes}: the mesh has the axes {tuple(mesh.axis_names)}, of which one that is not named is "
@@ -252,8 +260,8 @@ def renamed(mesh: Any, axes: AxesLike) -> Any:
     order += [axis for axis in AXES if axis not in order]
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     plain = AxisType.Explicit if AxisType.Explicit in kinds.values() else AxisType.Auto
-    found = [{kinds[name] for name in groups[axis]} or {plain} for axis in order]
-    types = tuple(plain if len(each) > 1 else each.pop() for each in found)
+    of_axes = [{kinds[name] for name in groups[axis]} or {plain} for axis in order]
+    types = tuple(plain if len(several) > 1 else several.pop() for several in of_axes)
     sizes = tuple(math.prod(mesh.shape[name] for name in groups[axis]) for axis in order)
     if isinstance(mesh, AbstractMesh):
         return AbstractMesh(sizes, tuple(order), axis_types=types)

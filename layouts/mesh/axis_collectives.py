@@ -1,6 +1,7 @@
-"""Single steps over some of the three axes of every layout, on local shards.
+"""Collectives, and einsums with collectives, over axes of a layout, inside shard_map.
 
-Axes of size 1 are left out of every collective, and no axes at all leave an array as it is.
+Every function takes axes of a layout (x, y, z) and calls `collective_einsum` with the mesh axes that
+they stand for. Axes of size 1 are left out; without any axis left, an array is returned as it is.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,60 +36,74 @@ from .axes import names as names
 from .axes import size as size
 
 ScheduleLike = str | ce.Schedule
+Weight = jax.Array | ce.Quantized
+SomeWeight = TypeVar("SomeWeight", jax.Array, ce.Quantized, Weight)
 
 
 def collective_schedule(schedule: ScheduleLike) -> ScheduleLike:
-    """The schedule of a collective that no einsum absorbs, from that of the einsums."""
-    given = as_schedule(schedule)
-    if given is None:
+    """The schedule of a collective that is no part of an einsum, from the schedule of the einsums."""
+    einsums = as_schedule(schedule)
+    if einsums is None:
         return "auto"
-    if given.direction == "async":
-        return ce.Schedule("chunked", "async", wire_dtype=given.wire_dtype)
-    if given.kind == "blocking":
-        return ce.Schedule("blocking", wire_dtype=given.wire_dtype)
-    return ce.Schedule("ring", given.direction, rolled=given.rolled, wire_dtype=given.wire_dtype)
+    if einsums.direction == "async":
+        return ce.Schedule("chunked", "async", wire_dtype=einsums.wire_dtype)
+    if einsums.kind == "blocking":
+        return ce.Schedule("blocking", wire_dtype=einsums.wire_dtype)
+    return ce.Schedule(
+        "ring", einsums.direction, rolled=einsums.rolled, wire_dtype=einsums.wire_dtype
+    )
+
+
+def _left_to_lax(schedule: ScheduleLike) -> ScheduleLike:
+    """The same, where "auto" is lax's own collective."""
+    return "blocking" if schedule == "auto" else collective_schedule(schedule)
 
 
 def weights_schedule(schedule: ScheduleLike) -> ScheduleLike:
     """The schedule of einsums that gather weights.
 
-    Those are there from the start: where the compiler runs lax's gathers beside other work, each
-    gather runs beside the matmuls before, whole, and no ring or chunk is better.
+    Weights wait for no computation: where the compiler makes lax's all-gathers asynchronous, each
+    all-gather overlaps the matmuls before its own, and neither a ring nor chunks would hide more.
     """
-    overlap_seconds = as_schedule(schedule) is None and "all_gather" in traced_chip().asynchronous
-    return "blocking" if overlap_seconds else schedule
+    lax_overlaps = "all_gather" in traced_chip().asynchronous
+    return "blocking" if as_schedule(schedule) is None and lax_overlaps else schedule
 
 
-def all_gather(x: Any, axes: Sequence[str], dim: int, schedule: ScheduleLike) -> Any:
-    """Shards of `dim` joined over `axes`; of an array or a Quantized."""
+def all_gather(x: SomeWeight, axes: Sequence[str], dim: int, schedule: ScheduleLike) -> SomeWeight:
+    """All-gathers dimension `dim` over `axes`."""
     axes = live(axes)
     if not axes:
         return x
-    how = collective_schedule(schedule)
+    schedule = collective_schedule(schedule)
     if not isinstance(x, ce.Quantized):
-        return ce.all_gather(x, names(axes), axis=dim, schedule=how)
+        return ce.all_gather(x, names(axes), axis=dim, schedule=schedule)
     scale = x.scale
     if scale.shape[dim] == x.shape[dim]:
-        scale = ce.all_gather(scale, names(axes), axis=dim, schedule=how)
-    values = ce.all_gather(x.values, names(axes), axis=dim, schedule=how)
+        scale = ce.all_gather(scale, names(axes), axis=dim, schedule=schedule)
+    values = ce.all_gather(x.values, names(axes), axis=dim, schedule=schedule)
     return dataclasses.replace(x, values=values, scale=scale)
 
 
-def reduce_scatter(x: jax.Array, axes: Sequence[str], dim: int, schedule: ScheduleLike) -> Any:
-    """Sums over `axes`, and a block of `dim` on each device."""
+def reduce_scatter(
+    x: jax.Array, axes: Sequence[str], dim: int, schedule: ScheduleLike
+) -> jax.Array:
+    """Sums x over `axes` and scatters dimension `dim` of the sum over them."""
     axes = live(axes)
-    how = collective_schedule(schedule)
     if not axes:
         return x
-    return ce.reduce_scatter(x, names(axes), scatter_dimension=dim, schedule=how)
+    schedule = collective_schedule(schedule)
+    return ce.reduce_scatter(x, names(axes), scatter_dimension=dim, schedule=schedule)
 
 
 def reduce_scatter_alone(
     x: jax.Array, axes: Sequence[str], dim: int, schedule: ScheduleLike
 ) -> jax.Array:
-    """`reduce_scatter` where nothing is left to run beside it: a ring would only add steps, so
-    "auto" leaves it to lax. Blocks are a dimension of their own: where they cut tiles, the TPU
-    compiler would make an all-reduce and a slice."""
+    """`reduce_scatter` that no computation can overlap: a ring would only add steps, so that "auto"
+    is lax's own.
+
+    The scattered dimension is split into [size(axes), -1] first: where slices are no whole tiles,
+    the TPU compiler would make an all-reduce and a slice of it.
+    """
     axes = live(axes)
     if not axes:
         return x
@@ -99,18 +114,18 @@ def reduce_scatter_alone(
 
 
 def all_reduce(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax.Array:
-    """Sums over `axes`. "auto" leaves them to lax: of a v4, sums of 512 rows over 4 chips take 40 us
-    less than a ring's hops and the passes between them."""
+    """Sums x over `axes`. "auto" is lax's own: on v4, it takes 40 us less for 512 rows over 4 chips
+    than the hops of a ring and the memory passes between them."""
     axes = live(axes)
-    how = "blocking" if schedule == "auto" else collective_schedule(schedule)
-    return ce.all_reduce(x, names(axes), schedule=how) if axes else x
+    return ce.all_reduce(x, names(axes), schedule=_left_to_lax(schedule)) if axes else x
 
 
 def all_reduce_few(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax.Array:
-    """Sums of few numbers over `axes`, in as many hops as there are to the furthest chip.
+    """Sums of few numbers over `axes`, in half the hops of an all-reduce.
 
-    An all-reduce takes twice as many, to send fewer bytes: here every chip is sent all of the sums,
-    as its block of a reduce-scatter of copies. They may differ by roundings from chip to chip.
+    A ring all-reduce of n chips takes 2 (n - 1) hops to send few bytes; this is a reduce-scatter of n
+    copies, n - 1 hops, of which every chip receives one whole sum. The sums may differ from chip to
+    chip by roundings.
     """
     for axis in live(axes):
         copies = jnp.broadcast_to(x, (axis_size(axis), *x.shape))
@@ -121,18 +136,19 @@ def all_reduce_few(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) ->
 def all_to_all(
     x: jax.Array, axes: Sequence[str], split: int, concat: int, schedule: ScheduleLike
 ) -> jax.Array:
-    """Blocks of `split` change places with shards of `concat`.
+    """All-to-all over `axes`: splits dimension `split` and concatenates what arrives along `concat`.
 
-    "auto" leaves it to lax: for v4, its own takes 16 us where the passes around one made of permutes
-    take 23 us, hidden or not (queries of 64 rows, there and back over 4x4 chips).
+    "auto" is lax's own: on v4, for the queries of 64 sequences there and back over 4x4 chips, it takes
+    16 us where the memory passes around one made of permutes take 23 us, overlapped or not.
     """
     axes = live(axes)
-    how = "blocking" if schedule == "auto" else collective_schedule(schedule)
-    return ce.all_to_all(x, names(axes), split, concat, schedule=how) if axes else x
+    if not axes:
+        return x
+    return ce.all_to_all(x, names(axes), split, concat, schedule=_left_to_lax(schedule))
 
 
 def own_block(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
-    """This device's block of `dim`, cut into one for each device along `axes`, the first major."""
+    """This device's slice of dimension `dim`, sharded over `axes`, the first major; no transfer."""
     axes = live(axes)
     if not axes:
         return x
@@ -141,19 +157,19 @@ def own_block(x: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """[..., n] as a matrix: the TPU compiler lays a dot's operands out well only if they are."""
+    """x [..., n] as a matrix [rows, n]: the TPU compiler lays out only matrices well for a dot."""
     return x.reshape(-1, x.shape[-1])
 
 
-def values(w: Any) -> jax.Array:
-    """Those of a Quantized, or the array itself."""
+def values(w: Weight) -> jax.Array:
+    """The int8 values of a Quantized, or the array itself."""
     return w.values if isinstance(w, ce.Quantized) else w
 
 
-def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
-    """An einsum without collectives, in the wide dtype of lhs; w is an array or a Quantized.
+def local_einsum(spec: str, lhs: jax.Array, w: Weight) -> jax.Array:
+    """An einsum without collectives, accumulated and returned in `wide(lhs.dtype)`.
 
-    The scale of a Quantized is that of the last dimension of w and of the result.
+    A Quantized w has one scale for each index of its last dimension, which is that of the result.
     """
     left, right, out = re.split(",|->", spec)
     y = local_product((left, right, out), lhs, values(w), accumulator=wide(lhs.dtype))
@@ -163,22 +179,26 @@ def local_einsum(spec: str, lhs: jax.Array, w: Any) -> jax.Array:
 def all_gather_einsum(
     spec: str,
     lhs: jax.Array,
-    w: Any,
+    w: Weight | Sequence[Weight],
     axes: str | Sequence[str],
     gather: str,
     schedule: ScheduleLike,
 ) -> Any:
-    """`collective_einsum.all_gather_einsum` over axes of a layout, of which there may be none."""
+    """`collective_einsum.all_gather_einsum` over axes of a layout; `gather` is a label of `spec`.
+
+    Returns an array, or a list of them if w is a list.
+    """
     if not names(axes):
         return _alone(spec, lhs, w)
-    how: dict[str, Any] = {"gather": gather, "schedule": schedule}
-    return ce.all_gather_einsum(spec, lhs, w, axis_name=names(axes), **how)
+    return ce.all_gather_einsum(
+        spec, lhs, w, axis_name=names(axes), gather=gather, schedule=schedule
+    )
 
 
 def einsum_reduce_scatter(
     spec: str,
     lhs: jax.Array,
-    w: Any,
+    w: Weight | Sequence[Weight],
     axes: str | Sequence[str],
     scatter: str,
     schedule: ScheduleLike,
@@ -187,24 +207,28 @@ def einsum_reduce_scatter(
     """`collective_einsum.einsum_reduce_scatter`, likewise."""
     if not names(axes):
         return _alone(spec, lhs, w)
-    how: dict[str, Any] = {
-        "scatter": scatter,
-        "schedule": schedule,
-        "overlap_seconds": overlap_seconds,
-    }
-    return ce.einsum_reduce_scatter(spec, lhs, w, axis_name=names(axes), **how)
+    return ce.einsum_reduce_scatter(
+        spec,
+        lhs,
+        w,
+        axis_name=names(axes),
+        scatter=scatter,
+        schedule=schedule,
+        overlap_seconds=overlap_seconds,
+    )
 
 
 def all_gather_einsum_reduce_scatter(
     spec: str,
     lhs: jax.Array,
-    w: Any,
+    w: Weight | Sequence[Weight],
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
     schedule: ScheduleLike,
     overlap_seconds: float = 0.0,
 ) -> Any:
-    """`collective_einsum.all_gather_einsum_reduce_scatter`, likewise; both ends are axes and a label."""
+    """`collective_einsum.all_gather_einsum_reduce_scatter`, likewise; each of `gather` and `scatter`
+    is a pair of axes and a label."""
     if not names(gather[0]):
         return einsum_reduce_scatter(spec, lhs, w, *scatter, schedule, overlap_seconds)
     if not names(scatter[0]):
@@ -222,8 +246,8 @@ def all_gather_einsum_reduce_scatter(
     )
 
 
-def _alone(spec: str, lhs: jax.Array, w: Any) -> Any:
-    """The einsum on a single device, of one or several matrices."""
-    if isinstance(w, list):
-        return [_alone(spec, lhs, each) for each in w]
+def _alone(spec: str, lhs: jax.Array, w: Weight | Sequence[Weight]) -> Any:
+    """The einsum without collectives, in the dtype of lhs; a list of results if w is a list."""
+    if isinstance(w, Sequence):
+        return [_alone(spec, lhs, one) for one in w]
     return local_einsum(spec, lhs, w).astype(lhs.dtype)

@@ -1,4 +1,4 @@
-"""From functions of local shards to functions of global arrays."""
+"""The entry to shard_map: functions of local shards become functions of global arrays."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from collective_einsum.global_arrays import explicit_axes, explicit_spec, on_auto_axes
 
-from .axes import AXES, BATCH, mesh_axes, named, names, naming
+from .axes import AXES, BATCH, MeshAxes, MeshLike, mesh_axes, named, names, naming
 
 
-def on_mesh(mesh: Any, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
-    """`function` of local shards as one of global arrays, on a mesh with Auto or Explicit axes.
+def on_mesh(
+    mesh: MeshLike, function: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`function` of local shards as a function of global arrays, on a mesh with Auto or Explicit axes.
 
-    What axes are in no spec hold copies.
+    Arrays are replicated over the axes that their spec does not name.
     """
     mapped = jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -29,28 +31,29 @@ def on_mesh(mesh: Any, function: Callable[..., Any], in_specs: Any, out_specs: A
 
 
 def layer_on_mesh(
-    mesh: Any,
+    mesh: MeshLike,
     function: Callable[..., Any],
-    x: Any,
+    x: jax.Array,
     rest: tuple[Any, ...],
     specs: tuple[Any, ...],
     out_specs: Callable[[P], Any],
 ) -> Any:
-    """`function(x, *rest)`, of local shards, on global arrays.
+    """Calls `function(x, *rest)`, a function of local shards, on global arrays.
 
-    Axes of the mesh beside x, y and z are the batch's, where the scope's `MeshAxes` or the type of x
-    says so; other Auto ones are left to the compiler, and along other Explicit ones all do the same.
+    Further axes of the mesh shard the batch, where the `MeshAxes` in scope or the type of x says so.
+    Other further axes are left to the compiler if they are Auto; over Explicit ones everything is
+    replicated.
 
     Args:
       mesh: with the axes that are in scope, of which some may be manual already.
       function: of local shards.
-      x: activations between layers, the batch first.
-      rest: what else `function` takes.
-      specs: of x and the rest, over the axes of a layout.
-      out_specs: of the results, from that of x, likewise.
+      x: activations between layers, [batch, ...].
+      rest: the further arguments of `function`, pytrees of arrays.
+      specs: partition specs of x and of the rest, over axes of a layout.
+      out_specs: partition specs of the results, likewise, as a function of the one of x.
 
     Raises:
-      ValueError: sizes that do not divide.
+      ValueError: the axes of a dimension do not divide its size.
     """
     with naming(_with_batch(mesh, x)):
         manual = tuple(jax.sharding.get_abstract_mesh().manual_axes)
@@ -80,18 +83,21 @@ def layer_on_mesh(
         return mapped(*_laid_out(mesh, (x, *rest), in_specs))
 
 
-def on_auto(function: Callable[..., Any], out_specs: Callable[[P], Any], x: Any, *rest: Any) -> Any:
-    """`function(x, *rest)` of local shards, in which Explicit axes beside the manual ones are Auto.
+def on_auto(
+    function: Callable[..., Any], out_specs: Callable[[P], Any], x: jax.Array, *rest: Any
+) -> Any:
+    """Calls `function(x, *rest)` inside shard_map, with axes that are Explicit there as Auto ones.
 
-    `out_specs` are those of the results over such axes, from that of x.
+    `out_specs` gives the partition specs of the results over these axes, from the one of x.
     """
     if not explicit_axes():
         return function(x, *rest)
     return on_auto_axes(function, out_specs(explicit_spec(x)), x, *rest)
 
 
-def _with_batch(mesh: Any, x: Any) -> Any:
-    """The axes in scope, and as those of the batch what the type of x has before x, y and z."""
+def _with_batch(mesh: MeshLike, x: Any) -> MeshAxes:
+    """The `MeshAxes` in scope; its batch axes are those that shard dimension 0 in the type of x, beyond
+    x, y and z, unless it names some."""
     scope, own = mesh_axes(), _typed(x, mesh)
     if scope.of(BATCH) or own is None or not len(own) or own[0] is None:
         return scope
@@ -100,27 +106,27 @@ def _with_batch(mesh: Any, x: Any) -> Any:
     return dataclasses.replace(scope, batch=others)
 
 
-def _typed(x: Any, mesh: Any) -> P | None:
-    """How the type of x says that it is sharded over this mesh; None where it says nothing."""
+def _typed(x: Any, mesh: MeshLike) -> P | None:
+    """The partition spec in the type of x, over this mesh; None if its type has none."""
     if AxisType.Explicit not in mesh.axis_types:
         return None
-    found = getattr(jax.typeof(x), "sharding", None)
-    if found is None or found.mesh.shape != mesh.shape:
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or sharding.mesh.shape != mesh.shape:
         return None
-    return P(*found.spec)
+    return P(*sharding.spec)
 
 
-def _longer(spec: P, mesh: Any) -> list[tuple[str, ...]]:
-    """The axes of more than one device that shard each dimension, without trailing whole ones."""
+def _longer(spec: P, mesh: MeshLike) -> list[tuple[str, ...]]:
+    """The axes of more than one device that shard each dimension, without trailing unsharded ones."""
     entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
-    found = [tuple(name for name in entry if mesh.shape[name] > 1) for entry in entries]
-    while found and not found[-1]:
-        found.pop()
-    return found
+    longer = [tuple(name for name in entry if mesh.shape[name] > 1) for entry in entries]
+    while longer and not longer[-1]:
+        longer.pop()
+    return longer
 
 
-def _laid_out(mesh: Any, values: Any, specs: Any) -> Any:
-    """Global arrays in `specs`, where the mesh has Explicit axes, whose types must say so."""
+def _laid_out(mesh: MeshLike, values: Any, specs: Any) -> Any:
+    """Global arrays resharded to `specs` where the mesh has Explicit axes, since types must agree."""
     if AxisType.Explicit not in mesh.axis_types:
         return values
 
@@ -133,8 +139,8 @@ def _laid_out(mesh: Any, values: Any, specs: Any) -> Any:
     return jax.tree.map(reshard, specs, values, is_leaf=lambda x: isinstance(x, P))
 
 
-def _check_divides(mesh: Any, values: Any, specs: Any) -> None:
-    """Refuses arrays that the mesh cannot cut."""
+def _check_divides(mesh: MeshLike, values: Any, specs: Any) -> None:
+    """Refuses arrays of sizes that the mesh does not divide."""
 
     def check(spec: P, x: Any) -> None:
         for dim, entry in enumerate(spec):
@@ -151,12 +157,13 @@ def _check_divides(mesh: Any, values: Any, specs: Any) -> None:
 
 
 def spec_of(x: Any, spec: P) -> Any:
-    """`spec` as in_specs of an array or a Quantized."""
+    """The in_specs of an array or a Quantized whose values have the partition spec `spec`."""
     return x.partition_specs(spec) if isinstance(x, ce.Quantized) else spec
 
 
 def weight_specs_of(weights: Mapping[str, Any], by_name: Mapping[str, P]) -> dict[str, Any]:
-    """The in_specs of one layer's weights, nested dicts included; what has no name is whole."""
+    """The in_specs of one layer's weights, by name in `by_name`, nested dicts included; a weight of
+    another name is replicated."""
     return {
         name: weight_specs_of(x, by_name)
         if isinstance(x, Mapping)

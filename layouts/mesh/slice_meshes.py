@@ -1,4 +1,4 @@
-"""Which meshes x, y, z there are of a number of chips."""
+"""The meshes (x, y, z) of a number of chips: those that lie along the sides of a slice."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from .axis_collectives import AXES, check_mesh
 
 
 def slice_sides(chips: int, dims: int) -> tuple[int, ...]:
-    """The sides of the most compact slice of so many chips, the shortest first."""
+    """The sides of the most compact slice of `chips` chips in `dims` dimensions, ascending."""
     return min(_factors(chips, dims), key=lambda sides: (sum(sides), sides))
 
 
 def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
-    """All ways to lay x, y and z along the sides of a slice: the most compact one of a torus, or
-    where every chip reaches every other, any factors in up to two axes.
+    """All sizes of x, y and z with which `chips` chips make a mesh.
+
+    On a torus, x, y and z lie along the sides of the most compact slice, in any order. Where every
+    chip reaches every other, up to two axes have any sizes.
 
     Raises:
       ValueError: `chips` is not a positive integer.
@@ -30,14 +32,14 @@ def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
     chips = as_size("chips", chips)
     if chip.torus_dims:
         sides = slice_sides(chips, min(chip.torus_dims, len(AXES)))
-        found = set(itertools.permutations(sides + (1,) * (len(AXES) - len(sides))))
+        shapes = set(itertools.permutations(sides + (1,) * (len(AXES) - len(sides))))
     else:
-        found = {(*pair, 1) for sides in _factors(chips, 2) for pair in (sides, sides[::-1])}
-    return [dict(zip(AXES, shape, strict=True)) for shape in sorted(found, reverse=True)]
+        shapes = {(*pair, 1) for sides in _factors(chips, 2) for pair in (sides, sides[::-1])}
+    return [dict(zip(AXES, shape, strict=True)) for shape in sorted(shapes, reverse=True)]
 
 
 def _factors(n: int, count: int) -> list[tuple[int, ...]]:
-    """All ascending tuples of `count` factors."""
+    """All ascending tuples of `count` factors of n."""
     if count == 1:
         return [(n,)]
     return [
@@ -50,20 +52,20 @@ def _factors(n: int, count: int) -> list[tuple[int, ...]]:
 
 
 def as_shape(name: str, value: Any) -> dict[str, int]:
-    """Sizes of x, y and z: given as three numbers, by axis, as in "4x4x4", or as a mesh.
+    """The sizes of x, y and z.
 
     Args:
       name: of the argument, for the message.
-      value: what was given.
+      value: three numbers, a mapping from "x", "y" and "z", a string such as "4x4x4", or a mesh.
 
     Raises:
-      ValueError: they are not three, or no positive integers.
+      ValueError: `value` is none of them, or a size is no positive integer.
     """
     if isinstance(value, Mesh | AbstractMesh):
         return check_mesh(value)
-    given = [value.get(axis) for axis in AXES] if isinstance(value, Mapping) else value
+    sizes = [value.get(axis) for axis in AXES] if isinstance(value, Mapping) else value
     try:
-        numbers = [int(n) for n in given.split("x")] if isinstance(given, str) else given
+        numbers = [int(n) for n in sizes.split("x")] if isinstance(sizes, str) else sizes
         return {axis: as_size(name, n) for axis, n in zip(AXES, numbers, strict=True)}
     except (TypeError, ValueError):
         raise ValueError(
@@ -73,5 +75,5 @@ def as_shape(name: str, value: Any) -> dict[str, int]:
 
 
 def shape_name(sizes: Mapping[str, int]) -> str:
-    """Such as 4x4x4."""
+    """Sizes of x, y and z as a string, such as "4x4x4"."""
     return "x".join(str(sizes[axis]) for axis in AXES)
