@@ -16,7 +16,7 @@ from .collectives import all_gather as all_gather
 from .collectives import all_reduce as all_reduce
 from .collectives import all_to_all as all_to_all
 from .collectives import reduce_scatter as reduce_scatter
-from .cost.select import Choice as Choice
+from .cost.choice import Choice as Choice
 from .dot_general import dot_general as dot_general
 from .gather_fold import all_gather_fold as all_gather_fold
 from .global_einsum import einsum as einsum

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from . import normalize as problem
 from .chips.chip import Chip
 from .chips.known_chips import TPU_V4
-from .cost import select as choice
+from .cost.choice import Choice
 from .spec import sizes as checks
 
 AxisName = str | tuple[str, ...]
@@ -32,7 +32,7 @@ def choose_schedule(
     wire_dtype: Any = None,
     overlap_seconds: float = 0.0,
     chip: Chip | str = TPU_V4,
-) -> choice.Choice:
+) -> Choice:
     """The schedules of an einsum with its collectives, ranked by predicted cost; `print` shows why.
 
     `schedule="auto"` takes the first of them. Give `gather`, `scatter` or both; with neither it is
@@ -77,7 +77,7 @@ def choose_schedule(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
-    found: list[choice.Choice] = []
+    found: list[Choice] = []
 
     def look(lhs: Any, rhs: Any) -> None:
         found.append(problem.rank(spec, lhs, rhs, ends, options))

@@ -13,7 +13,9 @@ from jax import lax
 from . import collectives
 from .autodiff.primitive import apply, named
 from .chips.chip import Chip
+from .cost import ranking
 from .cost import select as choice
+from .cost.choice import Choice
 from .execution import pieces_schedule as piecewise
 from .global_arrays.explicit_shardings import einsum_specs, explicit_axes, on_auto_axes
 from .ops.einsum_op import End, Operation
@@ -79,7 +81,7 @@ def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     return results if isinstance(rhs, Sequence) else results[0]
 
 
-def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.Choice:
+def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Choice:
     """The schedules that `run` chooses from, of results that it makes together.
 
     Raises ValueError if it makes them one by one.
@@ -96,7 +98,7 @@ def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> choice.
         )
     op, values = _operation(group)
     axes = {axis: lax.axis_size(axis) for axis in op.axes}
-    return choice.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
+    return ranking.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
 
 
 def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:

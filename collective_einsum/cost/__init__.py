@@ -1,16 +1,16 @@
 """Predicted seconds of every schedule, and the choice of the cheapest. Executes nothing."""
 
 from .candidates import GATHERED_CHUNKS as GATHERED_CHUNKS
-from .dots import Estimate as Estimate
+from .choice import WORTHWHILE as WORTHWHILE
+from .choice import Choice as Choice
 from .dots import matmul_seconds as matmul_seconds
-from .select import WORTHWHILE as WORTHWHILE
-from .select import Choice as Choice
-from .select import rank_einsum as rank_einsum
+from .ranking import rank_einsum as rank_einsum
 from .torus import all_gather_seconds as all_gather_seconds
 from .torus import all_to_all_seconds as all_to_all_seconds
 from .torus import hops as hops
 from .torus import links as links
 from .torus import reduce_scatter_seconds as reduce_scatter_seconds
+from .workload import Estimate as Estimate
 
 __all__ = [
     "GATHERED_CHUNKS",

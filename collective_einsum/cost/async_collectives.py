@@ -1,116 +1,150 @@
-"""What an operation costs whose collectives are lax's own, and run beside its dots."""
+"""The predicted cost of the async schedule: lax's collectives, which the compiler overlaps with dots."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..chips.tiles import TILE_ROWS
-from ..execution import pieces_schedule as piecewise
+from ..ops.einsum_op import End
+from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import Schedule
-from .dots import (
-    Estimate,
-    Problem,
-    dot_seconds,
-    dots_of_chunks,
-    parts_of,
-    pass_seconds,
-    whole_bytes,
-    whole_dot,
-)
+from .dots import chunk_dots, chunk_fractions, dot_seconds, full_dot_seconds, pass_seconds
 from .lax_collectives import gather_reduces
 from .torus import all_gather_seconds, all_to_all_seconds
+from .workload import Estimate, Workload
 
-if TYPE_CHECKING:
-    from ..ops.einsum_op import End
-
-# Times that a TPU's passes over columns that are put, or cut out, count as one over all columns.
-PUT_PASSES = 3.0
+# Memory passes over the columns that are written into a result, or sliced from an operand, as a TPU
+# counts them.
+COLUMN_PASSES = 3.0
 
 
-def direct_estimate(problem: Problem, schedule: Schedule) -> Estimate:
-    """lax's all-gathers and all-to-alls beside the dots of other chunks and results, but for the
-    first gather and the last scatter; of the one without the other, beside what else there is."""
-    op, label = problem.op, schedule.label
-    if op.gather is not None and piecewise.suits(op, label):
-        return _pieces(problem, op.gather, schedule)
-    dots, parts, passes = [whole_dot(problem)], [1.0], 0.0
+def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
+    """The cost of an async schedule.
+
+    The first chunk's all-gather overlaps with nothing, every other one with the dot of the chunk
+    before; the all-to-all of a result's chunk overlaps with the dots that follow. With one collective
+    only, `Workload.overlap_seconds` overlap the one that is exposed.
+    """
+    op, label = work.op, schedule.label
+    if op.gather is not None and gathers_into_result(op, label):
+        return _own_shard_first(work, op.gather, schedule)
+    dots, fractions = [full_dot_seconds(work)], [1.0]
     if label is not None:
-        dots = dots_of_chunks(problem, schedule)
-        parts = parts_of(schedule, problem.sizes[label])
-    gathers = scatters = [0.0] * len(parts)
-    if op.gather is not None:
-        sent = problem.sent(op.gather)
-        twice = 2 if gather_reduces(problem, op.gather) else 1
-        gathers = [
-            all_gather_seconds(problem.chip, problem.sides(op.gather.axes), part * twice * sent)
-            for part in parts
-        ]
-        if label is not None and op.lhs[0] != label:
-            passes += 2 * sent
-    compute = sum(dots)
-    if op.gather is not None and len(parts) > 1:
-        # What arrives is not where the dot before left off: each begins anew.
-        compute += len(parts) * problem.chip.dot_fill_seconds
+        dots, fractions = (
+            chunk_dots(work, schedule),
+            chunk_fractions(schedule, work.sizes[label]),
+        )
+    gathers = _gather_seconds(work, fractions)
+    scatters = _scatter_seconds(work, fractions)
+    compute = sum(dots) + pass_seconds(work, _joined_bytes(work, label))
+    if op.gather is not None and len(dots) > 1:
+        # A chunk does not arrive where the dot before left off: each dot fills its pipeline anew.
+        compute += len(dots) * work.chip.dot_fill_seconds
     if op.scatter is not None:
-        scatters = [_exchange(problem, op.scatter, part) for part in parts]
-        compute += _exchange_passes(problem, op.scatter)
-    late = sum(max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True))
-    # A scatter has the next result's dot beside it, if that is not the last one.
-    for i, (t, dot) in enumerate(zip(scatters, dots, strict=True)):
-        following = dots[i + 1] if i + 1 < len(dots) else 0.0
-        late += (problem.rights - 1) * max(0.0, t - dot / problem.rights)
-        late += max(0.0, t - following / problem.rights) if following else 0.0
-    ends = [gathers[0], max(0.0, scatters[-1] - problem.overlap_seconds)]
+        compute += _exchange_pass_seconds(work, op.scatter)
     if op.scatter is None:
-        ends = [max(0.0, gathers[0] - problem.overlap_seconds)]
-    compute += pass_seconds(problem, passes)
-    busy = sum(gathers) + problem.rights * sum(scatters)
-    return Estimate(schedule, compute, busy, sum(ends) + late, whole_bytes(problem))
-
-
-def _exchange(problem: Problem, end: End, part: float = 1.0) -> float:
-    """The all-to-all of a part of one result."""
-    return all_to_all_seconds(
-        problem.chip, problem.sides(end.axes), part * problem.sent(end) / problem.rights
+        exposed = max(0.0, gathers[0] - work.overlap_seconds)
+    else:
+        exposed = gathers[0] + max(0.0, scatters[-1] - work.overlap_seconds)
+    return Estimate(
+        schedule=schedule,
+        compute=compute,
+        communication=sum(gathers) + work.rhs_count * sum(scatters),
+        exposed=exposed + _late_seconds(work, dots, gathers, scatters),
+        memory=work.temporary_bytes,
     )
 
 
-def _exchange_passes(problem: Problem, end: End) -> float:
-    """Seconds of reading what arrives once more, and of moving it apart if it is not rows."""
-    op, chip, moved = problem.op, problem.chip, problem.sent(end)
+def _gather_seconds(work: Workload, fractions: list[float]) -> list[float]:
+    """Seconds of the all-gather of each chunk."""
+    gather = work.op.gather
+    if gather is None:
+        return [0.0] * len(fractions)
+    sent = (2 if gather_reduces(work, gather) else 1) * work.full_bytes(gather)
+    sides = work.sides(gather.axes)
+    return [all_gather_seconds(work.chip, sides, fraction * sent) for fraction in fractions]
+
+
+def _scatter_seconds(work: Workload, fractions: list[float]) -> list[float]:
+    """Seconds of the all-to-all of each chunk of one result."""
+    scatter = work.op.scatter
+    if scatter is None:
+        return [0.0] * len(fractions)
+    return [_exchange_seconds(work, scatter, fraction) for fraction in fractions]
+
+
+def _joined_bytes(work: Workload, label: str | None) -> float:
+    """Bytes that are read and written to join the gathered chunks, unless they are chunks of the first
+    dimension."""
+    gather = work.op.gather
+    if gather is None or label is None or work.op.lhs[0] == label:
+        return 0.0
+    return 2 * work.full_bytes(gather)
+
+
+def _late_seconds(
+    work: Workload, dots: list[float], gathers: list[float], scatters: list[float]
+) -> float:
+    """Seconds for which dots wait for gathers and scatters that take longer than what they overlap."""
+    count = work.rhs_count
+    late = sum(max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True))
+    for i, (t, dot) in enumerate(zip(scatters, dots, strict=True)):
+        # The scatter of a result overlaps with the dot of the next one: of this chunk, or of the next.
+        late += (count - 1) * max(0.0, t - dot / count)
+        following = dots[i + 1] if i + 1 < len(dots) else 0.0
+        late += max(0.0, t - following / count) if following else 0.0
+    return late
+
+
+def _exchange_seconds(work: Workload, end: End, fraction: float = 1.0) -> float:
+    """Seconds of the all-to-all of a chunk of one result."""
+    sent = fraction * work.full_bytes(end) / work.rhs_count
+    return all_to_all_seconds(work.chip, work.sides(end.axes), sent)
+
+
+def _exchange_pass_seconds(work: Workload, end: End) -> float:
+    """Seconds of the pass that adds up what arrives, and of moving blocks apart before it is sent, if
+    they are not of the first dimension."""
+    op, chip, sent = work.op, work.chip, work.full_bytes(end)
     if op.out[0] == end.label:
-        return pass_seconds(problem, moved)
-    fill = chip.scatter_fill_seconds if problem.elements(op.out[:-1]) > TILE_ROWS else 0.0
-    return pass_seconds(problem, (1 + chip.exchange_passes) * moved) + fill * problem.rights
+        return pass_seconds(work, sent)
+    filling = chip.scatter_fill_seconds if work.elements(op.out[:-1]) > TILE_ROWS else 0.0
+    return pass_seconds(work, (1 + chip.exchange_passes) * sent) + filling * work.rhs_count
 
 
-def _pieces(problem: Problem, end: End, schedule: Schedule) -> Estimate:
-    """The first piece of every shard comes beside the dot of the own shard, each other one beside the
-    dots of the piece before; see `piecewise`."""
-    op = problem.op
-    n, whole = problem.n(end), problem.sent(end)
-    parts = parts_of(schedule, problem.sizes[end.label] // n)
-    # Each dot's columns are put into their place, and each piece is cut out of the shard.
-    put = PUT_PASSES * problem.elements(op.out) / n * op.dtype.itemsize * problem.rights
-    own = dot_seconds(problem, **{end.label: 1 / n}) + pass_seconds(problem, put)
-    steps = [own]
-    for part in parts:
-        dot = dot_seconds(problem, **{end.label: part / n})
-        steps.append((n - 1) * (dot + pass_seconds(problem, part * put)))
-    if len(parts) > 1:
-        cut = PUT_PASSES * whole / n
+def _own_shard_first(work: Workload, end: End, schedule: Schedule) -> Estimate:
+    """The cost where every shard of the gathered label is sliced into chunks.
+
+    The first chunk's all-gather overlaps with the dot of the device's own shard, every other one with
+    the dots of the chunk before; see `execution.pieces_schedule`.
+    """
+    op = work.op
+    n, sent = work.devices(end), work.full_bytes(end)
+    fractions = chunk_fractions(schedule, work.sizes[end.label] // n)
+    # Each dot's columns are written into the result.
+    written = COLUMN_PASSES * work.elements(op.out) / n * op.dtype.itemsize * work.rhs_count
+    steps = [dot_seconds(work, {end.label: 1 / n}) + pass_seconds(work, written)]
+    for fraction in fractions:
+        dot = dot_seconds(work, {end.label: fraction / n})
+        steps.append((n - 1) * (dot + pass_seconds(work, fraction * written)))
+    if len(fractions) > 1:
+        # Each chunk is sliced from the shard.
+        sliced = COLUMN_PASSES * sent / n
         steps = [
-            step + pass_seconds(problem, part * cut)
-            for step, part in zip(steps, [*parts, 0.0], strict=True)
+            step + pass_seconds(work, fraction * sliced)
+            for step, fraction in zip(steps, [*fractions, 0.0], strict=True)
         ]
-    gathers = [
-        all_gather_seconds(problem.chip, problem.sides(end.axes), part * whole) for part in parts
-    ]
+    sides = work.sides(end.axes)
+    gathers = [all_gather_seconds(work.chip, sides, fraction * sent) for fraction in fractions]
     exposed = sum(max(0.0, t - step) for t, step in zip(gathers, steps[:-1], strict=True))
-    compute = sum(steps)
-    busy = sum(gathers)
+    compute, communication = sum(steps), sum(gathers)
     if op.scatter is not None:
-        scatter = problem.rights * _exchange(problem, op.scatter)
-        compute += _exchange_passes(problem, op.scatter)
-        busy, exposed = busy + scatter, exposed + max(0.0, scatter - problem.overlap_seconds)
-    return Estimate(schedule, compute, busy, exposed, int(whole))
+        scatter = work.rhs_count * _exchange_seconds(work, op.scatter)
+        compute += _exchange_pass_seconds(work, op.scatter)
+        communication += scatter
+        exposed += max(0.0, scatter - work.overlap_seconds)
+    return Estimate(
+        schedule=schedule,
+        compute=compute,
+        communication=communication,
+        exposed=exposed,
+        memory=int(sent),
+    )

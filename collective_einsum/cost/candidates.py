@@ -1,20 +1,18 @@
-"""The schedules that "auto" weighs."""
+"""The schedules that schedule="auto" compares."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from ..execution import pieces_schedule as piecewise
+from ..ops.einsum_op import Operation
+from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import DIRECTIONS, Direction, Schedule
-from .dots import Problem
+from .workload import Workload
 
-if TYPE_CHECKING:
-    from ..ops.einsum_op import Operation
-
-# Numbers of chunks, or their proportions.
+# Numbers of chunks.
 CHUNKS: tuple[int | tuple[int, ...], ...] = (2, 4, 8)
-# Of a direct gather, nothing hides the first chunk, and each other one is hidden by the one before.
+# Sizes of chunks, in proportion, for an async gather: nothing hides the first one's all-gather, and
+# the dot of every chunk hides the next one's.
 GATHERED_CHUNKS: tuple[int | tuple[int, ...], ...] = (
     3,
     (1, 3),
@@ -23,75 +21,75 @@ GATHERED_CHUNKS: tuple[int | tuple[int, ...], ...] = (
     (1, 4, 11),
     (1, 2, 3, 3),
 )
+# Fewest elements, of the dimension that is split, for each unit of a proportion.
+LEAST_LENGTH = 8
 
 
-def candidates(problem: Problem) -> list[Schedule]:
-    """Every schedule that can serve an operation, blocking first.
+def candidates(work: Workload) -> list[Schedule]:
+    """Every schedule that can serve an einsum, "blocking" first.
 
-    Of nothing at all, only that. What goes directly only where the chip's compiler runs it beside
-    other work.
+    Only "blocking" where nothing is sent or arrays are empty; async ones only where the chip's compiler
+    overlaps the collectives that they need.
     """
-    op = problem.op
-    n = math.prod(problem.axis_sizes[axis] for axis in op.axes)
-    found = [Schedule("blocking")]
-    if n == 1 or 0 in problem.sizes.values():
-        return found
-    shards = [problem.sizes[end.label] for end in op.ends]
+    op = work.op
+    n = math.prod(work.sides(op.axes))
+    schedules = [Schedule("blocking")]
+    if n == 1 or 0 in work.sizes.values():
+        return schedules
+    shards = [work.sizes[end.label] for end in op.ends]
     # The one with the fewest hops first: it wins ties.
     directions: list[Direction] = [
         d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n
     ]
     if op.ends and op.axes:
         for direction in directions:
-            found.append(Schedule("ring", direction))
+            schedules.append(Schedule("ring", direction))
             if len(op.ends) == 2:
-                found.append(Schedule("ring", direction, end="gather"))
-    found += _chunked(problem, "latency", CHUNKS)
-    if _goes_directly(problem):
-        found += _chunked(
-            problem, "async", CHUNKS + (GATHERED_CHUNKS if op.gather is not None else ())
-        )
-    return found
+                schedules.append(Schedule("ring", direction, end="gather"))
+    schedules += _chunked(work, "latency", CHUNKS)
+    if _runs_async(work):
+        gathered = GATHERED_CHUNKS if op.gather is not None else ()
+        schedules += _chunked(work, "async", CHUNKS + gathered)
+    return schedules
 
 
-def _goes_directly(problem: Problem) -> bool:
-    """Whether lax's own collectives run beside dots."""
-    op, chip = problem.op, problem.chip
+def _runs_async(work: Workload) -> bool:
+    """Whether the chip's compiler overlaps lax's own collectives of this einsum with dots."""
+    op, chip = work.op, work.chip
     needed = {"all_gather"} if op.gather is not None else set()
     needed |= {"all_to_all"} if op.scatter is not None else set()
-    # A gather over three axes becomes an all-reduce.
-    gathered = op.gather.axes if op.gather is not None else ()
-    over = sum(problem.axis_sizes[axis] > 1 for axis in gathered)
-    reduces = op.reduce or (chip.torus_dims and over > 2)
+    # XLA:TPU compiles a gather over three axes to an all-reduce.
+    sides = work.sides(op.gather.axes) if op.gather is not None else []
+    reduces = op.reduce or (chip.torus_dims and sum(side > 1 for side in sides) > 2)
     return not reduces and needed <= set(chip.asynchronous)
 
 
 def _chunked(
-    problem: Problem, way: Direction, chunks: tuple[int | tuple[int, ...], ...]
+    work: Workload, direction: Direction, chunks: tuple[int | tuple[int, ...], ...]
 ) -> list[Schedule]:
-    """Each label that can be cut, into each of `chunks`."""
-    found = [Schedule("chunked", way)]
-    for label in cuttable(problem.op, way):
-        # Sums over chunks go through 32 bits, which is dearer than what is hidden.
-        if way == "async" and label not in problem.op.out:
+    """A schedule for each label that can be split and each of `chunks`."""
+    schedules: list[Schedule] = []
+    for label in chunk_labels(work.op, direction):
+        # Sums over chunks are kept in 32 bits, which costs more than is hidden.
+        if direction == "async" and label not in work.op.out:
             continue
-        cut = [Schedule("chunked", way, chunks=each, label=label) for each in chunks]
-        found += [each for each in cut if length(problem, label) >= 8 * sum(each.shares)]
-    return found
+        split = [Schedule("chunked", direction, chunks=count, label=label) for count in chunks]
+        size = chunk_length(work, label)
+        schedules += [s for s in split if size >= LEAST_LENGTH * sum(s.shares)]
+    return schedules
 
 
-def cuttable(op: Operation, way: Direction) -> list[str]:
-    """The labels that can be cut into chunks, which go one way or another."""
+def chunk_labels(op: Operation, direction: Direction) -> list[str]:
+    """The labels that a chunked schedule can split."""
     moved = op.lhs if op.gather is not None else op.lhs + op.rhs
     summed = op.scatter is not None or op.reduce
-    found = [c for c in dict.fromkeys(moved) if c not in op.taken and (c in op.out or not summed)]
-    if way == "async" and op.gather is not None and piecewise.suits(op, op.gather.label):
-        found.append(op.gather.label)
-    return found
+    labels = [c for c in dict.fromkeys(moved) if c not in op.taken and (c in op.out or not summed)]
+    if direction == "async" and op.gather is not None and gathers_into_result(op, op.gather.label):
+        labels.append(op.gather.label)
+    return labels
 
 
-def length(problem: Problem, label: str) -> int:
-    """How long what is cut along a label is: of a gathered one, its shards."""
-    end = problem.op.gather
-    whole = problem.sizes[label]
-    return whole // problem.n(end) if end is not None and label == end.label else whole
+def chunk_length(work: Workload, label: str) -> int:
+    """The length that is split into chunks: the label's size, or its shard's for the gathered one."""
+    end, size = work.op.gather, work.sizes[label]
+    return size // work.devices(end) if end is not None and label == end.label else size

@@ -1,119 +1,17 @@
-"""What the parts of an operation cost that no link takes part in: dots, and passes over memory.
+"""Seconds of a dot, and of a pass over memory, by the TPU compiler's own account.
 
-They follow the compiler's own accounts, of which `Chip` holds the constants. All of it is predicted.
+`collective_einsum.chips.Chip` holds the constants. Everything is predicted; nothing was timed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from ..chips.chip import Chip
 from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
-from ..rings import slicing as blocks
-
-if TYPE_CHECKING:
-    from ..ops.einsum_op import End, Operation
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """The predicted cost of an operation under one schedule, on one device.
-
-    Attributes:
-      schedule: the schedule.
-      compute: seconds of dots and of passes over memory.
-      communication: seconds that the links are busy.
-      exposed: seconds of communication with no computation beside it.
-      memory: bytes beside operands and results.
-    """
-
-    schedule: Schedule
-    compute: float
-    communication: float
-    exposed: float
-    memory: int
-
-    @property
-    def seconds(self) -> float:
-        """The whole."""
-        return self.compute + self.exposed
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """An operation with everything that its cost depends on."""
-
-    op: Operation
-    sizes: Mapping[str, int]
-    lhs_bytes: int
-    rhs_bytes: int
-    rights: float
-    axis_sizes: Mapping[str, int]
-    chip: Chip
-    overlap_seconds: float = 0.0
-    _dots: dict[Any, float] = dataclasses.field(default_factory=dict, repr=False)
-
-    def elements(self, labels: str, **shrunk: float) -> float:
-        """How many elements an array of these labels has, some of its labels made smaller."""
-        return math.prod(self.sizes[c] * shrunk.get(c, 1) for c in labels)
-
-    def sides(self, axes: Sequence[str]) -> list[int]:
-        """The sizes of these mesh axes."""
-        return [self.axis_sizes[axis] for axis in axes]
-
-    def n(self, end: End) -> int:
-        """The number of devices of a collective."""
-        return math.prod(self.sides(end.axes))
-
-    def sent(self, end: End) -> float:
-        """Bytes of the whole, on one device, that a collective gathers or scatters."""
-        if end is self.op.gather:
-            return self.elements(self.op.lhs) * self.lhs_bytes
-        return self.elements(self.op.out) * self.op.sum_wire.itemsize * self.rights
-
-
-def dot_seconds(problem: Problem, waits: float = 0.0, **shrunk: float) -> float:
-    """One dot, of all right operands, with some labels made smaller by a factor.
-
-    `waits` is the share of its arithmetic that it stands still for an operand.
-    """
-    # Schedules are made of few different dots.
-    key = (waits, *shrunk.items())
-    if key not in problem._dots:
-        problem._dots[key] = _dot_seconds(problem, waits, shrunk)
-    return problem._dots[key]
-
-
-def _dot_seconds(problem: Problem, waits: float, shrunk: Mapping[str, float]) -> float:
-    op, chip = problem.op, problem.chip
-    labels = "".join(dict.fromkeys(op.lhs + op.rhs))
-    left = problem.elements(op.lhs, **shrunk)
-    right = problem.elements(op.rhs, **shrunk)
-    out = problem.elements(op.out, **shrunk)
-    # The matrix unit works on whole tiles.
-    whole = {
-        c: _tiles(problem.sizes[c] * part) / max(1, problem.sizes[c]) for c, part in shrunk.items()
-    }
-    flops = 2 * problem.elements(labels, **whole)
-    integers = min(problem.lhs_bytes, problem.rhs_bytes) == 1 and (
-        max(problem.lhs_bytes, problem.rhs_bytes) > 1
-    )
-    seconds = matmul_seconds(
-        chip,
-        flops,
-        sorted((left * problem.lhs_bytes, right * problem.rhs_bytes)),
-        out * op.dtype.itemsize,
-        widened=(right if problem.rhs_bytes == 1 else left) if integers else 0,
-        # A part of the sum: what was summed before is read and written in 32 bits.
-        summed_bytes=4 * out
-        if any(part < 1 and c not in op.out for c, part in shrunk.items())
-        else 0,
-    )
-    return (seconds + waits * flops / (chip.dot_efficiency * chip.bf16_flops)) * problem.rights
+from ..rings.slicing import pieces_of
+from .workload import Fractions, Workload
 
 
 def matmul_seconds(
@@ -125,56 +23,94 @@ def matmul_seconds(
     widened: float = 0,
     summed_bytes: float = 0,
 ) -> float:
-    """A matmul of operands of these bytes, the smaller first, of which `widened` elements are int8.
+    """Seconds of one matmul, operands and result in HBM.
 
-    `summed_bytes` are those in 32 bits of a sum that it adds to.
+    It takes the longer of arithmetic, flops / (efficiency * peak), and of memory: the larger operand
+    is streamed from HBM while it is multiplied, the other one and the result pass through on-chip
+    memory before and after.
+
+    Args:
+      chip: the chip.
+      flops: twice the multiply-adds.
+      operand_bytes: bytes of both operands, the smaller first.
+      result_bytes: bytes of the result.
+      widened: elements of an int8 operand that the chip converts to bf16.
+      summed_bytes: bytes, in 32 bits, of a partial sum that the matmul adds to.
     """
     small, large = operand_bytes
-    # The operand with more bytes is streamed from memory, the rest passes through on-chip memory.
-    streamed = large / (chip.stream_efficiency * chip.hbm_bandwidth)
-    overlap_seconds = (small + result_bytes) / chip.vector_bandwidth
-    computed = flops / (chip.dot_efficiency * chip.bf16_flops)
-    computed += 0.25 * widened / chip.int8_convert_rate
+    streaming = large / (chip.stream_efficiency * chip.hbm_bandwidth)
+    passing = (small + result_bytes) / chip.vector_bandwidth
+    computing = flops / (chip.dot_efficiency * chip.bf16_flops)
+    computing += 0.25 * widened / chip.int8_convert_rate
     if summed_bytes > chip.sum_bytes:
-        computed = max(computed, 2 * summed_bytes / chip.hbm_bandwidth)
-    fill = chip.dot_fill_seconds + large / chip.dot_fill_bandwidth
-    return max(computed + fill, streamed + overlap_seconds + chip.dot_fill_seconds)
+        computing = max(computing, 2 * summed_bytes / chip.hbm_bandwidth)
+    filling = chip.dot_fill_seconds + large / chip.dot_fill_bandwidth
+    return max(computing + filling, streaming + passing + chip.dot_fill_seconds)
 
 
-def whole_dot(problem: Problem) -> float:
-    """The dot of the whole operands; what was gathered is on the chip already."""
-    return dot_seconds(problem, problem.chip.remote_dot_waits if problem.op.gather is None else 0)
+def dot_seconds(
+    work: Workload, fractions: Fractions | None = None, *, waiting: float = 0.0
+) -> float:
+    """Seconds of one dot with every right operand.
+
+    Args:
+      work: the einsum.
+      fractions: of the labels' sizes, for the dot of a chunk.
+      waiting: seconds that the dot waits for an operand, as a fraction of its arithmetic.
+    """
+    fractions = fractions or {}
+    key = (waiting, *fractions.items())
+    if key not in work.dots:
+        work.dots[key] = _dot_seconds(work, fractions, waiting)
+    return work.dots[key]
 
 
-def _tiles(size: float) -> float:
+def _dot_seconds(work: Workload, fractions: Fractions, waiting: float) -> float:
+    op, chip = work.op, work.chip
+    lhs, rhs, out = (work.elements(labels, fractions) for labels in (op.lhs, op.rhs, op.out))
+    # The matrix unit multiplies full tiles.
+    padded = {
+        label: _padded(work.sizes[label] * fraction) / max(1, work.sizes[label])
+        for label, fraction in fractions.items()
+    }
+    flops = 2 * work.elements("".join(dict.fromkeys(op.lhs + op.rhs)), padded)
+    adds = any(fraction < 1 and label not in op.out for label, fraction in fractions.items())
+    seconds = matmul_seconds(
+        chip,
+        flops,
+        sorted((lhs * work.lhs_dtype.itemsize, rhs * work.rhs_dtype.itemsize)),
+        out * op.dtype.itemsize,
+        widened=work.elements(work.widened, fractions) if work.widened else 0,
+        # A chunk of a contraction reads and writes the sum so far, in 32 bits.
+        summed_bytes=4 * out if adds else 0,
+    )
+    return (seconds + waiting * flops / (chip.dot_efficiency * chip.bf16_flops)) * work.rhs_count
+
+
+def _padded(size: float) -> float:
     return -(-size // MATRIX_TILE) * MATRIX_TILE if size >= MATRIX_TILE else size
 
 
-def pass_seconds(problem: Problem, moved: float) -> float:
-    """A pass over memory that reads and writes `moved` bytes in all."""
-    return moved / problem.chip.vector_bandwidth
+def full_dot_seconds(work: Workload) -> float:
+    """Seconds of the dot of unsliced operands. A gathered operand is in on-chip memory already; for
+    another one the dot waits (`Chip.remote_dot_waits`)."""
+    return dot_seconds(work, waiting=work.chip.remote_dot_waits if work.op.gather is None else 0)
 
 
-def parts_of(schedule: Schedule, length: int) -> list[float]:
-    """The chunks, as parts of a length that is cut between tiles."""
-    return [size / length for _, size in blocks.pieces_of(length, schedule.shares, MATRIX_TILE)]
+def pass_seconds(work: Workload, moved: float) -> float:
+    """Seconds of a memory pass that reads and writes `moved` bytes in all."""
+    return moved / work.chip.vector_bandwidth
 
 
-def dots_of_chunks(problem: Problem, schedule: Schedule) -> list[float]:
-    """The dots of each chunk."""
+def chunk_fractions(schedule: Schedule, size: int) -> list[float]:
+    """The chunks of a dimension of this size, as fractions of it; they begin and end between tiles."""
+    return [length / size for _, length in pieces_of(size, schedule.shares, MATRIX_TILE)]
+
+
+def chunk_dots(work: Workload, schedule: Schedule) -> list[float]:
+    """Seconds of the dot of each chunk."""
     label = schedule.label
     if label is None:
-        return [dot_seconds(problem)]
-    return [
-        dot_seconds(problem, **{label: part}) for part in parts_of(schedule, problem.sizes[label])
-    ]
-
-
-def whole_bytes(problem: Problem) -> int:
-    """Bytes of the gathered operand and of the results before they are scattered."""
-    op = problem.op
-    gathered = problem.sent(op.gather) if op.gather is not None else 0
-    partial = 0.0
-    if op.scatter is not None:
-        partial = problem.sent(op.scatter)
-    return int(gathered + partial)
+        return [dot_seconds(work)]
+    fractions = chunk_fractions(schedule, work.sizes[label])
+    return [dot_seconds(work, {label: fraction}) for fraction in fractions]

@@ -1,91 +1,78 @@
-"""What lax's collectives cost as the TPU compiler makes them, and a hop of a ring.
+"""Seconds of lax's collectives before and after an einsum as XLA:TPU compiles them.
 
-The compiler's choices for these shapes were seen in its schedules.
+For some shapes the compiler replaces a gather or a scatter by an all-reduce; which ones was seen in its
+schedules.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..chips.tiles import MATRIX_TILE, TILE_ROWS
-from .dots import Problem, pass_seconds
+from ..ops.einsum_op import End
+from .dots import pass_seconds
 from .torus import all_gather_seconds, reduce_scatter_seconds
+from .workload import Workload
 
-if TYPE_CHECKING:
-    from ..ops.einsum_op import End
-
-# A TPU scatters the last dimension as it stands where a row of a block has a multiple of these bytes:
+# XLA:TPU scatters the last dimension in place where a row of a block has a multiple of these bytes:
 # seen in bf16 on v4, v5p, v5e and v6e, blocks of 128 to 5760 columns, and in f32 on v4.
 ROW_BYTES = 512
 
 
-def wraps(problem: Problem, axis: str) -> bool:
-    return problem.chip.wraps(problem.axis_sizes[axis])
+def collective_seconds(work: Workload) -> tuple[float, float]:
+    """Seconds of the collective before the einsum and of the one after it, lax's own, if neither
+    overlaps with anything; 0.0 for one that is not there."""
+    op, chip = work.op, work.chip
+    before = after = 0.0
+    if op.gather is not None:
+        before = all_gather_seconds(chip, work.sides(op.gather.axes), work.full_bytes(op.gather))
+        before *= 2 if gather_reduces(work, op.gather) else 1
+    if op.scatter is not None:
+        after = reduce_scatter_seconds(
+            chip, work.sides(op.scatter.axes), work.full_bytes(op.scatter)
+        )
+        after *= 2 if _scatter_reduces(work, op.scatter) else 1
+    if op.reduce:
+        after += 2 * reduce_scatter_seconds(chip, work.sides(op.reduce), work.sum_bytes)
+    return before, after
 
 
-def hop_seconds(problem: Problem, axis: str | None, sent: float) -> float:
-    """One hop of a ring, every device sending `sent` bytes one way; ends of a line are far apart,
-    those of a ring through several axes (None) are not."""
-    hops = 1 if axis is None or wraps(problem, axis) else problem.axis_sizes[axis] - 1
-    return sent / problem.chip.link_bandwidth + hops * problem.chip.hop_seconds
+def gather_reduces(work: Workload, end: End) -> bool:
+    """Whether XLA:TPU compiles the all-gather of the last dimension to an all-reduce, which moves
+    twice the bytes: if shards are fractions of tiles in both dimensions, or over three axes."""
+    op = work.op
+    rows = work.elements(op.lhs) / work.sizes[end.label]
+    splits_tiles = rows < TILE_ROWS and work.sizes[end.label] / work.devices(end) % MATRIX_TILE != 0
+    lanes = work.chip.torus_dims > 0 and op.lhs[-1] == end.label
+    return lanes and (splits_tiles or len(end.axes) > 2)
 
 
-def _scatter_blocking(problem: Problem, end: End) -> float:
-    """lax.psum_scatter as compiled: of lanes, over one axis, mostly an all-reduce and a slice."""
-    seconds = reduce_scatter_seconds(problem.chip, problem.sides(end.axes), problem.sent(end))
-    of_lanes = _of_lanes(problem, end) and len(end.axes) == 1 and not problem.chip.turns_lanes
-    return 2 * seconds if of_lanes or parts_tiles(problem, end) else seconds
+def _scatter_reduces(work: Workload, end: End) -> bool:
+    """Whether XLA:TPU compiles the reduce-scatter to an all-reduce and a slice."""
+    moves_lanes = _moves_lanes(work, end) and len(end.axes) == 1 and not work.chip.turns_lanes
+    return moves_lanes or scatter_splits_tiles(work, end)
 
 
-def _gather_blocking(problem: Problem, end: End) -> float:
-    """lax.all_gather as compiled; see `gather_reduces`."""
-    seconds = all_gather_seconds(problem.chip, problem.sides(end.axes), problem.sent(end))
-    return 2 * seconds if gather_reduces(problem, end) else seconds
-
-
-def gather_reduces(problem: Problem, end: End) -> bool:
-    """Whether a TPU gathers lanes by an all-reduce: parts of tiles both ways, or of three axes."""
-    op = problem.op
-    rows = problem.elements(op.lhs) / problem.sizes[end.label]
-    parts = rows < TILE_ROWS and problem.sizes[end.label] / problem.n(end) % MATRIX_TILE != 0
-    lanes = problem.chip.torus_dims > 0 and op.lhs[-1] == end.label
-    return lanes and (parts or len(end.axes) > 2)
-
-
-def parts_tiles(problem: Problem, end: End) -> bool:
-    """Whether blocks of rows are no whole tiles: a TPU then makes an all-reduce of their scatter."""
-    out, n = problem.op.out, problem.n(end)
-    leads = out[0] == end.label and len(out) > 1 and n > 1 and problem.chip.torus_dims > 0
-    rows = problem.elements(out[:-1]) // n
+def scatter_splits_tiles(work: Workload, end: End) -> bool:
+    """Whether the blocks of a scatter of the first dimension are no multiple of tiles; XLA:TPU then
+    makes an all-reduce of it."""
+    out, n = work.op.out, work.devices(end)
+    leads = out[0] == end.label and len(out) > 1 and n > 1 and work.chip.torus_dims > 0
+    rows = work.elements(out[:-1]) // n
     return leads and rows % TILE_ROWS != 0
 
 
-def _of_lanes(problem: Problem, end: End) -> bool:
-    """Whether a TPU must move lanes of the result, its last dimension, to scatter them."""
-    op, n = problem.op, problem.n(end)
-    moved = problem.sizes[end.label] / n * op.sum_wire.itemsize % ROW_BYTES != 0
-    return problem.chip.torus_dims > 0 and op.out[-1] == end.label and n > 1 and moved
+def _moves_lanes(work: Workload, end: End) -> bool:
+    """Whether XLA:TPU moves the blocks of a scatter of the last dimension, the lanes, apart first."""
+    op, n = work.op, work.devices(end)
+    uneven = work.sizes[end.label] / n * op.sum_wire.itemsize % ROW_BYTES != 0
+    return work.chip.torus_dims > 0 and op.out[-1] == end.label and n > 1 and uneven
 
 
-def scatter_passes(problem: Problem, end: End, part: float = 1) -> float:
-    """What a scatter of lanes by lax costs beside the links: blocks are cut out, or moved apart."""
-    if not _of_lanes(problem, end):
+def scatter_pass_seconds(work: Workload, end: End, fraction: float = 1) -> float:
+    """Seconds of memory passes that slice or move apart the blocks of a scatter of the last dimension."""
+    if not _moves_lanes(work, end):
         return 0.0
-    whole_tiles = problem.sizes[end.label] / problem.n(end) % MATRIX_TILE == 0
-    aligned, unaligned, _ = problem.chip.scatter_passes
-    passes = aligned if whole_tiles else unaligned
-    seconds = pass_seconds(problem, part * passes * problem.sent(end))
-    return seconds + problem.chip.scatter_fill_seconds * problem.rights
-
-
-def ends_seconds(problem: Problem) -> tuple[float, float]:
-    """Seconds of the gather and of the scatter (or all-reduce) when nothing hides them."""
-    op = problem.op
-    gather = 0.0
-    if op.gather is not None:
-        gather = _gather_blocking(problem, op.gather)
-    scatter = _scatter_blocking(problem, op.scatter) if op.scatter is not None else 0.0
-    if op.reduce:
-        whole = problem.elements(op.out) * op.sum_wire.itemsize * problem.rights
-        scatter += 2 * all_gather_seconds(problem.chip, problem.sides(op.reduce), whole)
-    return gather, scatter
+    full_tiles = work.sizes[end.label] / work.devices(end) % MATRIX_TILE == 0
+    aligned, unaligned, _ = work.chip.scatter_passes
+    passes = aligned if full_tiles else unaligned
+    seconds = pass_seconds(work, fraction * passes * work.full_bytes(end))
+    return seconds + work.chip.scatter_fill_seconds * work.rhs_count

@@ -1,147 +1,177 @@
-"""What an operation costs under a ring schedule, hop by hop."""
+"""The predicted cost of a ring schedule, hop by hop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
 
+from ..ops.einsum_op import End
 from ..ops.schedule import Schedule
 from ..rings.ring_steps import Lane, lanes
 from ..rings.tours import tours
-from .dots import Estimate, Problem, dot_seconds, pass_seconds
-from .lax_collectives import ends_seconds, hop_seconds, scatter_passes, wraps
-from .torus import all_gather_seconds
-
-if TYPE_CHECKING:
-    from ..ops.einsum_op import End
+from .dots import dot_seconds, pass_seconds
+from .lax_collectives import collective_seconds, scatter_pass_seconds
+from .torus import all_gather_seconds, hop_seconds
+from .workload import Estimate, Workload
 
 
-def ring_estimate(problem: Problem, turning: End, schedule: Schedule) -> Estimate:
-    """The cost of `problem` with the ring of one of its ends, `turning`."""
-    op = problem.op
-    gather, scatter = ends_seconds(problem)
-    other = scatter if turning is op.gather else gather
-    n = problem.n(turning)
-    # Rings through all devices of several axes, or that of the major axis.
-    strands = _touring(problem, turning)
-    around = n if strands else problem.axis_sizes[turning.axes[0]]
-    whole = problem.sent(turning)
-    inner = (
-        all_gather_seconds(problem.chip, problem.sides(turning.axes[1:]), whole / around)
-        if not strands
-        else 0.0
-    )
-    shard = problem.sizes[turning.label] // n
-    found = lanes(around, schedule.direction, max(2, shard))
-    span = max(2, shard)
-    time, links = _turns(problem, turning, found, span, whole / around, strands)
-    compute = _dots(problem, turning, found, span, around, max(1, strands))
-    copied = _sliced_seconds(problem, turning)
-    # The gather over the minor axes runs beside copies, if beside anything.
-    hides = turning is op.gather and "all_gather" in problem.chip.asynchronous
-    hidden = copied if hides else 0.0
-    exposed = max(0.0, time - compute) + max(0.0, inner - hidden) + other
-    compute += copied
-    block = problem.elements(op.out) / around * problem.rights
-    memory = 2 * whole / around
-    if turning is op.scatter:
-        compute += _additions(problem, found, span, block)
-        if len(turning.axes) > 1:
-            compute += scatter_passes(problem, turning, 1 / around)
-        memory += 4 * block
-    elif turning.label not in op.out:
-        memory += 4 * block * around
-    else:
-        # Every piece of the result is put into its place, and strands are cut from what comes.
-        moved = 2.0 * around * block * op.dtype.itemsize
-        if strands > 1:
-            moved += 2 * whole / around
-        compute += pass_seconds(problem, moved)
-    return Estimate(schedule, compute, links + inner + other, exposed, int(memory))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Ring:
+    """The ring of one collective of an einsum.
 
-
-def _additions(problem: Problem, found: Sequence[Lane], span: int, block: float) -> float:
-    """What a scatter ring adds: in the dots' own loops, if it is there before the dot and whole.
-
-    The last sum of a single result lands after its own dot, those of a single lane after every dot;
-    they are added in passes, of a sum in 32 bits and two on the wire.
+    Attributes:
+      end: the collective.
+      axis: the mesh axis it goes along; None for Hamiltonian rings through all devices of all axes.
+      size: its number of devices.
+      streams: how many Hamiltonian rings run at once, each with a slice of every shard; else 1.
+      lanes: its directions, with the slice of a shard that each carries.
+      span: the length of a shard, of which the lanes' sizes are fractions.
     """
-    wire = problem.op.sum_wire.itemsize
-    adds = sum(lane.hops * lane.size / span for lane in found)
-    apart = 0.0
-    if any(lane.size < span for lane in found):
-        apart = adds
-    elif problem.op.form == "sum" or problem.rights == 1:
-        apart = adds if len(found) == 1 else sum(lane.size / span for lane in found)
-    fused = (adds - apart) * block * wire / problem.chip.hbm_bandwidth
-    return fused + apart * pass_seconds(problem, block * (4 + 2 * wire))
+
+    end: End
+    axis: str | None
+    size: int
+    streams: int
+    lanes: tuple[Lane, ...]
+    span: int
+
+    @property
+    def own(self) -> dict[str, float]:
+        """The fraction of the label that a stream has of the device's own shard."""
+        return {self.end.label: 1 / self.size / self.streams}
+
+    def fraction(self, lane: Lane) -> dict[str, float]:
+        """The fraction of the label that a stream moves in one direction in one hop."""
+        return {self.end.label: lane.size / self.span / self.size / self.streams}
 
 
-def _sliced_seconds(problem: Problem, turning: End) -> float:
-    """What the TPU compiler spends on slices of rows of an int8 operand, which it copies before their
-    dots; seen in its schedules."""
-    op, chip = problem.op, problem.chip
-    if problem.rhs_bytes > 1 or turning.label not in op.rhs[:-1]:
-        return 0.0
-    return pass_seconds(problem, chip.int8_slice_passes * problem.elements(op.rhs) * problem.rights)
+def ring_estimate(work: Workload, end: End, schedule: Schedule) -> Estimate:
+    """The cost of an einsum with the ring of one of its collectives, and the other one blocking."""
+    op = work.op
+    ring = _ring(work, end, schedule)
+    before, after = collective_seconds(work)
+    other = after if end is op.gather else before
+    sent = work.full_bytes(end)
+    minor_axes = end.axes[1:] if ring.axis is not None else ()
+    inner = all_gather_seconds(work.chip, work.sides(minor_axes), sent / ring.size)
+    time, sending = _hops(work, ring, sent / ring.size)
+    compute = _dots(work, ring)
+    copying = _slice_copy_seconds(work, end)
+    # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
+    overlaps = end is op.gather and "all_gather" in work.chip.asynchronous
+    hidden = copying if overlaps else 0.0
+    exposed = max(0.0, time - compute) + max(0.0, inner - hidden) + other
+    compute += copying
+    block = work.elements(op.out) / ring.size * work.rhs_count
+    memory = 2 * sent / ring.size
+    if end is op.scatter:
+        compute += _addition_seconds(work, ring, block)
+        if len(end.axes) > 1:
+            compute += scatter_pass_seconds(work, end, 1 / ring.size)
+        memory += 4 * block
+    elif end.label not in op.out:
+        memory += 4 * block * ring.size
+    else:
+        # Every slice of the result is written into it, and streams slice what arrives.
+        moved = 2.0 * ring.size * block * op.dtype.itemsize
+        if ring.streams > 1:
+            moved += 2 * sent / ring.size
+        compute += pass_seconds(work, moved)
+    return Estimate(
+        schedule=schedule,
+        compute=compute,
+        communication=sending + inner + other,
+        exposed=exposed,
+        memory=int(memory),
+    )
 
 
-def _hop_dot(problem: Problem, turning: End, part: float) -> float:
-    """The dot of a part of a shard that came, or that will leave."""
-    op, chip = problem.op, problem.chip
-    seconds = dot_seconds(problem, **{turning.label: part})
-    whole = 4 * problem.elements(op.out) * problem.rights
-    # An operand that stays and has the rows is cut by columns.
-    large = chip.large_sum_bytes[op.out[:1] in op.rhs]
-    if turning.label in op.out or whole / problem.rights <= large:
-        return seconds
-    return seconds + whole / chip.sum_bandwidth
+def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
+    """The Hamiltonian rings of a gather over several axes, as far as there are such; else the ring of
+    the major axis."""
+    streams = 0
+    if end is work.op.gather and end.label not in work.op.rhs and len(end.axes) > 1:
+        sides = work.sides(end.axes)
+        streams = len(tours(tuple(sides), tuple(work.chip.wraps(side) for side in sides)))
+    size = work.devices(end) if streams else work.axis_sizes[end.axes[0]]
+    span = max(2, work.sizes[end.label] // work.devices(end))
+    return _Ring(
+        end=end,
+        axis=None if streams else end.axes[0],
+        size=size,
+        streams=max(1, streams),
+        lanes=tuple(lanes(size, schedule.direction, span)),
+        span=span,
+    )
 
 
-def _touring(problem: Problem, turning: End) -> int:
-    """Rings through all devices of the axes of an end, 0 where it goes round the major axis."""
-    if turning is not problem.op.gather or turning.label in problem.op.rhs or len(turning.axes) < 2:
-        return 0
-    sizes = tuple(problem.axis_sizes[axis] for axis in turning.axes)
-    return len(tours(sizes, tuple(problem.chip.wraps(size) for size in sizes)))
+def _hops(work: Workload, ring: _Ring, shard_bytes: float) -> tuple[float, float]:
+    """Seconds of a ring with its dots, hop by hop, and seconds during which its links send.
+
+    XLA:TPU starts a hop one dot before the hop must have arrived: one dot hides it, however many dots
+    there are between two hops; with two streams, two dots.
+    """
+    dot = dot_seconds(work, ring.own)
+    time, sending = dot * ring.streams, 0.0
+    for hop in range(1, max((lane.hops for lane in ring.lanes), default=0) + 1):
+        active = [lane for lane in ring.lanes if lane.hops >= hop]
+        sent = [shard_bytes * lane.size / ring.span / ring.streams for lane in active]
+        if ring.axis is None or work.chip.wraps(ring.size):
+            sent = [max(sent)]
+        elif ring.end is work.op.gather:
+            # On a line each direction takes links both ways, and both leave at once.
+            sent = [sum(sent)]
+        far = 1 if ring.axis is None else ring.size
+        hops = [hop_seconds(work.chip, far, size) for size in sent]
+        time += sum(max(0.0, seconds - ring.streams * dot) for seconds in hops)
+        sending += sum(hops)
+        dots = [_hop_dot(work, ring, lane) for lane in active]
+        time, dot = time + ring.streams * sum(dots), max(dots)
+    return time, sending
 
 
-def _dots(
-    problem: Problem, turning: End, found: Sequence[Lane], span: int, around: int, strands: int
-) -> float:
-    """The dots of every turn and of the own block."""
-    seconds = strands * dot_seconds(problem, **{turning.label: 1 / around / strands})
-    for lane in found:
-        part = lane.size / span / around / strands
-        seconds += strands * lane.hops * _hop_dot(problem, turning, part)
+def _dots(work: Workload, ring: _Ring) -> float:
+    """Seconds of the dots of every hop and of the device's own shard."""
+    seconds = ring.streams * dot_seconds(work, ring.own)
+    for lane in ring.lanes:
+        seconds += ring.streams * lane.hops * _hop_dot(work, ring, lane)
     return seconds
 
 
-def _turns(
-    problem: Problem, turning: End, found: Sequence[Lane], span: int, sent: float, touring: int
-) -> tuple[float, float]:
-    """Seconds of a ring with its dots, hop by hop, and seconds that its links are busy.
+def _hop_dot(work: Workload, ring: _Ring, lane: Lane) -> float:
+    """Seconds of the dot of a slice that arrived, or that will leave."""
+    op, chip, label = work.op, work.chip, ring.end.label
+    seconds = dot_seconds(work, ring.fraction(lane))
+    one_sum = 4 * work.elements(op.out)
+    # Rows of an operand that does not move are sliced by columns.
+    large = chip.large_sum_bytes[op.out[:1] in op.rhs]
+    if label in op.out or one_sum <= large:
+        return seconds
+    return seconds + one_sum * work.rhs_count / chip.sum_bandwidth
 
-    The TPU compiler starts a hop one dot before it must land, so that one dot hides it, however many
-    there are between two hops; where two tours have hops at once, two do.
+
+def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
+    """Seconds in which a scatter ring adds what arrives, blocks of so many elements.
+
+    The dot's own loop adds a full block that arrives before the dot. The last sum of a single result
+    arrives after its dot, and so do all sums of a single direction: memory passes add them, which read
+    a sum of 32 bits and read and write one of the wire's dtype.
     """
-    strands = max(1, touring)
-    around = problem.n(turning) if touring else problem.axis_sizes[turning.axes[0]]
-    axis = None if touring else turning.axes[0]
-    last = max((lane.hops for lane in found), default=0)
-    one = dot_seconds(problem, **{turning.label: 1 / around / strands})
-    time, busy = one * strands, 0.0
-    for hop in range(1, last + 1):
-        active = [lane for lane in found if lane.hops >= hop]
-        parts = [sent * lane.size / span / strands for lane in active]
-        if axis is None or wraps(problem, axis):
-            parts = [max(parts)]
-        elif turning is problem.op.gather:
-            # Each lane of a line takes links both ways, and all leave at once.
-            parts = [sum(parts)]
-        hops = [hop_seconds(problem, axis, part) for part in parts]
-        time += sum(max(0.0, each - strands * one) for each in hops)
-        busy += sum(hops)
-        dots = [_hop_dot(problem, turning, lane.size / span / around / strands) for lane in active]
-        time, one = time + strands * sum(dots), max(dots)
-    return time, busy
+    wire = work.op.sum_wire.itemsize
+    adds = sum(lane.hops * lane.size / ring.span for lane in ring.lanes)
+    in_passes = 0.0
+    if any(lane.size < ring.span for lane in ring.lanes):
+        in_passes = adds
+    elif work.op.form == "sum" or work.rhs_count == 1:
+        last = sum(lane.size / ring.span for lane in ring.lanes)
+        in_passes = adds if len(ring.lanes) == 1 else last
+    fused = (adds - in_passes) * block * wire / work.chip.hbm_bandwidth
+    return fused + in_passes * pass_seconds(work, block * (4 + 2 * wire))
+
+
+def _slice_copy_seconds(work: Workload, end: End) -> float:
+    """Seconds in which XLA:TPU copies slices of rows of an int8 operand before their dots; seen in its
+    schedules."""
+    op, chip = work.op, work.chip
+    if work.rhs_dtype.itemsize > 1 or end.label not in op.rhs[:-1]:
+        return 0.0
+    return pass_seconds(work, chip.int8_slice_passes * work.elements(op.rhs) * work.rhs_count)

@@ -44,6 +44,16 @@ def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: flo
     return sending + hops(chip, axis_sizes) * chip.hop_seconds
 
 
+def hop_seconds(chip: Chip, axis_size: int, sent_bytes: float) -> float:
+    """Seconds of one hop of a ring in which every chip sends `sent_bytes` one way.
+
+    On a line the first and the last chip are neighbours in the ring, axis_size - 1 links apart. Give
+    axis_size=1 for a Hamiltonian ring, whose neighbours are always linked.
+    """
+    far = 1 if chip.wraps(axis_size) else axis_size - 1
+    return sent_bytes / chip.link_bandwidth + far * chip.hop_seconds
+
+
 def links(chip: Chip, axis_size: int) -> int:
     """The links that a chip has along a mesh axis: two if it closes into a ring, one on a line."""
     return 2 if chip.wraps(axis_size) else 1

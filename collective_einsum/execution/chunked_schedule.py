@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
-from ..cost.estimate import STRAIGHT
 from ..ops.collective_op import all_reduce_steps
+from ..ops.feasibility import gathers_into_result
+from ..ops.schedule import POINT_TO_POINT_DEVICES
 from ..rings import multi_axis as stages
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
@@ -75,7 +76,7 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
     """
     if op.gather is not None:
         lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
-    if op.form == "sum" or ring.total(end.axes) > STRAIGHT:
+    if op.form == "sum" or ring.total(end.axes) > POINT_TO_POINT_DEVICES:
         return [lax_scatter(op, y, end.axes) for y in products(op, lhs, rhs)]
     dim = op.out.index(end.label)
     results, moving, arriving = [], None, None
@@ -100,7 +101,7 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     direct = op.schedule.direction == "async"
     if len(shares) == 1 and op.scatter is not None and not direct:
         return _whole(op, op.scatter, lhs, rhs)
-    if op.gather is not None and direct and piecewise.suits(op, label):
+    if op.gather is not None and direct and gathers_into_result(op, label):
         results = piecewise.run(op, op.gather, lhs[0], rhs)
         return [ring.finish(_scattered(op, y)) for y in results]
     # A mirrored operation may scatter, or sum over, what was gathered in pieces: that is not cut.

@@ -13,6 +13,7 @@ from jax import lax
 
 from ..autodiff.primitive import apply
 from ..chips.tiles import MATRIX_TILE
+from ..ops.feasibility import gathers_into_result
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
 
@@ -20,17 +21,15 @@ if TYPE_CHECKING:
     from ..ops.einsum_op import End, Operation
 
 
-def suits(op: Operation, label: str | None) -> bool:
-    """Whether `label` is gathered and stands in the result alone, so that its pieces can come one by
-    one: each makes columns of its own."""
-    gathered = None if op.gather is None else op.gather.label
-    return gathered is not None and label == gathered and gathered not in op.rhs
-
-
 def scales_apart(op: Operation) -> bool:
     """Whether chunks of results would be scaled in a pass over all of them, unless one by one."""
     label, alone = op.schedule.label, op.gather is not None and op.scatter is None
-    if not alone or op.schedule.direction != "async" or label is None or suits(op, label):
+    if (
+        not alone
+        or op.schedule.direction != "async"
+        or label is None
+        or gathers_into_result(op, label)
+    ):
         return False
     return label in op.lhs and label in op.out and label not in op.rhs
 

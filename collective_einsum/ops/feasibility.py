@@ -6,9 +6,13 @@ A schedule that is asked for either runs as it says or is refused; it never beco
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..spec.spec import Gather, Scatter, Spec
 from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from .einsum_op import Operation
 
 
 def check_schedule(
@@ -129,3 +133,10 @@ def _uncuttable(whose: str, size: int, shares: tuple[int, ...]) -> str | None:
     if parts == len(shares):
         return f"{whose} size {size}, which makes {max(size, 1)} chunks at most"
     return f"{whose} size {size}, of which no {parts} parts can be made for {shares}"
+
+
+def gathers_into_result(op: Operation, label: str | None) -> bool:
+    """Whether `label` is the gathered one and stands in the result, but not in rhs: every chunk of it
+    then makes columns of its own, and can arrive alone."""
+    gathered = None if op.gather is None else op.gather.label
+    return gathered is not None and label == gathered and gathered not in op.rhs

@@ -15,6 +15,11 @@ Direction = Literal["unidirectional", "bidirectional", "latency", "async"]
 DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
 # Past this many devices an unrolled ring makes programs that take long to compile.
 ROLL_FROM = 16
+# Up to this many devices, a chunked schedule of one chunk scatters a result point to point: it sends
+# the block for every other device at once.
+POINT_TO_POINT_DEVICES = 16
+# Up to this many devices, schedule="auto" makes an all-to-all of one permute for each of them.
+PERMUTED_DEVICES = 64
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""The ranked schedules of an einsum, with the reason of the choice, as a value that prints as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..ops.schedule import Schedule
+from ..text.showing import Shown
+from .workload import Estimate
+
+# The least predicted gain over "blocking", as a fraction, for which schedule="auto" leaves it: smaller
+# ones are within the error of the cost model.
+WORTHWHILE = 0.015
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice(Shown):
+    """Schedules of one einsum, best first, with their predicted costs; prints as a table.
+
+    Attributes:
+      einsum: the einsum, its local shapes and its collectives, in words.
+      chip: the chip's name.
+      rows: an `Estimate` for each schedule, the chosen one first, the others by their seconds.
+    """
+
+    einsum: str
+    chip: str
+    rows: tuple[Estimate, ...]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The chosen schedule."""
+        return self.rows[0].schedule
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen, in a sentence."""
+        best = self.rows[0]
+        blocking = next(row for row in self.rows if row.schedule.kind == "blocking")
+        fastest = min(self.rows, key=lambda row: row.seconds)
+        if best is blocking and fastest is blocking:
+            return "nothing hides more communication than its extra dots and passes cost"
+        gain = blocking.seconds / fastest.seconds
+        if best is blocking:
+            return (
+                f"{fastest.schedule} would gain {gain - 1:.1%}, less than the {WORTHWHILE:.1%} that "
+                "is worth leaving blocking for"
+            )
+        return (
+            f"{gain:.2f} times faster than blocking: it leaves {best.exposed * 1e6:.1f} of "
+            f"{blocking.exposed * 1e6:.1f} us exposed"
+        )
+
+    def __repr__(self) -> str:
+        best = self.rows[0]
+        return (
+            f"Choice({best.schedule}, {best.seconds * 1e6:.1f} us, of {len(self.rows)} schedules of "
+            f"{self.einsum} on {self.chip})"
+        )
+
+    def __str__(self) -> str:
+        width = max(len(str(row.schedule)) for row in self.rows)
+        lines = [
+            f"{self.einsum} on {self.chip}, predicted by the cost model",
+            f"{'schedule':{width}}  total us  compute us  communication us  exposed us  extra MB",
+        ]
+        for row in self.rows:
+            lines.append(
+                f"{row.schedule!s:{width}}  {row.seconds * 1e6:8.1f}  {row.compute * 1e6:10.1f}  "
+                f"{row.communication * 1e6:16.1f}  {row.exposed * 1e6:10.1f}  "
+                f"{row.memory / 1e6:8.2f}"
+            )
+        return "\n".join([*lines, f"chosen: {self.schedule}, since {self.reason}"])

@@ -1,0 +1,96 @@
+"""The predicted cost of a chunked schedule: rings for each chunk, and dots of other chunks."""
+
+from __future__ import annotations
+
+from ..ops.einsum_op import End, Operation
+from ..ops.schedule import POINT_TO_POINT_DEVICES, Schedule
+from .dots import chunk_dots, full_dot_seconds, pass_seconds
+from .lax_collectives import collective_seconds, scatter_splits_tiles
+from .torus import all_gather_seconds, all_to_all_seconds, reduce_scatter_seconds
+from .workload import Estimate, Workload
+
+
+def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
+    """The cost of a chunked schedule that is not async.
+
+    Memory passes join the gathered chunks and slice the scattered ones. The first chunk's gather and
+    the last one's scatter overlap with nothing.
+    """
+    op, count = work.op, len(schedule.shares)
+    if count == 1 and op.scatter is not None:
+        return _one_chunk(work, op.scatter, schedule)
+    gather = scatter = passes = 0.0
+    if op.gather is not None:
+        sent = work.full_bytes(op.gather)
+        gather = all_gather_seconds(work.chip, work.sides(op.gather.axes), sent)
+        passes += 2 * sent
+    if op.scatter is not None:
+        sent = work.full_bytes(op.scatter)
+        scatter = reduce_scatter_seconds(work.chip, work.sides(op.scatter.axes), sent)
+        passes += 3 * sent
+    if op.reduce:
+        scatter += collective_seconds(work)[1]
+        passes += 5 * work.sum_bytes
+    dots = sum(chunk_dots(work, schedule))
+    if count > 1:
+        # Each chunk is written into the result.
+        passes += 2 * work.result_bytes + _scaled_bytes(work)
+    # A dot overlaps one hop of each collective.
+    hops = max((sum(work.axis_sizes[axis] // 2 for axis in axes) for axes in _axes(op)), default=1)
+    hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
+    return Estimate(
+        schedule=schedule,
+        compute=dots + pass_seconds(work, passes),
+        communication=gather + scatter,
+        exposed=gather + scatter - hidden,
+        memory=work.temporary_bytes,
+    )
+
+
+def _one_chunk(work: Workload, end: End, schedule: Schedule) -> Estimate:
+    """The cost of a single chunk: each result but the last is scattered, point to point, while the
+    dot of the next result runs."""
+    op, n = work.op, work.devices(end)
+    gather, _ = collective_seconds(work)
+    one_result = work.full_bytes(end) / work.rhs_count
+    scatter = reduce_scatter_seconds(work.chip, work.sides(end.axes), one_result)
+    # Blocks of a dimension that is not the first are moved apart, by the dot and after it; so are
+    # fractions of tiles.
+    passes, filling = 0.0, 0.0
+    if op.out[0] != end.label:
+        passes = work.chip.scatter_passes[2] * one_result * work.rhs_count
+        filling = work.chip.scatter_fill_seconds
+    elif scatter_splits_tiles(work, end):
+        passes = 2 * one_result * work.rhs_count
+        filling = work.chip.scatter_fill_seconds * (work.rhs_count - 1)
+    dots, point_to_point, exposed = full_dot_seconds(work), 0.0, scatter
+    others = work.rhs_count - 1
+    if op.form == "each" and n <= POINT_TO_POINT_DEVICES:
+        # Every block takes the links on its way: more of them, the longer the axes.
+        point_to_point = all_to_all_seconds(work.chip, work.sides(end.axes), one_result)
+        exposed += others * max(0.0, point_to_point - dots / work.rhs_count)
+        passes += others * one_result * (2 * (n - 1) / n + 1)
+    else:
+        exposed *= work.rhs_count
+    return Estimate(
+        schedule=schedule,
+        compute=dots + filling + pass_seconds(work, passes),
+        communication=gather + scatter + others * max(point_to_point, scatter),
+        exposed=gather + exposed,
+        memory=work.temporary_bytes,
+    )
+
+
+def _scaled_bytes(work: Workload) -> float:
+    """Bytes of the memory pass that multiplies the chunks' results by the scales of int8 weights; the
+    result of a single dot is scaled by the dot."""
+    if not work.widened:
+        return 0.0
+    wide = max(work.lhs_dtype.itemsize, work.rhs_dtype.itemsize)
+    return work.elements(work.op.out) * (work.op.dtype.itemsize + wide) * work.rhs_count
+
+
+def _axes(op: Operation) -> list[tuple[str, ...]]:
+    """The mesh axes of each collective."""
+    axes = [end.axes for end in op.ends]
+    return [*axes, op.reduce] if op.reduce else axes

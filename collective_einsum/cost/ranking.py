@@ -1,0 +1,100 @@
+"""Ranks the schedules of one einsum by predicted cost. Traces nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..chips.chip import Chip
+from ..ops.einsum_op import End, Operation
+from ..ops.schedule import Schedule
+from .candidates import candidates
+from .choice import WORTHWHILE, Choice
+from .estimate import estimate
+from .workload import ShapedArray, workload
+
+
+def rank_einsum(
+    spec: str,
+    lhs: ShapedArray,
+    rhs: Sequence[ShapedArray],
+    *,
+    gather: tuple[str, tuple[str, ...]] | None = None,
+    scatter: tuple[str, tuple[str, ...]] | None = None,
+    axis_sizes: Mapping[str, int],
+    chip: Chip,
+    result_dtype: DTypeLike,
+    wire_dtype: DTypeLike,
+    overlap_seconds: float = 0.0,
+) -> Choice:
+    """Ranks the schedules of an einsum with collectives by predicted cost; traces nothing.
+
+    `collective_einsum.choose_schedule` does it for arguments as users write them, with checks and
+    defaults; this function takes them complete, and costs microseconds.
+
+    Args:
+      spec: such as "me,ef->mf", of single letters.
+      lhs: shape and dtype of the local shard.
+      rhs: those of each right operand; all have the labels that `spec` gives the right operand.
+      gather: the label of lhs that is gathered before the einsum, and the mesh axes of the
+        all-gather.
+      scatter: the label of the result that is scattered after it, and the axes of the
+        reduce-scatter.
+      axis_sizes: sizes of these mesh axes.
+      chip: every chip of the mesh.
+      result_dtype: of every result.
+      wire_dtype: of partial sums while a reduce-scatter sends them.
+      overlap_seconds: seconds of independent compute that can overlap the reduce-scatter, or the
+        all-gather if there is no reduce-scatter.
+
+    Returns:
+      The candidates with their estimates, the chosen schedule first.
+    """
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    op = Operation(
+        form="each",
+        lhs=left,
+        rhs=right,
+        out=out,
+        gather=None if gather is None else End(*gather),
+        scatter=None if scatter is None else End(*scatter),
+        reduce=(),
+        schedule=Schedule("blocking"),
+        precision=None,
+        accumulator=jnp.dtype(jnp.float32),
+        dtype=jnp.dtype(result_dtype),
+        sum_wire=jnp.dtype(wire_dtype),
+    )
+    return rank(op, [lhs, *rhs], chip, axis_sizes, overlap_seconds)
+
+
+def rank(
+    op: Operation,
+    operands: Sequence[ShapedArray],
+    chip: Chip,
+    axis_sizes: Mapping[str, int],
+    overlap_seconds: float = 0.0,
+) -> Choice:
+    """All candidates for an operation on these local operands, ranked by predicted cost."""
+    work = workload(op, operands, chip, axis_sizes, overlap_seconds)
+    rows = [estimate(work, schedule) for schedule in candidates(work)]
+    rows.sort(key=lambda row: row.seconds)
+    blocking = next(row for row in rows if row.schedule.kind == "blocking")
+    if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
+        rows.remove(blocking)
+        rows.insert(0, blocking)
+    collectives = [
+        f"{word} {end.label!r} over {end.axes}"
+        for word, end in (("gather", op.gather), ("scatter", op.scatter))
+        if end is not None
+    ]
+    collectives += [f"all-reduce over {op.reduce}"] if op.reduce else []
+    shapes = " x ".join(str(tuple(x.shape)) for x in operands)
+    return Choice(
+        einsum=f"{op.lhs},{op.rhs}->{op.out}, {shapes}, {', '.join(collectives)}",
+        chip=chip.name,
+        rows=tuple(rows),
+    )

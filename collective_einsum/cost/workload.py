@@ -1,0 +1,154 @@
+"""One einsum with everything that its cost depends on, and what a schedule of it is predicted to cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..chips.chip import Chip
+from ..ops.einsum_op import End, Operation
+from ..ops.schedule import Schedule
+
+# Fractions of the sizes of some labels: those of a chunk. A label that is missing keeps its size.
+Fractions = Mapping[str, float]
+
+
+class ShapedArray(Protocol):
+    """Anything with a shape and a dtype: an array, or a `jax.ShapeDtypeStruct`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The predicted cost of an einsum with its collectives under one schedule, on one device.
+
+    Attributes:
+      schedule: the schedule.
+      compute: seconds of dots and of elementwise and copying passes over memory.
+      communication: seconds during which the links send.
+      exposed: seconds of communication that overlap with no computation.
+      memory: bytes of temporary arrays: neither operands nor results.
+    """
+
+    schedule: Schedule
+    compute: float
+    communication: float
+    exposed: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """`compute + exposed`: the predicted time from start to end."""
+        return self.compute + self.exposed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One einsum with everything that its cost depends on.
+
+    Attributes:
+      op: the einsum, its collectives, dtypes of results and partial sums, and precision.
+      sizes: the size of each label on one device, after the all-gather and before the
+        reduce-scatter.
+      lhs_dtype: of the left operand.
+      rhs_dtype: of the right operands.
+      rhs_count: the number of right operands; one with fewer elements than the largest counts as a
+        fraction.
+      axis_sizes: sizes of the mesh axes that `op` names.
+      chip: every chip of the mesh.
+      overlap_seconds: seconds of independent compute that can overlap the last collective.
+    """
+
+    op: Operation
+    sizes: Mapping[str, int]
+    lhs_dtype: np.dtype[Any]
+    rhs_dtype: np.dtype[Any]
+    rhs_count: float
+    axis_sizes: Mapping[str, int]
+    chip: Chip
+    overlap_seconds: float = 0.0
+    # Seconds of the dots that were priced before: a schedule is made of few different ones.
+    dots: dict[tuple[object, ...], float] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def elements(self, labels: str, fractions: Fractions | None = None) -> float:
+        """The number of elements of an array with these labels, some of them made smaller."""
+        fractions = fractions or {}
+        return math.prod(self.sizes[label] * fractions.get(label, 1) for label in labels)
+
+    def sides(self, axes: Sequence[str]) -> list[int]:
+        """The sizes of these mesh axes."""
+        return [self.axis_sizes[axis] for axis in axes]
+
+    def devices(self, end: End) -> int:
+        """The number of devices of a collective."""
+        return math.prod(self.sides(end.axes))
+
+    def full_bytes(self, end: End) -> float:
+        """Bytes, on one device, of the result of the all-gather, or of the operands of the
+        reduce-scatter."""
+        if end is self.op.gather:
+            return self.elements(self.op.lhs) * self.lhs_dtype.itemsize
+        return self.sum_bytes
+
+    @property
+    def sum_bytes(self) -> float:
+        """Bytes of the partial sums of all results, in the dtype in which they are sent."""
+        return self.elements(self.op.out) * self.op.sum_wire.itemsize * self.rhs_count
+
+    @property
+    def result_bytes(self) -> float:
+        """Bytes of all results, before the reduce-scatter."""
+        return self.elements(self.op.out) * self.op.dtype.itemsize * self.rhs_count
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Bytes of the gathered operand and of the results before they are scattered."""
+        return int(sum(self.full_bytes(end) for end in self.op.ends))
+
+    @property
+    def widened(self) -> str:
+        """The labels of the operand of one byte an element that is converted to the wider dtype of the
+        other for the dot; "" where both are that narrow, or none is."""
+        narrow = [dtype.itemsize == 1 for dtype in (self.lhs_dtype, self.rhs_dtype)]
+        if narrow[0] == narrow[1]:
+            return ""
+        return self.op.lhs if narrow[0] else self.op.rhs
+
+
+def workload(
+    op: Operation,
+    operands: Sequence[ShapedArray],
+    chip: Chip,
+    axis_sizes: Mapping[str, int],
+    overlap_seconds: float = 0.0,
+) -> Workload:
+    """The workload of an operation on these local operands."""
+    lhs, rhs = operands[0], operands[1]
+    if op.form == "each":
+        rhs = max(operands[1:], key=lambda x: math.prod(x.shape))
+    # A label of both operands has its full size in rhs where lhs holds a shard of it.
+    sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))
+    if op.gather is not None and op.gather.label not in op.rhs:
+        sizes[op.gather.label] *= math.prod(axis_sizes[axis] for axis in op.gather.axes)
+    elements = sum(math.prod(x.shape) for x in operands[1:])
+    return Workload(
+        op=op,
+        sizes=sizes,
+        lhs_dtype=np.dtype(lhs.dtype),
+        rhs_dtype=np.dtype(rhs.dtype),
+        rhs_count=elements / max(math.prod(rhs.shape), 1),
+        axis_sizes=axis_sizes,
+        chip=chip,
+        overlap_seconds=overlap_seconds,
+    )
