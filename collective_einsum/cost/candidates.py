@@ -67,8 +67,8 @@ def _runs_async(work: Workload) -> bool:
 def _chunked(
     work: Workload, direction: Direction, chunks: tuple[int | tuple[int, ...], ...]
 ) -> list[Schedule]:
-    """A schedule for each label that can be split and each of `chunks`."""
-    schedules: list[Schedule] = []
+    """A schedule of one chunk, and one for each label that can be split and each of `chunks`."""
+    schedules = [Schedule("chunked", direction)]
     for label in chunk_labels(work.op, direction):
         # Sums over chunks are kept in 32 bits, which costs more than is hidden.
         if direction == "async" and label not in work.op.out:

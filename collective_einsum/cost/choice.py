@@ -1,4 +1,4 @@
-"""The ranked schedules of an einsum, with the reason of the choice, as a value that prints as a table."""
+"""The ranked schedules of an einsum and the reason of the choice, as a value that prints as a table."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _moves_lanes(work: Workload, end: End) -> bool:
 
 
 def scatter_pass_seconds(work: Workload, end: End, fraction: float = 1) -> float:
-    """Seconds of memory passes that slice or move apart the blocks of a scatter of the last dimension."""
+    """Seconds of memory passes that slice, or move apart, the blocks of a scattered last dimension."""
     if not _moves_lanes(work, end):
         return 0.0
     full_tiles = work.sizes[end.label] / work.devices(end) % MATRIX_TILE == 0

@@ -1,4 +1,4 @@
-"""One einsum with everything that its cost depends on, and what a schedule of it is predicted to cost."""
+"""One einsum with everything that its cost depends on, and the predicted cost of a schedule."""
 
 from __future__ import annotations
 
