@@ -17,8 +17,10 @@ class Chip:
       name: name for people, such as "TPU v4".
       bf16_flops: peak bf16 matmul flop/s, a multiply-add being two flops.
       int8_ops: peak op/s of an int8 x int8 dot; `bf16_flops` where int8 is no faster.
-      f32_flops: peak flop/s of an f32 dot at `Precision.HIGHEST`. On a TPU that is six bf16 passes
-        (`Precision.DEFAULT` is one, so it runs at `bf16_flops`).
+      f32_default_flops: peak flop/s of an f32 dot at `Precision.DEFAULT`. On a TPU it is one bf16
+        dot.
+      f32_high_flops: at `Precision.HIGH`. On a TPU it is three bf16 dots.
+      f32_flops: at `Precision.HIGHEST`. On a TPU it is six bf16 dots.
       hbm_bytes: capacity of HBM, in bytes.
       hbm_bandwidth: peak HBM bandwidth, in bytes/s.
       link_bandwidth: bytes/s that one link carries in one direction.
@@ -64,6 +66,8 @@ class Chip:
     name: str
     bf16_flops: float
     int8_ops: float
+    f32_default_flops: float
+    f32_high_flops: float
     f32_flops: float
     hbm_bytes: int
     hbm_bandwidth: float

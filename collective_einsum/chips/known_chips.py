@@ -10,6 +10,7 @@ Sources, cited by letter beside the numbers:
 * [N] the NVIDIA H100 and H200 SXM data sheets; dense figures, half of those quoted with sparsity
 * [K] the TPU compiler (libtpu 0.0.42.1): the `estimated_cycles` it writes on the fusion of a dot,
   M x 4096 by 4096 x 4096 with the weights on chip unless said otherwise, and the schedules it makes
+* [D] `estimated_cycles` of dots by dtype and precision (libtpu 0.0.50.1); see `dot_rates`
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ TPU_V4 = Chip(
     name="TPU v4",
     bf16_flops=275e12,  # [C]
     int8_ops=275e12,  # [C] one figure for bf16 and int8
-    f32_flops=275e12 / 6,  # six bf16 passes
+    f32_default_flops=275e12,  # [D] one bf16 dot
+    f32_high_flops=275e12 / 3,  # [D] three bf16 dots
+    f32_flops=275e12 / 6,  # [D] six bf16 dots
     hbm_bytes=32 * _GIB,  # [C]
     hbm_bandwidth=1.2e12,  # [C]
     link_bandwidth=45e9,  # [S] six links: the 270 GB/s a chip of Pope et al., arXiv 2211.05102
@@ -67,7 +70,9 @@ TPU_V5P = Chip(
     name="TPU v5p",
     bf16_flops=459e12,  # [C]
     int8_ops=918e12,  # [S]
-    f32_flops=459e12 / 6,  # six bf16 passes
+    f32_default_flops=459e12,  # [D] one bf16 dot
+    f32_high_flops=459e12 / 3,  # [D] three bf16 dots
+    f32_flops=459e12 / 6,  # [D] six bf16 dots
     hbm_bytes=95 * _GIB,  # [C]
     hbm_bandwidth=2.765e12,  # [C]
     link_bandwidth=90e9,  # [S]
@@ -109,7 +114,9 @@ TPU_V5E = Chip(
     name="TPU v5e",
     bf16_flops=197e12,  # [C]
     int8_ops=394e12,  # [S]
-    f32_flops=197e12 / 6,  # six bf16 passes
+    f32_default_flops=197e12,  # [D] one bf16 dot
+    f32_high_flops=197e12 / 3,  # [D] three bf16 dots
+    f32_flops=197e12 / 6,  # [D] six bf16 dots
     hbm_bytes=16 * _GIB,  # [C]
     hbm_bandwidth=819e9,  # [C]
     link_bandwidth=45e9,  # [S]
@@ -153,7 +160,9 @@ TPU_V6E = Chip(
     name="TPU v6e",
     bf16_flops=918e12,  # [C]
     int8_ops=1836e12,  # [C]
-    f32_flops=918e12 / 6,  # six bf16 passes
+    f32_default_flops=918e12,  # [D] one bf16 dot
+    f32_high_flops=918e12 / 3,  # [D] three bf16 dots
+    f32_flops=918e12 / 6,  # [D] six bf16 dots
     hbm_bytes=32 * _GIB,  # [C]
     hbm_bandwidth=1638e9,  # [C]
     link_bandwidth=90e9,  # [S]
@@ -199,6 +208,8 @@ H100 = Chip(
     name="NVIDIA H100 SXM",
     bf16_flops=989.4e12,  # [N]
     int8_ops=1978.9e12,  # [N]
+    f32_default_flops=494.7e12,  # [N] XLA:GPU multiplies TF32
+    f32_high_flops=494.7e12,  # [N] TF32 too
     f32_flops=66.9e12,  # [N] CUDA cores; the tensor cores only take TF32
     hbm_bytes=80 * 10**9,  # [N]
     hbm_bandwidth=3.35e12,  # [N]

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from ..chips.chip import Chip
+from ..chips.dot_rates import Precision, peak_flops
 from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
 from ..rings.slicing import pieces_of
@@ -20,6 +24,9 @@ def matmul_seconds(
     operand_bytes: Sequence[float],
     result_bytes: float,
     *,
+    lhs_dtype: DTypeLike = jnp.bfloat16,
+    rhs_dtype: DTypeLike = jnp.bfloat16,
+    precision: Precision = None,
     widened: float = 0,
     summed_bytes: float = 0,
 ) -> float:
@@ -34,13 +41,17 @@ def matmul_seconds(
       flops: twice the multiply-adds.
       operand_bytes: bytes of both operands, the smaller first.
       result_bytes: bytes of the result.
+      lhs_dtype: of one operand; the dtypes and the precision decide the peak.
+      rhs_dtype: of the other.
+      precision: as `jnp.einsum` takes it.
       widened: elements of an int8 operand that the chip converts to bf16.
       summed_bytes: bytes, in 32 bits, of a partial sum that the matmul adds to.
     """
     small, large = operand_bytes
     streaming = large / (chip.stream_efficiency * chip.hbm_bandwidth)
     passing = (small + result_bytes) / chip.vector_bandwidth
-    computing = flops / (chip.dot_efficiency * chip.bf16_flops)
+    peak = peak_flops(chip, lhs_dtype, rhs_dtype, precision)
+    computing = flops / (chip.dot_efficiency * peak)
     computing += 0.25 * widened / chip.int8_convert_rate
     if summed_bytes > chip.sum_bytes:
         computing = max(computing, 2 * summed_bytes / chip.hbm_bandwidth)
@@ -80,11 +91,15 @@ def _dot_seconds(work: Workload, fractions: Fractions, waiting: float) -> float:
         flops,
         sorted((lhs * work.lhs_dtype.itemsize, rhs * work.rhs_dtype.itemsize)),
         out * op.dtype.itemsize,
+        lhs_dtype=work.lhs_dtype,
+        rhs_dtype=work.rhs_dtype,
+        precision=op.precision,
         widened=work.elements(work.widened, fractions) if work.widened else 0,
         # A chunk of a contraction reads and writes the sum so far, in 32 bits.
         summed_bytes=4 * out if adds else 0,
     )
-    return (seconds + waiting * flops / (chip.dot_efficiency * chip.bf16_flops)) * work.rhs_count
+    peak = peak_flops(chip, work.lhs_dtype, work.rhs_dtype, op.precision)
+    return (seconds + waiting * flops / (chip.dot_efficiency * peak)) * work.rhs_count
 
 
 def _padded(size: float) -> float:
