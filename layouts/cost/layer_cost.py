@@ -71,8 +71,8 @@ def spent(
         if isinstance(item, Einsum):
             whole = item.gathers_weight and ahead_of_time
             how = "none" if whole else overlap
-            mates = other_outputs(item) if runs_apart and item.by_rows else 0.0
-            overlap_seconds = mates + (apart if item.by_rows else 0.0)
+            mates = other_outputs(item) if runs_apart and item.moves_tokens else 0.0
+            overlap_seconds = mates + (apart if item.moves_tokens else 0.0)
             found = einsum_cost.seconds(item, sizes, served, how, overlap_seconds)
             if overlap_seconds:
                 # What runs beside attention already leaves the rest of it for others.

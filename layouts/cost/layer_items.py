@@ -81,8 +81,8 @@ class Einsum:
     gather_shared: bool = False
 
     @property
-    def by_rows(self) -> bool:
-        """Whether its collectives cut rows."""
+    def moves_tokens(self) -> bool:
+        """Whether its collectives gather and scatter tokens, rather than features."""
         ends = [end[0] for end in (self.gather, self.scatter) if end is not None]
         return bool(ends) and set(ends) == {"m"}
 

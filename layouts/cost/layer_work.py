@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
 from ..models.config import ModelConfig, as_config
-from ..partitionings.attention_placement import Columns, Placement, place
+from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.partitioning import as_plan
 from .layer_items import (
@@ -61,7 +61,7 @@ class _Layer:
     @property
     def scatters_x(self) -> bool:
         """Whether sums over E_x are scattered over x; otherwise they are all-reduced."""
-        return self.layout.cuts_rows or "x" in self.layout.features(())
+        return self.layout.moves_tokens or "x" in self.layout.features(())
 
     def inputs(self, names: Sequence[str]) -> list[tuple[str, int, Axes]]:
         """Matrices that features come from: name, columns, and the axes these are stored over."""
@@ -73,21 +73,21 @@ class _Layer:
         return [(name, *found.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
 
     def into(
-        self, names: Sequence[str], *, by_rows: bool = False, shared: bool = False
+        self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
     ) -> Iterator[Item]:
-        """`project_in` of some matrices, or `project_rows`."""
+        """`project_in` of some matrices, or `project_in_token_sharded`."""
         if self.gathered_axes:
             yield from self.into_gathered(names)
             return
         m, e = self.load.tokens, self.config.d_model // self.sizes["x"]
-        if self.placement.own_keys and "w_kv" in names:
-            yield from self.own_keys(m // self.n(self.layout.position_axes), e)
+        if self.placement.keys_before_gather and "w_kv" in names:
+            yield from self.keys_before_gather(m // self.n(self.layout.position_axes), e)
             names = [name for name in names if name != "w_kv"]
         found = self.inputs(names)
         f = tuple(columns // self.n(stored) for _, columns, stored in found)
         apart = tuple(axis for axis in WEIGHT_AXES if axis not in self.layout.repeated_axes)
         gather = self.moved("activations", "all-gather", apart, m * e)
-        scatters = self.scatters_x or by_rows
+        scatters = self.scatters_x or token_sharded
         kind: Kind = "reduce-scatter" if scatters else "all-reduce"
         sums = self.moved("sums over x", kind, ("x",), m * sum(f))
         yield Einsum(
@@ -96,9 +96,9 @@ class _Layer:
             e,
             f,
             self.load.weight_bytes,
-            gather and ("m" if self.layout.cuts_rows else "e", gather),
+            gather and ("m" if self.layout.moves_tokens else "e", gather),
             False,
-            (sums and ("m" if self.layout.cuts_rows or by_rows else "f", sums))
+            (sums and ("m" if self.layout.moves_tokens or token_sharded else "f", sums))
             if scatters
             else None,
             shared,
@@ -107,7 +107,7 @@ class _Layer:
             for columns in f:
                 yield from self.transfer("sums over x", kind, ("x",), m * columns, ACTIVATION_BYTES)
 
-    def own_keys(self, m: int, e: int) -> Iterator[Item]:
+    def keys_before_gather(self, m: int, e: int) -> Iterator[Item]:
         """w_kv times the rows between layers."""
         ((_, columns, _),) = self.inputs(["w_kv"])
         yield Einsum(("w_kv",), m, e, (columns,), self.load.weight_bytes)
@@ -151,7 +151,7 @@ class _Layer:
         alone = len(names) > 1 or bool(self.layout.repeated_axes)
         for name in names:
             f = features[name] // self.n(WEIGHT_AXES)
-            rows = self.layout.cuts_rows or (name == "w_o" and self.placement.by_rows)
+            rows = self.layout.moves_tokens or (name == "w_o" and self.placement.token_sharded)
             gather = None
             if rows or self.scatters_x:
                 gather = self.moved("features", "all-gather", ("x",), m * f)
@@ -163,7 +163,7 @@ class _Layer:
                 self.load.weight_bytes,
                 gather and ("m" if rows else "e", gather),
                 False,
-                None if alone else sums and ("m" if self.layout.cuts_rows else "f", sums),
+                None if alone else sums and ("m" if self.layout.moves_tokens else "f", sums),
             )
         if alone:
             yield from self.alone(sums)
@@ -171,7 +171,7 @@ class _Layer:
     def alone(self, sums: Transfer | None) -> Iterator[Transfer]:
         """`reduce_scatter_alone`."""
         if sums:
-            yield dataclasses.replace(sums, of_lanes=not self.layout.cuts_rows)
+            yield dataclasses.replace(sums, of_lanes=not self.layout.moves_tokens)
 
     def attention(self) -> Iterator[Item]:
         """From columns to heads or sequences, the scores, and back."""
@@ -179,8 +179,8 @@ class _Layer:
         heads, kv_heads = config.stored_heads, config.stored_kv_heads
         yield from self.columns("queries", heads * config.d_head, where.queries, back=False)
         keys = 2 * kv_heads * config.d_head
-        left = self.n(axis for axes in where.key_row_axes for axis in axes)
-        for axes in where.key_row_axes:
+        left = self.n(axis for axes in where.key_token_axes for axis in axes)
+        for axes in where.key_token_axes:
             left //= self.n(axes)
             elements = load.tokens / left * keys / self.n(where.keys.sharded)
             yield from self.transfer("rows of keys", "all-gather", axes, elements, ACTIVATION_BYTES)
@@ -197,16 +197,18 @@ class _Layer:
         )
         yield from self.columns("attended", heads * config.d_head, where.queries, back=True)
 
-    def columns(self, name: str, total: int, how: Columns, *, back: bool) -> Iterator[Transfer]:
+    def columns(
+        self, name: str, total: int, features: FeatureSharding, *, back: bool
+    ) -> Iterator[Transfer]:
         """To attention or back; see `columns.to_attention`."""
         moved = self.placement.moved
         rows = self.load.tokens / self.n(a for a in self.placement.batch_axes if a not in moved)
-        columns = total / self.n(a for a in how.sharded if a not in how.gathered)
-        if how.gathered and not back:
+        columns = total / self.n(a for a in features.sharded if a not in features.gathered)
+        if features.gathered and not back:
             yield from self.transfer(
-                name, "all-gather", how.gathered, rows * columns, ACTIVATION_BYTES
+                name, "all-gather", features.gathered, rows * columns, ACTIVATION_BYTES
             )
-        if how.exchanged(moved):
+        if features.exchanged(moved):
             yield from self.transfer(name, "all-to-all", moved, rows * columns, ACTIVATION_BYTES)
         elif back:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
@@ -245,14 +247,14 @@ def layer_work(
     ffn = config.input_names
     if config.block == "serial":
         return (
-            *layer.into(heads, by_rows=where.by_rows),
+            *layer.into(heads, token_sharded=where.token_sharded),
             *layer.attention(),
             *layer.out_of(["w_o"]),
             *layer.into(ffn),
             *layer.out_of(["w_out"]),
         )
-    if where.by_rows:
-        first = (*layer.into(heads, by_rows=True), *layer.into(ffn, shared=True))
+    if where.token_sharded:
+        first = (*layer.into(heads, token_sharded=True), *layer.into(ffn, shared=True))
     else:
         first = tuple(layer.into([*heads, *ffn]))
     return (*first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))

@@ -69,7 +69,7 @@ def layer_saving(
     names = (tuple(config.input_names), ("w_out",))
     whole = [item for item in items if isinstance(item, Einsum) and item.names in names]
     into = whole[0]
-    if not into.by_rows or into.weight_bytes != ACTIVATION_BYTES:
+    if not into.moves_tokens or into.weight_bytes != ACTIVATION_BYTES:
         return 0.0
     if into.gather is None or into.scatter is None:
         return 0.0

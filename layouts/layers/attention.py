@@ -13,9 +13,9 @@ from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes
 from ..models.cache import Entries
 from ..models.functions import add_bias, rotate, scale_rows
-from ..partitionings.attention_placement import Columns
+from ..partitionings.attention_placement import FeatureSharding
 from ..partitionings.feedforward_layout import Outgoing, boundary_shard, feature_bias
-from ..partitionings.weight_stationary import project_rows
+from ..partitionings.weight_stationary import project_in_token_sharded
 from .attention_scores import Segment, attend
 from .head_columns import from_attention, to_attention
 from .layer_context import Past, Step
@@ -58,14 +58,14 @@ def project_heads(
     layout, place_, schedule = step.feedforward, step.placement, step.schedules.projections
     stored = [place_.queries.stored, place_.keys.stored]
     feature_axes = [WEIGHT_AXES] * len(others)
-    if place_.by_rows:
-        columns = project_rows(c, heads, step.schedule)
+    if place_.token_sharded:
+        columns = project_in_token_sharded(c, heads, step.schedule)
         rest = (
             layout.project_in(c, others, feature_axes, schedule, overlap_seconds) if others else []
         )
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
-    elif place_.own_keys:
+    elif place_.keys_before_gather:
         # Of a chip's own rows, which it need not gather.
         keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
@@ -112,7 +112,7 @@ def attend_columns(
             projected,
             ("b_q", "b_kv"),
             (place_.queries, place_.keys),
-            ((), place_.key_row_axes),
+            ((), place_.key_token_axes),
             strict=True,
         )
     )
@@ -132,22 +132,24 @@ def attend_columns(
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
     like = past[0] if past is not None else Entries(new_k)
-    outgoing = Outgoing(o, weights["w_o"], place_.by_rows)
+    outgoing = Outgoing(o, weights["w_o"], place_.token_sharded)
     return outgoing, (like.like(new_k), like.like(new_v))
 
 
 def _biased(
-    y: jax.Array, weights: Mapping[str, Any], name: str, step: Step, columns: Columns
+    y: jax.Array, weights: Mapping[str, Any], name: str, step: Step, columns: FeatureSharding
 ) -> jax.Array:
     if name not in weights:
         return y
     bias = weights[name]
-    if not step.placement.by_rows:
+    if not step.placement.token_sharded:
         bias = feature_bias(step.feedforward, bias, columns.stored, step.schedule)
     return add_bias(y, bias)
 
 
-def _to_heads(y: jax.Array, step: Step, columns: Columns, row_axes: Sequence[Axes]) -> jax.Array:
+def _to_heads(
+    y: jax.Array, step: Step, columns: FeatureSharding, row_axes: Sequence[Axes]
+) -> jax.Array:
     """[B, T, heads, D] from rows and columns [B * T, n], sharded as attention wants them."""
     y = to_attention(y, columns, step, row_axes)
     return y.reshape(*y.shape[:2], -1, step.config.d_head)

@@ -10,7 +10,7 @@ from jax import lax
 
 from ..mesh import axis_collectives as ax
 from ..models.functions import norm_factors, norm_moments, normalize, wide
-from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, whole_rows
+from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, gather_features
 from .attention import add_output_bias, attend_columns, project_heads
 from .feedforward import columns_out, projected
 from .layer_context import Past, Step
@@ -37,7 +37,7 @@ def parallel(
     c, inverse = normed(x, weights["norm"], step)
     inverse = inner_rows(inverse, step)
     if schedules.weight_ring is not None:
-        c = whole_rows(c, layout, config.d_model, schedules.given)
+        c = gather_features(c, layout, config.d_model, schedules.given)
         columns, _ = project_heads(c, weights, step, inverse, [])
         o, new = attend_columns(columns, weights, step, past, prefix)
         terms = stream(c, inverse, weights, config, layout, [o], schedules.weight_ring)
@@ -48,7 +48,7 @@ def parallel(
         h = columns_out(inner, inverse, weights, config, layout, schedules.given)
         if schedules.feedforward_last:
             first, then = lax.optimization_barrier((o.h, h.h))
-            o, h = o._replace(h=first), h._replace(h=then, in_turn=True)
+            o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
         terms = [o, h]
     y = layout.project_out(terms, schedules.projections)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new

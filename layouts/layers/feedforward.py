@@ -15,7 +15,7 @@ from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
     Outgoing,
     feature_bias,
-    whole_rows,
+    gather_features,
 )
 from .layer_schedules import LayerSchedules
 from .streamed_feedforward import stream
@@ -48,7 +48,7 @@ def projected(
         between = _between(factor, weights, config, layout, schedules.given)
         return in_parts(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
     if schedules.weight_ring is not None:
-        c = whole_rows(c, layout, config.d_model, schedules.given)
+        c = gather_features(c, layout, config.d_model, schedules.given)
         terms = stream(c, factor, weights, config, layout, [], schedules.weight_ring)
         return layout.project_out(terms, schedules.projections)
     inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)

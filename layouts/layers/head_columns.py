@@ -8,13 +8,13 @@ import jax
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import Axes
-from ..partitionings.attention_placement import Columns, in_column_order
+from ..partitionings.attention_placement import FeatureSharding, in_feature_order
 from ..partitionings.row_order import from_rows, to_rows
 from .layer_context import Step
 
 
 def to_attention(
-    y: jax.Array, columns: Columns, step: Step, row_axes: Sequence[Axes] = ()
+    y: jax.Array, columns: FeatureSharding, step: Step, row_axes: Sequence[Axes] = ()
 ) -> jax.Array:
     """Rows [B * T, n] as attention wants them: whole heads in order, the batch cut further.
 
@@ -30,17 +30,17 @@ def to_attention(
         y = ax.all_to_all(y, moved, 0, y.ndim - 1, schedule)
     else:
         y = ax.own_block(y, moved, 0)
-    y = _sorted_blocks(y, columns.arrived(moved), in_column_order(columns.arrived(moved)))
+    y = _sorted_blocks(y, columns.arrived(moved), in_feature_order(columns.arrived(moved)))
     # What the columns were not sharded over, they can be cut by at once.
     y = ax.own_block(y, [a for a in columns.kept if a not in columns.sharded], y.ndim - 1)
     return y if y.ndim == 3 else y[:, None]
 
 
-def from_attention(y: jax.Array, columns: Columns, step: Step) -> jax.Array:
+def from_attention(y: jax.Array, columns: FeatureSharding, step: Step) -> jax.Array:
     """The way back of `to_attention`, for queries' columns: [B, T, n] to [B * T, n]."""
     moved, schedule = step.placement.moved, step.schedule
     y = _by_sequence(to_rows(y, step.feedforward), step)
-    y = _sorted_blocks(y, in_column_order(columns.arrived(moved)), columns.arrived(moved))
+    y = _sorted_blocks(y, in_feature_order(columns.arrived(moved)), columns.arrived(moved))
     if columns.exchanged(moved):
         y = ax.all_to_all(y, moved, y.ndim - 1, 0, schedule)
     else:

@@ -83,7 +83,7 @@ def stream(
     )
     terms = [*before, Outgoing(h, weights["w_out"])]
     return [
-        term._replace(w=_with_values(term.w, whole[name]), columns_whole=True)
+        term._replace(w=_with_values(term.w, whole[name]), features_gathered=True)
         for term, name in zip(terms, out, strict=True)
     ]
 

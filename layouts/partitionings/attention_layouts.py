@@ -5,56 +5,60 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..mesh.axis_collectives import AXES, Axes
 
 
 class AttentionLayout(Protocol):
-    """Whether attention shards heads or batch."""
+    """Whether attention is sharded by heads or by batch."""
 
     @property
     def batch_axes(self) -> Axes:
-        """The axes over which the batch is sharded, beside those of the feedforward layout inside."""
+        """The axes that shard the batch in attention, besides `FeedForwardLayout.inner_batch_axes`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSharded:
-    """Every chip attends with its own heads.
+    """Attention is sharded by heads: every chip attends with its own.
 
-    Shared key-value heads are replicated where there are fewer of them than chips.
+    Key-value heads are replicated where there are fewer of them than chips.
     """
 
     @property
     def batch_axes(self) -> Axes:
-        """None."""
+        """No axes."""
         return ()
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSharded:
-    """Every chip attends for its own sequences, so that shared key-value heads need no copies.
+    """Attention is sharded by batch: every chip attends for its own sequences, and key-value heads need
+    no copies.
 
-    Queries go from heads to batch by an all-to-all, and results back by another (section 3.3).
+    One all-to-all moves queries from heads to batch, another moves results back (section 3.3).
 
     Attributes:
-      axes: ("z",), ("y", "z") or ("x", "y", "z"): over which the batch is sharded. Heads stay
-        sharded over the others.
+      axes: that shard the batch: ("z",), ("y", "z") or ("x", "y", "z"). Heads stay sharded over the
+        other axes.
+
+    Raises:
+      ValueError: other axes.
     """
 
     axes: Axes = AXES
 
     def __post_init__(self) -> None:
-        given: Any = (self.axes,) if isinstance(self.axes, str) else self.axes
-        given = tuple(given) if isinstance(given, Sequence) else given
-        if given not in (("z",), ("y", "z"), AXES):
+        axes: object = (self.axes,) if isinstance(self.axes, str) else self.axes
+        axes = tuple(axes) if isinstance(axes, Sequence) else axes
+        if axes not in (("z",), ("y", "z"), AXES):
             raise ValueError(
                 f'BatchSharded(axes={self.axes!r}): choose ("z",), ("y", "z") or ("x", "y", "z")'
             )
-        object.__setattr__(self, "axes", given)
+        object.__setattr__(self, "axes", axes)
 
     @property
     def batch_axes(self) -> Axes:
-        """As given."""
+        """The attribute `axes`."""
         return self.axes

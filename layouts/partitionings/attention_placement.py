@@ -36,19 +36,22 @@ from .attention_layouts import AttentionLayout
 from .feedforward_layout import FeedForwardLayout
 from .mesh_fit import heads_misfit
 
-# Columns are sharded by these axes, major first: as weights are stored, then by the sum over E_x.
-COLUMN_AXES: Axes = (*WEIGHT_AXES, "x")
+# The axes that shard features, major first: those of the stored weight, then x, over which the sum over
+# E_x is scattered.
+FEATURE_AXES: Axes = (*WEIGHT_AXES, "x")
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
-    """How projected columns come to attention; axes of size 1 are in none of these.
+class FeatureSharding:
+    """How projected features (heads times D) are sharded on the way to attention. No axis of size 1 is
+    in `sharded`, `joined`, `gathered` or `kept`.
 
     Attributes:
-      stored: the axes over which the weight's columns are stored.
-      sharded: the axes that shard the columns after the projection, major first.
-      joined: the axes whose blocks lie one after another on each chip, major first.
-      gathered: of `sharded`, those that neither side keeps.
+      stored: the axes over which the columns of the weight are stored.
+      sharded: the axes that shard features after the projection, major first.
+      joined: the axes over which the weight was gathered; their slices lie one after another on each
+        chip, major first.
+      gathered: the axes of `sharded` over which features are all-gathered.
       kept: the axes that shard heads in attention, major first.
     """
 
@@ -59,48 +62,49 @@ class Columns:
     kept: Axes
 
     def exchanged(self, moved: Axes) -> bool:
-        """Whether columns and batch change places over `moved`; else all chips along those axes
-        have the same columns, and each takes its sequences."""
+        """Whether an all-to-all over `moved` exchanges features for batch. If not, features are
+        replicated over these axes, and each chip takes its own sequences."""
         return bool(moved) and set(moved) <= set(self.sharded)
 
     def arrived(self, moved: Axes) -> Axes:
-        """The axes whose blocks lie one after another, major first, in attention."""
+        """The axes whose slices lie one after another on each chip in attention, major first."""
         return (*(moved if self.exchanged(moved) else ()), *self.gathered, *self.joined)
 
 
-def in_column_order(axes: Axes) -> Axes:
-    """`axes` in the order in which they shard columns."""
-    return tuple(axis for axis in COLUMN_AXES if axis in axes)
+def in_feature_order(axes: Axes) -> Axes:
+    """`axes` in the order in which they shard features."""
+    return tuple(axis for axis in FEATURE_AXES if axis in axes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where attention happens, for one model, mesh and pair of layouts; see `place`.
+    """Where heads and sequences are in attention, for one model, mesh and pair of layouts; see `place`.
 
     Attributes:
-      batch_axes: the axes that shard the batch in attention, in the order of the mesh.
-      by_rows: whether the projections leave rows cut over x, rather than columns.
+      batch_axes: the axes that shard the batch in attention, in the order x, y, z.
+      token_sharded: whether projections scatter tokens over x, rather than features.
       moved: the axes that shard the batch in attention, but not after the projections.
-      queries, keys: what happens to the columns of q, and to those of k and v.
-      key_row_axes: the axes that cut projected rows of k and v by position, of which attention wants
-        all; in two parts, the minor one first, if they are projected from the rows between layers.
-        (Of three axes at once, the TPU compiler would make an all-reduce.)
-      selection: the key-value heads that each chip's queries read, of those it holds: an array
-        [*sizes of queries.kept, heads]; None for all, in order.
+      queries, keys: the sharding of the features of q, and of those of k and v.
+      key_token_axes: groups of axes that shard projected k and v by position, over which they are
+        all-gathered one group after another, the minor one first; two groups if k and v are projected
+        before the gather. (Over three axes at once, the TPU compiler would make an all-reduce.)
+      selection: which of a chip's key-value heads each of its query heads reads: an array
+        [*sizes of queries.kept, heads]; None for all of them, in order.
     """
 
     batch_axes: Axes
-    by_rows: bool
+    token_sharded: bool
     moved: Axes
-    queries: Columns
-    keys: Columns
-    key_row_axes: tuple[Axes, ...]
+    queries: FeatureSharding
+    keys: FeatureSharding
+    key_token_axes: tuple[Axes, ...]
     selection: np.ndarray | None = dataclasses.field(compare=False)
 
     @property
-    def own_keys(self) -> bool:
-        """Whether k and v are projected from the rows between layers, without a gather."""
-        return len(self.key_row_axes) > 1
+    def keys_before_gather(self) -> bool:
+        """Whether k and v are projected from the tokens that a chip has between layers, before any
+        gather."""
+        return len(self.key_token_axes) > 1
 
     @property
     def kv_axes(self) -> Axes:
@@ -108,13 +112,14 @@ class Placement:
         return self.keys.kept
 
     def covers(self, other: Placement) -> bool:
-        """Whether every chip has, of a cache that is sharded as here, what it keeps of one that is
-        sharded as in `other`; either all sequences of the other's heads, or the same."""
+        """Whether every chip, of a cache sharded as here, has all that it has of one sharded as in
+        `other`: the same heads, and all sequences or the same ones."""
         return self.kv_axes == other.kv_axes and self.batch_axes in ((), other.batch_axes)
 
 
 def stored_kv_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
-    """The axes over which w_kv is stored: as queries, or none if that does not divide."""
+    """The axes over which the columns of w_kv are stored: y and z, or none if they do not divide the
+    key-value heads."""
     divides = config.stored_kv_heads % size(WEIGHT_AXES, sizes) == 0
     return WEIGHT_AXES if divides else ()
 
@@ -125,21 +130,22 @@ def place(
     attention: AttentionLayout,
     sizes: Mapping[str, int],
 ) -> Placement:
-    """Where attention happens.
+    """The placement of heads and sequences in attention.
 
     Args:
-      config: heads.
-      feedforward: whose projections make q, k and v.
+      config: the model, of which heads count.
+      feedforward: the layout whose projections make q, k and v.
       attention: HeadSharded() or BatchSharded(...).
-      sizes: of the mesh axes.
+      sizes: of the mesh axes x, y and z.
 
     Raises:
-      ValueError: it cannot be; says what `misplaced` says.
+      ValueError: the layouts do not fit each other, the model or the mesh; with the words of
+        `misplaced`.
     """
     shape = tuple(sizes[axis] for axis in AXES)
-    why = misplaced(config, feedforward, attention, sizes)
-    if why:
-        raise ValueError(why)
+    reason = misplaced(config, feedforward, attention, sizes)
+    if reason:
+        raise ValueError(reason)
     return _place(config, feedforward, attention, shape)
 
 
@@ -158,21 +164,25 @@ def misplaced(
         return heads
     if feedforward.position_axes and attention.batch_axes:
         return (
-            f"{feedforward} cuts positions, which {attention} would exchange for sequences; use "
-            "HeadSharded(), or WeightStationary2D(by_batch=True)"
+            f"{feedforward} shards positions, and {attention} would shard sequences over the same axes; "
+            "use HeadSharded(), or WeightStationary2D(by_batch=True)"
         )
-    _, by_rows, _ = _batch(feedforward, attention, sizes)
+    _, token_sharded, _ = _batch(feedforward, attention, sizes)
     keys_stored = stored_kv_axes(config, sizes)
-    for what, heads, width, stored in (
-        ("columns", config.stored_heads, config.d_head, WEIGHT_AXES),
+    for kind, heads, width, stored in (
+        ("queries", config.stored_heads, config.d_head, WEIGHT_AXES),
         ("keys and values", config.stored_kv_heads, 2 * config.d_head, keys_stored),
     ):
         columns = heads * width // size(stored, sizes)
-        if "x" in _sharded(feedforward, stored, by_rows=by_rows) and columns % sizes["x"]:
+        if (
+            "x" in _sharded(feedforward, stored, token_sharded=token_sharded)
+            and columns % sizes["x"]
+        ):
             over = " and ".join(f"{axis}={sizes[axis]}" for axis in stored)
             return (
-                f"{config.name}: the {what} of {heads} heads of d_head={config.d_head}, {columns} "
-                f"columns{f' after {over}' if over else ''}, do not divide over x={sizes['x']}; use "
+                f"{config.name}: {heads} heads of d_head={config.d_head} have {columns} features of "
+                f"{kind}{f' on each chip after {over}' if over else ''}, which do not divide over "
+                f"x={sizes['x']}; use "
                 'WeightStationary2D(by_batch=True), or BatchSharded(("x", "y", "z"))'
             )
     return ""
@@ -181,18 +191,20 @@ def misplaced(
 def _batch(
     feedforward: FeedForwardLayout, attention: AttentionLayout, sizes: Mapping[str, int]
 ) -> tuple[Axes, bool, Axes]:
-    """`batch_axes`, `by_rows` and `moved` of a `Placement`."""
+    """`batch_axes`, `token_sharded` and `moved` of a `Placement`."""
     before = _live(feedforward.inner_batch_axes, sizes)
     added = tuple(axis for axis in attention.batch_axes if axis not in before)
     batch = in_order(_live((*before, *added), sizes))
-    by_rows = "x" in batch and "x" not in before
-    moved = tuple(axis for axis in batch if axis not in before and not (by_rows and axis == "x"))
-    return batch, by_rows, moved
+    token_sharded = "x" in batch and "x" not in before
+    moved = tuple(
+        axis for axis in batch if axis not in before and not (token_sharded and axis == "x")
+    )
+    return batch, token_sharded, moved
 
 
-def _sharded(feedforward: FeedForwardLayout, stored: Axes, *, by_rows: bool) -> Axes:
-    """The axes that shard projected columns which are stored over `stored`."""
-    return stored if by_rows else feedforward.features(stored)
+def _sharded(feedforward: FeedForwardLayout, stored: Axes, *, token_sharded: bool) -> Axes:
+    """The axes that shard the features of a weight whose columns are stored over `stored`."""
+    return stored if token_sharded else feedforward.features(stored)
 
 
 def _live(axes: Axes, sizes: Mapping[str, int]) -> Axes:
@@ -207,55 +219,55 @@ def _place(
     shape: tuple[int, int, int],
 ) -> Placement:
     sizes = dict(zip(AXES, shape, strict=True))
-    batch, by_rows, moved = _batch(feedforward, attention, sizes)
+    batch, token_sharded, moved = _batch(feedforward, attention, sizes)
 
-    def columns(stored: Axes, kept: Callable[[Axes], Axes]) -> Columns:
-        sharded = _live(_sharded(feedforward, stored, by_rows=by_rows), sizes)
+    def features(stored: Axes, kept: Callable[[Axes], Axes]) -> FeatureSharding:
+        sharded = _live(_sharded(feedforward, stored, token_sharded=token_sharded), sizes)
         joined = tuple(a for a in _live(stored, sizes) if a in feedforward.inner_batch_axes)
         keeps = kept(tuple(axis for axis in sharded if axis not in moved))
         gathered = tuple(a for a in sharded if a not in moved and a not in keeps)
-        return Columns(stored, sharded, joined, gathered, keeps)
+        return FeatureSharding(stored, sharded, joined, gathered, keeps)
 
-    queries = columns(WEIGHT_AXES, lambda left: _query_axes(config, left, sizes))
+    queries = features(WEIGHT_AXES, lambda left: _query_axes(config, left, sizes))
     stored = stored_kv_axes(config, sizes)
-    keys = columns(stored, lambda _: _key_axes(config, queries.kept, sizes))
+    keys = features(stored, lambda _: _key_axes(config, queries.kept, sizes))
     return Placement(
         batch_axes=batch,
-        by_rows=by_rows,
+        token_sharded=token_sharded,
         moved=moved,
         queries=queries,
         keys=keys,
-        key_row_axes=_key_row_axes(feedforward, stored),
+        key_token_axes=_key_token_axes(feedforward, stored),
         selection=_selection(config, queries, keys, sizes),
     )
 
 
 def _query_axes(config: ModelConfig, left: Axes, sizes: Mapping[str, int]) -> Axes:
-    """Of the axes that still shard the features of queries, those that shard whole heads."""
+    """The axes of `left` that shard queries by whole heads."""
     heads_divide = config.stored_heads // size(WEIGHT_AXES, sizes) % sizes["x"] == 0
     return left if heads_divide else tuple(axis for axis in left if axis != "x")
 
 
 def _key_axes(config: ModelConfig, query_axes: Axes, sizes: Mapping[str, int]) -> Axes:
-    """The axes that shard key-value heads: the longest leading part of those of the queries that
-    divides them, as only that leaves each chip heads that follow one another."""
+    """The axes that shard key-value heads: as many leading axes of the queries' as divide them, since
+    only these leave each chip consecutive heads."""
     kept: Axes = ()
-    for axis in _live(COLUMN_AXES, sizes):
+    for axis in _live(FEATURE_AXES, sizes):
         if axis not in query_axes or config.stored_kv_heads % size((*kept, axis), sizes):
             break
         kept = (*kept, axis)
     return kept
 
 
-def _key_row_axes(feedforward: FeedForwardLayout, stored: Axes) -> tuple[Axes, ...]:
-    """See `Placement.key_row_axes`. Where w_kv is replicated over y and z (`stored` is empty), chips
+def _key_token_axes(feedforward: FeedForwardLayout, stored: Axes) -> tuple[Axes, ...]:
+    """See `Placement.key_token_axes`. Where w_kv is replicated over y and z (`stored` is empty), chips
     along them would all multiply the same tokens: each multiplies its own."""
     axes = (feedforward.inner_position_axes, () if stored else feedforward.position_axes)
     return tuple(filter(None, axes))
 
 
 def _selection(
-    config: ModelConfig, queries: Columns, keys: Columns, sizes: Mapping[str, int]
+    config: ModelConfig, queries: FeatureSharding, keys: FeatureSharding, sizes: Mapping[str, int]
 ) -> np.ndarray | None:
     """See `Placement.selection`."""
     wanted = _one_per_run(_heads_read(config, queries, keys, sizes))
@@ -266,10 +278,10 @@ def _selection(
 
 
 def _heads_read(
-    config: ModelConfig, queries: Columns, keys: Columns, sizes: Mapping[str, int]
+    config: ModelConfig, queries: FeatureSharding, keys: FeatureSharding, sizes: Mapping[str, int]
 ) -> np.ndarray:
-    """Which of its key-value heads each query head of a chip reads: [chips along queries.kept, query
-    heads of a chip]."""
+    """The index of the key-value head, among a chip's own, that each of its query heads reads: [chips
+    along queries.kept, query heads of a chip]."""
     axes = [*WEIGHT_AXES, *(["x"] if "x" in queries.kept else [])]
     heads = np.arange(config.stored_heads).reshape([*(sizes[a] for a in axes), -1])
     local_kv = config.stored_kv_heads // size(keys.kept, sizes)

@@ -1,4 +1,4 @@
-"""Where every array of a KV cache is: the partition specs of a cache, of a prefix and of one layer."""
+"""The partition specs of a KV cache, of a prefix and of one layer's keys and values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
-from ..mesh.axes import AxesLike, named, naming
+from ..mesh.axes import AxesLike, MeshLike, named, naming
 from ..mesh.axis_collectives import Axes
 from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig, as_config
@@ -16,7 +16,7 @@ from .partitioning import as_plan, placement
 
 
 def cache_specs(
-    config: ModelConfig | str, mesh: Any, plan: Any, cache: Cache, *, axes: AxesLike = None
+    config: ModelConfig | str, mesh: MeshLike, plan: Any, cache: Cache, *, axes: AxesLike = None
 ) -> Cache:
     """The partition spec of every array of a cache, as a cache.
 
@@ -25,7 +25,7 @@ def cache_specs(
       mesh: with axes x, y and z.
       plan: the layouts, as `as_plan` takes them; attention's decides.
       cache: arrays, or shapes.
-      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
+      axes: the mesh axes that x, y and z stand for, if they are called otherwise; a `MeshAxes`.
 
     Raises:
       ValueError: the mesh has other axes, or the layouts cannot shard the model over it.

@@ -1,111 +1,117 @@
-"""The feedforward layouts of "Efficiently Scaling Transformer Inference", sections 3.2.1 to 3.2.3.
+"""What every feedforward layout of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102) can
+do; sections 3.2.1 to 3.2.3.
 
-A layout is how activations come to weights: all of them take weights stored E_x F_yz (and F_yz E_x),
-so one copy serves prefill in one layout and decode in another. What a layout does is two steps,
-`project_in` from the boundary of a layer to features, and `project_out` back; attention's
-projections take the same two. Everything here works on local shards inside a shard_map over x, y
-and z, but for the partition specs.
+A layout decides how activations and weights meet. All layouts take weights stored E_x F_yz (and
+F_yz E_x), so that one copy serves prefill in one layout and decode in another. A layout is two steps:
+`project_in`, from activations between layers [rows, E] to features [rows, F], and `project_out` back;
+the projections of attention take the same two. Both work on local shards inside a shard_map over x, y
+and z.
 
-"Features" are the columns of a projection: F of the feedforward, heads times D of attention.
+"Features" are the columns of a projection: F of the feedforward, heads times D of attention. "Rows" are
+tokens: all positions of all sequences that a chip has, as the rows of a matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 from jax.sharding import PartitionSpec as P
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import BATCH
-from ..mesh.axis_collectives import AXES, Axes, ScheduleLike
+from ..mesh.axis_collectives import AXES, Axes, ScheduleLike, Weight
 from ..models.functions import wide
 
 
 class Outgoing(NamedTuple):
-    """Columns on their way through an output matrix, back to the boundary of a layer.
+    """One term of the sum that `project_out` makes: features and the output matrix they multiply.
 
     Attributes:
-      h: [rows, columns over features(("y", "z"))]; or, if `by_rows`, [rows over x, columns over
-        yz].
-      w: [columns over yz, E over x].
-      by_rows: whether x cuts rows.
-      columns_whole: whether w [columns, E over x] has all the columns of h already.
-      in_turn: whether h is gathered beside the matmuls of the terms before, by a collective that the
-        compiler runs beside them.
+      h: [rows, F over features(("y", "z"))]; or, if `token_sharded`, [rows over x, F over yz].
+      w: [F over yz, E over x].
+      token_sharded: whether h is sharded over x by rows.
+      features_gathered: whether w is gathered already, [F of h, E over x].
+      gather_overlapped: whether the gather of h overlaps the matmuls of the terms before, as an
+        asynchronous collective of the compiler.
     """
 
     h: jax.Array
-    w: Any
-    by_rows: bool = False
-    columns_whole: bool = False
-    in_turn: bool = False
+    w: Weight
+    token_sharded: bool = False
+    features_gathered: bool = False
+    gather_overlapped: bool = False
 
 
 class FeedForwardLayout(Protocol):
-    """What every feedforward layout can do; x, y, z are mesh axes and W its `batch_axes`.
-
-    Rows are the positions of all the sequences that a chip has at that point.
-    """
+    """What every feedforward layout can do, over the mesh axes x, y and z."""
 
     @property
     def batch_axes(self) -> Axes:
-        """The axes over which activations are sharded by batch between layers, major first."""
+        """The axes that shard the batch between layers, major first."""
         return ()
 
     @property
     def inner_batch_axes(self) -> Axes:
-        """The same after `project_in`, and before `project_out`."""
+        """The axes that shard the batch after `project_in` and before `project_out`."""
         return ()
 
     @property
     def position_axes(self) -> Axes:
-        """The axes over which activations are sharded by position between layers, major first."""
+        """The axes that shard the positions of every sequence between layers, major first."""
         return ()
 
     @property
     def inner_position_axes(self) -> Axes:
-        """The same after `project_in`, and before `project_out`."""
+        """The axes that shard positions after `project_in` and before `project_out`."""
         return ()
 
     @property
     def repeated_axes(self) -> Axes:
-        """The axes along which chips hold the same activations between layers."""
+        """The axes over which activations are replicated between layers."""
         return ()
 
     @property
-    def cuts_rows(self) -> bool:
-        """Whether the collectives of activations cut rows, rather than columns."""
+    def moves_tokens(self) -> bool:
+        """Whether collectives of activations gather and scatter tokens, rather than features."""
         return False
 
     def features(self, sharded: Axes) -> Axes:
-        """The axes, major first, of what `project_in` makes with columns stored over `sharded`."""
+        """The axes, major first, that shard the features that `project_in` makes of a weight whose
+        columns are stored over `sharded`."""
         ...
 
     def project_in(
         self,
         c: jax.Array,
-        weights: Sequence[Any],
+        weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
         overlap_seconds: float = 0.0,
     ) -> list[jax.Array]:
-        """c [rows, E over the rest] times each weight [E_x, columns over its `sharded`].
+        """Multiplies activations with weights.
 
-        `overlap_seconds` are seconds of work that the last scatter can run beside.
+        Args:
+          c: [rows, E over `boundary_axes`].
+          weights: each [E over x, F over its entry of `sharded`].
+          sharded: for each weight, the axes over which its columns are stored.
+          schedule: of the collectives.
+          overlap_seconds: seconds of independent compute that can overlap the last scatter.
 
-        Returns [rows, columns over `features(sharded)`] for each.
+        Returns:
+          [rows, F over `features(sharded)`] for each weight.
         """
         ...
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
-        """The sum of h times w over all terms, with one reduce-scatter: [rows, E over the rest]."""
+        """The sum of h times w over all terms, with one reduce-scatter: [rows, E over
+        `boundary_axes`]."""
         ...
 
 
 def boundary_axes(layout: FeedForwardLayout) -> Axes:
-    """The axes that shard E between layers: those that neither shard rows nor repeat them."""
+    """The axes that shard E between layers: those that shard no rows and replicate none."""
     taken = (*layout.batch_axes, *layout.position_axes, *layout.repeated_axes)
     return tuple(axis for axis in AXES if axis not in taken)
 
@@ -120,33 +126,32 @@ def boundary_spec(layout: FeedForwardLayout) -> P:
 def feature_bias(
     layout: FeedForwardLayout, bias: jax.Array, sharded: Axes, schedule: ScheduleLike
 ) -> jax.Array:
-    """A bias, stored like the columns of its matrix, as `project_in` leaves those columns."""
+    """A bias [F over `sharded`], stored like the columns of its matrix, as [F over
+    `layout.features(sharded)`], like the features that `project_in` makes."""
     have = layout.features(sharded)
     bias = ax.all_gather(bias, [axis for axis in sharded if axis not in have], 0, schedule)
     return ax.own_block(bias, [axis for axis in have if axis not in sharded], 0)
 
 
-def whole_rows(
+def gather_features(
     c: jax.Array, layout: FeedForwardLayout, size: int, schedule: ScheduleLike
 ) -> jax.Array:
-    """The whole of each row of c [rows, E over the rest]; c where it is that already."""
+    """c [rows, E over `boundary_axes`] as [rows, E]; c itself if it has all `size` of E already."""
     if c.shape[1] == size:
         return c
     return ax.all_gather(c, boundary_axes(layout), 1, schedule)
 
 
 def boundary_shard(layout: FeedForwardLayout, vector: jax.Array, size: int) -> jax.Array:
-    """This device's part of a vector [..., size], as activations are sharded between layers.
-
-    What is its part already stays as it is.
-    """
+    """A replicated vector [..., E] as [..., E over `boundary_axes`], as activations are sharded between
+    layers; the vector itself if its last dimension is not `size`, so that it is sharded already."""
     if vector.shape[-1] != size:
         return vector
     return ax.own_block(vector, boundary_axes(layout), vector.ndim - 1)
 
 
-def total(parts: Sequence[jax.Array]) -> jax.Array:
-    """The sum of some arrays, rounded once."""
-    dtype = parts[0].dtype
-    total = sum((part.astype(wide(dtype)) for part in parts[1:]), parts[0].astype(wide(dtype)))
+def total(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of arrays of one dtype, added in `wide(dtype)` and rounded once."""
+    dtype = terms[0].dtype
+    total = sum((term.astype(wide(dtype)) for term in terms[1:]), terms[0].astype(wide(dtype)))
     return total.astype(dtype)

@@ -1,4 +1,4 @@
-"""Which meshes hold a model: what its sizes must divide by, and what to do where they do not."""
+"""Which meshes hold a model, and what to do where the mesh does not divide its sizes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def heads_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
 
 
 def _nearest(config: ModelConfig, sizes: Mapping[str, int]) -> str:
-    """The part of a mesh with the most chips that holds the model."""
+    """The largest mesh within the given one that holds the model, such as 4x4x2."""
     return _nearest_shape(config, tuple(sizes[axis] for axis in AXES))
 
 
@@ -54,10 +54,10 @@ def _nearest_shape(config: ModelConfig, given: tuple[int, ...]) -> str:
         heads_divide = config.stored_heads % math.prod(shape[1:]) == 0
         return heads_divide and common % math.prod(shape) == 0
 
-    parts = itertools.product(*(range(1, n + 1) for n in given))
-    return "x".join(map(str, max(filter(holds, parts), key=math.prod)))
+    shapes = itertools.product(*(range(1, n + 1) for n in given))
+    return "x".join(map(str, max(filter(holds, shapes), key=math.prod)))
 
 
 def round_up(n: int, multiple: int) -> int:
-    """The next multiple from n on."""
+    """The smallest multiple of `multiple` that is at least n."""
     return -(-n // multiple) * multiple

@@ -32,10 +32,10 @@ ATTENTIONS: dict[str, AttentionLayout] = {
 
 
 def as_feedforward(layout: Any) -> FeedForwardLayout:
-    """A feedforward layout, by itself, its class or the planner's name.
+    """A feedforward layout from a layout, its class or its name, such as "WS 2D".
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `layout` is something else.
     """
     if isinstance(layout, str):
         return _by_name(layout, FEEDFORWARDS, "feedforward")
@@ -48,10 +48,10 @@ def as_feedforward(layout: Any) -> FeedForwardLayout:
 
 
 def as_attention(layout: Any) -> AttentionLayout:
-    """An attention layout, by itself, its class or the planner's name.
+    """An attention layout from a layout, its class or its name, such as "heads".
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `layout` is something else.
     """
     if isinstance(layout, str):
         return _by_name(layout, ATTENTIONS, "attention")
@@ -64,8 +64,8 @@ def as_attention(layout: Any) -> AttentionLayout:
 
 
 def _by_name(name: str, layouts: Mapping[str, Any], kind: str) -> Any:
-    for each, layout in layouts.items():
-        if plain(each) == plain(name):
+    for known, layout in layouts.items():
+        if plain(known) == plain(name):
             return layout
     raise ValueError(
         f"no {kind} layout is called {name!r}; there are {names(layouts)}"
@@ -86,7 +86,7 @@ def is_attention(layout: Any) -> bool:
 
 
 def instance(layout: Any) -> Any:
-    """A layout of its class, unless it is one itself."""
+    """The layout itself, or a layout of the class."""
     return layout() if isinstance(layout, type) else layout
 
 

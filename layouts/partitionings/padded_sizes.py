@@ -1,7 +1,7 @@
-"""How large the batch, the positions of a step and those of a cache are made, so that any of them can
-be asked for: what layouts shard must divide, and a TPU's tiles want to be full.
+"""The sizes to which the batch, the positions of a step and those of a cache are padded, so that a user
+may ask for any: mesh axes divide them, and they fill the tiles of a TPU.
 
-The decoder pads to these sizes, and the planner prices them.
+The decoder pads to these sizes, and the cost model prices them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from .partitioning import Partitioning
 
 
 def batch_multiple(config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]) -> int:
-    """What the batch of a step and of its cache is a multiple of: all that shards it divides it.
+    """The smallest batch of a step and of its cache that the layouts can shard; they can shard its
+    multiples.
 
     Args:
       config: the model.
@@ -37,11 +38,12 @@ def batch_multiple(config: ModelConfig, plan: Partitioning, sizes: Mapping[str, 
 def tiled_batch_multiple(
     batch: int, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
 ) -> int:
-    """The same, such that no collective cuts `batch` rows between tiles."""
+    """A multiple of `batch_multiple` that also leaves every chip whole tiles of tokens, if the batch is
+    padded to it; arguments and errors as there."""
     layout = plan.feedforward
-    cut = [size(axes, sizes) for axes in (layout.batch_axes, layout.inner_batch_axes)]
-    # Where rows are cut between layers, their tiles are those of the pieces inside of one too.
-    chips = next((n for n in cut if n > 1), 1) if layout.cuts_rows else 1
+    ways = [size(axes, sizes) for axes in (layout.batch_axes, layout.inner_batch_axes)]
+    # Tiles that are full between layers are full inside of a layer too.
+    chips = next((n for n in ways if n > 1), 1) if layout.moves_tokens else 1
     tile = min(tuning.TOKENS_TILE, _power(-(-batch // chips))) if chips > 1 else 1
     return math.lcm(batch_multiple(config, plan, sizes), chips * tile)
 
@@ -74,9 +76,9 @@ def _length_tile(new: int, *, shared: bool) -> int:
 
 
 def tiled_length(length: int, batch: int) -> int:
-    """The length of prompts that fill tiles of rows, if `batch` of them share these."""
-    rows = min(tuning.PROMPT_TILE, _power(batch * length))
-    return round_up(length, max(1, rows // batch))
+    """`length` rounded up, so that `batch` prompts of that length fill tiles of tokens."""
+    tile = min(tuning.PROMPT_TILE, _power(batch * length))
+    return round_up(length, max(1, tile // batch))
 
 
 def padded_capacity(positions: int) -> int:
@@ -85,10 +87,10 @@ def padded_capacity(positions: int) -> int:
 
 
 def _power_within(n: int) -> int:
-    """The greatest power of two that is no more than n, or 1."""
+    """The largest power of two that is at most n, or 1."""
     return 2 ** max(0, n.bit_length() - 1)
 
 
 def _power(n: int) -> int:
-    """The next power of two from n on."""
+    """The smallest power of two that is at least n."""
     return 2 ** (n - 1).bit_length()

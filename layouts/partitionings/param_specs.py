@@ -1,4 +1,4 @@
-"""Where every parameter is: the same in all layouts, so that one copy serves them all."""
+"""The partition specs of parameters: the same in all layouts, so that one copy serves them all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
-from ..mesh.axes import AxesLike, named, naming
+from ..mesh.axes import AxesLike, MeshLike, named, naming
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, as_mesh, check_mesh
 from ..mesh.shard_map_entry import spec_of
 from ..models.config import ModelConfig, as_config
@@ -19,7 +19,7 @@ from ..models.params import Params, params_shapes
 from ..models.stacked_params import is_unrolled
 from .attention_placement import stored_kv_axes
 
-# Both matrices of a feedforward, and its biases, by the name that they have in a block.
+# The matrices of a feedforward and their biases, by their names in a block, over axes of a layout.
 WEIGHT_SPECS = {
     "w_in": P("x", WEIGHT_AXES),
     "w_gate": P("x", WEIGHT_AXES),
@@ -31,7 +31,11 @@ WEIGHT_SPECS = {
 
 
 def param_specs(
-    config: ModelConfig | str, mesh: Any, params: Params | None = None, *, axes: AxesLike = None
+    config: ModelConfig | str,
+    mesh: MeshLike,
+    params: Params | None = None,
+    *,
+    axes: AxesLike = None,
 ) -> Params:
     """The partition spec of every parameter, the same in all layouts.
 
@@ -39,8 +43,9 @@ def param_specs(
       config: the model.
       mesh: with axes x, y and z; its sizes decide whether key-value heads and the vocabulary can be
         sharded.
-      params: arrays or shapes, which say what is Quantized; nothing, unless given.
-      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
+      params: arrays or shapes, from which is inferred which are Quantized and whether layers are
+        unrolled; by default neither.
+      axes: the mesh axes that x, y and z stand for, if they are called otherwise; a `MeshAxes`.
 
     Raises:
       ValueError: the mesh has other axes, or `config` is neither a config nor a model's name.
@@ -60,15 +65,15 @@ def param_specs(
             return spec_of(x, P())
         return spec_of(x, P(*leading, *by_name.get(name, P())))
 
-    found = jax.tree_util.tree_map_with_path(
+    specs = jax.tree_util.tree_map_with_path(
         spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)
     )
     with naming(axes):
-        return named(found)
+        return named(specs)
 
 
-def shardings(mesh: Any, specs: Any) -> Any:
-    """`specs` as NamedShardings on a mesh, for out_shardings or device_put.
+def shardings(mesh: MeshLike, specs: Any) -> Any:
+    """A pytree of partition specs as NamedShardings on a mesh, for out_shardings or device_put.
 
     Raises:
       ValueError: `mesh` is no mesh.
@@ -80,7 +85,7 @@ def shardings(mesh: Any, specs: Any) -> Any:
 
 
 def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
-    """How the matrices and biases of one layer are stored, by name; norms are whole."""
+    """The partition specs of the matrices and biases of one layer, by name; norms are replicated."""
     kv = stored_kv_axes(config, sizes) or None
     return {
         **WEIGHT_SPECS,
@@ -93,7 +98,7 @@ def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
 
 
 def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
-    """The axes that shard the vocabulary: each in turn that divides what is left of it."""
+    """The axes that shard the vocabulary: x, y and z, as far as one after another divides it."""
     left, axes = config.vocab, []
     for axis in AXES:
         if left % sizes[axis] == 0:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum.text import plain, shown
 
-from ..mesh.axes import AxesLike, named, naming
+from ..mesh.axes import AxesLike, MeshLike, named, naming
 from ..mesh.axis_collectives import check_mesh
 from ..models.config import ModelConfig
 from .attention_layouts import AttentionLayout
@@ -33,7 +33,7 @@ _EXAMPLE = "layouts.Partitioning(layouts.WeightStationary2D(), layouts.HeadShard
 
 @dataclasses.dataclass(frozen=True)
 class Partitioning:
-    """The layouts of a phase.
+    """The pair of layouts in which a step is computed.
 
     Attributes:
       feedforward: WeightStationary1D(), WeightStationary2D() or WeightGathered(...), which is also
@@ -59,24 +59,24 @@ class Partitioning:
 
 
 def as_plan(plan: Any) -> Partitioning:
-    """The layouts that are meant.
+    """The pair of layouts that `plan` names.
 
     Args:
-      plan: a `Partitioning`; or what has one: a `Plan`, of which the best, or an `Option`; or what
-        the planner prints of an option, such as "WS 2D all-reduce, batch xyz", in which a mesh and a
-        batch may follow, and count for nothing.
+      plan: a `Partitioning`; a `Plan`, whose best option is taken; an `Option`; or the words that the
+        planner prints for an option, such as "WS 2D all-reduce, batch xyz". Further words, for a mesh
+        and a batch, are ignored.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `plan` is something else, or a `Plan` without a feasible option.
     """
     if isinstance(plan, Partitioning):
         return plan
     if isinstance(plan, str):
         return _read(plan)
-    # Asked of the class: a Plan in which nothing is feasible says so.
-    found = plan.partitioning if hasattr(type(plan), "partitioning") else None
-    if isinstance(found, Partitioning):
-        return found
+    # The class is asked first: the property of a Plan without a feasible option raises.
+    layouts = plan.partitioning if hasattr(type(plan), "partitioning") else None
+    if isinstance(layouts, Partitioning):
+        return layouts
     if is_feedforward(plan):
         layout = instance(plan)
         hint = (
@@ -94,7 +94,7 @@ def as_plan(plan: Any) -> Partitioning:
 
 
 def _read(text: str) -> Partitioning:
-    """See `as_plan`."""
+    """The pair of layouts that the words of the planner name."""
     feedforward, *rest = text.split(",")
     if not rest:
         name = next((n for n in FEEDFORWARDS if plain(n) == plain(text)), "WS 2D")
@@ -111,7 +111,7 @@ def activation_spec(layout: FeedForwardLayout, axes: AxesLike = None) -> P:
 
     Args:
       layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
-      axes: what the mesh calls x, y and z, if something else; a `MeshAxes`.
+      axes: the mesh axes that x, y and z stand for, if they are called otherwise; a `MeshAxes`.
 
     Raises:
       ValueError: `layout` is no feedforward layout, or `axes` names other things.
@@ -120,8 +120,8 @@ def activation_spec(layout: FeedForwardLayout, axes: AxesLike = None) -> P:
         return named(boundary_spec(as_feedforward(layout)))
 
 
-def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
-    """Where attention happens under `plan`; see `placement.place`.
+def placement(config: ModelConfig, mesh: MeshLike, plan: Partitioning) -> Placement:
+    """The placement of heads and sequences in attention under `plan`; see `place`.
 
     Raises:
       ValueError: the mesh has other axes, or the layouts cannot shard the model over it.
@@ -131,13 +131,13 @@ def placement(config: ModelConfig, mesh: Any, plan: Any) -> Placement:
     return place(config, plan.feedforward, plan.attention, sizes)
 
 
-def misfit(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> str:
+def misfit(config: ModelConfig, sizes: Mapping[str, int], plan: Partitioning) -> str:
     """Why layouts cannot shard a model over a mesh, and what to do about it; "" if they can.
 
-    What the planner excludes, and what every step refuses.
+    The planner excludes such layouts, and every step refuses them.
     """
-    why = model_misfit(config, sizes)
-    return why or misplaced(config, plan.feedforward, plan.attention, sizes)
+    reason = model_misfit(config, sizes)
+    return reason or misplaced(config, plan.feedforward, plan.attention, sizes)
 
 
 def check_model(config: ModelConfig, sizes: Mapping[str, int]) -> None:
@@ -149,15 +149,15 @@ def check_model(config: ModelConfig, sizes: Mapping[str, int]) -> None:
     _refuse(model_misfit(config, sizes))
 
 
-def check_layouts(config: ModelConfig, sizes: Mapping[str, int], plan: Any) -> None:
+def check_layouts(config: ModelConfig, sizes: Mapping[str, int], plan: Partitioning) -> None:
     """Refuses layouts that cannot shard a model over a mesh.
 
     Raises:
-      ValueError: `misfit` says why.
+      ValueError: with the words of `misfit`.
     """
     _refuse(misfit(config, sizes, plan))
 
 
-def _refuse(why: str) -> None:
-    if why:
-        raise ValueError(why)
+def _refuse(reason: str) -> None:
+    if reason:
+        raise ValueError(reason)

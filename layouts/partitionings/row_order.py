@@ -1,7 +1,7 @@
-"""Sequences [B, T, n] as rows, in the order in which a layout's collectives cut these.
+"""Sequences [B, T, n] as rows [B * T, n], in the order in which a layout shards them.
 
-Rows are sequence by sequence, or position by position where collectives cut positions: rows that lie
-together are then on one chip.
+Rows come sequence by sequence, or position by position where a layout shards positions, so that the
+rows of a chip are consecutive.
 """
 
 from __future__ import annotations
@@ -33,44 +33,44 @@ def from_rows(rows: jax.Array, batch: int, layout: FeedForwardLayout) -> jax.Arr
 def last_rows(
     rows: jax.Array, counts: jax.Array, layout: FeedForwardLayout, schedule: ScheduleLike
 ) -> jax.Array:
-    """The row of each sequence's last position, as activations are sharded between layers but for
-    positions, of which there is one.
+    """The row of each sequence's last position, sharded as activations are between layers.
 
     Args:
-      rows: [B_W * T, E over the rest], between layers.
-      counts: [whole batch], how many positions of each sequence count; of none, the first is taken.
+      rows: [B * T, E over `boundary_axes`], B over `layout.batch_axes` and T over
+        `layout.position_axes`.
+      counts: [B], replicated: how many positions of each sequence count; for 0, the first is taken.
       layout: of the rows.
-      schedule: of the sum that brings rows to all chips, if positions are cut.
+      schedule: of the all-reduce that sends rows to all chips, where positions are sharded.
 
     Returns:
-      [B_W, E over the rest].
+      [B, E over `boundary_axes`], B over `layout.batch_axes`.
     """
     own = ax.own_block(counts, layout.batch_axes, 0)
     at = jnp.maximum(own - 1, 0)
     batch = own.shape[0]
-    length, cut = rows.shape[0] // batch, ax.live(layout.position_axes)
+    length, sharded = rows.shape[0] // batch, ax.live(layout.position_axes)
     if not layout.position_axes:
         return jnp.take(rows, jnp.arange(batch, dtype=jnp.int32) * length + at, axis=0)
-    first = ax.axis_index(cut) * length if cut else 0
+    first = ax.axis_index(sharded) * length if sharded else 0
     here = (at >= first) & (at < first + length)
     index = jnp.where(
         here, (at - first) * batch + jnp.arange(batch, dtype=jnp.int32), rows.shape[0]
     )
-    found = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
-    return ax.all_reduce(found, cut, schedule)
+    last = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
+    return ax.all_reduce(last, sharded, schedule)
 
 
 def batch_multiple(layout: FeedForwardLayout, where: Placement, sizes: Mapping[str, int]) -> int:
-    """What a batch is a multiple of that all can shard which do."""
+    """The smallest batch that the layouts can shard; they can shard its multiples."""
     ways = (layout.batch_axes, layout.inner_batch_axes, where.batch_axes)
     return math.lcm(*(ax.size(axes, sizes) for axes in ways))
 
 
 def length_multiple(layout: FeedForwardLayout, where: Placement, sizes: Mapping[str, int]) -> int:
-    """What new positions are a multiple of that all can cut which do."""
+    """The smallest number of new positions that the layouts can shard; they can shard its multiples."""
     ways = (layout.position_axes, layout.inner_position_axes)
-    if where.own_keys:
-        # Keys are summed over x while positions are cut over y and z.
+    if where.keys_before_gather:
+        # The sums of k and v over E_x are scattered over x while y and z shard positions.
         return ax.size((*ways[0], *ways[1]), sizes)
     return math.lcm(*(ax.size(axes, sizes) for axes in ways))
 
@@ -82,12 +82,11 @@ def check_rows(
     where: Placement,
     sizes: Mapping[str, int],
 ) -> None:
-    """Refuses sequences, or new positions of each, that layouts cannot shard.
-
-    Those that `batch_multiple` and `length_multiple` divide they can.
+    """Refuses a batch, or a number of new positions, that the layouts cannot shard. Multiples of
+    `batch_multiple` and `length_multiple` pass.
 
     Raises:
-      ValueError: they do not divide.
+      ValueError: the axes do not divide them.
     """
     for axes in (layout.batch_axes, layout.inner_batch_axes, where.batch_axes):
         n = ax.size(axes, sizes)
@@ -109,9 +108,9 @@ def check_rows(
                 f"them; {pad}"
             )
     rows, inner = batch * new // ax.size(layout.position_axes, sizes), layout.inner_position_axes
-    if where.own_keys and rows % ax.size(inner, sizes):
+    if where.keys_before_gather and rows % ax.size(inner, sizes):
         raise ValueError(
-            f"{layout} sums keys and values of a chip's {rows} rows, {batch} times {new} over "
-            f"{layout.position_axes}, over {inner}, {ax.size(inner, sizes)} chips, which do not divide "
-            f"them; {pad}"
+            f"{layout} scatters the keys and values of a chip's {rows} tokens ({batch} times {new}, "
+            f"sharded over {layout.position_axes}) over {inner}, {ax.size(inner, sizes)} chips, which "
+            f"do not divide them; {pad}"
         )

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax import lax
 
 from ..arguments import as_flag
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike, Weight
 from .feedforward_layout import FeedForwardLayout, Outgoing, total
 
 # The einsum of `project_out`.
@@ -23,20 +22,24 @@ _OUT = "mf,fe->me"
 class WeightStationary2D(FeedForwardLayout):
     """Weights stay where they are, E over x and F over yz (section 3.2.2).
 
-    x is BLE_xyz; all-gather over yz; matmul; reduce-scatter over x to BLF_yzx; the nonlinearity;
-    all-gather over x; matmul; reduce-scatter over yz.
+    Activations BLE_xyz between layers are all-gathered over yz, multiplied, and reduce-scattered over
+    x to BLF_yzx; after the nonlinearity they are all-gathered over x, multiplied, and reduce-scattered
+    over yz. These collectives are feature-sharded; they may be token-sharded instead:
 
     Attributes:
-      by_batch: what these collectives cut is the batch instead, B_yz LE_x between the layers and
-        B_x LF_yz inside: the same bytes, of whole rows, which a TPU moves without copies.
-      all_reduce: only with `by_batch`: the sums over yz are all-reduced, BLE_x between the layers. The
-        same bytes as a reduce-scatter and the next layer's all-gather, in one collective and without
-        the copies around two; but the norms and sums between the layers are of all rows, on every
-        chip of yz. For steps of few rows.
-      by_position: what they cut is each sequence's positions instead, BL_yz E_x between the layers
-        and BL_x F_yz inside, also rows, for prompts of few sequences. Attention is by heads, of the
-        chip's own queries; keys and values are projected before rows are gathered, if all chips of
-        yz share them.
+      by_batch: collectives gather and scatter the batch, B_yz LE_x between layers and B_x LF_yz after
+        the input matrices: the same bytes, and a TPU moves whole rows without copies.
+      all_reduce: only with `by_batch`. Sums over yz are all-reduced, BLE_x between layers: the bytes of
+        a reduce-scatter and the next layer's all-gather in one collective, without the copies around
+        two of them. Norms and residual sums are then computed for all tokens on every chip along yz.
+        For steps of few tokens.
+      by_position: collectives gather and scatter the positions of every sequence, BL_yz E_x between
+        layers and BL_x F_yz after the input matrices. For prompts of few sequences. Attention is
+        sharded by heads, and each chip attends with the queries of its own positions; where w_kv is
+        replicated over yz, keys and values are projected before tokens are gathered.
+
+    Raises:
+      ValueError: `all_reduce` without `by_batch`, or `by_batch` and `by_position`.
     """
 
     by_batch: bool = False
@@ -49,53 +52,54 @@ class WeightStationary2D(FeedForwardLayout):
             object.__setattr__(self, field, flag)
         if self.all_reduce and not self.by_batch:
             raise ValueError(
-                "WeightStationary2D(all_reduce=True): rows that are replicated between layers go "
-                "with rows cut inside of them; add by_batch=True"
+                "WeightStationary2D(all_reduce=True): activations that are replicated between layers "
+                "are sharded by batch inside of them; add by_batch=True"
             )
         if self.by_batch and self.by_position:
             raise ValueError(
-                "WeightStationary2D(by_batch=True, by_position=True): rows are cut one way; choose "
-                "by_batch for many sequences, by_position for few long ones"
+                "WeightStationary2D(by_batch=True, by_position=True): tokens are sharded one way; "
+                "choose by_batch for many sequences, by_position for few long ones"
             )
 
     @property
     def batch_axes(self) -> Axes:
-        """None, or y and z if `by_batch` and not `all_reduce`."""
+        """y and z if `by_batch` and not `all_reduce`, else none."""
         return WEIGHT_AXES if self.by_batch and not self.all_reduce else ()
 
     @property
     def repeated_axes(self) -> Axes:
-        """None, or y and z if `all_reduce`."""
+        """y and z if `all_reduce`, else none."""
         return WEIGHT_AXES if self.all_reduce else ()
 
     @property
     def inner_batch_axes(self) -> Axes:
-        """None, or x if `by_batch`."""
+        """x if `by_batch`, else none."""
         return ("x",) if self.by_batch else ()
 
     @property
     def position_axes(self) -> Axes:
-        """None, or y and z if `by_position`."""
+        """y and z if `by_position`, else none."""
         return WEIGHT_AXES if self.by_position else ()
 
     @property
     def inner_position_axes(self) -> Axes:
-        """None, or x if `by_position`."""
+        """x if `by_position`, else none."""
         return ("x",) if self.by_position else ()
 
     @property
-    def cuts_rows(self) -> bool:
-        """If `by_batch` or `by_position`."""
+    def moves_tokens(self) -> bool:
+        """True if `by_batch` or `by_position`."""
         return self.by_batch or self.by_position
 
     def features(self, sharded: Axes) -> Axes:
-        """Unless rows are cut, columns are scattered over x after the sum over E_x."""
-        return sharded if self.cuts_rows else (*sharded, "x")
+        """The axes over which columns are stored; and x, over which features are scattered after the
+        sum over E_x, unless tokens are."""
+        return sharded if self.moves_tokens else (*sharded, "x")
 
     def project_in(
         self,
         c: jax.Array,
-        weights: Sequence[Any],
+        weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
         overlap_seconds: float = 0.0,
@@ -106,34 +110,34 @@ class WeightStationary2D(FeedForwardLayout):
             return ax.einsum_reduce_scatter(
                 "me,ef->mf", c, list(weights), "x", "m", schedule, overlap_seconds
             )
-        ends = ("m", "m") if self.cuts_rows else ("e", "f")
-        return _gather_and_scatter(c, weights, *ends, schedule, overlap_seconds)
+        gather, scatter = ("m", "m") if self.moves_tokens else ("e", "f")
+        return _gather_and_scatter(c, weights, gather, scatter, schedule, overlap_seconds)
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        gathers = ["m" if self.cuts_rows or term.by_rows else "f" for term in terms]
+        gathers = ["m" if self.moves_tokens or term.token_sharded else "f" for term in terms]
         if self.all_reduce:
             return ax.all_reduce(_stationary_sum(terms, gathers, schedule), WEIGHT_AXES, schedule)
-        return _stationary_out(terms, gathers, "m" if self.cuts_rows else "e", schedule)
+        return _stationary_out(terms, gathers, "m" if self.moves_tokens else "e", schedule)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightStationary1D(FeedForwardLayout):
     """Weights stay where they are, F over as many chips as yz has (section 3.2.1).
 
-    On a mesh whose x is 1 this is the paper's: all-gather of BLE; both matmuls; reduce-scatter.
-    Weights are stored E_x F_yz, so where x is longer E stays sharded over it, and the sums over E_x
-    are all-reduced before the nonlinearity, which every chip along x then does for itself.
+    On a mesh whose x is 1 this is the paper's: all-gather of BLE, both matmuls, reduce-scatter. Where
+    x is longer, E of the weights stays sharded over it: sums over E_x are all-reduced before the
+    nonlinearity, which every chip along x computes for the same features.
     """
 
     def features(self, sharded: Axes) -> Axes:
-        """Columns stay as they are stored."""
+        """The axes over which columns are stored."""
         return sharded
 
     def project_in(
         self,
         c: jax.Array,
-        weights: Sequence[Any],
+        weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
         overlap_seconds: float = 0.0,
@@ -141,35 +145,43 @@ class WeightStationary1D(FeedForwardLayout):
         """See `FeedForwardLayout`; there is no scatter."""
         del sharded, overlap_seconds
         partial = ax.all_gather_einsum("me,ef->mf", c, list(weights), WEIGHT_AXES, "e", schedule)
-        return [ax.all_reduce(each, ("x",), schedule) for each in partial]
+        return [ax.all_reduce(y, ("x",), schedule) for y in partial]
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        gathers = ["m" if term.by_rows else None for term in terms]
+        gathers = ["m" if term.token_sharded else None for term in terms]
         return _stationary_out(terms, gathers, "e", schedule)
 
 
-def project_rows(c: jax.Array, weights: Sequence[Any], schedule: ScheduleLike) -> list[jax.Array]:
-    """`project_in` of a weight-stationary layout, with rows cut over x instead of columns.
+def project_in_token_sharded(
+    c: jax.Array, weights: Sequence[Weight], schedule: ScheduleLike
+) -> list[jax.Array]:
+    """`project_in` of a weight-stationary layout, with rows scattered over x instead of features: for
+    attention whose batch is sharded over x anyway.
 
-    For what goes on to be sharded by batch anyway. Returns [rows over x, columns as stored] for
-    each weight.
+    Returns [rows over x, F as stored] for each weight.
     """
     return _gather_and_scatter(c, weights, "e", "m", schedule)
 
 
 def _gather_and_scatter(
     c: jax.Array,
-    weights: Sequence[Any],
+    weights: Sequence[Weight],
     gather: str,
     scatter: str,
     schedule: ScheduleLike,
     overlap_seconds: float = 0.0,
 ) -> list[jax.Array]:
-    """`project_in` of weight-stationary layouts; the labels are what yz cuts before, and x after."""
-    ends = ((WEIGHT_AXES, gather), ("x", scatter))
+    """`project_in` of weight-stationary layouts: label `gather` is gathered over yz before the einsum,
+    label `scatter` is scattered over x after it."""
     return ax.all_gather_einsum_reduce_scatter(
-        "me,ef->mf", c, list(weights), *ends, schedule, overlap_seconds
+        "me,ef->mf",
+        c,
+        list(weights),
+        (WEIGHT_AXES, gather),
+        ("x", scatter),
+        schedule,
+        overlap_seconds,
     )
 
 
@@ -179,14 +191,15 @@ def _stationary_out(
     scatter: str,
     schedule: ScheduleLike,
 ) -> jax.Array:
-    """`project_out` of weight-stationary layouts; `gathers` are the labels that x cuts before, if
-    any, and `scatter` is what yz cuts after."""
+    """`project_out` of weight-stationary layouts: each term gathers its label of `gathers` over x, if it
+    has one, and the sum is scattered over yz along label `scatter`."""
     if len(terms) == 1:
         (h, w, *_), (gather,) = terms[0], gathers
         if gather is None:
             return ax.einsum_reduce_scatter(_OUT, h, w, WEIGHT_AXES, scatter, schedule)
-        ends = (("x", gather), (WEIGHT_AXES, scatter))
-        return ax.all_gather_einsum_reduce_scatter(_OUT, h, w, *ends, schedule)
+        return ax.all_gather_einsum_reduce_scatter(
+            _OUT, h, w, ("x", gather), (WEIGHT_AXES, scatter), schedule
+        )
     y = _stationary_sum(terms, gathers, schedule)
     return ax.reduce_scatter_alone(y, WEIGHT_AXES, "me".index(scatter), schedule)
 
@@ -194,17 +207,18 @@ def _stationary_out(
 def _stationary_sum(
     terms: Sequence[Outgoing], gathers: Sequence[str | None], schedule: ScheduleLike
 ) -> jax.Array:
-    """What `_stationary_out` sums over yz: [rows, E over x]."""
-    parts: list[jax.Array] = []
+    """The sum of all terms that `_stationary_out` has yet to sum over yz: [rows, E over x]."""
+    products: list[jax.Array] = []
     for term, gather in zip(terms, gathers, strict=True):
         h, w = term.h, term.w
-        if gather is not None and term.in_turn and parts:
+        if gather is not None and term.gather_overlapped and products:
             h = ax.all_gather(h, ("x",), "mf".index(gather), schedule)
-            # The sum so far first, which the next matmul adds to.
-            h, before = lax.optimization_barrier((h, total(parts)))
-            parts, gather = [before], None
+            # The barrier puts the matmuls of the terms before ahead of the next one, so that the gather
+            # overlaps them.
+            h, before = lax.optimization_barrier((h, total(products)))
+            products, gather = [before], None
         if gather is None:
-            parts.append(ax.local_einsum(_OUT, h, w).astype(h.dtype))
+            products.append(ax.local_einsum(_OUT, h, w).astype(h.dtype))
             continue
-        parts.append(ax.all_gather_einsum(_OUT, h, w, "x", gather, schedule))
-    return total(parts)
+        products.append(ax.all_gather_einsum(_OUT, h, w, "x", gather, schedule))
+    return total(products)

@@ -186,7 +186,7 @@ def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
 def _overlapping_attention(case: LayerSizes) -> float:
     """See `LayerSchedules.overlap_seconds`; 0 in layouts that are not token-sharded, where the
     schedule is given, or where the compiler runs no all-to-all asynchronously."""
-    if not (case.layout.cuts_rows and case.auto and "all_to_all" in case.chip.asynchronous):
+    if not (case.layout.moves_tokens and case.auto and "all_to_all" in case.chip.asynchronous):
         return 0.0
     config, where, sizes = case.config, case.placement, case.sizes
     assert where is not None

@@ -76,8 +76,8 @@ def test_what_does_not_fit_is_refused_in_the_table() -> None:
     with tempfile.TemporaryDirectory() as directory:
         phase = Phase("palm-8b", "decode", 3, 256, feedforward="WS 2D position")
         found = layers.measure(phase, SLICE, directory)
-    assert "cuts positions, which BatchSharded" in found.refused
-    assert "cuts positions, which BatchSharded" in layers.print_rows([found])
+    assert "shards positions, and BatchSharded" in found.refused
+    assert "shards positions, and BatchSharded" in layers.print_rows([found])
 
 
 def test_what_does_not_fit_is_refused() -> None:

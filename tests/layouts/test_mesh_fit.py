@@ -60,7 +60,9 @@ def test_advice_that_is_followed_is_accepted(seed: int) -> None:
         plan = layouts.Partitioning(feedforward, attention)
         why = misfit(config, shape, plan)
         if why:
-            assert any(re.search(r"=\d|cuts positions", part) for part in why.split("; ")[:1]), why
+            assert any(re.search(r"=\d|shards positions", part) for part in why.split("; ")[:1]), (
+                why
+            )
             followed = list(follow(why, config, shape, plan))
             assert followed
             for again in followed:
@@ -92,7 +94,7 @@ def follow(why: str, config: ModelConfig, sizes: Any, plan: Any) -> Any:
 
 
 def test_odd_meshes_hold_what_divides() -> None:
-    """PaLM 540B on 48 chips: 1,024 columns of a chip's heads do not divide over x=3."""
+    """PaLM 540B on 48 chips: 1,024 features of queries on a chip do not divide over x=3."""
     for shape, excluded in (((3, 4, 4), "x=3"), ((4, 3, 4), "64 heads"), ((4, 4, 3), "64 heads")):
         found = layouts.plan(PALM_540B, mesh_shape=shape, phase="decode", batch=64, context=2048)
         assert any(excluded in option.excluded for option in found.options)

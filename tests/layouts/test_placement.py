@@ -36,7 +36,7 @@ def test_paper() -> None:
     assert (heads.batch_axes, heads.kv_axes) == ((), ())
     assert heads.queries.kept == ("y", "z", "x")
     batch = place(PALM_540B, STATIONARY, BatchSharded(), CUBE)
-    assert (batch.batch_axes, batch.kv_axes, batch.by_rows) == (("x", "y", "z"), (), True)
+    assert (batch.batch_axes, batch.kv_axes, batch.token_sharded) == (("x", "y", "z"), (), True)
     multihead = place(MT_NLG_530B, STATIONARY, HeadSharded(), CUBE)
     assert multihead.kv_axes == ("y", "z", "x")
 
@@ -111,14 +111,16 @@ def test_refuses_heads_that_do_not_divide() -> None:
             {"x": 2, "y": 8, "z": 4},
         )
     odd = dataclasses.replace(TINY_GROUPED, heads=4, kv_heads=1, d_head=6, rotary=None)
-    with pytest.raises(ValueError, match=r"columns of 4 heads .* do not divide over x=4"):
+    with pytest.raises(
+        ValueError, match=r"4 heads .* features of queries.* do not divide over x=4"
+    ):
         place(odd, STATIONARY, HeadSharded(), {"x": 4, "y": 2, "z": 2})
     with pytest.raises(ValueError, match=r'choose \("z",\), \("y", "z"\) or \("x", "y", "z"\)'):
         BatchSharded(("x",))
 
 
 def test_an_odd_number_of_columns_of_keys_is_cut_between_key_and_value() -> None:
-    """One head of 3: 3 columns of keys do not divide over x=2, but 6 of keys and values do."""
+    """One head of 3: 3 features of keys do not divide over x=2, but 6 of keys and values do."""
     odd = dataclasses.replace(TINY_GROUPED, kv_heads=1, d_head=3, rotary=None)
     found = place(odd, STATIONARY, HeadSharded(), {"x": 2, "y": 2, "z": 2})
     assert found.keys.gathered == ("x",)

@@ -175,18 +175,22 @@ def test_keys_are_projected_from_own_rows(mesh_of: Any) -> None:
     """Only the shared ones, which every chip of yz would otherwise make of the same rows."""
     sizes = {"x": 2, "y": 2, "z": 2}
     shared = place(TINY_MULTIQUERY, BY_POSITION, HEADS, sizes)
-    assert (shared.own_keys, shared.key_row_axes) == (True, (("x",), ("y", "z")))
+    assert (shared.keys_before_gather, shared.key_token_axes) == (True, (("x",), ("y", "z")))
     apart = place(TINY_MULTIHEAD, BY_POSITION, HEADS, sizes)
-    assert (apart.own_keys, apart.key_row_axes, apart.kv_axes) == (False, (("x",),), ("y", "z"))
+    assert (apart.keys_before_gather, apart.key_token_axes, apart.kv_axes) == (
+        False,
+        (("x",),),
+        ("y", "z"),
+    )
 
 
 def test_refusals(mesh_of: Any) -> None:
     config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
     assert layouts.activation_spec(BY_POSITION) == P(None, ("y", "z"), ("x",))
-    with pytest.raises(ValueError, match="rows are cut one way; choose by_batch"):
+    with pytest.raises(ValueError, match="tokens are sharded one way; choose by_batch"):
         layouts.WeightStationary2D(by_batch=True, by_position=True)
     both = layouts.Partitioning(BY_POSITION, layouts.BatchSharded())
-    with pytest.raises(ValueError, match=r"cuts positions, which BatchSharded.*use HeadSharded"):
+    with pytest.raises(ValueError, match=r"shards positions, and BatchSharded.*use HeadSharded"):
         layouts.lower_prefill(config, mesh, batch=8, length=8, plan=both)
     # Two positions over y and z, but not over x, by a layer itself.
     wide, weights = mesh_of((4, 2, 1), "xyz"), parameters(config, int8=False)["blocks"]
