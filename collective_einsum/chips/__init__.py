@@ -4,7 +4,7 @@ from .chip import Chip as Chip
 from .compile_context import compiler_options as compiler_options
 from .compile_context import for_chip as for_chip
 from .compile_context import traced_chip as traced_chip
-from .dot_rates import peak_flops as peak_flops
+from .dot_rates import dot_flops as dot_flops
 from .known_chips import H100 as H100
 from .known_chips import H200 as H200
 from .known_chips import TPU_V4 as TPU_V4
@@ -34,8 +34,8 @@ __all__ = [
     "as_chip",
     "chip_for",
     "compiler_options",
+    "dot_flops",
     "for_chip",
     "options_on",
-    "peak_flops",
     "traced_chip",
 ]

@@ -1,18 +1,19 @@
-"""Peak flop/s of a dot by the dtypes of its operands and its precision.
+"""Flop/s of a dot by the dtypes of its operands and its precision.
 
-A TPU's matrix unit multiplies bf16. XLA:TPU makes other dots of it, which `estimated_cycles` of compiled
-dots shows: libtpu 0.0.50.1, [8192, 4608] x [4608, 4608], cycles relative to bf16 x bf16.
+XLA:TPU multiplies bf16, and int8 where the matrix unit can, and splits f32 into three bf16 terms. Its
+`estimated_cycles` (libtpu 0.0.50.1) of each further row of [M, 4608] x [4608, 4608], from M=4096 to
+8192, relative to bf16 x bf16, by `python -m bench.dot_rates v4:2x2x1`:
 
-| operands                                   | v4   | v5e  | priced at         |
-|--------------------------------------------|------|------|-------------------|
-| f32 x f32, Precision.DEFAULT               | 1.0  | 1.0  | f32_default_flops |
-| f32 x f32, Precision.HIGH                  | 3.2  | 3.1  | f32_high_flops    |
-| f32 x f32, Precision.HIGHEST               | 6.3  | 5.9  | f32_flops         |
-| bf16 x f32, Precision.HIGHEST              | 3.2  | 3.0  | f32_high_flops    |
-| int8 x int8                                | 1.1  | 0.50 | int8_ops          |
-| bf16 x int8, f16 x f16, f8e4m3fn x f8e4m3fn | 1.0 to 1.3 | 1.0 | bf16_flops  |
-
-`tests/collective_einsum/test_dot_rates.py` compiles the examples.
+| operands                      | v4  | v5e | v5p | v6e | products                  |
+|-------------------------------|-----|-----|-----|-----|---------------------------|
+| f32 x f32, Precision.DEFAULT  | 0.9 | 1.0 |     | 1.1 | 1 of bf16                 |
+| f32 x f32, Precision.HIGH     | 2.8 | 3.1 | 3.1 | 3.1 | 3 of bf16                 |
+| f32 x f32, Precision.HIGHEST  | 5.5 | 5.9 |     | 5.9 | 6 of bf16                 |
+| bf16 x f32, Precision.HIGHEST | 2.8 | 2.9 |     |     | 3 of bf16                 |
+| int8 x int8                   | 1.0 | 0.5 | 0.5 | 0.7 | 1 of int8                 |
+| bf16 x int8                   | 0.9 | 1.0 |     |     | 1 of bf16, after widening |
+| f16 x f16                     | 1.1 | 1.0 |     |     | as 1 of bf16              |
+| f8e4m3fn x f8e4m3fn           | 1.1 | 1.0 |     |     | as 1 of bf16              |
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ _NAMES: dict[str, _Level] = {
 }
 
 
-def peak_flops(
+def dot_flops(
     chip: Chip, lhs_dtype: DTypeLike, rhs_dtype: DTypeLike, precision: Precision = None
 ) -> float:
-    """Peak flop/s, or op/s of integers, of a dot of operands of these dtypes.
+    """Flop/s, or op/s of integers, at which each further row of a dot of these dtypes runs.
 
     Args:
       chip: the chip.
@@ -53,10 +54,10 @@ def peak_flops(
     """
     dtypes = [jnp.dtype(lhs_dtype), jnp.dtype(rhs_dtype)]
     if all(dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
-        return chip.int8_ops
+        return chip.int8_dot_efficiency * chip.int8_ops
     wide = sum(_is_wide(dtype) for dtype in dtypes)
     if not wide:
-        return chip.bf16_flops
+        return chip.dot_efficiency * chip.bf16_flops
     level = _level(precision)
     if wide == 1 and level != "default":
         # A narrow operand is one bf16 term, not the sum of three: half of the products.
@@ -66,7 +67,7 @@ def peak_flops(
         "high": chip.f32_high_flops,
         "highest": chip.f32_flops,
     }
-    return by_level[level]
+    return chip.dot_efficiency * by_level[level]
 
 
 def _is_wide(dtype: np.dtype[np.generic]) -> bool:

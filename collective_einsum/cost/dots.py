@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
-from ..chips.dot_rates import Precision, peak_flops
+from ..chips.dot_rates import Precision, dot_flops
 from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
 from ..rings.slicing import pieces_of
@@ -50,8 +50,7 @@ def matmul_seconds(
     small, large = operand_bytes
     streaming = large / (chip.stream_efficiency * chip.hbm_bandwidth)
     passing = (small + result_bytes) / chip.vector_bandwidth
-    peak = peak_flops(chip, lhs_dtype, rhs_dtype, precision)
-    computing = flops / (chip.dot_efficiency * peak)
+    computing = flops / dot_flops(chip, lhs_dtype, rhs_dtype, precision)
     computing += 0.25 * widened / chip.int8_convert_rate
     if summed_bytes > chip.sum_bytes:
         computing = max(computing, 2 * summed_bytes / chip.hbm_bandwidth)
@@ -98,8 +97,8 @@ def _dot_seconds(work: Workload, fractions: Fractions, waiting: float) -> float:
         # A chunk of a contraction reads and writes the sum so far, in 32 bits.
         summed_bytes=4 * out if adds else 0,
     )
-    peak = peak_flops(chip, work.lhs_dtype, work.rhs_dtype, op.precision)
-    return (seconds + waiting * flops / (chip.dot_efficiency * peak)) * work.rhs_count
+    rate = dot_flops(chip, work.lhs_dtype, work.rhs_dtype, op.precision)
+    return (seconds + waiting * flops / rate) * work.rhs_count
 
 
 def _padded(size: float) -> float:

@@ -47,7 +47,9 @@ def gather_reduces(work: Workload, end: End) -> bool:
 
 def _scatter_reduces(work: Workload, end: End) -> bool:
     """Whether XLA:TPU compiles the reduce-scatter to an all-reduce and a slice."""
-    moves_lanes = _moves_lanes(work, end) and len(end.axes) == 1 and not work.chip.turns_lanes
+    moves_lanes = (
+        _moves_lanes(work, end) and len(end.axes) == 1 and not work.chip.transposes_scatter
+    )
     return moves_lanes or scatter_splits_tiles(work, end)
 
 

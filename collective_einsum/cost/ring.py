@@ -88,11 +88,10 @@ def ring_estimate(work: Workload, end: End, schedule: Schedule) -> Estimate:
 def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
     """The Hamiltonian rings of a gather over several axes, as far as there are such; else the ring of
     the major axis."""
-    streams = 0
-    if end is work.op.gather and end.label not in work.op.rhs and len(end.axes) > 1:
-        sides = work.sides(end.axes)
+    streams, sides = 0, work.sides(end.axes)
+    if end is work.op.gather and end.label not in work.op.rhs and len(sides) > 1:
         streams = len(tours(tuple(sides), tuple(work.chip.wraps(side) for side in sides)))
-    size = work.devices(end) if streams else work.axis_sizes[end.axes[0]]
+    size = work.devices(end) if streams else sides[0]
     span = max(2, work.sizes[end.label] // work.devices(end))
     return _Ring(
         end=end,
