@@ -200,7 +200,9 @@ def test_refusals(mesh_of: Any) -> None:
         layouts.parallel_block(x, weights, config, BY_POSITION, HEADS, mesh=wide)
     # Four positions divide over either, but not the one row of a chip of yz over x.
     one = jnp.zeros((1, 4, config.d_model))
-    with pytest.raises(ValueError, match=r"of a chip's 1 tokens.*; pad prompts to a multiple of 8 "):
+    with pytest.raises(
+        ValueError, match=r"of a chip's 1 tokens.*; pad prompts to a multiple of 8 "
+    ):
         layouts.parallel_block(one, weights, config, BY_POSITION, HEADS, mesh=mesh)
     by_batch = layouts.WeightStationary2D(by_batch=True)
     with pytest.raises(ValueError, match=r"divide a batch of 1; make the batch a multiple of 4"):
