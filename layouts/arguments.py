@@ -1,7 +1,8 @@
-"""What people write where a function takes a size, a flag or tokens, as what is meant by it.
+"""Conversions of arguments: sizes, flags, dtypes, keys and tokens. Wrong ones are refused in words.
 
-One conversion for each kind, at the door of every public function; the others are `config.as_config`,
-`plans.as_plan`, `axes.check_mesh` and `collective_einsum`'s `as_chip` and `as_schedule`.
+Every public function converts its arguments once, by these, by `models.config.as_config`,
+`partitionings.partitioning.as_plan` and `mesh.axes.check_mesh`, and by `as_chip` and `as_schedule` of
+`collective_einsum`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
 from collective_einsum.text import as_dtype as any_dtype
 from collective_einsum.text import did_you_mean
@@ -24,15 +26,15 @@ def as_size(name: str, value: Any, whose: str = "") -> int:
 
     Args:
       name: of the argument, for the message.
-      value: what was given.
-      whose: who needs it, for the message.
+      value: of the argument.
+      whose: the function that needs it, for the message.
 
     Raises:
-      ValueError: it is none: a float or a bool, say, or traced.
+      ValueError: `value` is no positive integer (a float or a bool, say), or traced.
     """
-    found = _integer(value)
-    if found is not None and found > 0:
-        return found
+    size = _integer(value)
+    if size is not None and size > 0:
+        return size
     hint = ""
     if isinstance(value, Tracer):
         hint = "; sizes must be known while tracing: make it a static argument of jit"
@@ -47,54 +49,54 @@ def as_size(name: str, value: Any, whose: str = "") -> int:
 
 
 def as_sizes(name: str, value: Any, whose: str = "") -> tuple[int, ...]:
-    """One size, or several, as a tuple of them; `name` and `whose` as in `as_size`."""
+    """One size, or several, as a tuple; `name` and `whose` as in `as_size`."""
     several = np.ndim(value) > 0 and isinstance(value, Iterable)
-    return tuple(as_size(name, each, whose) for each in (value if several else (value,)))
+    return tuple(as_size(name, size, whose) for size in (value if several else (value,)))
 
 
-def check_word(name: str, word: Any, words: Sequence[str]) -> None:
-    """Refuses what is none of the words.
+def check_word(name: str, word: object, words: Sequence[str]) -> None:
+    """Refuses an argument `name` that is none of `words`.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `word` is none of them.
     """
     if not isinstance(word, str) or word not in words:
         raise ValueError(f"{name}={word!r} is none of {tuple(words)}{did_you_mean(word, words)}")
 
 
-def as_flag(name: str, value: Any) -> bool:
-    """True or False, numpy's included.
+def as_flag(name: str, value: object) -> bool:
+    """A bool, numpy's included, as a bool.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `value` is something else.
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise ValueError(f"{name}={value!r} must be True or False")
 
 
-def as_dtype(value: Any, int8: str) -> np.dtype[Any]:
-    """A floating dtype, of which the name will do.
+def as_dtype(value: DTypeLike, int8: str) -> np.dtype[Any]:
+    """A floating dtype, from a dtype or its name.
 
     Args:
-      value: what was given as dtype=.
-      int8: what to write for integers of 8 bits.
+      value: of the argument dtype=.
+      int8: the argument that makes 8-bit integers, for the message.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `value` is no floating dtype.
     """
-    found = any_dtype("dtype", value)
-    if jnp.issubdtype(found, jnp.floating):
-        return found
-    hint = f"; for int8 write {int8}" if found == jnp.int8 else ""
-    raise ValueError(f"dtype={found} must be a floating dtype, such as jnp.bfloat16{hint}")
+    dtype = any_dtype("dtype", value)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return dtype
+    hint = f"; for int8 write {int8}" if dtype == jnp.int8 else ""
+    raise ValueError(f"dtype={dtype} must be a floating dtype, such as jnp.bfloat16{hint}")
 
 
-def as_key(key: Any) -> Any:
-    """A key of jax.random, of either kind.
+def as_key(key: Any) -> jax.Array | np.ndarray:
+    """One key of jax.random: of `jax.random.key`, or of `jax.random.PRNGKey` ([2] uint32).
 
     Raises:
-      ValueError: it is none, or several.
+      ValueError: `key` is something else, or several keys.
     """
     if isinstance(key, jax.Array | np.ndarray) and (
         (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
@@ -102,19 +104,19 @@ def as_key(key: Any) -> Any:
     ):
         return key
     seed = _integer(key)
-    what = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array) else repr(key)
+    given = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array) else repr(key)
     raise ValueError(
-        f"key must be one jax.random.key, got {what}; write jax.random.key"
+        f"key must be one jax.random.key, got {given}; write jax.random.key"
         f"({0 if seed is None else seed})"
     )
 
 
-def as_prompts(tokens: Any) -> Any:
-    """Tokens [batch, length] as a numpy or jax array of integers; lists are taken too.
+def as_prompts(tokens: ArrayLike | Sequence[Sequence[int]]) -> jax.Array | np.ndarray:
+    """Tokens [batch, length], an array or lists, as an array of integers.
 
     Raises:
-      ValueError: they have other dimensions, none or nothing in them, or are no integers; or are
-        lists of several lengths.
+      ValueError: tokens have another rank, or a dimension of size 0; are no integers; or are lists of
+        different lengths.
     """
     x = as_integers(tokens, "tokens")
     if x.ndim != 2 or 0 in x.shape:
@@ -125,7 +127,7 @@ def as_prompts(tokens: Any) -> Any:
     return x
 
 
-def as_next_tokens(tokens: Any) -> Any:
+def as_next_tokens(tokens: ArrayLike | Sequence[int]) -> jax.Array | np.ndarray:
     """One token for each sequence, [batch] or [batch, 1], as an array [batch].
 
     Raises:
@@ -146,11 +148,11 @@ def as_next_tokens(tokens: Any) -> Any:
     )
 
 
-def as_integers(x: Any, name: str) -> Any:
-    """An array of integers, numpy's or jax's; lists are made one, of numpy unless they are traced.
+def as_integers(x: Any, name: str) -> jax.Array | np.ndarray:
+    """An array of integers, numpy's or jax's. Lists become an array, of jax if an item is traced.
 
     Raises:
-      ValueError: it is none, or has been deleted.
+      ValueError: `x` is something else, or an array that has been deleted.
     """
     if x is None:
         raise ValueError(f"{name} must be integers, got None")
@@ -168,20 +170,22 @@ def as_integers(x: Any, name: str) -> Any:
 
 
 def values_of(x: Any) -> np.ndarray | None:
-    """The numbers of an array, if they can be seen here: not while tracing. Read back explicitly,
-    as a transfer guard asks for."""
-    if any(isinstance(each, Tracer | jax.ShapeDtypeStruct) for each in jax.tree.leaves(x)):
+    """The numbers of an array; None if it is traced, a shape, or of other processes.
+
+    The transfer from a device is explicit, so that a transfer guard allows it.
+    """
+    if any(isinstance(leaf, Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(x)):
         return None
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
         return None
     return np.asarray(jax.device_get(x))
 
 
-def _joined(x: Sequence[Any], name: str) -> Any:
+def _joined(x: Sequence[Any], name: str) -> jax.Array | np.ndarray:
     """Lists as an array."""
-    if any(isinstance(each, Tracer) for each in jax.tree.leaves(x)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x)):
         return jnp.asarray(x)
-    sizes = [len(each) for each in x if isinstance(each, list | tuple) or np.ndim(each)]
+    sizes = [len(row) for row in x if isinstance(row, list | tuple) or np.ndim(row)]
     if len(set(sizes)) > 1:
         longest = max(sizes)
         shown = ", ".join(map(str, sizes[:8])) + (", ..." if len(sizes) > 8 else "")
@@ -196,7 +200,7 @@ def _joined(x: Sequence[Any], name: str) -> Any:
 
 
 def _integer(value: Any) -> int | None:
-    """The int that a value is; None for a bool, or what is no integer."""
+    """An integer, numpy's included, as an int; None for a bool or anything else."""
     if isinstance(value, bool):
         return None
     try:

@@ -1,8 +1,8 @@
-"""The decoder on one device, as plainly as jnp can say it: what every sharded one must equal.
+"""The decoder on one device, in plain jnp: every sharded decoder must equal it.
 
-Letters: B batch, L length of what is new, S positions in the cache, E d_model, F d_ff, H heads,
+Letters: B batch, L new positions, S positions in the cache, E d_model, F d_ff, H heads,
 K key-value heads, G = H / K, D d_head, V vocab. Parameters are described in params.py. Float64
-parameters are computed in float64 throughout. Sizes are not checked here.
+parameters are computed in float64 throughout. Sizes are not checked.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from collective_einsum import Quantized
 
@@ -40,7 +41,7 @@ Cache = dict[str, Any]
 _draw = jax.jit(sample)
 
 
-def empty_cache(config: ModelConfig, batch: int, max_length: int, dtype: Any) -> Cache:
+def empty_cache(config: ModelConfig, batch: int, max_length: int, dtype: DTypeLike) -> Cache:
     """Keys and values [layers, B, S, K, D] with S = `max_length`, and lengths [B] int32, all 0."""
     shape = (config.layers, batch, max_length, config.stored_kv_heads, config.d_head)
     lengths = jnp.zeros((batch,), jnp.int32)
@@ -51,21 +52,21 @@ def empty_cache(config: ModelConfig, batch: int, max_length: int, dtype: Any) ->
 def extend(
     params: Params, config: ModelConfig, tokens: jax.Array, cache: Cache, new: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Appends a chunk of tokens to what each sequence already has in the cache.
+    """Appends tokens to the sequences in the cache.
 
     Args:
       params: global arrays.
       config: the model.
       tokens: [B, L] int32.
-      cache: as `empty_cache` or this function left it, with room for all that is new.
+      cache: of `empty_cache` or of this function, with room for the new tokens.
       new: [B] int32, how many of the L tokens count; the rest is padding at the end.
 
     Returns:
-      logits [B, L, V] in float32 or wider, meaningless where padding is; and the new cache.
+      logits [B, L, V] in float32 or wider, meaningless for padding; and the new cache.
     """
     start = cache["lengths"]
     positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    # Where padding would be written lies outside of the cache, so that it is dropped.
+    # Padding gets a slot outside of the cache, where it is dropped.
     slots = jnp.where(positions < (start + new)[:, None], positions, cache["k"].shape[2])
     mask = causal_mask(positions, jnp.arange(cache["k"].shape[2], dtype=jnp.int32), start + new)
     dtype = activation_dtype(params)
@@ -141,9 +142,9 @@ def generate(
       config: the model.
       tokens: [B, L] int32, padded at the end.
       lengths: [B] int32, at least 1.
-      max_new_tokens: when to stop a sequence that meets no end token.
-      sampling: how to choose a token; greedily unless given.
-      seeds: [B] integers, one for each sequence; 0 unless given.
+      max_new_tokens: of each sequence that draws no end token.
+      sampling: settings by which tokens are drawn; greedy by default.
+      seeds: [B] integers, one per sequence; 0 by default.
       end_tokens: a sequence ends with the first of these that it draws.
       pad_token: stands after the end.
 
@@ -178,7 +179,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     grouped = q.astype(accumulator).reshape(b, length, k.shape[2], -1, d) * attention_scale(d)
     scores = _matmul("blkgd,bskd->bkgls", grouped, k)
     weights = softmax_base2(scores, mask[:, None, None])
-    # What no query sees must not be NaN times 0.
+    # A value that no query sees must not be NaN times 0.
     v = jnp.where(mask.any(axis=1)[:, :, None, None], v, jnp.zeros_like(v))
     return _matmul("bkgls,bskd->blkgd", weights, v).reshape(b, length, heads, d).astype(q.dtype)
 
@@ -191,13 +192,13 @@ def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
 
 
 def project_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
-    """Queries [B, L, H, D] of x [B, L, E], or keys and values in turn [B, L, 2 * K, D]."""
+    """Queries [B, L, H, D] of x [B, L, E]; or alternating keys and values, [B, L, 2 * K, D]."""
     y = project(x, block, name)
     return y.reshape(*y.shape[:2], -1, config.d_head)
 
 
 def project(x: jax.Array, block: Params, name: str) -> jax.Array:
-    """x [B, L, n] times the block's w_`name`, plus b_`name` where there is one; x's dtype."""
+    """x [B, L, n] times the block's w_`name`, plus b_`name` if the block has it; in the dtype of x."""
     y = _matmul("bln,nm->blm", x, block["w_" + name])
     bias = block.get("b_" + name)
     return (y if bias is None else y + bias.astype(y.dtype)).astype(x.dtype)
@@ -210,8 +211,8 @@ def _matmul(spec: str, x: jax.Array, w: jax.Array | Quantized) -> jax.Array:
     )
 
 
-def _plain(w: jax.Array | Quantized, dtype: Any) -> jax.Array:
-    """The array that `w` stands for, not rounded to a narrower dtype than `dtype`."""
+def _plain(w: jax.Array | Quantized, dtype: DTypeLike) -> jax.Array:
+    """The array that `w` stands for, in `dtype`."""
     if isinstance(w, Quantized):
         return w.values.astype(dtype) * w.scale.astype(dtype)
     return w.astype(dtype)

@@ -1,13 +1,13 @@
 """Thresholds and constants that were set by hand, each with the chip and the command that showed it.
 
 All are for TPUs, and were seen by compiling for one and replaying its schedule. Where no compiler
-version is named, it is libtpu 0.0.42.1 with jax 0.10.2. Figures are microseconds per layer of PaLM 540B
-in bfloat16 on v4:4x4x4, as this prints them, in the root of the repository, for other sizes and with
-the named constant set to 1 (since what it pads is not seen otherwise):
+version is named, it is libtpu 0.0.42.1 with jax 0.10.2. Figures of sizes that are padded are
+microseconds per layer of PaLM 540B in bfloat16 on v4:4x4x4, with libtpu 0.0.50.1 and jax 0.12.0.1. In
+the root of the repository, for the first of them, with the constant set to 1 so that nothing is padded:
 
   python -c "from layouts import tuning; tuning.STEP_TILE = 1
   from tests.bench.test_any_size import CONFIG, layers_seconds
-  print(layers_seconds('prefill', 64, 31) / CONFIG.layers * 1e6)"
+  print(layers_seconds('prefill', 64, 13) / CONFIG.layers * 1e6)"
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from collective_einsum import TPU_V4
 # Sizes that are padded -----------------------------------------------------------------------------
 
 # Positions of a cache are a multiple of this: the rows of a TPU's tile of int8, and of two tiles of
-# bfloat16. Where a head's last tile is not full, the TPU compiler copies a layer's cache in each step:
-# layers_seconds('decode', 64, 2047).
+# bfloat16. Where a head's last tile is not full, the TPU compiler copies a layer's cache in each step.
+#   layers_seconds('decode', 64, N):   N = 2047  2048
+#                                           279   257
 CACHE_TILE = 32
 
 # New positions of a step, on each chip that shards them, are a multiple of this: the rows of a tile.
 # Fewer positions are a multiple of a power of two that adds no more than an eighth; where chips shard
 # positions, no more than a quarter.
-#   layers_seconds('prefill', 64, N): N =  13    16    31    32    33    36
-#                                         957  1038  1945  1735  2293  1925
-#   layers_seconds('prefill', 1, N):  N = 576   640   704   768  1088  1152
-#                                         640   634   812   744  1207  1087
+#   layers_seconds('prefill', 64, N):  N =   13    16    31    32    33    36
+#                                           990  1035  2016  1729  2383  1915
+#   layers_seconds('prefill', 1, N):   N =  704   768
+#                                           812   744
 STEP_TILE = 8
 
 # Tokens of a chip, where activations are token-sharded, are a multiple of this; fewer tokens, a power
-# of two.
-#   layers_seconds('decode', N * 64, 2048):  N = 7    8    9   12   16
-#                                              313  275  375  379  348
-#   Sharded over x alone, N * 4 sequences:   N = 68   72
-#                                              481  419
+# of two. The first row is sharded over 16 chips (7 to 16 tokens each), the second over 4 (68 and 72).
+#   layers_seconds('decode', N, 2048): N =  112   128   144   256
+#                                           283   283   389   361
+#                                      N =  272   288
+#                                           542   451
 TOKENS_TILE = 8
 
 # Tokens (sequences times positions) for which the layouts of a prompt are chosen are a multiple of
 # this, the lanes of a TPU's tile; fewer tokens, a power of two. The cost model knows full tiles only:
-# for 129 tokens it predicts 323 us in layouts that take 376 us, where those for 256 tokens take 326 us.
+# for 129 tokens it predicts 323 us in layouts that take longer than those for 256 tokens.
+#   layers_seconds('prefill', 1, 129), with 1: 376; with 128: 326
 PROMPT_TILE = 128
 
 # Attention -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The KV cache as data: keys and values of every layer, and a prefix that all sequences share.
+"""The KV cache as data: keys and values of every layer, and a prefix that sequences share.
 
 Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
 of a matrix.
@@ -37,11 +37,11 @@ class Entries:
 
     @property
     def size(self) -> int:
-        """Positions."""
+        """Number of positions."""
         return self.values.shape[-2]
 
     def first(self, size: int) -> Entries:
-        """Those of the first `size` positions, or all if there are no more."""
+        """The entries of the first `size` positions, or all if there are no more."""
         if size >= self.size:
             return self
         scale = self.scale
@@ -50,7 +50,7 @@ class Entries:
         return Entries(lax.slice_in_dim(self.values, 0, size, axis=self.values.ndim - 2), scale)
 
     def like(self, x: jax.Array) -> Entries:
-        """`x` [..., positions, D] as it is stored here."""
+        """`x` [..., positions, D], quantized or cast as these entries are stored."""
         if self.scale is None:
             return Entries(x.astype(self.values.dtype))
         q = ce.quantize(x, axis=-1)
@@ -62,11 +62,12 @@ class Entries:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
-    """What all sequences of a batch begin with, stored once; see `shared_prefix`.
+    """The keys and values of a prefix that all sequences of a batch begin with, stored once; see
+    `shared_prefix`.
 
     Attributes:
       k, v: `Entries` of [layers, K, at least `length`, D].
-      positions: the length, or None for all that is stored.
+      positions: the length, or None for all stored positions.
     """
 
     k: Entries
@@ -78,7 +79,7 @@ class Prefix:
 
     @property
     def length(self) -> int:
-        """Positions; whatever is stored behind them counts for nothing."""
+        """Number of positions; further stored ones are padding."""
         return self.k.values.shape[-2] if self.positions is None else self.positions
 
 
@@ -93,10 +94,10 @@ class Cache:
 
     Attributes:
       k, v: `Entries` of [layers, at least `batch`, K, at least `max_length`, D].
-      lengths: [batch] int32, how many positions each sequence has beside the prefix; whatever
-        stands behind them counts for nothing.
-      prefix: what they all begin with, or None.
-      positions: `max_length`, or None for all that is stored.
+      lengths: [batch] int32, how many positions each sequence has after the prefix; further stored ones
+        are padding.
+      prefix: that all sequences begin with, or None.
+      positions: `max_length`, or None for all stored positions.
     """
 
     k: Entries
@@ -115,15 +116,15 @@ class Cache:
 
     @property
     def stored_batch(self) -> int:
-        """Sequences that are stored; those from `batch` on are padding."""
+        """Number of stored sequences; those from `batch` on are padding."""
         return self.k.values.shape[1]
 
     @property
     def max_length(self) -> int:
-        """Positions that there is room for, beside the prefix."""
+        """Positions that each sequence has room for, after the prefix."""
         return self.k.values.shape[-2] if self.positions is None else self.positions
 
     @property
     def prefix_length(self) -> int:
-        """Positions of the shared prefix."""
+        """Number of positions of the shared prefix."""
         return 0 if self.prefix is None else self.prefix.length

@@ -1,4 +1,4 @@
-"""What a decoder is made of: a frozen config, its parameter count, and the models with names.
+"""The config of a decoder, its parameter count, and the models that have names.
 
 Letters, as in "Efficiently Scaling Transformer Inference" (arXiv 2211.05102): E d_model, F d_ff,
 H query heads, K key and value heads, D d_head.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from collective_einsum.text import brief, did_you_mean, plain, shown
 
@@ -89,7 +89,7 @@ class ModelConfig:
         self._check_heads()
         if self.rotary is not None and (self.rotary.dims(self.d_head) % 2 or not self.rotary_dims):
             raise ValueError(
-                f"{self.name}: rotary embedding turns pairs, but fraction={self.rotary.fraction} "
+                f"{self.name}: rotary embedding rotates pairs, but fraction={self.rotary.fraction} "
                 f"of d_head={self.d_head} is {self.rotary.dims(self.d_head)} dimensions; "
                 "make that an even number, or set rotary=None"
             )
@@ -161,22 +161,22 @@ class ModelConfig:
 
     @property
     def rotary_dims(self) -> int:
-        """How many dimensions of each head are rotated."""
+        """Number of dimensions of each head that are rotated."""
         return 0 if self.rotary is None else self.rotary.dims(self.d_head)
 
     @property
     def parameters(self) -> int:
-        """How many parameters the model has, padding left out."""
+        """Number of parameters, without padded heads."""
         return self._count(self.heads, self.kv_heads)
 
     @property
     def stored_parameters(self) -> int:
-        """How many parameters are stored, padded heads included."""
+        """Number of stored parameters, with padded heads."""
         return self._count(self.stored_heads, self.stored_kv_heads)
 
     @property
     def layer_parameters(self) -> int:
-        """Those of all layers, padding left out: neither the embedding nor the last norm."""
+        """Number of parameters of all layers, without padded heads, embedding and last norm."""
         tables = 1 if self.tied_embedding else 2
         norm = self.d_model * (2 if self.norm_bias else 1)
         return self.parameters - norm - tables * self.vocab * self.d_model
@@ -296,8 +296,7 @@ _NAMED = (
 
 
 def model(name: str) -> ModelConfig:
-    """The named model: "palm-540b" gives PALM_540B. Of a name only letters and digits count, of no
-    case.
+    """The config of a named model: "palm-540b" gives PALM_540B. Case and punctuation are ignored.
 
     Raises:
       ValueError: no model has this name.
@@ -311,11 +310,11 @@ def model(name: str) -> ModelConfig:
     )
 
 
-def as_config(config: Any) -> ModelConfig:
-    """The config, or that of the named model.
+def as_config(config: object) -> ModelConfig:
+    """The config itself, or that of a named model.
 
     Raises:
-      ValueError: no model has this name, or it is something else.
+      ValueError: `config` is something else, or no model has this name.
     """
     if isinstance(config, ModelConfig):
         return config

@@ -1,8 +1,8 @@
 """The pointwise mathematics of a transformer, the same for one device and for many.
 
-Everything is computed in `wide(dtype)`, float32 for bfloat16, and given back in the dtype that came
-in, unless said otherwise. A function that needs a whole row takes or gives what a caller with a part
-of the row must sum over devices; no function here communicates.
+Functions compute in `wide(dtype)`, float32 for bfloat16, and return the dtype of their input, unless
+they say otherwise. None communicates: a function that needs a whole row of E takes, or returns, the sums
+that a caller with a slice of E all-reduces over devices.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from .config import Activation, ModelConfig, Norm, Rotary
 
-# exp(x) = 2**(x * LOG2_E). Hardware has exp2; what is multiplied by a constant anyway (a query by
-# 1/sqrt(D), a logit by 1/temperature) takes this factor with it for nothing.
+# exp(x) = 2**(x * LOG2_E). Hardware has exp2; where x is multiplied by a constant anyway (a query by
+# 1/sqrt(D), a logit by 1/temperature), this factor is part of the constant.
 LOG2_E = math.log2(math.e)
-# The biases between the two matmuls, as `params` names them.
+# The biases between the two matmuls of a feedforward, by their names in `params`.
 BIASES = ("b_in", "b_gate")
 
 
-def wide(dtype: Any) -> Any:
-    """The dtype in which sums and functions of `dtype` are computed: float32, or wider itself."""
+def wide(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype in which functions of `dtype` are computed: float32, or `dtype` itself if wider."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
@@ -50,10 +51,8 @@ def activate(x: jax.Array, activation: Activation) -> jax.Array:
 def feedforward_hidden(
     inner: jax.Array, gate: jax.Array | None, activation: Activation
 ) -> jax.Array:
-    """What stands between the two feedforward matmuls: activation(gate) * inner.
-
-    Without a gate (None), activation(inner). Any shape, the product rounded once.
-    """
+    """activation(gate) * inner, or activation(inner) without a gate (None), of any one shape; the
+    product is rounded once."""
     if gate is None:
         return activate(inner, activation)
     narrow = inner.dtype
@@ -63,10 +62,10 @@ def feedforward_hidden(
 
 
 def norm_moments(x: jax.Array, kind: Norm) -> jax.Array:
-    """What a norm must know of each row: the sum of squares and, for a layernorm, the sum.
+    """The sum of squares of each row and, for a layernorm, its sum.
 
     Args:
-      x: [..., any part of E]. The moments of a whole row are the sum of those of its parts.
+      x: [..., E or a slice of E]. The moments of a row are the sum of the moments of its slices.
       kind: "rmsnorm" or "layernorm".
 
     Returns:
@@ -85,9 +84,9 @@ def norm_factors(
     """A row's mean and the inverse of its deviation, so that (x - mean) * inverse is normal.
 
     Args:
-      moments: of whole rows of `size` numbers, from `norm_moments`.
-      kind: as there.
-      size: E, of the whole row.
+      moments: of rows of `size` numbers, from `norm_moments`.
+      kind: "rmsnorm" or "layernorm".
+      size: E.
       epsilon: added to the mean square.
 
     Returns:
@@ -112,10 +111,10 @@ def normalize(
     """The config's norm.
 
     Args:
-      x: [..., E], or a part of E together with `moments`.
-      weights: "scale" and, if config.norm_bias, "bias": the same part of [E].
-      config: the kind, the epsilon and the size of the whole row.
-      moments: `norm_moments` of whole rows; of `x` unless given.
+      x: [..., E], or [..., a slice of E] with `moments`.
+      weights: "scale" and, if config.norm_bias, "bias": [E], or the same slice of it.
+      config: the kind, the epsilon and E.
+      moments: `norm_moments` of rows of E; by default those of `x`.
     """
     if moments is None:
         moments = norm_moments(x, config.norm)
@@ -128,9 +127,9 @@ def normalize(
 
 
 def rotary_tables(
-    positions: jax.Array, rotary: Rotary, d_head: int, dtype: Any = jnp.float32
+    positions: jax.Array, rotary: Rotary, d_head: int, dtype: DTypeLike = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """Sines and cosines of the angles by which each position turns each dimension.
+    """Sines and cosines of the angles by which each position rotates each dimension.
 
     Args:
       positions: [batch, length] integers.
@@ -139,13 +138,14 @@ def rotary_tables(
       dtype: of the tables.
 
     Returns:
-      sin and cos, [batch, length, D], 0 and 1 where nothing turns. One pair serves all layers.
+      sin and cos, [batch, length, D]; 0 and 1 in dimensions that are not rotated. All layers share
+      them.
     """
     dims = rotary.dims(d_head)
     frequencies = rotary.base ** -(np.arange(0, dims, 2) / dims)
-    each = np.repeat(frequencies, 2) if rotary.interleaved else np.tile(frequencies, 2)
-    each = jnp.asarray(np.pad(each, (0, d_head - dims)), dtype)
-    angles = positions[..., None].astype(dtype) * each
+    by_dim = np.repeat(frequencies, 2) if rotary.interleaved else np.tile(frequencies, 2)
+    by_dim = jnp.asarray(np.pad(by_dim, (0, d_head - dims)), dtype)
+    angles = positions[..., None].astype(dtype) * by_dim
     return jnp.sin(angles), jnp.cos(angles)
 
 
@@ -157,12 +157,12 @@ def rotate(
     Args:
       x: [batch, length, heads, D].
       tables: from `rotary_tables`, for the positions of x; None if `rotary` is.
-      rotary: which dimensions make pairs; None gives x back.
+      rotary: says which dimensions make pairs; with None, x is returned.
     """
     if rotary is None or tables is None:
         return x
     sin, cos = (table[:, :, None, :].astype(wide(x.dtype)) for table in tables)
-    # The other of each pair by a matmul, which is exact: a TPU moves single lanes slowly.
+    # A matmul, which is exact, exchanges the dimensions of each pair: a TPU moves single lanes slowly.
     across = jnp.matmul(
         x,
         _quarter_turn(rotary, x.shape[-1]).astype(x.dtype),
@@ -173,7 +173,7 @@ def rotate(
 
 
 def _quarter_turn(rotary: Rotary, d_head: int) -> np.ndarray:
-    """The matrix [D, D] that turns each pair (a, b) into (-b, a)."""
+    """The matrix [D, D] that maps each pair of dimensions (a, b) to (-b, a), and others to 0."""
     dims = rotary.dims(d_head)
     first = np.arange(0, dims, 2) if rotary.interleaved else np.arange(dims // 2)
     second = first + (1 if rotary.interleaved else dims // 2)
@@ -183,7 +183,7 @@ def _quarter_turn(rotary: Rotary, d_head: int) -> np.ndarray:
 
 
 def attention_scale(d_head: int) -> float:
-    """What queries are multiplied by: 1/sqrt(D), times log2(e) for a softmax in base 2."""
+    """The factor of queries: 1/sqrt(D), times log2(e) for a softmax in base 2."""
     return LOG2_E / math.sqrt(d_head)
 
 
@@ -192,9 +192,9 @@ def softmax_base2(scores: jax.Array, visible: jax.Array | None = None, axis: int
 
     Args:
       scores: any shape, in base 2.
-      visible: booleans that broadcast against it; what is not visible has probability 0, and where
-        nothing is visible all probabilities are 0.
-      axis: the dimension that sums to 1.
+      visible: booleans that broadcast against scores; False has probability 0. Where all are False, all
+        probabilities are 0.
+      axis: the dimension along which probabilities sum to 1.
     """
     s = scores.astype(wide(scores.dtype))
     if visible is not None:
@@ -208,12 +208,12 @@ def softmax_base2(scores: jax.Array, visible: jax.Array | None = None, axis: int
 def causal_mask(
     query_positions: jax.Array, key_positions: jax.Array, key_lengths: jax.Array
 ) -> jax.Array:
-    """Which keys each query may see: no later ones, and none beyond its sequence's length.
+    """Which keys each query sees: none at a later position, and none at or after its sequence's length.
 
     Args:
       query_positions: [batch, length] integers.
       key_positions: [keys] or [batch, keys] integers.
-      key_lengths: [batch] integers; keys at this position and later are not there.
+      key_lengths: [batch] integers.
 
     Returns:
       [batch, length, keys] booleans.
@@ -224,23 +224,29 @@ def causal_mask(
 
 
 def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """y + bias, rounded once; y if there is none."""
+    """y + bias, rounded once; y if bias is None."""
     if bias is None:
         return y
     return (y.astype(wide(y.dtype)) + bias.astype(wide(y.dtype))).astype(y.dtype)
 
 
 def scale_rows(y: jax.Array, factor: jax.Array | None) -> jax.Array:
-    """Rows y [rows, n], each times its factor [rows, 1]; y if there is none."""
+    """y [rows, n] times factor [rows, 1], rounded once; y if factor is None."""
     return y if factor is None else (y.astype(factor.dtype) * factor).astype(y.dtype)
 
 
 def hidden(
     inner: Sequence[jax.Array], biases: Mapping[str, jax.Array], config: ModelConfig
 ) -> jax.Array:
-    """What stands between the two matmuls, from columns of w_in and, if gated, of w_gate.
+    """The hidden activations of a feedforward.
 
-    `biases` holds the same columns of `BIASES`, those that there are.
+    Args:
+      inner: products with w_in and, if gated, with w_gate, each [rows, a slice of F].
+      biases: the same slice of the biases in `BIASES`, as far as the model has them.
+      config: activation and gate.
+
+    Returns:
+      [rows, the slice of F].
     """
     biased = [add_bias(y, biases.get(name)) for y, name in zip(inner, BIASES, strict=False)]
     return feedforward_hidden(biased[0], biased[1] if config.gated else None, config.activation)

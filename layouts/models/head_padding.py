@@ -1,4 +1,4 @@
-"""Heads added to a checkpoint so that they divide over a mesh."""
+"""Zero heads added to the parameters of a checkpoint, so that a mesh divides the number of heads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .stacked_params import is_unrolled
 
 
 def pad_heads(params: Params, config: ModelConfig) -> Params:
-    """Parameters without padding, as a checkpoint has them, padded as `config` says.
+    """Adds the padded heads of `config` to parameters without padding, such as those of a checkpoint.
 
     Args:
       params: floating arrays with `config.heads` and `config.kv_heads` heads.
       config: the padded model.
 
     Returns:
-      The same tree, heads added as zeros; the model computes the same.
+      The same tree with heads of zeros; the model computes the same.
 
     Raises:
       ValueError: an array has another number of heads, or is Quantized.
@@ -36,7 +36,7 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
 
 
 def _padded(given: Mapping[str, Any], config: ModelConfig) -> Params:
-    """`pad_heads` of blocks: stacked, or of one layer."""
+    """`pad_heads` of stacked blocks, or of one layer."""
     blocks = dict(given)
     real = np.array(config.real_heads)
     real_kv = np.arange(config.stored_kv_heads) < config.kv_heads
@@ -60,7 +60,8 @@ def _padded(given: Mapping[str, Any], config: ModelConfig) -> Params:
 
 
 def _spread(x: Any, dim: int, heads: np.ndarray, width: int) -> jax.Array:
-    """x with columns of `width` for each of `heads`, zeros where one is False."""
+    """x with `width` indices of dimension `dim` for each of `heads`: the next of x, or zeros where a
+    head is False."""
     present = np.repeat(heads, width)
     index = np.where(present, np.cumsum(present) - 1, 0)
     shape = [-1 if i == x.ndim + dim else 1 for i in range(x.ndim)]

@@ -1,4 +1,4 @@
-"""A decoder's parameters: a plain pytree of arrays, per-layer ones stacked on a leading dimension.
+"""A decoder's parameters: a plain pytree of arrays, those of the layers stacked on a leading dimension.
 
   {"embedding": [vocab, E], "blocks": {...}, "final_norm": {"scale": [E]}, "unembedding": [vocab, E]}
 
@@ -7,15 +7,14 @@ and in `blocks`, each with `layers` in front:
   "norm": {"scale": [E]}, "w_q": [E, H * D], "w_kv": [E, K * 2 * D], "w_o": [H * D, E],
   "w_in": [E, F], "w_gate": [E, F], "w_out": [F, E]
 
-`norm_ffn` is there in serial blocks, `w_gate` if gated, `unembedding` unless tied; with biases, a
-layernorm has a "bias": [E] and each matrix w_* has a b_* of as many numbers as it has columns. H and
-K count padded heads, which lie one after another, and in "w_kv" each as its key and then its value:
-the TPU compiler copies a matrix in each step that is stored in more than two dimensions, and small
-matmuls cost more than their bytes. Any matrix, and each table, may be a
-`collective_einsum.Quantized`.
+Serial blocks have `norm_ffn`, gated feedforwards `w_gate`, and models without a tied embedding
+`unembedding`; with biases, a layernorm has a "bias": [E] and each matrix w_* [n, m] a b_*: [m]. H and K
+count padded heads. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
+compiler copies a matrix that is stored in more than two dimensions in each step, and two small matmuls
+cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`.
 
-`blocks` may also be a list of as many such trees as there are layers, without `layers` in front: see
-`stacking`.
+`blocks` may also be a list with such a tree for each layer, without `layers` in front: see
+`stacked_params`.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
@@ -37,18 +37,18 @@ from collective_einsum import quantize as quantize_array
 from .config import ModelConfig
 from .stacked_params import Params, is_unrolled, layer_of, unroll
 
-# Rows are summed over, columns are output channels.
+# A matmul sums over rows; columns are output channels.
 _MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out")
-# Embedding and unembedding: one scale for each token, whose row is looked up, or summed over E.
+# Embedding and unembedding. If quantized, one scale for each row, that of a token.
 _TABLES = ("embedding", "unembedding")
-# The dimension of heads times D, or times 2 D, in each array, counted from the last.
+# The dimension of heads times D in each array, counted from the last; or, below, of heads times 2 D.
 HEAD_DIM = {"w_q": -1, "w_o": -2, "b_q": -1}
 KV_HEAD_DIM = {"w_kv": -1, "b_kv": -1}
 
 
 def params_shapes(
     config: ModelConfig,
-    dtype: Any = jnp.bfloat16,
+    dtype: DTypeLike = jnp.bfloat16,
     *,
     int8: bool = False,
     unrolled: bool = False,
@@ -59,7 +59,7 @@ def params_shapes(
       config: the model.
       dtype: of every array; floating.
       int8: as `quantize` leaves it: matrices and tables are Quantized, standing for `dtype`.
-      unrolled: with arrays of its own for each layer.
+      unrolled: "blocks" is a list with a tree of arrays for each layer.
     """
     tree = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),
@@ -90,13 +90,12 @@ def _shapes(config: ModelConfig) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def init(key: jax.Array, config: ModelConfig, dtype: Any = jnp.bfloat16) -> Params:
-    """Random parameters, each number a function of `key` and its place in the whole array only.
+def init(key: jax.Array, config: ModelConfig, dtype: DTypeLike = jnp.bfloat16) -> Params:
+    """Random parameters; each number depends only on `key` and its index in the unsharded array.
 
     Run it as `jax.jit(init, static_argnums=(1, 2), out_shardings=...)(key, config, dtype)` to have
-    every device make its own shard and no more; the numbers are the same however they are sharded.
-    Nothing is left at zero or one, biases and norm scales included, so that no term of the model is
-    invisible to a comparison; only padded heads are zero.
+    every device make its own shard only; the numbers do not depend on the sharding. Biases are not 0
+    and norm scales not 1, so that a comparison sees every term of the model; only padded heads are 0.
 
     Args:
       key: a `jax.random.key`.
@@ -108,15 +107,15 @@ def init(key: jax.Array, config: ModelConfig, dtype: Any = jnp.bfloat16) -> Para
     return init_ends(key, config, dtype) | {"blocks": blocks}
 
 
-def init_layer(key: jax.Array, layer: Any, config: ModelConfig, dtype: Any) -> Params:
-    """What `init` makes of one layer."""
+def init_layer(key: jax.Array, layer: Any, config: ModelConfig, dtype: DTypeLike) -> Params:
+    """The parameters of one layer that `init` makes."""
     shapes = layer_of(params_shapes(config, dtype, unrolled=True)["blocks"], 0)
     own = jax.random.fold_in(jax.random.fold_in(key, 0), layer)
     return _random(own, shapes, config)
 
 
-def init_ends(key: jax.Array, config: ModelConfig, dtype: Any) -> Params:
-    """What `init` makes beside the blocks."""
+def init_ends(key: jax.Array, config: ModelConfig, dtype: DTypeLike) -> Params:
+    """The parameters outside of the blocks that `init` makes."""
     shapes = params_shapes(config, dtype)
     del shapes["blocks"]
     return _random(key, shapes, config)
@@ -141,8 +140,8 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
         return 1 + uniform * 2.0**-25
     fan_in = {"w_o": config.heads * config.d_head, "w_out": config.d_ff}
     if name in _MATRICES or name in _TABLES:
-        # Keeps the variance of what is multiplied; what layers add to a token's embedding gets more,
-        # so that it decides about the next token.
+        # Products keep the variance of their operand; those that layers add to a token's embedding get
+        # more, so that layers decide about the next token.
         deviation = (3 if name in fan_in else 1) / math.sqrt(fan_in.get(name, config.d_model))
     else:
         # A bias: visible beside the activations of unit variance that it is added to.
@@ -162,13 +161,13 @@ def _mask_padding(name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def quantize(params: Params) -> Params:
-    """Every matrix and table as int8 with one scale per output channel; the rest as it is.
+    """Quantizes every matrix and table to int8, with one scale per output channel.
 
-    Each Quantized stands for the dtype that its array had. Works under jit and
+    Each Quantized has the dtype of its array as the dtype that it stands for. Works under jit and
     `jax.eval_shape`, and keeps shardings.
 
     Raises:
-      ValueError: they are no dict.
+      ValueError: `params` is no dict.
     """
 
     if not isinstance(params, Mapping):
@@ -184,8 +183,8 @@ def quantize(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def standing_for(weights: Any, dtype: Any) -> Any:
-    """Weights of which each Quantized stands for `dtype`, whatever it was made of."""
+def standing_for(weights: Any, dtype: DTypeLike) -> Any:
+    """Weights in which each Quantized stands for `dtype`, whatever dtype its array had."""
 
     def leaf(x: Any) -> Any:
         return dataclasses.replace(x, dtype=dtype) if isinstance(x, Quantized) else x
@@ -193,13 +192,13 @@ def standing_for(weights: Any, dtype: Any) -> Any:
     return jax.tree.map(leaf, weights, is_leaf=lambda x: isinstance(x, Quantized))
 
 
-def activation_dtype(params: Mapping[str, Any]) -> Any:
-    """The dtype in which activations travel between the layers: that of the norms' scales."""
+def activation_dtype(params: Mapping[str, Any]) -> np.dtype[Any]:
+    """The dtype of activations between layers: that of the norms' scales."""
     return params["final_norm"]["scale"].dtype
 
 
 def check_params(params: Any, config: ModelConfig) -> None:
-    """Refuses parameters that are not those of `config`.
+    """Refuses parameters that do not fit `config`.
 
     Args:
       params: global arrays (or ShapeDtypeStructs).
@@ -209,14 +208,7 @@ def check_params(params: Any, config: ModelConfig) -> None:
       ValueError: an array is missing or unknown, has another shape, is not floating (or Quantized,
         where that is allowed), or has another dtype than the rest.
     """
-    what, found, kinds = "params", params, (Mapping,)
-    if isinstance(params, Mapping):
-        what, found = "params['blocks']", params.get("blocks", {})
-        kinds = (Mapping, list, tuple)
-    if not isinstance(found, kinds):
-        raise ValueError(
-            f"{config.name}: {what} must be as layouts.init makes them, got {type(found).__name__}"
-        )
+    _check_containers(params, config)
     unrolled = is_unrolled(params)
     if unrolled and len(params["blocks"]) != config.layers:
         raise ValueError(
@@ -249,36 +241,48 @@ def check_params(params: Any, config: ModelConfig) -> None:
         _check_leaf(path, x, dtype, config)
 
 
+def _check_containers(params: Any, config: ModelConfig) -> None:
+    """Refuses params that are no mapping, and blocks that are neither a mapping nor a list."""
+    name, value, kinds = "params", params, (Mapping,)
+    if isinstance(params, Mapping):
+        name, value = "params['blocks']", params.get("blocks", {})
+        kinds = (Mapping, list, tuple)
+    if not isinstance(value, kinds):
+        raise ValueError(
+            f"{config.name}: {name} must be as layouts.init makes them, got {type(value).__name__}"
+        )
+
+
 def check_layer_weights(
     weights: Mapping[str, Any], config: ModelConfig, names: Sequence[str], *, whole: bool
 ) -> None:
     """Refuses weights that are not those of one layer of `config`.
 
     Args:
-      weights: of one layer; what is in them beside `names` does not matter.
+      weights: of one layer; those that `names` does not list are ignored.
       config: the model.
-      names: what is used of them, if the config has it.
-      whole: whether they are global arrays, whose shapes are looked at.
+      names: the weights that the layer uses, as far as the config has them.
+      whole: whether they are global arrays, whose shapes are checked, rather than shards.
 
     Raises:
-      ValueError: an array is missing, is there though the config has none, or has another shape.
+      ValueError: an array is missing, one is given that the config does not have, or has another shape.
     """
     layer = layer_of(params_shapes(config, unrolled=True)["blocks"], 0)
     expected = _leaves({name: layer[name] for name in names if name in layer})
     given = _leaves({name: weights[name] for name in names if name in weights})
     for path in [*expected, *given]:
         if path not in given or path not in expected:
-            what = "have no" if path not in given else "have"
+            have = "have no" if path not in given else "have"
             raise ValueError(
-                f"{config.name}: weights {what} {path!r}, which a layer of this config "
+                f"{config.name}: weights {have} {path!r}, which a layer of this config "
                 f"{'needs' if path not in given else 'does not use'}{_reason(path, config)}"
             )
-        found = tuple(given[path].shape)
-        if whole and found != expected[path].shape:
-            stacked = found[1:] == expected[path].shape
+        shape = tuple(given[path].shape)
+        if whole and shape != expected[path].shape:
+            stacked = shape[1:] == expected[path].shape
             hint = "; give those of one layer, such as w[0] of stacked ones" if stacked else ""
             raise ValueError(
-                f"{config.name}: weights[{path!r}] has shape {found}, but a layer needs "
+                f"{config.name}: weights[{path!r}] has shape {shape}, but a layer needs "
                 f"{expected[path].shape}{_reason(path, config)}{hint}"
             )
 
@@ -297,7 +301,7 @@ def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:
                 f"{config.name}: params[{path!r}] has scales of shape {tuple(x.scale.shape)}, but "
                 f"one per output channel has {scales}; make it with layouts.models.params.quantize"
             )
-        # Steps let it stand for the dtype of the others.
+        # A step makes it stand for the dtype of the other arrays.
         return
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != dtype:
         raise ValueError(
@@ -314,7 +318,7 @@ def _leaves(params: Any) -> dict[str, Any]:
 
 
 def _reason(path: str, config: ModelConfig) -> str:
-    """The setting that decides about an array, for a message."""
+    """The fields of the config that decide about an array, for a message."""
     name = path.rsplit("/", 1)[-1]
     if "norm_ffn" in path:
         return f" (block={config.block!r})"
@@ -333,7 +337,7 @@ def _reason(path: str, config: ModelConfig) -> str:
 
 
 def describe(x: Any) -> str:
-    """An array's dtype and shape, for a message."""
+    """The dtype and shape of an array, for a message."""
     kind = "Quantized standing for " if isinstance(x, Quantized) else ""
     return f"{kind}{getattr(x, 'dtype', type(x).__name__)} of shape {getattr(x, 'shape', ())}"
 

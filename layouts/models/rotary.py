@@ -1,4 +1,4 @@
-"""The setting of rotary position embedding; `functions` computes it."""
+"""The settings of rotary position embedding, which `functions` computes."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class Rotary:
             )
 
     def dims(self, d_head: int) -> int:
-        """How many of a head's `d_head` dimensions are rotated; always even in a ModelConfig."""
+        """Number of a head's `d_head` dimensions that are rotated; always even in a ModelConfig."""
         return round(self.fraction * d_head)

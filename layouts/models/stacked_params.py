@@ -1,20 +1,21 @@
-"""The layers' parameters in stacked arrays, through which a step loops, or each layer's in arrays of
-its own, with a step that is written out layer by layer.
+"""Stacked parameters: arrays [layers, ...], through which a step loops; and unrolled ones: a tree of
+arrays for every layer, with a step in which each layer is written out.
 
-The TPU compiler copies whole arrays into on-chip memory before they are needed, and so streams the
-weights of the next matmuls from HBM while this layer communicates; it does not do that with a slice
-of a stacked array. What it gains is a part of each step, the more the fewer rows there are; what it
-costs is a program, and seconds of compiling, for each layer.
+The TPU compiler copies an array into on-chip memory before it is needed, and so streams the weights of
+the next matmuls from HBM while this layer communicates; it does not do so with a slice of a stacked
+array. Unrolled steps are faster, the more the fewer tokens there are, and take seconds per layer to
+compile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
+# A pytree of arrays, `Quantized` or ShapeDtypeStructs, see `params`; or one of their partition specs.
 Params = dict[str, Any]
 
 
@@ -24,23 +25,23 @@ def is_unrolled(params: Mapping[str, Any]) -> bool:
 
 
 def at(tree: Any, layer: int) -> Any:
-    """One layer's part of a tree of arrays [layers, ...]."""
+    """A tree of arrays [layers, ...] at one layer."""
     return jax.tree.map(lambda x: x[layer], tree)
 
 
-def layer_of(blocks: Any, layer: int) -> Any:
-    """The parameters of one layer, stacked or not."""
+def layer_of(blocks: Params | Sequence[Params], layer: int) -> Params:
+    """The parameters of one layer, from stacked or unrolled ones."""
     return at(blocks, layer) if isinstance(blocks, Mapping) else blocks[layer]
 
 
 def unroll(params: Params) -> Params:
-    """Parameters whose "blocks" are a list with a tree of arrays for each layer, made of stacked ones.
+    """Unrolled parameters from stacked ones: "blocks" becomes a list with a tree of arrays per layer.
 
-    Shardings are kept. Both are there until the stacked ones are let go: for a model that fills the
-    chips, use `layouts.init(..., unrolled=True)` or load a checkpoint that way.
+    Shardings are kept. The stacked arrays stay in memory until they are deleted: for a model that fills
+    the chips, use `layouts.init(..., unrolled=True)` or load a checkpoint that way.
 
     Raises:
-      ValueError: there are no blocks.
+      ValueError: `params` has no "blocks".
     """
     if not isinstance(params, Mapping) or "blocks" not in params:
         raise ValueError("unroll takes all parameters, {'embedding': ..., 'blocks': ..., ...}")
@@ -49,8 +50,8 @@ def unroll(params: Params) -> Params:
         return params
     count = jax.tree.leaves(blocks)[0].shape[0]
 
-    def cut(layer: int) -> Any:
-        # A slice that is known, not an index brought to the devices.
+    def slice_of(layer: int) -> Params:
+        # A static slice: an index would be copied to the devices.
         return jax.tree.map(lambda x: lax.index_in_dim(x, layer, 0, keepdims=False), blocks)
 
-    return params | {"blocks": [cut(layer) for layer in range(count)]}
+    return params | {"blocks": [slice_of(layer) for layer in range(count)]}

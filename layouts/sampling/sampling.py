@@ -1,9 +1,8 @@
 """Drawing the next token from logits whose vocabulary is sharded, without gathering them.
 
-A draw is the largest of logit / temperature + Gumbel noise (the Gumbel-max trick, which samples the
-softmax), so that devices need to agree on one maximum only. The noise is a function of (seed,
-position, token), so a sequence's draw depends neither on its neighbours in the batch nor on the
-sharding.
+A draw is the token with the largest logit / temperature + Gumbel noise (the Gumbel-max trick, which
+samples the softmax), so that devices communicate one maximum only. The noise is a function of (seed,
+position, token): a sequence's draw depends neither on the rest of the batch nor on the sharding.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from collective_einsum.text import brief
 
 from ..arguments import values_of
 from .top_k_top_p import INT32_MAX, LARGEST_VOCAB, column, likeliest
 
-# The smallest normal number of float32. Its inverse is the largest temperature, by whose inverse a
-# compiler may multiply.
+# The smallest normal number of float32. Its inverse is the largest temperature: a compiler may multiply
+# by the inverse of a temperature, which must not be subnormal.
 _TINY = 2.0**-126
 _NUMBER = (bool, int, float, np.generic)
 AxisNames = str | tuple[str, ...]
@@ -37,30 +37,30 @@ AxisNames = str | tuple[str, ...]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampling:
-    """How to choose a token; `Sampling()` is greedy.
+    """The settings by which a token is drawn; `Sampling()` is greedy.
 
-    Each setting is a number, or an array [batch] with one for each sequence. A setting that is None
-    costs nothing; changing a number compiles nothing anew.
+    Each setting is a number, or an array [batch] with one number per sequence. A setting that is None
+    costs nothing; another number does not recompile.
 
     Attributes:
-      temperature: divides the logits; 0, or None, takes the most likely token, and so does what
-        float32 has only as a subnormal number.
-      top_k: only the k most likely tokens, exactly k of them; all, if the vocabulary has no more.
-      top_p: only the fewest most likely tokens that have probability p together, after temperature
-        and top_k; at least one.
+      temperature: divides the logits. 0 or None takes the most likely token, and so does a number that
+        is subnormal in float32.
+      top_k: leaves exactly the k most likely tokens, or all if the vocabulary has no more.
+      top_p: leaves the fewest most likely tokens whose probabilities, after temperature and top_k, sum
+        to p; at least one.
 
-    Numbers that cannot be seen, under a transformation, cannot be refused either: a temperature that
-    is negative or NaN is 0, and one above 2**126 is that; top_k below 1, or NaN, is 1;
-    top_p above 1 is 1, and one that is negative or NaN leaves the likeliest token.
+    Traced numbers cannot be refused: a temperature that is negative or NaN counts as 0, one above 2**126
+    as 2**126; top_k below 1, or NaN, as 1; top_p above 1 as 1; top_p that is negative or NaN leaves the
+    most likely token.
 
     Raises:
-      ValueError: a number given is negative, not a number, top_k not an integer or below 1, top_p
-        not in (0, 1], or top_k or top_p given without a temperature.
+      ValueError: temperature is negative or not finite, top_k is no integer or below 1, top_p is not in
+        (0, 1], or top_k or top_p is given without a temperature.
     """
 
-    temperature: Any = None
-    top_k: Any = None
-    top_p: Any = None
+    temperature: ArrayLike | None = None
+    top_k: ArrayLike | None = None
+    top_p: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         for field, rule, holds in (
@@ -72,7 +72,7 @@ class Sampling:
             value = np.asarray(given) if _is_numbers(given) else given
             if field == "top_k" and isinstance(value, int):
                 value = value if isinstance(value, bool) else min(value, INT32_MAX)
-            # Under a transformation, the fields are whatever it puts there.
+            # A transformation may put anything into the fields of a pytree.
             if not isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array):
                 continue
             seen = values_of(value)
@@ -83,7 +83,7 @@ class Sampling:
             if not np.all(holds(seen.astype(np.float64))):
                 raise ValueError(f"Sampling: {field}={given} must be {rule}")
             if field == "top_k" and np.any(seen > INT32_MAX):
-                # jit would take 32 bits of it.
+                # jit would take the last 32 bits.
                 value = np.minimum(seen, INT32_MAX).astype(np.int32)
             if value is not given:
                 object.__setattr__(self, field, value)
@@ -97,11 +97,11 @@ class Sampling:
         return brief(self)
 
 
-def as_sampling(sampling: Any) -> Sampling:
-    """How to choose a token: greedily for None.
+def as_sampling(sampling: object) -> Sampling:
+    """A `Sampling` as it is given; the greedy one for None.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `sampling` is something else.
     """
     if sampling is None or sampling is Sampling:
         return Sampling()
@@ -125,19 +125,18 @@ def sample(
 
     Args:
       logits: [batch, vocab], natural logarithms of probabilities up to a constant of each row, of
-        any floating dtype, read as float32 without subnormal numbers; with `axes`, this device's
-        shard of the vocabulary, in the order of the axes, inside a shard_map. -inf or NaN rules a
-        token out, and inf all tokens but those that have it; where all are ruled out, all are
-        equally likely.
-      sampling: how.
-      seeds: [batch] integers, of which the last 64 bits count: the sequence's own seed; or what
-        `seed_words` makes of them.
-      positions: [batch] integers: the place in its sequence of the token drawn, so that each place
-        has noise of its own.
-      axes: mesh axes that shard the vocabulary; () for whole rows.
+        any floating dtype, read as float32 without subnormal numbers; with `axes`, inside a shard_map,
+        [batch, vocab over `axes`]. -inf or NaN rules a token out, and inf rules out all tokens whose
+        logit is not inf; where all are ruled out, all are equally likely.
+      sampling: the settings.
+      seeds: [batch] integers, one seed per sequence, of which the last 64 bits count; or their
+        `seed_words`.
+      positions: [batch] integers, the position of the drawn token in its sequence; each has noise of its
+        own.
+      axes: mesh axes that shard the vocabulary; () for none.
 
     Returns:
-      [batch] int32, the same on every device along `axes`. Of equal candidates, the lowest token.
+      [batch] int32, the same on every device along `axes`; the lowest of equally likely tokens.
 
     Raises:
       ValueError: shapes do not fit each other, or a vocabulary of more than 2**22 tokens is to be
@@ -157,12 +156,12 @@ def sample(
     temperature = jnp.where(warm, jnp.minimum(temperature, 1 / _TINY), 1)
     top = jnp.max(logits, axis=1, keepdims=True)
     top = lax.pmax(top, axes) if axes else top
-    # Of an infinite row, what has the top is left, and alike.
+    # In a row with inf, the tokens that have it are left, equally likely.
     infinite = jnp.isinf(top)
     logits = jnp.where(infinite, jnp.where(logits == top, 0, -jnp.inf), logits)
     top = jnp.where(infinite, 0, top)
-    # Below the top, not above 0, a tiny temperature cannot make two tokens infinite; of halves, the
-    # difference of two numbers is one.
+    # The largest logit is subtracted first, so that a tiny temperature makes no two tokens infinite; in
+    # halves, since the difference of two float32 numbers may be infinite.
     scaled = (logits * 0.5 - top * 0.5) / temperature * 2
     kept = likeliest(
         logits,
@@ -177,11 +176,11 @@ def sample(
     return _argmax(jnp.where(kept, noisy, -jnp.inf), ids, axes)
 
 
-def seed_words(seeds: Any) -> Any:
-    """The last 64 bits of each seed as [batch, 2] uint32, the high word first.
+def seed_words(seeds: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The last 64 bits of each seed [batch] as [batch, 2] uint32, the high word first.
 
-    Of any integers, a negative one in two's complement: an int32 is the same seed as an int64. Those
-    that can be seen are read before jax makes 32 bits of them.
+    Integers of any dtype count in two's complement: an int32 is the same seed as an int64. Seeds that
+    are not traced are read by numpy, before jax truncates them to 32 bits.
     """
     seen = values_of(seeds)
     if seen is None:
@@ -194,10 +193,10 @@ def seed_words(seeds: Any) -> Any:
 
 
 def check_sampling(sampling: Sampling, batch: int) -> None:
-    """Refuses settings that are not numbers, or not of a batch.
+    """Refuses settings that are neither a number nor an array [batch].
 
     Raises:
-      ValueError: they are not.
+      ValueError: a setting is something else.
     """
     for field in dataclasses.fields(sampling):
         setting = getattr(sampling, field.name)
@@ -215,11 +214,11 @@ def check_sampling(sampling: Sampling, batch: int) -> None:
             )
 
 
-def check_seeds(seeds: Any, batch: int) -> None:
-    """Refuses what is not one seed for each sequence.
+def check_seeds(seeds: ArrayLike, batch: int) -> None:
+    """Refuses seeds that are no integers [batch].
 
     Raises:
-      ValueError: it is not.
+      ValueError: their dtype or shape is another one.
     """
     x = seeds if isinstance(seeds, jax.Array) else np.asarray(seeds)
     if x.shape != (batch,) or not jnp.issubdtype(x.dtype, jnp.integer):
@@ -232,7 +231,7 @@ def check_seeds(seeds: Any, batch: int) -> None:
 def gumbel(
     seeds: jax.Array | np.ndarray, positions: jax.Array | np.ndarray, ids: jax.Array
 ) -> jax.Array:
-    """Gumbel noise for every sequence and token: a counter-based function of three numbers.
+    """Gumbel noise for every sequence and token: a hash of (seed, position, token).
 
     Args:
       seeds: [batch] integers, or their `seed_words` [batch, 2].
@@ -244,7 +243,7 @@ def gumbel(
     """
 
     def row(words: jax.Array, position: jax.Array) -> jax.Array:
-        # Named, so that the user's default generator changes no draw.
+        # The generator is named, so that the user's jax_default_prng_impl changes no draw.
         key = jax.random.wrap_key_data(words, impl="threefry2x32")
         key = jax.random.fold_in(key, position)
         hashed = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
@@ -252,14 +251,20 @@ def gumbel(
 
     words = jnp.asarray(seeds if seeds.ndim == 2 else seed_words(seeds))
     bits = jax.vmap(row)(words, jnp.asarray(positions).astype(jnp.uint32))
-    # Fine near 0, where the exponential variable -log(1 - v) is small and the noise is large.
+    # v is fine near 0, where the exponential variable -log(1 - v) is small and the noise is large.
     v = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
-    # 1 itself, to which the highest bits round, would be noise of -inf.
+    # The largest bits round to v = 1, whose noise would be -inf.
     v = jnp.minimum(v, 1 - 2.0**-24)
     return -jnp.log(-jnp.log1p(-v))
 
 
-def _check(logits: jax.Array, sampling: Sampling, seeds: Any, positions: Any, devices: int) -> None:
+def _check(
+    logits: jax.Array,
+    sampling: Sampling,
+    seeds: jax.Array | np.ndarray,
+    positions: jax.Array | np.ndarray,
+    devices: int,
+) -> None:
     if logits.ndim != 2:
         raise ValueError(f"sample: logits of shape {logits.shape} must be [batch, vocab]")
     batch = logits.shape[0]
@@ -279,15 +284,15 @@ def _check(logits: jax.Array, sampling: Sampling, seeds: Any, positions: Any, de
 
 
 def _ordered(logits: jax.Array) -> jax.Array:
-    """In float32, as comparisons of numbers and of bits order alike: no NaN, no -0.0, and no
-    subnormal numbers, which are 0 on some devices."""
+    """Logits in float32 that numbers and bits order alike: NaN becomes -inf, and -0.0 and subnormal
+    numbers, which are 0 on some devices, become 0."""
     x = logits.astype(jnp.float32)
     return jnp.where(jnp.isnan(x), -jnp.inf, jnp.where(jnp.abs(x) < _TINY, 0, x))
 
 
 def _is_numbers(x: Any) -> bool:
-    """Whether it is a list or tuple of numbers."""
-    return type(x) in (list, tuple) and all(isinstance(each, _NUMBER) for each in x)
+    """Whether x is a list or tuple of numbers."""
+    return type(x) in (list, tuple) and all(isinstance(item, _NUMBER) for item in x)
 
 
 def _argmax(x: jax.Array, ids: jax.Array, axes: tuple[str, ...]) -> jax.Array:
