@@ -1,4 +1,4 @@
-"""What is known, while a program is traced, of the chip and the options it will be compiled for."""
+"""The chip and the compiler options that a program is traced for."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import jax
 from .chip import Chip
 from .names import as_chip, chip_for
 
-# Parts of the keys of jax's caches: what was traced under others is not taken for these.
+# These contexts are in the keys of jax's caches: a trace made under one value is not reused under
+# another.
 _by_options = jax.make_user_context(default_value=False)
 _named = jax.make_user_context(default_value=None)
 _likely = jax.make_user_context(default_value=None)
 
 
 def compiler_options(chip: Chip | str | None = None) -> dict[str, bool | int | str]:
-    """What `jax.jit(..., compiler_options=...)` takes for the chip's compiler to run more of lax's
-    collectives beside other work; nothing for a chip that has no such options.
+    """Options for `jax.jit(..., compiler_options=...)` under which the chip's compiler overlaps more of
+    lax's collectives with compute; {} for a chip whose compiler has none.
 
     Args:
-      chip: itself or its name; by default that of `jax.devices()`.
+      chip: a `Chip` or its name; by default the chip of `jax.devices()`.
 
     Raises:
       ValueError: no chip has that name.
@@ -31,20 +32,21 @@ def compiler_options(chip: Chip | str | None = None) -> dict[str, bool | int | s
 
 @contextlib.contextmanager
 def knowing_options() -> Iterator[None]:
-    """What is traced meanwhile will be compiled under `compiler_options`."""
+    """Traces within this context are for a program compiled under `compiler_options`."""
     with _by_options(True):
         yield
 
 
 def by_options() -> bool:
-    """Whether what is being traced will be compiled under `compiler_options`."""
+    """Whether the current trace is for a program compiled under `compiler_options`."""
     return bool(_by_options.value)
 
 
 @contextlib.contextmanager
 def for_chip(chip: Chip | str | None, *, likely: Chip | None = None) -> Iterator[None]:
-    """What is traced meanwhile is for `chip`, whatever its mesh; or, where neither that nor the mesh
-    tells, for the `likely` one.
+    """Traces within this context are for `chip`, whatever the mesh.
+
+    Without `chip`, the mesh decides, and `likely` where the mesh names no device kind.
 
     Raises:
       ValueError: no chip has that name.
@@ -55,18 +57,19 @@ def for_chip(chip: Chip | str | None, *, likely: Chip | None = None) -> Iterator
 
 
 def traced_chip() -> Chip:
-    """The chip that what is being traced is for: the one that was named, or else the mesh's, known
-    even where there is no hardware; as its compiler serves it."""
+    """The chip of the current trace: the one of `for_chip`, or else the mesh's, or else that of
+    `jax.devices()`; with the collectives that its compiler makes asynchronous under the options of
+    this trace."""
     return with_options(_named.value or _mesh_chip() or _likely.value or chip_for(attached_kind()))
 
 
 def with_options(chip: Chip) -> Chip:
-    """The chip, as its compiler serves what is being traced."""
+    """The chip, with what its compiler makes asynchronous under the options of the current trace."""
     return chip.under_options() if by_options() else chip
 
 
 def attached_kind() -> str:
-    """The kind of `jax.devices()`."""
+    """`device_kind` of the first of `jax.devices()`."""
     return jax.devices()[0].device_kind
 
 

@@ -1,4 +1,4 @@
-"""The chips that are known, by the kinds of jax's devices and by the names that people give them."""
+"""Known chips by jax's device kinds and by the names that people give them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHIP_OF_KIND: dict[str, Chip] = {
     "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
 }
 
-# What only the TPU's compiler knows, and others refuse.
+# Compiler options that XLA:TPU knows and other backends refuse.
 _TPU_OPTIONS = {
     name
     for chip in _CHIP_OF_KIND.values()
@@ -44,23 +44,23 @@ _SHORT_NAMES: dict[str, Chip] = {
     "h200": H200,
 }
 
-# Joined by a switch, of which a schedule asks least: lax's own collectives.
+# An unknown maker's chips: joined by a switch, so "auto" takes lax's own collectives.
 _GENERIC = replace(H100, name="generic accelerator")
 
 
 class UnlistedChipWarning(UserWarning):
-    """A device is of a kind that is not listed, and another chip's numbers are taken for its own."""
+    """A device kind is not listed, so the numbers of another chip stand for its own."""
 
 
 def as_chip(chip: Chip | str) -> Chip:
-    """The chip of this name, such as "v4", "TPU v5p" or "h100"; or the `Chip` itself.
+    """The chip of this name, such as "v4", "TPU v5p" or "h100"; a `Chip` is returned as it is.
 
-    Names are also the kinds of jax's devices that are listed. Of a name only letters and digits count,
-    of no case, and the maker may be left out.
+    The device kinds of jax that are listed are names too. Only letters and digits of a name count, in
+    either case, and the maker may be left out.
 
     Raises:
-      ValueError: the name is not known, in a message that lists those that are; or what is given is
-        neither a name nor a `Chip`.
+      ValueError: no chip has this name, with the names that there are; or `chip` is neither a name
+        nor a `Chip`.
     """
     if isinstance(chip, Chip):
         return chip
@@ -69,38 +69,39 @@ def as_chip(chip: Chip | str) -> Chip:
         raise ValueError(
             f"chip={chip!r} is no collective_einsum.Chip; give one, or a name: one of {names}"
         )
-    found = _by_name().get(_plain(chip))
-    if found is None:
+    known = _by_name().get(_plain(chip))
+    if known is None:
         raise ValueError(
             f"chip={chip!r}: no chip is known by that name; give one of {names}, "
             f"collective_einsum.chip_for({chip!r}) for the known one that is nearest to a device "
             "of that kind, or a collective_einsum.Chip of your own"
         )
-    return found
+    return known
 
 
 def chip_for(device_kind: str) -> Chip:
-    """The chip that a jax device of this kind is, or the nearest that is known.
+    """The chip of jax devices of this kind, or the nearest one that is known.
 
-    `device_kind` is `jax.Device.device_kind`, or that of
-    `jax.sharding.get_abstract_mesh().abstract_device` while tracing. "cpu" gives TPU_V4, but
-    for options of its compiler: on emulated devices a schedule is chosen as it would be there.
+    A kind that is not listed gets the numbers of the nearest chip of the same maker, or of a generic
+    accelerator; an `UnlistedChipWarning` names it once in a process. "cpu" gives TPU_V4 without its
+    compiler options: on emulated devices "auto" chooses the schedules of a TPU v4.
 
-    For a kind that is not listed, an `UnlistedChipWarning` says once in a process whose numbers are
-    taken: those of the nearest chip of the same maker, or of none in particular.
+    Args:
+      device_kind: `jax.Device.device_kind`, or that of
+        `jax.sharding.get_abstract_mesh().abstract_device` while tracing.
     """
     chip = _CHIP_OF_KIND.get(device_kind)
     return _nearest(device_kind) if chip is None else chip
 
 
 def options_on(device_kind: str, options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a chip's options those that are there for the compiler of this kind of device: where others
-    stand in for TPUs, as emulated ones do, the options of the TPU's compiler are left out."""
+    """The options that the compiler for devices of this kind accepts: emulated CPU devices, which stand
+    in for TPUs, get none of XLA:TPU's."""
     tpu = device_kind.startswith("TPU")
     return {name: value for name, value in options if tpu or name not in _TPU_OPTIONS}
 
 
-# Remembered, so that it is said once; where warnings are errors nothing is, and each is raised.
+# Cached, so that the warning comes once; where warnings are errors, each call raises it.
 @functools.cache
 def _nearest(device_kind: str) -> Chip:
     chip = _of_maker(device_kind.lower())
@@ -115,8 +116,8 @@ def _nearest(device_kind: str) -> Chip:
 
 
 def _of_maker(kind: str) -> Chip:
-    """The nearest chip of the same maker: the H200 stands for what came after it, the H100 for others
-    of NVIDIA's; of TPUs the generation decides, and whether it has two dimensions or three."""
+    """The nearest chip of the same maker: the H200 for NVIDIA's chips after it and the H100 for others;
+    for a TPU, that of its generation with as many torus dimensions."""
     if re.search("nvidia|tesla|geforce|quadro", kind):
         return H200 if re.search(r"\bg?(h2|b\d)00", kind) else H100
     generation = re.search(r"tpu *v?(\d+)", kind)

@@ -12,10 +12,16 @@ from .workload import Estimate
 # ones are within the error of the cost model.
 WORTHWHILE = 0.015
 
+# Below the table that a `Choice` prints.
+LEGEND = (
+    "total = compute + exposed; exposed: communication that overlaps with no compute; "
+    "extra MB: temporary arrays"
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice(Shown):
-    """Schedules of one einsum, best first, with their predicted costs; prints as a table.
+    """The schedules of one einsum with their predicted costs; prints as a table.
 
     Attributes:
       einsum: the einsum, its local shapes and its collectives, in words.
@@ -34,17 +40,17 @@ class Choice(Shown):
 
     @property
     def reason(self) -> str:
-        """Why it was chosen, in a sentence."""
+        """The reason of the choice, in a sentence."""
         best = self.rows[0]
         blocking = next(row for row in self.rows if row.schedule.kind == "blocking")
         fastest = min(self.rows, key=lambda row: row.seconds)
         if best is blocking and fastest is blocking:
-            return "nothing hides more communication than its extra dots and passes cost"
+            return "no schedule hides more communication than its extra dots and memory passes cost"
         gain = blocking.seconds / fastest.seconds
         if best is blocking:
             return (
                 f"{fastest.schedule} would gain {gain - 1:.1%}, less than the {WORTHWHILE:.1%} that "
-                "is worth leaving blocking for"
+                "for which it leaves blocking"
             )
         return (
             f"{gain:.2f} times faster than blocking: it leaves {best.exposed * 1e6:.1f} of "
@@ -70,4 +76,5 @@ class Choice(Shown):
                 f"{row.communication * 1e6:16.1f}  {row.exposed * 1e6:10.1f}  "
                 f"{row.memory / 1e6:8.2f}"
             )
-        return "\n".join([*lines, f"chosen: {self.schedule}, since {self.reason}"])
+        lines += [LEGEND, f"chosen: {self.schedule}, since {self.reason}"]
+        return "\n".join(lines)

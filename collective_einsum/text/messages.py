@@ -1,4 +1,4 @@
-"""What somebody may have meant by a word that is not known, for the messages that refuse it."""
+"""Arguments in error messages: the nearest known word, and values in print."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "int16", "int32"
 
 
 def did_you_mean(given: Any, words: Iterable[str]) -> str:
-    """The end of a message: the nearest of `words`, if one is near; "" if none is."""
-    found = nearest(given, words)
-    return f"; did you mean {found!r}?" if found is not None else ""
+    """The end of a message that names the nearest of `words`; "" if none is near."""
+    word = nearest(given, words)
+    return f"; did you mean {word!r}?" if word is not None else ""
 
 
 def nearest(given: Any, words: Iterable[str]) -> str | None:
-    """The one of `words` that is spelt most like what is given; None if that is no string, or like
-    none of them."""
+    """The word that is spelt most like `given`; None if `given` is no string, or like none of them."""
     if not isinstance(given, str):
         return None
     by_letters = {plain(word): word for word in reversed(list(words))}
@@ -30,14 +29,14 @@ def nearest(given: Any, words: Iterable[str]) -> str | None:
 
 
 def as_dtype(name: str, value: Any) -> np.dtype[Any]:
-    """A dtype, of which the name will do.
+    """An argument as a dtype.
 
     Args:
-      name: of the argument, for the message.
-      value: what was given.
+      name: the argument's name, for the message.
+      value: a dtype, its name or its class.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `value` is no dtype, with one that is near.
     """
     try:
         # numpy reads None as float64.
@@ -52,21 +51,22 @@ def as_dtype(name: str, value: Any) -> np.dtype[Any]:
 
 
 def shown(value: Any) -> str:
-    """What was given, for a message: its repr, or only what it is where that is long."""
+    """A value in a message: its repr, or its type and the beginning of a repr of more than 120
+    characters."""
     text = repr(value)
     return text if len(text) <= 120 else f"<{type(value).__name__} {text[:60]}...>"
 
 
 def plain(word: str) -> str:
-    """Letters and digits alone, of no case: "Pre-fill" and "prefill" are one word."""
+    """The letters and digits of a word, in lower case: "Pre-fill" and "prefill" are one word."""
     return re.sub("[^a-z0-9]", "", word.lower())
 
 
 def as_seconds(name: str, value: Any) -> float:
-    """A number that is not negative.
+    """An argument as a number of seconds.
 
     Raises:
-      ValueError: it is none.
+      ValueError: `value` is no number, or is negative.
     """
     number = isinstance(value, float | int | np.floating | np.integer)
     if number and not isinstance(value, bool) and value >= 0:

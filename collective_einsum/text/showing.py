@@ -1,5 +1,4 @@
-"""How results show themselves: one line as a `repr`, and as the last line of a notebook's cell the
-table that they print as."""
+"""How results are displayed: a `repr` of one line, and in a notebook the table that `print` shows."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import numpy as np
 
 
 class Shown:
-    """A value that a notebook, and IPython's prompt, show as they print it."""
+    """A value that a notebook and IPython's prompt display as `print` does."""
 
     def _repr_html_(self) -> str:
         # Not at the top: `import collective_einsum` should bring little.
@@ -23,8 +22,11 @@ class Shown:
 
 
 def brief(value: Any) -> str:
-    """A dataclass of arrays, as its `repr`: their dtypes and shapes, and no numbers, which would be
-    brought from the devices; a field that has its default is left out."""
+    """The `repr` of a dataclass of arrays: their dtypes and shapes.
+
+    It has no numbers of arrays, which would be copied from the devices, and no field that has its
+    default.
+    """
     shown = [
         f"{field.name}={_of(getattr(value, field.name))}"
         for field in dataclasses.fields(value)

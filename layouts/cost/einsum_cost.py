@@ -1,4 +1,4 @@
-"""What an einsum of a layer costs with the collectives at its ends, under the schedule of "auto"."""
+"""Seconds of an einsum of a layer with its collectives, under the schedule that "auto" chooses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from collective_einsum.ops import Schedule
 from ..mesh.axis_collectives import AXES
 from .layer_items import Einsum, Transfer
 
-# Share of hidden communication that a step loses all the same, to dots that run beside it and to what
-# cuts and joins their operands, if these are activations: seen on v4 in steps with rings, against
-# their einsums by themselves.
+# Fraction of the hidden communication of activations by which a step is longer nevertheless: dots that
+# overlap with it are slower, and slices of their operands are copied. Seen on v4 (libtpu 0.0.42.1) in
+# replayed steps with rings, against replays of their einsums alone.
 HIDING_COST = 0.2
 _DTYPES = {each.itemsize: each for each in map(jnp.dtype, (jnp.int8, jnp.bfloat16, jnp.float32))}
 
@@ -36,7 +36,7 @@ class _Operand(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of dots and passes, and of communication that nothing hides."""
+    """Seconds of dots and memory passes, and of communication that overlaps with none."""
 
     compute: float
     exposed: float
@@ -45,9 +45,14 @@ class Seconds(NamedTuple):
 def seconds(
     item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap: str, overlap_seconds: float = 0.0
 ) -> Seconds:
-    """What the schedule of `schedule="auto"` takes for overlap "auto", that of "blocking" for "none".
+    """Seconds of an einsum, for overlap "auto" under the fastest schedule, for "none" under "blocking".
 
-    `overlap_seconds` as in `collective_einsum.all_gather_einsum`.
+    Args:
+      item: the einsum.
+      sizes: sizes of the mesh axes.
+      chip: every chip of the mesh.
+      overlap: "auto" or "none".
+      overlap_seconds: as in `collective_einsum.all_gather_einsum`.
     """
     return _seconds(
         item, tuple((axis, sizes[axis]) for axis in AXES), chip, overlap, overlap_seconds
@@ -57,7 +62,7 @@ def seconds(
 def schedule(
     item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: float = 0.0
 ) -> Schedule:
-    """That of `schedule="auto"`."""
+    """The schedule that "auto" chooses for an einsum."""
     return _choice(item, sizes, chip, overlap_seconds).schedule
 
 
@@ -76,8 +81,8 @@ def _seconds(
 ) -> Seconds:
     by_axis = dict(sizes)
     choice = _choice(item, by_axis, chip, overlap_seconds)
-    # The least of all schedules, though "auto" leaves blocking only for a gain that is worth it: a
-    # step through that threshold would let more work take less time.
+    # The minimum over all schedules, though "auto" leaves "blocking" only for a gain of `WORTHWHILE`:
+    # with that threshold, more work could be predicted to take less time.
     rows = [row for row in choice.rows if overlap == "auto" or row.schedule.kind == "blocking"]
     return min((_of_row(item, row, by_axis, chip) for row in rows), key=sum)
 

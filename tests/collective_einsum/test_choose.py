@@ -67,6 +67,7 @@ def test_it_prints_its_reasons() -> None:
         assert "TPU v4, predicted by the cost model" in text
         for word in ("total us", "compute us", "communication us", "exposed us", "extra MB"):
             assert word in text
+        assert "total = compute + exposed" in text
         assert "chosen: " in text
     assert "times faster than blocking" in many
     assert str(gather(2048).schedule) in many.splitlines()[2]

@@ -1,0 +1,100 @@
+"""The cost functions that other packages build on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import collective_einsum as ce
+from collective_einsum import cost
+
+V4, V5E = ce.TPU_V4, ce.TPU_V5E
+BF16 = jnp.bfloat16
+MB = 1e6
+
+
+def test_an_all_gather_sends_all_but_the_own_shard_over_all_links() -> None:
+    ring = cost.all_gather_seconds(V4, (4,), 8 * MB)
+    assert ring == pytest.approx(8 * MB * 3 / 4 / (2 * V4.link_bandwidth) + 2 * V4.hop_seconds)
+    # On v5e four chips are a line: one link, and twice as far to the last chip.
+    line = cost.all_gather_seconds(V5E, (4,), 8 * MB)
+    assert line == pytest.approx(8 * MB * 3 / 4 / V5E.link_bandwidth + 3 * V5E.hop_seconds)
+    assert cost.all_gather_seconds(V4, (1, 1), 8 * MB) == 0
+    assert cost.all_gather_seconds(V4, (4, 4), 8 * MB) < ring
+
+
+def test_a_reduce_scatter_takes_as_long() -> None:
+    for sides in ((4,), (4, 4), (2, 8)):
+        assert cost.reduce_scatter_seconds(V4, sides, MB) == cost.all_gather_seconds(V4, sides, MB)
+
+
+def test_an_all_to_all_is_bounded_by_the_middle_of_the_longest_axis() -> None:
+    ring = cost.all_to_all_seconds(V4, (8,), 8 * MB)
+    assert ring == pytest.approx(8 * MB * 8 / 8 / V4.link_bandwidth + 4 * V4.hop_seconds)
+    line = cost.all_to_all_seconds(V5E, (8,), 8 * MB)
+    assert line == pytest.approx(8 * MB * 8 / 4 / V5E.link_bandwidth + 7 * V5E.hop_seconds)
+    sending = cost.all_to_all_seconds(V4, (4, 8), 8 * MB) - 6 * V4.hop_seconds
+    assert sending == pytest.approx(ring - 4 * V4.hop_seconds)
+
+
+def test_a_matmul_takes_the_longer_of_arithmetic_and_memory() -> None:
+    few, many = (
+        cost.matmul_seconds(V4, 2 * m * 4096**2, (2 * m * 4096, 2 * 4096**2), 2 * m * 4096)
+        for m in (8, 8192)
+    )
+    streaming = 2 * 4096**2 / (V4.stream_efficiency * V4.hbm_bandwidth)
+    assert few == pytest.approx(streaming + V4.dot_fill_seconds, rel=0.02)
+    computing = 2 * 8192 * 4096**2 / (V4.dot_efficiency * V4.bf16_flops)
+    assert many == pytest.approx(computing, rel=0.02)
+    slower = dataclasses.replace(V4, bf16_flops=V4.bf16_flops / 2)
+    halved = cost.matmul_seconds(slower, 2 * 8192 * 4096**2, (67e6, 67e6), 67e6)
+    assert halved == pytest.approx(2 * many, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("spec", "gather", "scatter"),
+    [
+        ("me,ef->mf", ("e", ("x",)), None),
+        ("me,ef->mf", None, ("f", ("y", "z"))),
+        ("me,ef->mf", ("m", ("y", "z")), ("m", ("x",))),
+    ],
+)
+def test_the_ranking_is_that_of_choose_schedule(spec: str, gather: Any, scatter: Any) -> None:
+    sizes = {"x": 4, "y": 2, "z": 2}
+    lhs, rhs = jax.ShapeDtypeStruct((512, 1024), BF16), jax.ShapeDtypeStruct((1024, 2048), BF16)
+    if gather == ("e", ("x",)):
+        lhs = jax.ShapeDtypeStruct((512, 256), BF16)
+    ranked = cost.rank_einsum(
+        spec,
+        lhs,
+        [rhs],
+        gather=gather,
+        scatter=scatter,
+        axis_sizes=sizes,
+        chip=V4,
+        result_dtype=BF16,
+        wire_dtype=BF16,
+    )
+    chosen = ce.choose_schedule(
+        spec,
+        lhs,
+        rhs,
+        gather=gather and gather[0],
+        gather_axis_name=gather and gather[1],
+        scatter=scatter and scatter[0],
+        scatter_axis_name=scatter and scatter[1],
+        axis_size=sizes,
+        chip=V4,
+    )
+    assert ranked == chosen
+    assert ranked.schedule == chosen.schedule
+
+
+def test_every_public_function_says_what_it_takes() -> None:
+    for name in cost.__all__:
+        value = getattr(cost, name)
+        assert not callable(value) or value.__doc__, name
