@@ -86,10 +86,9 @@ def quantize(
 ) -> Quantized:
     """Rounds `x` to integers with one scale for all elements along `axis`.
 
-    Symmetric: the largest magnitude along `axis` becomes the largest integer (127 for int8), -128
-      is not used, and
-    zero stays zero. Ties round to even. Each element is off by at most half its scale, before
-    `stands_for` rounds.
+    Symmetric: the largest magnitude along `axis` becomes the largest integer (127 for int8), -128 is
+    not used, and zero stays zero. Ties round to even. Each element is off by at most half
+    its scale, before `stands_for` rounds.
 
     Args:
       x: finite floating array of any shape.

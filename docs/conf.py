@@ -1,0 +1,53 @@
+"""How Sphinx builds these pages: `python -m sphinx -W --keep-going docs build/docs`."""
+
+import re
+
+from sphinx.application import Sphinx
+
+import collective_einsum
+
+project = "collective-einsum"
+author = "the collective-einsum authors"
+version = release = collective_einsum.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["build"]
+suppress_warnings = ["toc.empty_glob"]
+html_theme = "furo"
+html_title = f"collective-einsum {version}"
+
+myst_heading_anchors = 3
+
+# Docstrings write `name` for code.
+default_role = "code"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+autodoc_member_order = "groupwise"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+# A frozen dataclass is documented by the "Attributes" of its docstring.
+autodoc_default_options = {"show-inheritance": False}
+
+# "name, name, ...: text" of an "Args" section whose names take more than one line: Napoleon reads the
+# names of one line only.
+_NAMES_GO_ON = re.compile(r"^\s+(\w+, )*\w+,$")
+
+
+def _join_names(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Joins the lines of such a list, in place."""
+    del app, what, name, obj, options
+    for i in range(len(lines) - 2, -1, -1):
+        if _NAMES_GO_ON.match(lines[i]):
+            lines[i : i + 2] = [f"{lines[i]} {lines[i + 1].lstrip()}"]
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the hook ahead of Napoleon's."""
+    app.connect("autodoc-process-docstring", _join_names, priority=100)
