@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from .chip import Chip
+from .compiler_figures import CompilerOption
 from .names import as_chip, chip_for
 
 # These contexts are in the keys of jax's caches: a trace made under one value is not reused under
@@ -17,7 +18,7 @@ _named = jax.make_user_context(default_value=None)
 _likely = jax.make_user_context(default_value=None)
 
 
-def compiler_options(chip: Chip | str | None = None) -> dict[str, bool | int | str]:
+def compiler_options(chip: Chip | str | None = None) -> dict[str, CompilerOption]:
     """Options for `jax.jit(..., compiler_options=...)` under which the chip's compiler overlaps more of
     lax's collectives with compute; {} for a chip whose compiler has none.
 

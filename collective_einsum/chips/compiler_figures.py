@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The value of an XLA option.
+CompilerOption = bool | int | str
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompilerFigures:
@@ -51,8 +54,8 @@ class CompilerFigures:
 
     asynchronous: tuple[str, ...]
     asynchronous_by_options: tuple[str, ...]
-    compiler_options: tuple[tuple[str, bool | int | str], ...]
-    no_prefetch_options: tuple[tuple[str, bool | int | str], ...]
+    compiler_options: tuple[tuple[str, CompilerOption], ...]
+    no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
     dot_fill_seconds: float
     dot_fill_bandwidth: float
     dot_efficiency: float

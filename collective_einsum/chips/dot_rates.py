@@ -22,13 +22,11 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from .chip import Chip
 
-# What `precision=` of jnp.einsum takes: None, a name, a `lax.Precision`, one of each operand, or a
-# `lax.DotAlgorithmPreset`.
-Precision = object
 _Level = Literal["default", "high", "highest"]
 _LEVELS: tuple[_Level, ...] = ("default", "high", "highest")
 _NAMES: dict[str, _Level] = {
@@ -42,7 +40,7 @@ _NAMES: dict[str, _Level] = {
 
 
 def dot_flops(
-    chip: Chip, lhs_dtype: DTypeLike, rhs_dtype: DTypeLike, precision: Precision = None
+    chip: Chip, lhs_dtype: DTypeLike, rhs_dtype: DTypeLike, precision: lax.PrecisionLike = None
 ) -> float:
     """Flop/s, or op/s of integers, at which each further row of a dot of these dtypes runs.
 
@@ -74,11 +72,16 @@ def _is_wide(dtype: np.dtype[np.generic]) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
 
 
-def _level(precision: Precision) -> _Level:
+def _level(precision: lax.PrecisionLike) -> _Level:
     if precision is None:
         return "default"
+    if isinstance(precision, lax.DotAlgorithm):
+        count = precision.num_primitive_operations
+        exact = jnp.dtype(precision.lhs_precision_type) == jnp.dtype(jnp.float32)
+        return "highest" if exact or count > 3 else "high" if count == 3 else "default"
     if isinstance(precision, tuple):
-        return max(map(_level, precision), key=_LEVELS.index)
+        levels = [_level(one) for one in precision]
+        return max(levels, key=_LEVELS.index)
     name = str(getattr(precision, "name", precision)).lower()
     if name.endswith("_x3"):
         return "high"

@@ -7,9 +7,9 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from .chip import Chip
+from .compiler_figures import CompilerOption
 from .known_chips import H100, H200, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 
 # Compile-only topologies and attached chips report the same kinds; both spellings of v5e, v5p and
@@ -94,7 +94,9 @@ def chip_for(device_kind: str) -> Chip:
     return _nearest(device_kind) if chip is None else chip
 
 
-def options_on(device_kind: str, options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def options_on(
+    device_kind: str, options: Iterable[tuple[str, CompilerOption]]
+) -> dict[str, CompilerOption]:
     """The options that the compiler for devices of this kind accepts: emulated CPU devices, which stand
     in for TPUs, get none of XLA:TPU's."""
     tpu = device_kind.startswith("TPU")

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
-from ..chips.dot_rates import Precision, dot_flops
+from ..chips.dot_rates import dot_flops
 from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
 from ..rings.slicing import pieces_of
@@ -26,7 +27,7 @@ def matmul_seconds(
     *,
     lhs_dtype: DTypeLike = jnp.bfloat16,
     rhs_dtype: DTypeLike = jnp.bfloat16,
-    precision: Precision = None,
+    precision: lax.PrecisionLike = None,
     widened: float = 0,
     summed_bytes: float = 0,
 ) -> float:

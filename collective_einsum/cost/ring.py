@@ -23,15 +23,15 @@ class _Ring:
       axis: the mesh axis it goes along; None for Hamiltonian rings through all devices of all axes.
       size: its number of devices.
       streams: how many Hamiltonian rings run at once, each with a slice of every shard; else 1.
-      lanes: its directions, with the slice of a shard that each carries.
-      span: the length of a shard, of which the lanes' sizes are fractions.
+      directions: its directions, each with the slice of a shard that it carries.
+      span: the length of a shard, of which the directions' sizes are fractions.
     """
 
     end: End
     axis: str | None
     size: int
     streams: int
-    lanes: tuple[Lane, ...]
+    directions: tuple[Lane, ...]
     span: int
 
     @property
@@ -39,9 +39,9 @@ class _Ring:
         """The fraction of the label that a stream has of the device's own shard."""
         return {self.end.label: 1 / self.size / self.streams}
 
-    def fraction(self, lane: Lane) -> dict[str, float]:
+    def fraction(self, direction: Lane) -> dict[str, float]:
         """The fraction of the label that a stream moves in one direction in one hop."""
-        return {self.end.label: lane.size / self.span / self.size / self.streams}
+        return {self.end.label: direction.size / self.span / self.size / self.streams}
 
 
 def ring_estimate(work: Workload, end: End, schedule: Schedule) -> Estimate:
@@ -98,7 +98,7 @@ def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
         axis=None if streams else end.axes[0],
         size=size,
         streams=max(1, streams),
-        lanes=tuple(lanes(size, schedule.direction, span)),
+        directions=tuple(lanes(size, schedule.direction, span)),
         span=span,
     )
 
@@ -111,9 +111,9 @@ def _hops(work: Workload, ring: _Ring, shard_bytes: float) -> tuple[float, float
     """
     dot = dot_seconds(work, ring.own)
     time, sending = dot * ring.streams, 0.0
-    for hop in range(1, max((lane.hops for lane in ring.lanes), default=0) + 1):
-        active = [lane for lane in ring.lanes if lane.hops >= hop]
-        sent = [shard_bytes * lane.size / ring.span / ring.streams for lane in active]
+    for hop in range(1, max((direction.hops for direction in ring.directions), default=0) + 1):
+        active = [direction for direction in ring.directions if direction.hops >= hop]
+        sent = [shard_bytes * direction.size / ring.span / ring.streams for direction in active]
         if ring.axis is None or work.chip.wraps(ring.size):
             sent = [max(sent)]
         elif ring.end is work.op.gather:
@@ -123,7 +123,7 @@ def _hops(work: Workload, ring: _Ring, shard_bytes: float) -> tuple[float, float
         hops = [hop_seconds(work.chip, far, size) for size in sent]
         time += sum(max(0.0, seconds - ring.streams * dot) for seconds in hops)
         sending += sum(hops)
-        dots = [_hop_dot(work, ring, lane) for lane in active]
+        dots = [_hop_dot(work, ring, direction) for direction in active]
         time, dot = time + ring.streams * sum(dots), max(dots)
     return time, sending
 
@@ -131,15 +131,15 @@ def _hops(work: Workload, ring: _Ring, shard_bytes: float) -> tuple[float, float
 def _dots(work: Workload, ring: _Ring) -> float:
     """Seconds of the dots of every hop and of the device's own shard."""
     seconds = ring.streams * dot_seconds(work, ring.own)
-    for lane in ring.lanes:
-        seconds += ring.streams * lane.hops * _hop_dot(work, ring, lane)
+    for direction in ring.directions:
+        seconds += ring.streams * direction.hops * _hop_dot(work, ring, direction)
     return seconds
 
 
-def _hop_dot(work: Workload, ring: _Ring, lane: Lane) -> float:
+def _hop_dot(work: Workload, ring: _Ring, direction: Lane) -> float:
     """Seconds of the dot of a slice that arrived, or that will leave."""
     op, chip, label = work.op, work.chip, ring.end.label
-    seconds = dot_seconds(work, ring.fraction(lane))
+    seconds = dot_seconds(work, ring.fraction(direction))
     one_sum = 4 * work.elements(op.out)
     # Rows of an operand that does not move are sliced by columns.
     large = chip.large_sum_bytes[op.out[:1] in op.rhs]
@@ -156,13 +156,13 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
     a sum of 32 bits and read and write one of the wire's dtype.
     """
     wire = work.op.sum_wire.itemsize
-    adds = sum(lane.hops * lane.size / ring.span for lane in ring.lanes)
+    adds = sum(direction.hops * direction.size / ring.span for direction in ring.directions)
     in_passes = 0.0
-    if any(lane.size < ring.span for lane in ring.lanes):
+    if any(direction.size < ring.span for direction in ring.directions):
         in_passes = adds
     elif work.op.form == "sum" or work.rhs_count == 1:
-        last = sum(lane.size / ring.span for lane in ring.lanes)
-        in_passes = adds if len(ring.lanes) == 1 else last
+        last = sum(direction.size / ring.span for direction in ring.directions)
+        in_passes = adds if len(ring.directions) == 1 else last
     fused = (adds - in_passes) * block * wire / work.chip.hbm_bandwidth
     return fused + in_passes * pass_seconds(work, block * (4 + 2 * wire))
 

@@ -40,7 +40,7 @@ def resolve(
     if given.kind == "chunked" and len(given.shares) > 1 and given.label is None:
         if symbolic:
             raise ValueError(
-                f"schedule {str(given)!r} cuts a label into chunks, and of shapes "
+                f"schedule {str(given)!r} splits a label into chunks, and of shapes "
                 f"{[tuple(x.shape) for x in operands]} not all sizes are numbers; choose 'auto' or "
                 "'blocking'"
             )
@@ -90,7 +90,7 @@ def resolve_collective(
     if given is not None:
         if given.kind == "chunked" and (given.direction != "async" or len(given.shares) > 1):
             raise ValueError(
-                f"schedule={schedule!r} cuts an einsum into chunks, and a collective has none; "
+                f"schedule={schedule!r} splits an einsum into chunks, and a collective has none; "
                 "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'async'"
             )
         return given

@@ -21,7 +21,7 @@ from .layer_items import Einsum, Transfer
 # overlap with it are slower, and slices of their operands are copied. Seen on v4 (libtpu 0.0.42.1) in
 # replayed steps with rings, against replays of their einsums alone.
 HIDING_COST = 0.2
-_DTYPES = {each.itemsize: each for each in map(jnp.dtype, (jnp.int8, jnp.bfloat16, jnp.float32))}
+_DTYPES = {d.itemsize: d for d in map(jnp.dtype, (jnp.int8, jnp.bfloat16, jnp.float32))}
 
 
 class _Operand(NamedTuple):

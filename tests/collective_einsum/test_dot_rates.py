@@ -66,6 +66,12 @@ def test_precision_in_all_its_spellings() -> None:
         assert dot_flops(v4, F32, F32, precision) == v4.dot_efficiency * v4.f32_high_flops
     for precision in (None, "default", "fastest", "bfloat16", lax.Precision.DEFAULT):
         assert dot_flops(v4, F32, F32, precision) == v4.dot_efficiency * v4.f32_default_flops
+    three, exact = (
+        lax.DotAlgorithm(dtype, dtype, F32, num_primitive_operations=count)
+        for dtype, count in ((BF16, 3), (F32, 1))
+    )
+    assert dot_flops(v4, F32, F32, three) == v4.dot_efficiency * v4.f32_high_flops
+    assert dot_flops(v4, F32, F32, exact) == v4.dot_efficiency * v4.f32_flops
     assert dot_flops(v4, BF16, F32, HIGHEST) == v4.dot_efficiency * v4.f32_high_flops
     assert dot_flops(v4, BF16, BF16, HIGHEST) == v4.dot_efficiency * v4.bf16_flops
 
