@@ -80,8 +80,8 @@ def _level(precision: lax.PrecisionLike) -> _Level:
         exact = jnp.dtype(precision.lhs_precision_type) == jnp.dtype(jnp.float32)
         return "highest" if exact or count > 3 else "high" if count == 3 else "default"
     if isinstance(precision, tuple):
-        levels = [_level(one) for one in precision]
-        return max(levels, key=_LEVELS.index)
+        levels = {_level(one) for one in precision}
+        return next(level for level in reversed(_LEVELS) if level in levels)
     name = str(getattr(precision, "name", precision)).lower()
     if name.endswith("_x3"):
         return "high"
