@@ -17,7 +17,7 @@ from ..arguments import as_integers, values_of
 from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig, as_config
-from ..models.params import check_params
+from ..models.param_checks import check_params
 from ..partitionings.partitioning import check_model
 
 if TYPE_CHECKING:

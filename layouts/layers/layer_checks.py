@@ -12,7 +12,7 @@ from collective_einsum.text import shown
 from ..arguments import as_integers
 from ..models.cache import Entries
 from ..models.config import ModelConfig
-from ..models.params import check_layer_weights
+from ..models.param_checks import check_layer_weights
 
 ATTENTION = ("w_q", "w_kv", "w_o", "b_q", "b_kv", "b_o")
 FEEDFORWARD = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out")

@@ -12,7 +12,8 @@ import numpy as np
 from collective_einsum import Quantized
 
 from .config import ModelConfig
-from .params import HEAD_DIM, KV_HEAD_DIM, Params, describe
+from .param_checks import describe
+from .params import HEAD_DIM, KV_HEAD_DIM, Params
 from .stacked_params import is_unrolled
 
 

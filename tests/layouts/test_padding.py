@@ -11,7 +11,8 @@ import pytest
 
 from layouts.models.config import TINY_GROUPED, TINY_PADDED
 from layouts.models.head_padding import pad_heads
-from layouts.models.params import check_params, init, quantize
+from layouts.models.param_checks import check_params
+from layouts.models.params import init, quantize
 
 
 def test_pad_heads_puts_each_head_in_its_group() -> None:

@@ -24,14 +24,8 @@ from layouts.models.config import (
     TINY_RELU,
     ModelConfig,
 )
-from layouts.models.params import (
-    Params,
-    activation_dtype,
-    check_params,
-    init,
-    params_shapes,
-    quantize,
-)
+from layouts.models.param_checks import check_params
+from layouts.models.params import Params, activation_dtype, init, params_shapes, quantize
 
 from .models import TINY, name
 

@@ -19,7 +19,7 @@ from collective_einsum.ruler.replay.simulation import replay
 from layouts.decoding import decoder
 from layouts.models.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
 from layouts.models.head_padding import pad_heads
-from layouts.models.params import check_params
+from layouts.models.param_checks import check_params
 from layouts.models.params import init as draw
 from layouts.models.stacked_params import is_unrolled, layer_of, unroll
 
