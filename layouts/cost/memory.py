@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 from .. import tuning
 from ..mesh.axis_collectives import WEIGHT_AXES, size
-from ..models.config import ModelConfig
+from ..models.config import ModelConfig, as_config
 from ..partitionings.attention_placement import place, stored_kv_axes
 from ..partitionings.feedforward_layout import boundary_axes
 from ..partitionings.padded_sizes import padded_capacity
 from ..partitionings.param_specs import vocab_axes
-from ..partitionings.partitioning import Partitioning
+from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load
 
 # Bytes of a scale, of which int8 weights have one for each column and an int8 cache for each vector.
@@ -78,10 +78,23 @@ def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> f
 
 
 def cache_bytes(
-    config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int], load: Load
+    config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
 ) -> float:
-    """Keys and values of all layers (section 3.3): `past` positions, or the new ones of a prefill, of
-    which as many are stored as a cache pads them to."""
+    """Bytes on a chip of the keys and values of all layers (section 3.3).
+
+    `load.past` positions, or the new ones of a prefill, of which as many are stored as a cache pads
+    them to.
+
+    Args:
+      config: the model, or its name.
+      plan: the layouts, as `decode_step` takes them.
+      sizes: of the mesh axes x, y and z.
+      load: what the step has to do.
+
+    Raises:
+      ValueError: the layouts cannot shard the model over a mesh of these sizes.
+    """
+    config, plan = as_config(config), as_plan(plan)
     where = place(config, plan.feedforward, plan.attention, sizes)
     sequences = load.batch / size(where.batch_axes, sizes)
     heads = config.stored_kv_heads / size(where.kv_axes, sizes)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -25,59 +26,69 @@ from ..partitionings.attention_placement import Placement, place
 from ..partitionings.cache_specs import placed_specs
 from ..partitionings.mesh_fit import round_up
 from ..partitionings.padded_sizes import batch_multiple, padded_length, tiled_batch_multiple
-from ..partitionings.param_specs import vocab_axes
-from ..partitionings.partitioning import as_plan, check_model
+from ..partitionings.param_specs import placed_param_specs, vocab_axes
+from ..partitionings.partitioning import Partitioning, PlanLike, as_plan, check_model
 from ..planning.defaults import chip_of, kind_of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a compiled step depends on beside its arrays' shapes; hashable."""
+    """What a compiled step depends on beside its arrays' shapes; hashable.
+
+    Attributes:
+      config, mesh, schedule: as `layouts.prefill`.
+      plan: the layouts.
+      table_bytes: bytes of a chip's shard of the embedding table, where each layer's weights are
+        arrays of their own, which the compiler brings into on-chip memory ahead of their matmuls;
+        else 0.
+      chip: the chip that the caller named, or None.
+      sizes: of the mesh axes x, y and z.
+      placement: where attention happens.
+
+    Raises:
+      ValueError: the mesh has other axes, or the layouts cannot shard the model over it.
+    """
 
     config: ModelConfig
-    mesh: Any
-    plan: Any
+    mesh: Mesh | AbstractMesh
+    plan: Partitioning
     schedule: ScheduleLike = "auto"
     table_bytes: int = 0
     chip: Chip | None = None
+    sizes: Mapping[str, int] = dataclasses.field(init=False, compare=False)
+    placement: Placement = dataclasses.field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        sizes, plan = check_mesh(self.mesh), self.plan
+        check_model(self.config, sizes)
+        where = place(self.config, plan.feedforward, plan.attention, sizes)
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "placement", where)
 
     @classmethod
     def of(
         cls,
         config: ModelConfig,
-        mesh: Any,
-        plan: Any,
+        mesh: Mesh | AbstractMesh,
+        plan: PlanLike,
         schedule: ScheduleLike,
         params: Params,
         chip: Chip | str | None = None,
     ) -> Program:
-        """The program for parameters, of which only kinds and shapes matter.
-
-        `table_bytes` are those of a chip's part of the embedding table, where each layer's weights
-        are arrays of their own, and come into on-chip memory ahead; else 0.
-        """
-        found = 0
+        """The program for parameters, of which only kinds and shapes matter."""
+        table_bytes = 0
         if is_unrolled(params) and "embedding" in params:
             table, sizes = values(params["embedding"]), check_mesh(mesh)
-            found = math.prod(table.shape) * table.dtype.itemsize
-            found //= size(vocab_axes(config, sizes), sizes)
-        chosen = None if chip is None else ce.as_chip(chip)
-        return cls(config, mesh, as_plan(plan), schedule, found, chosen)
-
-    @functools.cached_property
-    def sizes(self) -> dict[str, int]:
-        """The sizes of the mesh axes x, y and z."""
-        return check_mesh(self.mesh)
-
-    @functools.cached_property
-    def placement(self) -> Placement:
-        """Where attention happens.
-
-        Raises:
-          ValueError: the layouts cannot shard the model over the mesh.
-        """
-        check_model(self.config, self.sizes)
-        return place(self.config, self.plan.feedforward, self.plan.attention, self.sizes)
+            table_bytes = math.prod(table.shape) * table.dtype.itemsize
+            table_bytes //= size(vocab_axes(config, sizes), sizes)
+        return cls(
+            config=config,
+            mesh=mesh,
+            plan=as_plan(plan),
+            schedule=schedule,
+            table_bytes=table_bytes,
+            chip=None if chip is None else ce.as_chip(chip),
+        )
 
     @property
     def batch_multiple(self) -> int:
@@ -101,8 +112,12 @@ class Program:
 
     @property
     def logit_spec(self) -> P:
-        """Of logits [batch, vocab]."""
+        """The partition spec of logits [batch, vocab]."""
         return P(None, vocab_axes(self.config, self.sizes) or None)
+
+    def param_specs(self, params: Params) -> Params:
+        """The partition spec of every parameter."""
+        return placed_param_specs(self.config, self.sizes, params)
 
     def cache_specs(self, cache: Cache) -> Cache:
         """The partition spec of every array of a cache, as a cache."""
@@ -110,31 +125,35 @@ class Program:
 
     @property
     def compiler_options(self) -> dict[str, bool | int | str]:
-        """That it is compiled under: none where all collectives are to block."""
+        """The options that it is compiled under: none where all collectives are to block."""
         if as_schedule(self.schedule) == as_schedule("blocking"):
             return {}
         chip = self.chip or chip_of(self.mesh)
-        found = chip.compiler_options
+        options = chip.compiler_options
         if 0 < self.table_bytes <= chip.cmem_bytes:
             # The compiler would bring the table, which the next step reads first, into on-chip memory
             # at the end of this one, and has no room left for weights.
-            found += chip.no_prefetch_options
-        return options_on(kind_of(self.mesh), found)
+            options += chip.no_prefetch_options
+        return options_on(kind_of(self.mesh), options)
 
-    def jit(self, function: Any, **options: Any) -> Any:
-        """`function` compiled for the mesh, under `compiler_options`."""
-        found = self.compiler_options
-        if not found and self.chip is None:
-            return jax.jit(function, **options)
-        return ce.jit(
-            function, chip=self.chip or chip_of(self.mesh), compiler_options=found, **options
-        )
+    def jit(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        """`function` compiled for the mesh, under `compiler_options`; `arguments` are jax.jit's."""
+        options = self.compiler_options
+        if not options and self.chip is None:
+            return jax.jit(function, **arguments)
+        chip = self.chip or chip_of(self.mesh)
+        return ce.jit(function, chip=chip, compiler_options=options, **arguments)
 
-    def shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        """`function` of local shards as one of global arrays, traced for the chip."""
+    def shard_map(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any
+    ) -> Callable[..., Any]:
+        """`function` of local shards as one of global arrays, traced for the chip.
 
-        def told(*values: Any) -> Any:
+        `in_specs` and `out_specs` are pytrees of partition specs.
+        """
+
+        def for_its_chip(*arrays: Any) -> Any:
             with for_chip(self.chip):
-                return function(*values)
+                return function(*arrays)
 
-        return on_mesh(self.mesh, told, in_specs, out_specs)
+        return on_mesh(self.mesh, for_its_chip, in_specs, out_specs)

@@ -29,7 +29,6 @@ from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype, standing_for
 from ..models.stacked_params import at
 from ..partitionings.feedforward_layout import boundary_shard
-from ..partitionings.param_specs import param_specs
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
@@ -146,7 +145,7 @@ def extender(program: Program, holder: Program | None = None) -> Any:
             functools.partial(extend, program, reads=True)
             if reads
             else functools.partial(read, program, keeps),
-            (param_specs(program.config, program.mesh, params), specs, P(), P()),
+            (program.param_specs(params), specs, P(), P()),
             (program.logit_spec, specs),
         )(params, cache, tokens, counts)
         # As it came, so that the donated one can be written into.

@@ -22,7 +22,7 @@ from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype
 from ..partitionings.cache_specs import prefix_specs
-from ..partitionings.param_specs import param_specs, vocab_axes
+from ..partitionings.param_specs import vocab_axes
 from ..planning.defaults import default_decode, default_reader
 from ..sampling.sampling import (
     Sampling,
@@ -164,7 +164,6 @@ def generator(
     int8_cache: bool,
 ) -> Any:
     """The jitted function behind `generate`."""
-    config, mesh = decoder.config, decoder.mesh
 
     def run(
         params: Params,
@@ -180,7 +179,7 @@ def generator(
         shared = None
         if prefix is not None:
             shared = prefix_specs(prefix, decoder.placement.kv_axes)
-        specs = (param_specs(config, mesh, params), P(), P(), P(), P(), shared)
+        specs = (decoder.param_specs(params), P(), P(), P(), P(), shared)
         return decoder.shard_map(body, specs, (P(), P()))(
             params, tokens, counts, sampling, seeds, prefix
         )

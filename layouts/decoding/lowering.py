@@ -16,7 +16,7 @@ from ..layers.kv_cache import empty_cache
 from ..mesh.axis_collectives import ScheduleLike, check_devices
 from ..models.config import ModelConfig, as_config
 from ..models.params import params_shapes
-from ..partitionings.param_specs import param_specs, shardings
+from ..partitionings.param_specs import shardings
 from ..partitionings.partitioning import as_plan
 from ..planning.defaults import default_decode, default_reader
 from . import step_checks as checks
@@ -155,7 +155,7 @@ def _lower(
     )
     replicated = NamedSharding(mesh, P())
     return extender(program).lower(
-        _placed(params, shardings(mesh, param_specs(config, mesh, params))),
+        _placed(params, shardings(mesh, program.param_specs(params))),
         _placed(cache, shardings(mesh, program.cache_specs(cache))),
         jax.ShapeDtypeStruct((batch, new), jnp.int32, sharding=replicated),
         jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=replicated),

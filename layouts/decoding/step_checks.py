@@ -200,8 +200,6 @@ def check_step(program: Program, cache: Cache, tokens: Any, counts: Any) -> tupl
     """
     config, mesh = program.config, program.mesh
     batch, length = tokens.shape
-    # Refuses layouts that cannot shard the model.
-    _ = program.placement
     _check_cache(cache, config, batch, length)
     counts = np.full((batch,), length, np.int32) if counts is None else counts
     counts = as_integers(counts, "lengths")

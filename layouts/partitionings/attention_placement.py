@@ -142,11 +142,7 @@ def place(
       ValueError: the layouts do not fit each other, the model or the mesh; with the words of
         `misplaced`.
     """
-    shape = tuple(sizes[axis] for axis in AXES)
-    reason = misplaced(config, feedforward, attention, sizes)
-    if reason:
-        raise ValueError(reason)
-    return _place(config, feedforward, attention, shape)
+    return _place(config, feedforward, attention, tuple(sizes[axis] for axis in AXES))
 
 
 def misplaced(
@@ -219,6 +215,9 @@ def _place(
     shape: tuple[int, int, int],
 ) -> Placement:
     sizes = dict(zip(AXES, shape, strict=True))
+    reason = misplaced(config, feedforward, attention, sizes)
+    if reason:
+        raise ValueError(reason)
     batch, token_sharded, moved = _batch(feedforward, attention, sizes)
 
     def features(stored: Axes, kept: Callable[[Axes], Axes]) -> FeatureSharding:

@@ -52,7 +52,18 @@ def param_specs(
     """
     with naming(axes):
         config, sizes = as_config(config), check_mesh(mesh)
-    params = params_shapes(config) if params is None else params
+        params = params_shapes(config) if params is None else params
+        return named(placed_param_specs(config, sizes, params))
+
+
+def placed_param_specs(config: ModelConfig, sizes: Mapping[str, int], params: Params) -> Params:
+    """The partition spec of every parameter, over the axes of a layout.
+
+    Args:
+      config: the model.
+      sizes: of the mesh axes x, y and z.
+      params: arrays or shapes.
+    """
     by_name = block_specs(config, sizes)
     table = P(vocab_axes(config, sizes) or None, None)
     leading = () if is_unrolled(params) else (None,)
@@ -65,11 +76,9 @@ def param_specs(
             return spec_of(x, P())
         return spec_of(x, P(*leading, *by_name.get(name, P())))
 
-    specs = jax.tree_util.tree_map_with_path(
+    return jax.tree_util.tree_map_with_path(
         spec, params, is_leaf=lambda x: isinstance(x, ce.Quantized)
     )
-    with naming(axes):
-        return named(specs)
 
 
 def shardings(mesh: MeshLike, specs: Any) -> Any:

@@ -155,7 +155,7 @@ def test_lowers_what_runs(mesh_of: Any) -> None:
     tokens, counts = (
         jax.device_put(jnp.ones(shape, jnp.int32), everywhere) for shape in ((8, 1), (8,))
     )
-    run = extender(Program(config, mesh, plan))
+    run = extender(Program(config=config, mesh=mesh, plan=plan))
     assert run.lower(params, cache, tokens, counts, reads=True).as_text() == lowered.as_text()
 
 
