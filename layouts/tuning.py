@@ -50,6 +50,7 @@ PROMPT_TILE = 128
 # Bytes of the scores of one block of queries: they fit the on-chip memory of the smallest chip that has
 # some.
 SCORES_BYTES = TPU_V4.cmem_bytes
+
 # Groups of query blocks; each sees the keys up to its own end. With g groups, (1 + 1/g) / 2 of the
 # scores are computed, and the program grows with g.
 CAUSAL_GROUPS = 8
@@ -59,3 +60,56 @@ CAUSAL_GROUPS = 8
 # The two fractions of d_ff that a feedforward is split into. The second has fewer matmuls left to
 # overlap its collectives.
 D_FF_FRACTIONS = (5, 4)
+
+# A parallel block's feedforward waits for attention where its chain of collectives (the last
+# reduce-scatter over x and the all-gather after the nonlinearity) takes so many times as long. Steps of
+# 512 or 1024 tokens gain 4 to 6%; of up to 384 tokens, whose chain takes 1.77 times as long, they lose
+# up to 4%.
+CHAIN_TO_ATTENTION = 1.8
+
+# Embedding and cache -------------------------------------------------------------------------------
+
+# Bytes of the rows of the table that are looked up at a time: they fit the on-chip memory of the
+# smallest chip that has some.
+LOOKUP_BYTES = TPU_V4.cmem_bytes
+
+# For a batch of up to so many, each sequence's write to the cache is an instruction of its own; of more
+# sequences, they are a loop.
+UNROLLED_WRITES = 16
+
+# In an unrolled step, a cache of fewer bytes is written layer by layer: the TPU compiler would bring
+# it whole into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
+ON_CHIP_BYTES = 128 * 2**20
+
+# The cost model ------------------------------------------------------------------------------------
+#
+# Seen in replayed layers on v4; `python -m bench paper` prints what is predicted with them next to what
+# is replayed.
+
+# Fraction of the overlapped communication of activations by which a step is longer nevertheless: dots that
+# overlap it are slower, and slices of their operands are copied. Steps with rings, against replays of
+# their einsums alone.
+OVERLAP_LOSS = 0.2
+
+# Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill.
+SCORE_PASSES = 4.0
+
+# Further memory passes over sums too large for on-chip memory that are feature-sharded over several
+# axes: their matmuls write them column-major. 0.8 to 5.7 over 8192 to 32768 tokens.
+WIDE_SCATTER_PASSES = 1.5
+
+# Memory passes over activations between matmuls: norms, activation functions, rotary embedding, and the
+# sums of the residual stream. 64 to 131072 tokens.
+ACTIVATION_PASSES = 0.45
+
+# What a layer takes besides, however small: some 25 small operations one after another, in decoding.
+# The one figure for fixed overhead, the same for all models and layouts.
+LAYER_SECONDS = 28e-6
+
+# The share of LAYER_SECONDS that goes to copies around the collectives between layers, and to sums of
+# their shards. Where tokens are replicated over y and z there are none. 64 tokens.
+BOUNDARY_SECONDS = 9e-6
+
+# Where tokens are replicated over y and z, norms and sums read or write all of them so many times. 64
+# tokens.
+REPLICATED_PASSES = 7.0

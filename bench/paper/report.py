@@ -118,7 +118,7 @@ layouts and every schedule `blocking`, best has the schedules chosen by cost, an
 about a layout, the layouts that `layouts.plan` chooses. Milliseconds are of a step's layers, without
 embedding and sampling. Each ratio is to the published figure. One ruler for all rows: no factor is
 fitted to any of them, here or in the replay. The analytical model has one figure for fixed overhead,
-`layouts.cost.LAYER_SECONDS`, the same for all rows, read off the replay."""
+`layouts.tuning.LAYER_SECONDS`, the same for all rows, read off the replay."""
 
 
 def _markdown(

@@ -14,13 +14,10 @@ from collective_einsum.chips import Chip
 from collective_einsum.cost import Choice, Estimate, all_gather_seconds, rank_einsum
 from collective_einsum.ops import Schedule
 
+from .. import tuning
 from ..mesh.axis_collectives import AXES
 from .layer_items import Einsum, Transfer
 
-# Fraction of the hidden communication of activations by which a step is longer nevertheless: dots that
-# overlap with it are slower, and slices of their operands are copied. Seen on v4 (libtpu 0.0.42.1) in
-# replayed steps with rings, against replays of their einsums alone.
-HIDING_COST = 0.2
 _DTYPES = {d.itemsize: d for d in map(jnp.dtype, (jnp.int8, jnp.bfloat16, jnp.float32))}
 
 
@@ -89,7 +86,7 @@ def _seconds(
 
 def _of_row(item: Einsum, row: Estimate, sizes: Mapping[str, int], chip: Chip) -> Seconds:
     hidden = row.communication - row.exposed
-    exposed = row.exposed + (0.0 if item.gathers_weight else HIDING_COST * hidden)
+    exposed = row.exposed + (0.0 if item.gathers_weight else tuning.OVERLAP_LOSS * hidden)
     plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
     if item.gather_shared and item.gather is not None and plain:
         exposed -= gather_seconds(item.gather[1], sizes, chip)

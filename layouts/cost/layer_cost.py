@@ -1,113 +1,173 @@
-"""What the parts of a layer cost one after another: matmuls, attention, and collectives that wait."""
+"""What a layer's matmuls, attention and collectives take, and which collectives stay exposed.
+
+The items of a layer run on two clocks: one of the chip, and one of the links that bring weights.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
-from collective_einsum.chips import TILE_ROWS, Chip
-from collective_einsum.cost import all_to_all_seconds
+from collective_einsum.chips import Chip
 
-from .. import tuning
 from ..models.config import ModelConfig
-from . import einsum_cost
-from . import streamed_cost as stream_cost
-from . import two_part_cost as parts_cost
+from ..tuning import WIDE_SCATTER_PASSES
+from . import einsum_cost, streamed_cost, two_part_cost
+from .item_seconds import attention_seconds, transfer_seconds
 from .layer_items import Attention, Einsum, Item, Transfer
 
-# Times that the scores, in 32 bits, are read or written: seen on v4, 3.5 in a step of decoding and
-# 4.6 in a prefill.
-SCORE_PASSES = 4.0
-# Times more that sums too large for on-chip memory pass, if their lanes are scattered over several
-# axes: their matmuls write them columns first. Seen on v4, 0.8 to 5.7 over 8192 to 32768 rows.
-TURNED_PASSES = 1.5
 OUTPUTS = ("w_o", "w_out")
-# Transfers to attention, which a parallel block's matmuls can run beside.
-FROM_HEADS = ("queries", "keys and values")
+# Transfers to attention, which a parallel block's matmuls can overlap.
+TO_ATTENTION = ("queries", "keys and values")
 
 
-class Spent(NamedTuple):
-    """Seconds of a layer, but for what stands between its parts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSeconds:
+    """What a layer takes, but for its norms and sums.
 
-    `between` are bytes of activations beside matmuls, `passes` bytes moved around collectives.
+    Attributes:
+      matmul: seconds of matmuls, with what their schedules add to them.
+      attention: seconds of scores, softmax and values.
+      exposed: seconds of collectives that nothing overlaps.
+      activation_bytes: bytes that matmuls read and write, weights excepted.
+      moved_bytes: bytes that memory passes around collectives read and write.
     """
 
     matmul: float
     attention: float
     exposed: float
-    between: float
-    passes: float
+    activation_bytes: float
+    moved_bytes: float
 
 
-def spent(
+def layer_seconds(
     config: ModelConfig,
     items: tuple[Item, ...],
     sizes: Mapping[str, int],
     chip: Chip,
     overlap: str,
-) -> Spent:
+) -> LayerSeconds:
     """What the items of a layer take; `overlap` as in `cost.Cost`."""
-    attention = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
-    served = chip.under_options() if overlap == "auto" else chip
-    parallel = config.block == "parallel"
-    # What a parallel block's feedforward waits for can run beside attention, and the other way round.
-    runs_apart = parallel and bool(served.asynchronous)
-    apart = attention if runs_apart else 0.0
-    ahead_of_time = "all_gather" in served.asynchronous
-    outputs = [i for i in items if isinstance(i, Einsum) and i.names[0] in OUTPUTS]
+    clocks = _Clocks(config, items, sizes, chip, overlap)
+    for item in _combined(_as_run(items, clocks.late_inputs)):
+        clocks.run(item)
+    matmul, exposed, served = clocks.matmul, clocks.exposed, clocks.served
+    if overlap == "auto" and not clocks.gathers_weights_ahead:
+        out = streamed_cost.outgoing(config)
+        inputs = config.input_names
+        saved = streamed_cost.saving(items, inputs, out, sizes, chip, worthwhile=0.0)
+        if saved is not None:
+            matmul, exposed = matmul - saved.compute, exposed - saved.exposed
+    if overlap == "auto":
+        exposed -= two_part_cost.layer_saving(config, items, sizes, served)
+    return LayerSeconds(
+        matmul=matmul,
+        attention=clocks.attention,
+        exposed=exposed,
+        activation_bytes=clocks.activation_bytes,
+        moved_bytes=clocks.moved_bytes,
+    )
 
-    def other_outputs(item: Einsum) -> float:
-        """Seconds of the other output matrix, which a gather for this one can run beside."""
-        others = [other for other in outputs if item in outputs and other is not item]
-        return sum(einsum_cost.seconds(i, sizes, served, "none").compute for i in others)
 
-    matmul = exposed = between = passes = 0.0
-    # How far the chip is, and the links with weights that are gathered whole.
-    now = links = 0.0
-    feeds = config.input_names if parallel and ahead_of_time else ()
-    for item in _combined(_as_run(items, feeds)):
+class _Clocks:
+    """The chip's clock and the links', while the items of a layer run one after another.
+
+    Weights are in memory from the start: where the compiler makes lax's all-gathers asynchronous, the
+    links bring weights ahead of the chip, whatever it is at. All other collectives start once the chip
+    has what they send.
+
+    Attributes:
+      served: the chip, as its compiler serves a program of this `overlap`.
+      gathers_weights_ahead: whether the links bring weights ahead.
+      overlaps_attention: whether attention and a parallel block's feedforward overlap each other's
+        collectives.
+      attention: seconds of attention.
+      now, links: seconds at which the chip, and the links with weights, are done.
+      spare: seconds of attention that nothing overlaps yet.
+      matmul, exposed, activation_bytes, moved_bytes: as `LayerSeconds`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        items: tuple[Item, ...],
+        sizes: Mapping[str, int],
+        chip: Chip,
+        overlap: str,
+    ) -> None:
+        parallel = config.block == "parallel"
+        self.sizes, self.chip, self.overlap = sizes, chip, overlap
+        self.served = chip.under_options() if overlap == "auto" else chip
+        self.gathers_weights_ahead = "all_gather" in self.served.asynchronous
+        self.overlaps_attention = parallel and bool(self.served.asynchronous)
+        self.late_inputs = config.input_names if parallel and self.gathers_weights_ahead else ()
+        self.outputs = [i for i in items if isinstance(i, Einsum) and i.names[0] in OUTPUTS]
+        self.attention = sum(attention_seconds(i, chip) for i in items if isinstance(i, Attention))
+        self.spare = self.attention if self.overlaps_attention else 0.0
+        self.now = self.links = 0.0
+        self.matmul = self.exposed = self.activation_bytes = self.moved_bytes = 0.0
+
+    def run(self, item: Item) -> None:
+        """Runs the next item."""
         waits = 0.0
         if isinstance(item, Einsum):
-            whole = item.gathers_weight and ahead_of_time
-            how = "none" if whole else overlap
-            mates = other_outputs(item) if runs_apart and item.moves_tokens else 0.0
-            overlap_seconds = mates + (apart if item.moves_tokens else 0.0)
-            found = einsum_cost.seconds(item, sizes, served, how, overlap_seconds)
-            if overlap_seconds:
-                # What runs beside attention already leaves the rest of it for others.
-                alone = einsum_cost.seconds(item, sizes, served, how, mates)
-                apart = max(0.0, apart - (sum(alone) - sum(found)))
-            matmul, between = matmul + found.compute, between + item.activation_bytes
-            now += found.compute
-            waits = found.exposed
-            if whole:
-                links += found.exposed
-                waits = max(0.0, links - (now - found.compute))
+            waits = self._einsum(item)
         elif isinstance(item, Transfer):
-            seconds = transfer_seconds(item, sizes, chip)
-            if item.of_weight and ahead_of_time:
-                links += seconds
-            elif not (
-                runs_apart and item.name in FROM_HEADS and "all_to_all" in served.asynchronous
-            ):
-                waits = seconds
-                links = max(links, now) + seconds
-            if item.of_lanes and chip.torus_dims:
-                passes += chip.scatter_passes[1] * item.bytes
-                if len(item.axes) > 1 and item.bytes > chip.cmem_bytes:
-                    passes += TURNED_PASSES * item.bytes
+            waits = self._transfer(item)
         else:
-            now += attention
-        exposed, now = exposed + waits, now + waits
-    if overlap == "auto" and "all_gather" not in served.asynchronous:
-        out = stream_cost.outgoing(config)
-        saving = stream_cost.saving(items, config.input_names, out, sizes, chip, worthwhile=0.0)
-        if saving is not None:
-            matmul, exposed = matmul - saving.compute, exposed - saving.exposed
-    if overlap == "auto":
-        exposed -= parts_cost.layer_saving(config, items, sizes, served)
-    return Spent(matmul, attention, exposed, between, passes)
+            self.now += self.attention
+        self.exposed += waits
+        self.now += waits
+
+    def _einsum(self, item: Einsum) -> float:
+        """The seconds for which an einsum's collectives hold the chip up."""
+        ahead = item.gathers_weight and self.gathers_weights_ahead
+        spent = self._priced(item, "none" if ahead else self.overlap)
+        self.matmul += spent.compute
+        self.activation_bytes += item.activation_bytes
+        self.now += spent.compute
+        if not ahead:
+            return spent.exposed
+        self.links += spent.exposed
+        return max(0.0, self.links - (self.now - spent.compute))
+
+    def _priced(self, item: Einsum, overlap: str) -> einsum_cost.Seconds:
+        """The einsum's seconds, with attention and the other output matrix to overlap where tokens are
+        what its collectives split."""
+        mates = overlapping = 0.0
+        if item.moves_tokens:
+            mates = self._other_outputs(item) if self.overlaps_attention else 0.0
+            overlapping = mates + self.spare
+        spent = einsum_cost.seconds(item, self.sizes, self.served, overlap, overlapping)
+        if overlapping:
+            # What overlaps attention already leaves the rest of it for others.
+            alone = einsum_cost.seconds(item, self.sizes, self.served, overlap, mates)
+            self.spare = max(0.0, self.spare - (sum(alone) - sum(spent)))
+        return spent
+
+    def _other_outputs(self, item: Einsum) -> float:
+        """Seconds of the other output matrix, which can overlap an all-gather for this one."""
+        others = [other for other in self.outputs if item in self.outputs and other is not item]
+        return sum(einsum_cost.seconds(i, self.sizes, self.served, "none").compute for i in others)
+
+    def _transfer(self, item: Transfer) -> float:
+        """The seconds for which a collective by itself holds the chip up."""
+        waits, seconds = 0.0, transfer_seconds(item, self.sizes, self.chip)
+        overlapped = (
+            self.overlaps_attention
+            and item.name in TO_ATTENTION
+            and "all_to_all" in self.served.asynchronous
+        )
+        if item.of_weight and self.gathers_weights_ahead:
+            self.links += seconds
+        elif not overlapped:
+            waits = seconds
+            self.links = max(self.links, self.now) + seconds
+        if item.of_lanes and self.chip.torus_dims:
+            self.moved_bytes += self.chip.scatter_passes[1] * item.bytes
+            if len(item.axes) > 1 and item.bytes > self.chip.cmem_bytes:
+                self.moved_bytes += WIDE_SCATTER_PASSES * item.bytes
+        return waits
 
 
 def _as_run(items: tuple[Item, ...], feeds: tuple[str, ...]) -> list[Item]:
@@ -127,38 +187,11 @@ def _as_run(items: tuple[Item, ...], feeds: tuple[str, ...]) -> list[Item]:
 
 def _combined(items: Iterable[Item]) -> list[Item]:
     """The items, all-reduces in a row as the one that compilers make of them."""
-    found: list[Item] = []
+    combined: list[Item] = []
     for item in items:
-        last = found[-1] if found else None
+        last = combined[-1] if combined else None
         if isinstance(item, Transfer) and isinstance(last, Transfer) and item.joins(last):
             item = dataclasses.replace(last, bytes=last.bytes + item.bytes)
-            found.pop()
-        found.append(item)
-    return found
-
-
-def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
-    """A collective by itself (appendix A.1): (K - 1)/K of its bytes over the bandwidth of its axes;
-    an all-reduce twice, and an all-to-all on a ring of K as long as it takes to send an average
-    K/4 hops far."""
-    if transfer.kind != "all-to-all":
-        once = einsum_cost.gather_seconds(transfer, sizes, chip)
-        return once * (2 if transfer.kind == "all-reduce" else 1)
-    return all_to_all_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
-
-
-def attention_seconds(item: Attention, chip: Chip) -> float:
-    """Scores and values: the cache is streamed, and the scores pass the vector units."""
-    computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
-    streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
-    # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
-    rows = item.queries * item.heads / item.kv_heads
-    scores = item.scores * max(1, TILE_ROWS / rows)
-    if item.new > 1:
-        # Where positions are cut, every chip's queries meet the keys of the last; scores that fit
-        # on-chip memory at once are all computed anyhow, in the time of groups that do not.
-        at_once = 4 * item.sequences * item.heads * item.queries * item.new <= tuning.SCORES_BYTES
-        share = 1 if at_once else item.queries / item.new
-        scores *= 2 - share * (1 - 1 / tuning.CAUSAL_GROUPS)
-    passes = SCORE_PASSES * 4 * scores / chip.vector_bandwidth
-    return max(computed, streamed) + passes + chip.dot_fill_seconds
+            combined.pop()
+        combined.append(item)
+    return combined

@@ -17,6 +17,7 @@ from collective_einsum.chips import Chip, as_chip
 from collective_einsum.cost import hops, links
 from collective_einsum.text import Shown, did_you_mean
 
+from .. import tuning
 from ..arguments import as_size, check_word
 from ..mesh.axis_collectives import AXES, size
 from ..mesh.slice_meshes import as_shape, shape_name
@@ -25,25 +26,14 @@ from ..partitionings.padded_sizes import padded_batch, padded_capacity, padded_l
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning, as_plan
 from . import einsum_cost
-from .layer_cost import spent, transfer_seconds
+from .item_seconds import transfer_seconds
+from .layer_cost import layer_seconds
 from .layer_items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
 from .layer_work import layer_work
 from .memory import Memory, memory
 
 Overlap = Literal["none", "auto"]
 PHASES = ("decode", "prefill")
-
-# Times that activations are read or written between matmuls: by norms, activation functions, rotary
-# embedding, and the sums of the residual stream. Seen on v4 over 64 to 131072 rows.
-BETWEEN_PASSES = 0.45
-# What a layer takes beside all that, however small: some 25 small operations one after another. Seen
-# on v4 in decoding; the one figure for fixed overhead, the same for all models and layouts.
-LAYER_SECONDS = 28e-6
-# Of which copies around the collectives between layers, and sums of their shards, take so much; where
-# rows are whole on all chips of yz there are none, but norms and sums read and write all rows so
-# often. Seen on v4, at 64 rows.
-BOUNDARY_SECONDS = 9e-6
-REPEATED_PASSES = 7.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,13 +229,14 @@ def cost(
     sizes = as_shape("sizes", sizes)
     padded = padded_load(asked, config, plan, sizes)
     items = layer_work(config, plan, sizes, padded)
-    found = spent(config, items, sizes, chip, overlap)
+    layer = layer_seconds(config, items, sizes, chip, overlap)
     n = config.layers
-    rest = LAYER_SECONDS + (BETWEEN_PASSES * found.between + found.passes) / chip.vector_bandwidth
+    passed = tuning.ACTIVATION_PASSES * layer.activation_bytes + layer.moved_bytes
+    rest = tuning.LAYER_SECONDS + passed / chip.vector_bandwidth
     repeated = size(plan.feedforward.repeated_axes, sizes)
     if repeated > 1:
         rows = padded.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
-        rest += REPEATED_PASSES * rows / chip.vector_bandwidth - BOUNDARY_SECONDS
+        rest += tuning.REPLICATED_PASSES * rows / chip.vector_bandwidth - tuning.BOUNDARY_SECONDS
     return Cost(
         config=config,
         plan=plan,
@@ -260,9 +251,9 @@ def cost(
         activation_bytes=n * _total(items, "activation_bytes"),
         ici_bytes={axis: n * moved for axis, moved in ici_bytes(items, sizes, chip).items()},
         hops=n * sum(_hops(each, sizes, chip) for each in transfers(items)),
-        matmul_seconds=n * found.matmul,
-        attention_seconds=n * found.attention,
-        exposed_seconds=n * found.exposed,
+        matmul_seconds=n * layer.matmul,
+        attention_seconds=n * layer.attention,
+        exposed_seconds=n * layer.exposed,
         rest_seconds=n * rest,
         outside_seconds=_outside_seconds(config, sizes, padded, chip),
         memory=memory(config, plan, sizes, padded, items),

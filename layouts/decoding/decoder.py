@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chips import Chip, traced_chip
 
+from .. import tuning
 from ..arguments import as_next_tokens, as_prompts
 from ..layers.block import block, normed
 from ..layers.embedding import embed, unembed
@@ -34,10 +35,6 @@ from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
 from .compiled_step import Program
-
-# A cache that is smaller is written layer by layer in an unrolled step: the TPU compiler would bring it
-# whole into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
-ON_CHIP_BYTES = 128 * 2**20
 
 
 def prefill(
@@ -319,7 +316,7 @@ def _append(
     if isinstance(blocks, Mapping):
         x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
         return x, write(k, new_k), write(v, new_v)
-    made, early = [], max(each.nbytes for each in jax.tree.leaves((k, v))) < ON_CHIP_BYTES
+    made, early = [], max(each.nbytes for each in jax.tree.leaves((k, v))) < tuning.ON_CHIP_BYTES
     for layer, weights in enumerate(blocks):
         x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)), steps[layer])
         made.append(new)

@@ -10,6 +10,7 @@ from jax import lax
 
 import collective_einsum as ce
 
+from .. import tuning
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import AXES, ScheduleLike
 from ..models.config import ModelConfig
@@ -17,9 +18,6 @@ from ..models.functions import wide
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.row_order import to_rows
-
-# Rows looked up at a time fit the on-chip memory of the smallest chip that has some.
-LOOKUP_BYTES = ce.TPU_V4.cmem_bytes
 
 
 def embed(
@@ -52,7 +50,7 @@ def embed(
     by_part = to_rows(tokens[:, :, None], layout).reshape(parts, -1)
     count = by_part.shape[1]
     row_bytes = parts * config.d_model * jnp.dtype(dtype).itemsize
-    pieces = -(-count // max(1, LOOKUP_BYTES // row_bytes))
+    pieces = -(-count // max(1, tuning.LOOKUP_BYTES // row_bytes))
     piece = -(-count // pieces)
 
     # Nothing runs beside these sums.

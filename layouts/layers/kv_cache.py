@@ -21,12 +21,11 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from .. import tuning
 from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig
 from ..partitionings.padded_sizes import padded_capacity
 
-# Up to here each sequence's write is an instruction of its own; further ones are a loop.
-UNROLLED_WRITES = 16
 # Positions of a tile of int8 on a TPU, which are written whole: to write some of them, the compiler
 # copies the whole cache into smaller tiles, and back.
 INT8_TILE = 32
@@ -176,7 +175,7 @@ def append(
         buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
         buffer = buffer.reshape(_tiled(shape, dim, tile))
         batch = shape[1]
-        if batch > UNROLLED_WRITES:
+        if batch > tuning.UNROLLED_WRITES:
             return lax.fori_loop(np.int32(0), np.int32(batch), one, buffer).reshape(shape)
         for b in range(batch):
             buffer = one(b, buffer)

@@ -11,8 +11,9 @@ from collective_einsum.chips import Chip
 from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
 from collective_einsum.ops import as_schedule
 
+from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
-from ..cost.layer_cost import attention_seconds
+from ..cost.item_seconds import attention_seconds
 from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, gathered_weight
 from ..cost.layer_work import inputs
 from ..layers.layer_schedules import LayerSchedules
@@ -23,11 +24,6 @@ from ..models.config import ModelConfig
 from ..partitionings.attention_placement import Placement
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.weight_gathered import WeightGathered
-
-# The feedforward's chain of collectives (the last reduce-scatter over x and the all-gather after the
-# nonlinearity) is held back behind attention where it takes so many times as long. v4, PaLM 540B: a step
-# of 512 or 1024 rows gains 4 to 6%; steps of up to 384 rows, 1.77 times as long, lose up to 4%.
-MUCH = 1.8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,7 +218,7 @@ def _feedforward_last(case: LayerSizes, weights: Mapping[str, Any], attention: f
         return False
     hidden = case.batch * case.new * (config.d_ff // yz) * case.activation_bytes
     chain = all_to_all_seconds(chip, [x], hidden) + all_gather_seconds(chip, [x], hidden)
-    if chain < MUCH * attention:
+    if chain < tuning.CHAIN_TO_ATTENTION * attention:
         return False
     assert case.placement is not None
     load = Load(case.batch, case.new, 0, values(weights["w_out"]).dtype.itemsize)

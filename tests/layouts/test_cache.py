@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import layouts
+from layouts import tuning
 from layouts.layers import kv_cache as caches
 from layouts.layers.kv_cache import append, empty_cache, fill
 from layouts.models.cache import Entries
@@ -37,7 +38,7 @@ def by_hand(old: Any, new: Any, starts: Any, counts: Any, dim: int) -> np.ndarra
 @pytest.mark.parametrize("unrolled", [0, 16])
 @pytest.mark.parametrize("new", [1, 3, S])
 def test_append(monkeypatch: pytest.MonkeyPatch, new: int, unrolled: int, scaled: bool) -> None:
-    monkeypatch.setattr(caches, "UNROLLED_WRITES", unrolled)
+    monkeypatch.setattr(tuning, "UNROLLED_WRITES", unrolled)
     old = entries(0, LAYERS, B, K, S, D, scaled=scaled)
     fresh = entries(1, LAYERS, B, K, new, D, scaled=scaled)
     # At the start, in the middle, up to the end, beyond it, and nothing at all.
@@ -57,7 +58,7 @@ def test_append(monkeypatch: pytest.MonkeyPatch, new: int, unrolled: int, scaled
 @pytest.mark.parametrize("new", [1, 3, 33, 64])
 def test_append_to_tiles_of_int8(monkeypatch: pytest.MonkeyPatch, new: int, unrolled: int) -> None:
     """Within a tile, across two, at the end and beyond it, as anywhere."""
-    monkeypatch.setattr(caches, "UNROLLED_WRITES", unrolled)
+    monkeypatch.setattr(tuning, "UNROLLED_WRITES", unrolled)
     size = 3 * caches.INT8_TILE
     shapes = (LAYERS, B, K, size, D), (LAYERS, B, K, new, D)
     old, fresh = (

@@ -14,7 +14,8 @@ import collective_einsum as ce
 import layouts
 from bench.paper import formulas as paper_forms
 from bench.paper import published
-from layouts.cost.layer_cost import spent, transfer_seconds
+from layouts.cost.item_seconds import transfer_seconds
+from layouts.cost.layer_cost import layer_seconds
 from layouts.cost.layer_items import Einsum, Transfer
 from layouts.cost.step_cost import Cost, cost, load
 from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
@@ -160,7 +161,7 @@ def test_all_reduces_in_a_row_are_one() -> None:
     """As the compiler makes them: their hops are waited for once."""
 
     def exposed(*items: Transfer) -> float:
-        return spent(PALM_540B, items, CUBE, CHIP, "auto").exposed
+        return layer_seconds(PALM_540B, items, CUBE, CHIP, "auto").exposed
 
     two, other = exposed(_sums(("x",), 1024), _sums(("x",), 3072)), _sums(("y", "z"), 1024)
     assert two == exposed(_sums(("x",), 4096)) < 2 * exposed(_sums(("x",), 1024))
@@ -176,16 +177,16 @@ def test_gathered_weights_come_beside_all_that_is_before() -> None:
     waits = transfer_seconds(gather, CUBE, CHIP)
 
     def exposed(*items: Einsum, overlap: Any = "auto") -> float:
-        return spent(PALM_540B, items, CUBE, CHIP, overlap).exposed
+        return layer_seconds(PALM_540B, items, CUBE, CHIP, overlap).exposed
 
-    before = spent(PALM_540B, (stays, small), CUBE, CHIP, "auto").matmul
+    before = layer_seconds(PALM_540B, (stays, small), CUBE, CHIP, "auto").matmul
     assert 0 < waits < before
     assert exposed(stays, small, needs) == 0
     # At the start of a layer nothing hides it; where gathers take longer than dots, the links never
     # wait, and dots do for what is left.
     assert exposed(needs, stays) == pytest.approx(waits)
     few = dataclasses.replace(needs, m=1024)
-    dots = spent(PALM_540B, (small, few, few, few), CUBE, CHIP, "auto").matmul
+    dots = layer_seconds(PALM_540B, (small, few, few, few), CUBE, CHIP, "auto").matmul
     assert exposed(small, few, few, few, few) == pytest.approx(4 * waits - dots)
     assert exposed(stays, needs, overlap="none") == pytest.approx(waits)
 

@@ -13,14 +13,13 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 import layouts
 from collective_einsum.chips import compile_context as compiling
-from layouts import reference
+from layouts import reference, tuning
 from layouts.mesh.shard_map_entry import weight_specs_of
 from layouts.models.cache import Entries
 from layouts.models.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
 from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
 from layouts.models.params import init
 from layouts.partitionings.param_specs import block_specs
-from layouts.planning import schedule_layers as overlap
 
 from .models import name
 
@@ -101,14 +100,14 @@ def test_parallel_block(mesh_of: Any, plan: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("much", [overlap.MUCH, 0.0])
+@pytest.mark.parametrize("much", [tuning.CHAIN_TO_ATTENTION, 0.0])
 @pytest.mark.parametrize("plan", PLANS[2:4] + PLANS[5:], ids=str)
 def test_parallel_block_as_compiled_under_options(
     mesh_of: Any, plan: Any, much: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same numbers where collectives go directly, and attention comes before what waits for it.
     config = TINY_GEGLU
-    monkeypatch.setattr(overlap, "MUCH", much)
+    monkeypatch.setattr(tuning, "CHAIN_TO_ATTENTION", much)
     p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
     run = call(layouts.parallel_block, mesh_of, config, plan)
     with compiling.knowing_options():

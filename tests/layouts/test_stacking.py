@@ -16,6 +16,7 @@ from collective_einsum.ruler.compile.targets import target
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo.shapes import Shape
 from collective_einsum.ruler.replay.simulation import replay
+from layouts import tuning
 from layouts.decoding import decoder
 from layouts.models.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
 from layouts.models.head_padding import pad_heads
@@ -75,7 +76,7 @@ def test_a_large_cache_is_written_at_the_end(mesh_of: Any, monkeypatch: pytest.M
     params = layouts.init(config, mesh, jax.random.key(0), jnp.float32, unrolled=True)
     found = []
     for limit in (0, 2**30):
-        monkeypatch.setattr(decoder, "ON_CHIP_BYTES", limit)
+        monkeypatch.setattr(tuning, "ON_CHIP_BYTES", limit)
         decoder.extender.cache_clear()
         found.append(steps(config, mesh, params))
     decoder.extender.cache_clear()

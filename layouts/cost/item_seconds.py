@@ -1,0 +1,42 @@
+"""What one item of a layer takes by itself: a collective, or attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from collective_einsum.chips import TILE_ROWS, Chip
+from collective_einsum.cost import all_to_all_seconds
+
+from .. import tuning
+from . import einsum_cost
+from .layer_items import Attention, Transfer
+
+
+def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
+    """Seconds of a collective by itself (appendix A.1).
+
+    (K - 1)/K of its bytes over the bandwidth of its axes; an all-reduce twice that; an all-to-all on a
+    ring of K chips sends its bytes an average of K/4 hops.
+    """
+    if transfer.kind != "all-to-all":
+        once = einsum_cost.gather_seconds(transfer, sizes, chip)
+        return once * (2 if transfer.kind == "all-reduce" else 1)
+    return all_to_all_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
+
+
+def attention_seconds(item: Attention, chip: Chip) -> float:
+    """Seconds of scores, softmax and values: the slower of the matmuls and the reading of the cache, and
+    the memory passes of the scores through the vector units."""
+    computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
+    streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
+    # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
+    rows = item.queries * item.heads / item.kv_heads
+    scores = item.scores * max(1, TILE_ROWS / rows)
+    if item.new > 1:
+        # Where positions are sharded, every chip's queries meet the keys of the last; scores that fit
+        # on-chip memory at once are all computed anyhow, in the time of groups that do not.
+        at_once = 4 * item.sequences * item.heads * item.queries * item.new <= tuning.SCORES_BYTES
+        share = 1 if at_once else item.queries / item.new
+        scores *= 2 - share * (1 - 1 / tuning.CAUSAL_GROUPS)
+    passes = tuning.SCORE_PASSES * 4 * scores / chip.vector_bandwidth
+    return max(computed, streamed) + passes + chip.dot_fill_seconds
