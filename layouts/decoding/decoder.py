@@ -267,7 +267,7 @@ def extend(
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
     steps = [dataclasses.replace(step, schedules=chosen) for chosen in schedules]
     stack = _append if reads else _fill
-    x, k, v = stack(x, _vectors_cut(blocks, step), cache, counts, steps)
+    x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, steps)
     with jax.named_scope("unembed"):
         last = last_rows(x, counts, layout, program.schedule)
         c, inverse = normed(last, params["final_norm"], step)
