@@ -23,8 +23,8 @@ import collective_einsum as ce
 from bench.einsum_suite.cases import D_FF, D_MODEL, LAYERS, ROWS, chip_of, jit_of
 from collective_einsum.chips import traced_chip
 from collective_einsum.cost import WORTHWHILE
-from layouts.cost.two_part_cost import Rows, in_parts_seconds
-from layouts.layers import two_part_feedforward as parts
+from layouts.cost import TokenShardedFeedForward, split_seconds
+from layouts.layers import split_feedforward
 
 # The shardings that the compiler is given for the hidden dimension, one after the other. To ask for
 # x at once makes it gather weights.
@@ -95,7 +95,7 @@ def ours(
     operands = c, [w_up, w_gate], w_out
     hidden = _hidden(*operands, x, yz, edge)
     if hidden == PARTS:
-        return parts.in_parts(c, [w_up, w_gate], w_out, _swiglu, x, yz)
+        return split_feedforward(c, [w_up, w_gate], w_out, _swiglu, x, yz)
     up, gate = _up(*operands[:2], x, yz, edge, hidden)
     if hidden == WHOLE:
         up, gate = lax.psum((up, gate), x)
@@ -144,8 +144,16 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
     seconds[WHOLE] /= 1 + WORTHWHILE
     if edge == "m":
         around, between = (tuple(sizes[axis] for axis in axes) for axes in (x, yz))
-        whole = Rows(m, w_in[0].shape[0], width, len(w_in), around, between, traced_chip())
-        seconds[PARTS] = in_parts_seconds(whole) or math.inf
+        feedforward = TokenShardedFeedForward(
+            tokens=m,
+            d_model=w_in[0].shape[0],
+            d_ff=width,
+            inputs=len(w_in),
+            x=around,
+            yz=between,
+            chip=traced_chip(),
+        )
+        seconds[PARTS] = split_seconds(feedforward) or math.inf
     return min(seconds, key=lambda hidden: seconds[hidden])
 
 

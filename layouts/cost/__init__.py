@@ -5,5 +5,15 @@ from .step_cost import Cost as Cost
 from .step_cost import Load as Load
 from .step_cost import cost as cost
 from .step_cost import load as load
+from .two_part_cost import TokenShardedFeedForward as TokenShardedFeedForward
+from .two_part_cost import split_seconds as split_seconds
 
-__all__ = ["Cost", "Load", "cache_bytes", "cost", "load"]
+__all__ = [
+    "Cost",
+    "Load",
+    "TokenShardedFeedForward",
+    "cache_bytes",
+    "cost",
+    "load",
+    "split_seconds",
+]

@@ -1,4 +1,4 @@
-"""What a weight-stationary feedforward costs in two parts of its hidden dimension, and whole."""
+"""Seconds of a token-sharded weight-stationary feedforward, with d_ff split into two fractions or not."""
 
 from __future__ import annotations
 
@@ -26,64 +26,73 @@ from . import einsum_cost
 from .layer_items import ACTIVATION_BYTES, Einsum, Item
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """A feedforward of rows that are cut over yz between layers and over x inside of them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenShardedFeedForward:
+    """A feedforward whose tokens are sharded over y and z between layers, and over x inside of them.
 
     Attributes:
-      rows: of all chips of yz.
-      d_model, width: E over x, and F over yz.
-      count: of input matrices.
+      tokens: of all chips of y and z.
+      d_model: E of a chip, sharded over x.
+      d_ff: F of a chip, sharded over y and z.
+      inputs: the number of input matrices.
       x, yz: sizes of the mesh axes.
-      chip: what it runs on.
+      chip: the chip, as its compiler serves the program.
     """
 
-    rows: int
+    tokens: int
     d_model: int
-    width: int
-    count: int
+    d_ff: int
+    inputs: int
     x: tuple[int, ...]
     yz: tuple[int, ...]
     chip: Chip
 
 
-def saving(of: Rows) -> float:
-    """Seconds that "auto" saves by two parts; 0 where it makes none, since they are not worth it."""
-    parts = in_parts_seconds(of)
-    if parts is None:
+def saving(of: TokenShardedFeedForward) -> float:
+    """Seconds that "auto" saves by splitting d_ff; 0 where it does not split it."""
+    split = split_seconds(of)
+    if split is None:
         return 0.0
-    whole = whole_seconds(of)
-    return whole - parts if parts * (1 + WORTHWHILE) < whole else 0.0
+    unsplit = unsplit_seconds(of)
+    return unsplit - split if split * (1 + WORTHWHILE) < unsplit else 0.0
 
 
 def layer_saving(
     config: ModelConfig, items: Iterable[Item], sizes: Mapping[str, int], chip: Chip
 ) -> float:
-    """Seconds that a layer saves whose feedforward takes no longer than in two parts, where it may come
-    in parts: that of a serial block.
+    """Seconds that a serial block saves where its feedforward takes no longer than with d_ff split.
 
-    Without the threshold from which "auto" makes parts, through which more work would take less time.
+    Without the threshold above which "auto" splits d_ff, at which more work would take less time.
     """
     if config.block != "serial" or not config.gated:
         return 0.0
     names = (tuple(config.input_names), ("w_out",))
-    whole = [item for item in items if isinstance(item, Einsum) and item.names in names]
-    into = whole[0]
+    einsums = [item for item in items if isinstance(item, Einsum) and item.names in names]
+    into = einsums[0]
     if not into.moves_tokens or into.weight_bytes != ACTIVATION_BYTES:
         return 0.0
     if into.gather is None or into.scatter is None:
         return 0.0
     yz, x = (tuple(sizes[a] for a in end[1].axes) for end in (into.gather, into.scatter))
-    of = Rows(into.m, into.e, into.f[0], len(into.f), x, yz, chip)
-    parts = in_parts_seconds(of)
-    if parts is None:
+    split = split_seconds(
+        TokenShardedFeedForward(
+            tokens=into.m,
+            d_model=into.e,
+            d_ff=into.f[0],
+            inputs=len(into.f),
+            x=x,
+            yz=yz,
+            chip=chip,
+        )
+    )
+    if split is None:
         return 0.0
-    charged = sum(sum(einsum_cost.seconds(item, sizes, chip, "auto")) for item in whole)
-    return max(0.0, charged - parts)
+    unsplit = sum(sum(einsum_cost.seconds(item, sizes, chip, "auto")) for item in einsums)
+    return max(0.0, unsplit - split)
 
 
 @functools.lru_cache(maxsize=2**12)
-def whole_seconds(of: Rows) -> float:
+def unsplit_seconds(of: TokenShardedFeedForward) -> float:
     """Seconds of two einsums, one after the other, with their collectives."""
     x, yz = (
         {f"{name}{i}": n for i, n in enumerate(sides)}
@@ -92,8 +101,8 @@ def whole_seconds(of: Rows) -> float:
     choose = functools.partial(ce.choose_schedule, axis_size=x | yz, chip=of.chip)
     into = choose(
         "me,ef->mf",
-        _array(of.rows // math.prod(of.yz), of.d_model),
-        [_array(of.d_model, of.width)] * of.count,
+        _array(of.tokens // math.prod(of.yz), of.d_model),
+        [_array(of.d_model, of.d_ff)] * of.inputs,
         gather="m",
         gather_axis_name=tuple(yz),
         scatter="m",
@@ -101,8 +110,8 @@ def whole_seconds(of: Rows) -> float:
     )
     out = choose(
         "mf,fe->me",
-        _array(of.rows // math.prod(of.x), of.width),
-        _array(of.width, of.d_model),
+        _array(of.tokens // math.prod(of.x), of.d_ff),
+        _array(of.d_ff, of.d_model),
         gather="m",
         gather_axis_name=tuple(x),
         scatter="m",
@@ -111,44 +120,45 @@ def whole_seconds(of: Rows) -> float:
     return into.rows[0].seconds + out.rows[0].seconds
 
 
-def in_parts_seconds(of: Rows) -> float | None:
-    """Seconds of `parts.in_parts`; None where it cannot be, or hides nothing."""
+def split_seconds(of: TokenShardedFeedForward) -> float | None:
+    """Seconds of `split_feedforward`; None where tiles do not divide so, or nothing would overlap."""
     chips = math.prod(of.x), math.prod(of.yz)
-    cut = of.width >= sum(D_FF_FRACTIONS) * MATRIX_TILE and of.d_model >= 2 * MATRIX_TILE
-    if 1 in chips or any(of.rows % (TILE_ROWS * n) for n in chips) or not cut:
+    divides = of.d_ff >= sum(D_FF_FRACTIONS) * MATRIX_TILE and of.d_model >= 2 * MATRIX_TILE
+    if 1 in chips or any(of.tokens % (TILE_ROWS * n) for n in chips) or not divides:
         return None
     if not {"all_gather", "all_to_all"} <= set(of.chip.asynchronous):
         return None
-    parts = [length for _, length in pieces_of(of.width, D_FF_FRACTIONS, MATRIX_TILE)]
-    moved = [ACTIVATION_BYTES * of.rows * part for part in parts]
-    scatters = [all_to_all_seconds(of.chip, of.x, each) for each in moved]
-    gathers = [all_gather_seconds(of.chip, of.x, each) for each in moved]
-    dots = [_dot(of, of.d_model, part) for part in parts]
-    half, last = _dot(of, parts[0], of.d_model // 2), _dot(of, parts[1], of.d_model, summed=True)
-    ends = 2 * all_gather_seconds(of.chip, of.yz, ACTIVATION_BYTES * of.rows * of.d_model)
-    # What has been scattered is read where it is added up and goes through the nonlinearity.
-    passes = of.count * sum(moved) / of.chip.vector_bandwidth
-    others = of.count - 1
-    # What stands beside what, in this order, as `in_parts` says it.
-    overlap_seconds = (
+    fractions = [length for _, length in pieces_of(of.d_ff, D_FF_FRACTIONS, MATRIX_TILE)]
+    moved = [ACTIVATION_BYTES * of.tokens * fraction for fraction in fractions]
+    scatters = [all_to_all_seconds(of.chip, of.x, size) for size in moved]
+    gathers = [all_gather_seconds(of.chip, of.x, size) for size in moved]
+    dots = [_dot(of, of.d_model, fraction) for fraction in fractions]
+    half = _dot(of, fractions[0], of.d_model // 2)
+    last = _dot(of, fractions[1], of.d_model, summed=True)
+    ends = 2 * all_gather_seconds(of.chip, of.yz, ACTIVATION_BYTES * of.tokens * of.d_model)
+    # Memory passes that read what was scattered, to add it up and to apply the nonlinearity.
+    passes = of.inputs * sum(moved) / of.chip.vector_bandwidth
+    others = of.inputs - 1
+    # Collectives with the matmuls that overlap them, in the order of `split_feedforward`.
+    pairs = (
         *((scatters[0], dots[0]) for _ in range(others)),
         (scatters[0], others * dots[1]),
         (gathers[0] + others * scatters[1], dots[1]),
         (scatters[1], half),
         (gathers[1], half),
     )
-    late = sum(max(0.0, collective - matmul) for collective, matmul in overlap_seconds)
-    return ends + of.count * sum(dots) + passes + 2 * half + last + late
+    late = sum(max(0.0, collective - matmul) for collective, matmul in pairs)
+    return ends + of.inputs * sum(dots) + passes + 2 * half + last + late
 
 
-def _dot(of: Rows, into: int, out: int, summed: bool = False) -> float:
-    operands = sorted((ACTIVATION_BYTES * of.rows * into, ACTIVATION_BYTES * into * out))
+def _dot(of: TokenShardedFeedForward, into: int, out: int, summed: bool = False) -> float:
+    operands = sorted((ACTIVATION_BYTES * of.tokens * into, ACTIVATION_BYTES * into * out))
     return matmul_seconds(
         of.chip,
-        2.0 * of.rows * into * out,
+        2.0 * of.tokens * into * out,
         operands,
-        ACTIVATION_BYTES * of.rows * out,
-        summed_bytes=4.0 * of.rows * out if summed else 0,
+        ACTIVATION_BYTES * of.tokens * out,
+        summed_bytes=4.0 * of.tokens * out if summed else 0,
     )
 
 

@@ -19,7 +19,7 @@ from ..partitionings.feedforward_layout import (
 )
 from .layer_schedules import LayerSchedules
 from .streamed_feedforward import stream
-from .two_part_feedforward import Between, in_parts
+from .two_part_feedforward import Between, split_feedforward
 
 
 def projected(
@@ -46,7 +46,7 @@ def projected(
     w_in = [weights[name] for name in config.input_names]
     if schedules.splits_d_ff:
         between = _between(factor, weights, config, layout, schedules.given)
-        return in_parts(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
+        return split_feedforward(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
         terms = stream(c, factor, weights, config, layout, [], schedules.weight_ring)

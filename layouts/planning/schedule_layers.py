@@ -160,16 +160,16 @@ def _splits_d_ff(case: LayerSizes, weights: Mapping[str, Any]) -> bool:
     if not (case.auto and plain and config.gated and _exchanges_tokens(case.layout)):
         return False
     yz = size(WEIGHT_AXES, case.sizes)
-    form = two_part_cost.Rows(
-        case.rows * yz,
-        config.d_model // case.sizes["x"],
-        config.d_ff // yz,
-        len(config.input_names),
-        (case.sizes["x"],),
-        tuple(case.sizes[axis] for axis in WEIGHT_AXES),
-        case.chip,
+    feedforward = two_part_cost.TokenShardedFeedForward(
+        tokens=case.rows * yz,
+        d_model=config.d_model // case.sizes["x"],
+        d_ff=config.d_ff // yz,
+        inputs=len(config.input_names),
+        x=(case.sizes["x"],),
+        yz=tuple(case.sizes[axis] for axis in WEIGHT_AXES),
+        chip=case.chip,
     )
-    return two_part_cost.saving(form) > 0
+    return two_part_cost.saving(feedforward) > 0
 
 
 def _exchanges_tokens(layout: FeedForwardLayout) -> bool:

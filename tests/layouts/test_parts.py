@@ -129,11 +129,13 @@ def test_only_the_ends_are_waited_for() -> None:
     over_x = sum(event.seconds for event in timeline.events if event.row == "x+")
     assert over_x > 2 * ends
     assert timeline.exposed_seconds - ends < 0.1 * over_x
-    assert timeline.total_seconds == pytest.approx(parts_cost.in_parts_seconds(of), rel=0.1)
+    assert timeline.total_seconds == pytest.approx(parts_cost.split_seconds(of), rel=0.1)
 
 
-def rows_of(rows: int, x: int = 4, chip: ce.Chip = V4) -> parts_cost.Rows:
-    return parts_cost.Rows(rows, 4608, 4608, 2, (x,), (4, 4), chip)
+def rows_of(rows: int, x: int = 4, chip: ce.Chip = V4) -> parts_cost.TokenShardedFeedForward:
+    return parts_cost.TokenShardedFeedForward(
+        tokens=rows, d_model=4608, d_ff=4608, inputs=2, x=(x,), yz=(4, 4), chip=chip
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,21 +145,21 @@ def rows_of(rows: int, x: int = 4, chip: ce.Chip = V4) -> parts_cost.Rows:
         rows_of(64),
         rows_of(512, chip=TPU_V4),
         rows_of(512, chip=TPU_V5P.under_options()),
-        dataclasses.replace(rows_of(512), width=1024),
+        dataclasses.replace(rows_of(512), d_ff=1024),
     ],
     ids=["nothing to scatter", "no whole tiles", "no options", "no such options", "too narrow"],
 )
-def test_what_is_not_cut(of: parts_cost.Rows) -> None:
-    assert parts_cost.in_parts_seconds(of) is None
+def test_what_is_not_cut(of: parts_cost.TokenShardedFeedForward) -> None:
+    assert parts_cost.split_seconds(of) is None
 
 
 def test_more_rows_take_longer_and_less_than_whole() -> None:
-    seconds = [parts_cost.in_parts_seconds(rows_of(rows)) for rows in (256, 512, 2048)]
+    seconds = [parts_cost.split_seconds(rows_of(rows)) for rows in (256, 512, 2048)]
     assert all(found is not None for found in seconds)
     assert seconds == sorted(seconds, key=lambda found: found or 0.0)
     for rows, found in zip((256, 512, 2048), seconds, strict=True):
         assert found is not None
-        assert found < parts_cost.whole_seconds(rows_of(rows))
+        assert found < parts_cost.unsplit_seconds(rows_of(rows))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_the_planner_knows_of_them() -> None:
         if isinstance(item, Einsum) and item.names in (("w_in", "w_gate"), ("w_out",))
     ]
     assert len(feedforward) == 2
-    in_parts = parts_cost.in_parts_seconds(rows_of(512))
+    in_parts = parts_cost.split_seconds(rows_of(512))
     assert in_parts is not None
     assert saved(serial) == pytest.approx(sum(map(sum, feedforward)) - in_parts)
     # What the replay waits less for: 451 us become 398.
