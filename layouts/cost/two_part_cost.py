@@ -1,4 +1,4 @@
-"""Seconds of a token-sharded weight-stationary feedforward, with d_ff split into two fractions or not."""
+"""Seconds of a token-sharded weight-stationary feedforward, with d_ff split in two or not."""
 
 from __future__ import annotations
 
