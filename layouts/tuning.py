@@ -86,9 +86,9 @@ ON_CHIP_BYTES = 128 * 2**20
 # Seen in replayed layers on v4; `python -m bench paper` prints what is predicted with them next to what
 # is replayed.
 
-# Fraction of the overlapped communication of activations by which a step is longer nevertheless: dots that
-# overlap it are slower, and slices of their operands are copied. Steps with rings, against replays of
-# their einsums alone.
+# Fraction of the overlapped communication of activations by which a step is longer nevertheless: dots
+# that overlap it are slower, and slices of their operands are copied. Steps with rings, against replays
+# of their einsums alone.
 OVERLAP_LOSS = 0.2
 
 # Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill.
