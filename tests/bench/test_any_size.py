@@ -14,6 +14,8 @@ from bench.decoder_suite.phases import split
 from collective_einsum.ruler.replay.simulation import replay
 from layouts.planning.defaults import default_reader
 
+pytestmark = pytest.mark.tpu
+
 SLICE = "v4:4x4x4"
 # Of few layers, since a layer's cost is asked for: all are one loop.
 CONFIG = dataclasses.replace(layouts.PALM_540B, layers=4)

@@ -14,6 +14,8 @@ from collective_einsum.ruler.replay.simulation import replay
 from layouts.layers.kv_cache import append
 from layouts.models.cache import Entries
 
+pytestmark = pytest.mark.tpu
+
 LAYERS, POSITIONS, D = 32, 2048, 256
 SLICES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2"}
 

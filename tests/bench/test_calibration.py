@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from collective_einsum.ruler.compile.targets import target
 from collective_einsum.ruler.replay.simulation import replay
 
+pytestmark = pytest.mark.tpu
+
 # Microseconds a layer, all and computing, of PaLM 540B's feedforward on 64 chips in bf16, by rows:
 # timed once by a separate replay of the same compiler's schedules, written before this one.
 FIGURES = {64: (220, 168), 512: (580, 320)}

@@ -29,6 +29,7 @@ def test_the_table() -> None:
     assert {case.rows for case in flat} == {2048}
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_flops_are_those_of_the_whole_einsum(form: str, weights: str) -> None:
@@ -43,6 +44,7 @@ def test_flops_are_those_of_the_whole_einsum(form: str, weights: str) -> None:
     assert ("x18432xi8>" in text or "x73728xi8>" in text) == (weights == "int8")
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("form", FORMS)
 def test_every_schedule_is_served(form: str) -> None:
     case = Case(form, 64, "bf16")
@@ -56,6 +58,7 @@ def test_every_schedule_is_served(form: str) -> None:
         assert case.lower(mesh, choice.schedule).as_text() == texts[auto]
 
 
+@pytest.mark.tpu
 def test_options_are_those_of_what_compiles() -> None:
     mesh = mesh_of(target("v4:4x4x4"))
     options = ce.compiler_options(ce.TPU_V4)
@@ -66,6 +69,7 @@ def test_options_are_those_of_what_compiles() -> None:
     assert FeedForward(64).options("compiler yz", mesh) == {}
 
 
+@pytest.mark.tpu
 def test_the_feedforward() -> None:
     mesh = mesh_of(target("v4:4x4x4"))
     texts = [FeedForward(64).lower(mesh, form).as_text() for form in ("blocking", "ours")]
@@ -102,6 +106,7 @@ def test_the_feedforward_is_right(hidden: str, rows: bool, monkeypatch: pytest.M
     np.testing.assert_allclose(jax.jit(mapped)(c, w_up, w_gate, w_out), whole, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("count", "collectives"),
     [
@@ -119,6 +124,7 @@ def test_the_hidden_dimension_of_few_rows_stays_whole(count: int, collectives: s
     assert (text.count("stablehlo.all_to_all") == 4) == (count == 512)
 
 
+@pytest.mark.tpu
 def test_layers_that_are_written_out_have_arrays_of_their_own() -> None:
     found = list(feedforward.feedforwards(unrolled=True))
     assert [case.rows for case in found] == list(feedforward.UNROLLED_ROWS)

@@ -30,6 +30,7 @@ def row() -> layers.LayerRow:
         return layers.measure(PHASE, SLICE, directory)
 
 
+@pytest.mark.tpu
 def test_the_parts_of_a_layer_make_the_whole() -> None:
     found = row()
     assert not found.refused
@@ -41,6 +42,7 @@ def test_the_parts_of_a_layer_make_the_whole() -> None:
     assert 0.8 * found.step_seconds < found.seconds * PHASE.config.layers < found.step_seconds
 
 
+@pytest.mark.tpu
 def test_a_layer_is_no_faster_than_its_bytes() -> None:
     found, config = row(), PHASE.config
     chip = target(SLICE).chip
@@ -54,6 +56,7 @@ def test_a_layer_is_no_faster_than_its_bytes() -> None:
     assert 2 * config.parameters / 8 < found.chip_bytes < chip.hbm_bytes
 
 
+@pytest.mark.tpu
 def test_unrolled_layers_are_a_step_without_its_ends() -> None:
     phase = dataclasses.replace(PHASE, layers=4, unrolled=True)
     with tempfile.TemporaryDirectory() as directory:
@@ -72,6 +75,7 @@ def test_the_table_shows_the_row_and_what_it_waits_for() -> None:
         assert word in text
 
 
+@pytest.mark.tpu
 def test_what_does_not_fit_is_refused_in_the_table() -> None:
     with tempfile.TemporaryDirectory() as directory:
         phase = Phase("palm-8b", "decode", 3, 256, feedforward="WS 2D position")
@@ -80,6 +84,7 @@ def test_what_does_not_fit_is_refused_in_the_table() -> None:
     assert "shards positions, and BatchSharded" in layers.print_rows([found])
 
 
+@pytest.mark.tpu
 def test_what_does_not_fit_is_refused() -> None:
     phase = Phase("palm-540b", "decode", 8, 256, attention="heads")
     with tempfile.TemporaryDirectory() as directory:
@@ -144,6 +149,7 @@ def test_every_pair_that_runs_can_be_placed_on_any_number_of_devices(count: int)
             check_rows(case.batch, new, plan.feedforward, where, case.sizes)
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("pair", [("WS 2D position", "heads"), ("WG XYZ", "batch xyz")])
 def test_a_pair_lowers_on_more_devices_than_there_are(pair: tuple[str, str]) -> None:
     case = layers_run.Case.on(64)

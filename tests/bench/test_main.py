@@ -17,6 +17,8 @@ from bench import __main__ as command
 from bench import correctness
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
+pytestmark = pytest.mark.tpu
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -16,6 +16,7 @@ TARGET = "v4:4x4x4"
 CASE = Case("gather x, W_out", 64)
 
 
+@pytest.mark.tpu
 def test_a_row(tmp_path: Path) -> None:
     """Numbers of blocking: what the compiler's own all-gather and one dot cost."""
     row = measure.measure(Task(CASE, "blocking", TARGET), tmp_path)
@@ -32,6 +33,7 @@ def test_a_row(tmp_path: Path) -> None:
     assert row.modelled_seconds == pytest.approx(row.total_seconds, rel=0.3)
 
 
+@pytest.mark.tpu
 def test_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task(CASE, "blocking", TARGET)
     first = measure.measure(task, tmp_path)

@@ -31,6 +31,7 @@ def fake(phase: Phase, target: str, seconds: float, step_seconds: float = 0.0) -
     return StepRow(phase, target, seconds, {"matmul": seconds}, step_seconds or seconds, 2**30)
 
 
+@pytest.mark.tpu
 def test_a_step_is_split_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = step(DECODE, SLICE, tmp_path)
     assert not found.refused
@@ -47,6 +48,7 @@ def test_a_step_is_split_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         step(dataclasses.replace(DECODE, batch=16), SLICE, tmp_path)
 
 
+@pytest.mark.tpu
 def test_what_cannot_be_sharded_is_refused_in_the_row(tmp_path: Path) -> None:
     found = step(dataclasses.replace(DECODE, feedforward="WS 2D position"), SLICE, tmp_path)
     assert "cuts positions, which BatchSharded" in found.refused
@@ -71,6 +73,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Task]]:
     return asked
 
 
+@pytest.mark.tpu
 def test_the_quick_report(tmp_path: Path, replays: dict[str, list[Task]]) -> None:
     seen: list[str] = []
     how = {"full": False, "workers": 1}
@@ -99,6 +102,7 @@ def test_the_quick_report(tmp_path: Path, replays: dict[str, list[Task]]) -> Non
         assert f"]({name})" in report
 
 
+@pytest.mark.tpu
 def test_the_full_report_has_every_result(tmp_path: Path, replays: dict[str, list[Task]]) -> None:
     how = {"full": True, "workers": 1}
     text = paper.report(tmp_path, tmp_path / "cache", progress=lambda _: None, **how)
@@ -122,6 +126,7 @@ def test_the_full_report_has_every_result(tmp_path: Path, replays: dict[str, lis
     assert len(document["end_to_end"]) == 15
 
 
+@pytest.mark.tpu
 def test_errors_are_of_the_rows_with_published_figures() -> None:
     chosen = [each for each in paper_rows.entries() if each.published_seconds][:3]
     lines = [
@@ -139,6 +144,7 @@ def test_errors_are_of_the_rows_with_published_figures() -> None:
     assert chosen[1].label in first
 
 
+@pytest.mark.tpu
 def test_what_does_not_fit_is_said() -> None:
     entry = next(each for each in paper_rows.entries() if each.published_seconds)
     refused = StepRow(entry.blocking, entry.target, refused="too large")
@@ -216,6 +222,7 @@ def test_a_workload_is_a_prefill_and_steps_of_decoding() -> None:
     assert workload.seconds(rows | {workload.tasks[-1]: refused}, "best") is None
 
 
+@pytest.mark.tpu
 def test_the_analytical_column_has_no_overlap() -> None:
     phase = Phase("palm-540b", "decode", 64, 2048, "int8")
     found = paper.analytical(phase, paper_rows.SLICE)

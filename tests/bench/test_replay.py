@@ -314,6 +314,7 @@ def struct(mesh: jax.sharding.Mesh, shape: tuple[int, ...], spec: P) -> jax.Shap
     return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
 
 
+@pytest.mark.tpu
 def test_a_ring_compiled_for_v4(v4: Target) -> None:
     """Both directions of x carry half of each chunk, beside the dots."""
     mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
@@ -345,6 +346,7 @@ def test_a_ring_compiled_for_v4(v4: Target) -> None:
     assert timeline.total_seconds >= timeline.hbm_bytes / TPU_V4.hbm_bandwidth
 
 
+@pytest.mark.tpu
 def test_an_all_gather_compiled_for_v4(v4: Target) -> None:
     """A plain all-gather over two axes is synchronous, and drives the links of both."""
     mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))

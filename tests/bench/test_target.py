@@ -26,6 +26,7 @@ def test_emulated() -> None:
     assert eight.compile(lowered)(jnp.ones(4)).tolist() == [2, 2, 2, 2]
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("name", "count", "chip"),
     [
@@ -45,6 +46,7 @@ def test_topology(name: str, count: int, chip: chips.Chip) -> None:
     assert len({tuple(device.coords) for device in slice_.devices}) == count
 
 
+@pytest.mark.tpu
 def test_mesh_of_a_topology() -> None:
     slice_ = target("v5e:4x4")
     assert slice_.mesh((4, 4), ("x", "y")).shape == {"x": 4, "y": 4}

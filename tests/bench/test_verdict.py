@@ -9,6 +9,8 @@ import pytest
 from collective_einsum.ruler.replay.scheduler_log import parse_verdict, scheduler_verdict
 from collective_einsum.ruler.replay.simulation import replay
 
+pytestmark = pytest.mark.tpu
+
 PREFIX = "I1122 13:18:22.976 13909 latency_hiding_scheduler.cc:4271] "
 LOG = "\n".join(
     [

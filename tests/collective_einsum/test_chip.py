@@ -48,6 +48,7 @@ def test_numbers_agree_with_those_jax_holds(version: str) -> None:
         assert chip.int8_ops == pytest.approx(cores * info.int8_ops_per_second, rel=0.01)
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("version", "topology", "options"),
     [

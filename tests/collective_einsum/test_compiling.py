@@ -116,6 +116,7 @@ def test_the_mesh_s_chip_is_as_its_program_is_compiled(mesh_of: Any) -> None:
     assert "collective_permute" in text
 
 
+@pytest.mark.tpu
 def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     # On v4 lax's all-gather and all-to-all are synchronous; under its options they are not.
     mesh = v4.mesh((4, 4, 4), ("x", "y", "z"))
@@ -152,6 +153,7 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     assert hidden[1] > 0.25, hidden
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("name", ["v4:4x4x4", "v5e:4x4"])
 @pytest.mark.parametrize(
     ("gather", "schedule", "least"),

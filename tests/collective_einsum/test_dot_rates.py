@@ -15,6 +15,8 @@ from collective_einsum.chips import dot_flops
 from collective_einsum.cost import matmul_seconds
 from collective_einsum.ruler.compile import target
 
+pytestmark = pytest.mark.tpu
+
 BF16, F32 = jnp.bfloat16, jnp.float32
 HIGH, HIGHEST = lax.Precision.HIGH, lax.Precision.HIGHEST
 

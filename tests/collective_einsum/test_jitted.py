@@ -177,6 +177,7 @@ def test_a_decorator_starts_no_devices() -> None:
 SLICES = {"v4:2x2x1": ce.TPU_V4, "v5e:2x2": ce.TPU_V5E, "v6e:2x2": ce.TPU_V6E}
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("name", SLICES)
 def test_options_are_those_of_what_it_is_compiled_for(name: str) -> None:
     devices, options = target(name).devices, ce.compiler_options(SLICES[name])
@@ -213,6 +214,7 @@ def test_options_are_those_of_what_it_is_compiled_for(name: str) -> None:
     assert seen[-1] == (True, "TPU v5p")
 
 
+@pytest.mark.tpu
 def test_of_several_kinds_or_none_the_devices_count() -> None:
     v4, v5e = (
         NamedSharding(Mesh(target(name).devices, "x"), P("x")) for name in ("v4:2x2x1", "v5e:2x2")
@@ -230,6 +232,7 @@ def test_of_several_kinds_or_none_the_devices_count() -> None:
     assert run._known_kind((jnp.ones(8), committed), {}) == "cpu"
 
 
+@pytest.mark.tpu
 def test_a_compiled_program_has_its_options() -> None:
     mesh = Mesh(target("v4:2x2x1").devices, "x", axis_types=(jax.sharding.AxisType.Auto,))
     x, w = (

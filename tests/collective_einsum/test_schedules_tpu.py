@@ -21,6 +21,8 @@ from collective_einsum.ruler.compile.targets import Target, target
 from collective_einsum.ruler.replay.simulation import replay
 from collective_einsum.ruler.replay.timeline import Timeline
 
+pytestmark = pytest.mark.tpu
+
 # One chip's part of PaLM 540B's feedforward on 64 chips, d_model 18432 and d_ff 73728 both over 4
 # or 16: "Efficiently Scaling Transformer Inference", table 1 and section 3.2.2.
 ROWS, WIDTH, LAYERS = 2048, 4608, 2

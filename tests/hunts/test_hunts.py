@@ -15,7 +15,9 @@ CASES = 5
 
 
 @pytest.mark.parametrize("seed", range(CASES))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.tpu if n == "plans" else ()) for n in NAMES]
+)
 def test_holds(name: str, seed: int) -> None:
     importlib.import_module(f"{__package__}.{name}").case(seed)
 

@@ -22,6 +22,8 @@ from layouts.models.stacked_params import unroll
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts
 
+pytestmark = pytest.mark.slow
+
 # Divides over 6 devices.
 OF_SIX = dataclasses.replace(TINY_GROUPED, d_model=48, d_ff=96, heads=12, kv_heads=4)
 MESHES = ((2, 2, 2), (1, 4, 2), (8, 1, 1), (2, 1, 3))

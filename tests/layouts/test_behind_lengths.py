@@ -20,6 +20,8 @@ from layouts.models.params import init
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH, ROOM = 8, 4, 16
 FIRST = np.array([4, 1, 3, 2, 4, 1, 2, 3], np.int32)
 # Some sequences read none of the second chunk.

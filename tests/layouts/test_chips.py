@@ -116,6 +116,7 @@ def test_defaults_of_an_unlisted_kind(kind: str) -> None:
     assert not said
 
 
+@pytest.mark.tpu
 @pytest.mark.usefixtures("unsaid")
 def test_an_unlisted_tpu_lowers_and_compiles() -> None:
     devices = topologies.get_topology_desc("tpu7x:2x2x1", platform="tpu").devices

@@ -25,6 +25,8 @@ from layouts.models.stacked_params import unroll
 from .arrangements import ATTENTIONS, FEEDFORWARDS, MESHES
 from .models import TINY, name, prompts
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH, ROOM = 8, 4, 7
 # Ragged, one of them empty but for its first token.
 LENGTHS = np.array([4, 1, 3, 2, 4, 1, 2, 3], np.int32)

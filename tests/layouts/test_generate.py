@@ -17,6 +17,8 @@ from layouts.models.params import init
 
 from .models import name, prompts
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH, NEW = 8, 4, 5
 LENGTHS = np.array([4, 1, 3, 2, 4, 1, 2, 3], np.int32)
 SEEDS = np.arange(BATCH, dtype=np.uint32)

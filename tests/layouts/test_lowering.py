@@ -53,6 +53,7 @@ def cache_bytes(itemsize: int) -> int:
     return 2 * SMALL.layers * (BATCH // 8) * CONTEXT * SMALL.d_head * itemsize
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("int8_cache", [False, True])
 def test_a_decode_step_holds_one_cache(int8_cache: bool) -> None:
     memory = decode(int8_cache=int8_cache).memory_analysis()
@@ -81,6 +82,7 @@ def test_no_copy_of_the_cache_in_the_loop() -> None:
     assert not made
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_prefill_and_decode_compile(weights: str) -> None:
     prefill = layouts.lower_prefill(SMALL, slice_of_8(), batch=1, length=256, weights=weights)
@@ -88,6 +90,7 @@ def test_prefill_and_decode_compile(weights: str) -> None:
         assert "is_scheduled=true" in (compiled.as_text() or "")
 
 
+@pytest.mark.tpu
 def test_layouts_store_the_weights_alike() -> None:
     """Prefill under one layout, decode under another: compiled for the same shards of the weights."""
     mesh = slice_of_8()
@@ -101,6 +104,7 @@ def test_layouts_store_the_weights_alike() -> None:
     assert held["blocks"]["w_in"] == PartitionSpec(None, "x", ("y", "z"))
 
 
+@pytest.mark.tpu
 def test_palm_540b_fits() -> None:
     """A decode step of all 118 layers, int8 weights, batch 64, context 2048, on 64 chips."""
     config, mesh = PALM_540B, target("v4:4x4x4").mesh((4, 4, 4), AXES)
@@ -116,6 +120,7 @@ def test_palm_540b_fits() -> None:
     assert held + memory.temp_size_in_bytes < chip.hbm_bytes
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(("batch", "context"), [(512, 10_700), (128, 43_000)])
 def test_the_longest_contexts_fit(batch: int, context: int) -> None:
     """Table 1 of arXiv 2211.05102, whose lengths no tile divides: no copy of the cache is made."""
@@ -191,6 +196,7 @@ def test_refuses_a_mesh_that_does_not_divide_the_model() -> None:
         layouts.lower_prefill(PALM_540B, AbstractMesh((4, 4), ("data", "model")), batch=1, length=8)
 
 
+@pytest.mark.tpu
 def test_options_that_keep_a_table_out_of_on_chip_memory() -> None:
     # A chip of 32 has 131 MB of PaLM 62B's table in bf16, which fits 128 MiB; one of 16, twice that.
     mesh = tpu_mesh("v4:2x4x4")

@@ -20,6 +20,8 @@ from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED, Mo
 
 from .models import prompts
 
+pytestmark = pytest.mark.slow
+
 # More sequences than are written without a loop.
 BATCH, LENGTH, NEW = 24, 4, 3
 LENGTHS = np.array([4, 1, 3, 2] * 6, np.int32)

@@ -26,6 +26,7 @@ SHARDS, OPTIONS = 8, 250
 BATCHES = LENGTHS = 3
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_every_option_lowers(shard: int) -> None:
     """Options of sizes that are padded alike are one program, which is lowered once."""
@@ -80,6 +81,7 @@ def slice_of(shape: tuple[int, ...]) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), AXES)
 
 
+@pytest.mark.tpu
 def test_a_prompt_whose_rows_do_not_divide() -> None:
     """2,032 positions over 16 chips are 127 rows, whose keys are summed over 4."""
     how: dict[str, Any] = {"batch": 1, "length": 2032, "weights": "int8"}
@@ -89,6 +91,7 @@ def test_a_prompt_whose_rows_do_not_divide() -> None:
     layouts.lower_prefill(one, slice_of((4, 4, 4)), plan=found.partitioning, **how)
 
 
+@pytest.mark.tpu
 def test_heads_that_do_not_divide_over_x() -> None:
     """PaLM 540B on 48 chips, whose 1,024 features of queries on a chip do not divide over x=3."""
     how: dict[str, Any] = {"batch": 48, "context": 2048, "weights": "int8"}
@@ -107,6 +110,7 @@ def test_heads_that_do_not_divide_over_x() -> None:
         layouts.lower_decode_step(one, mesh, plan=excluded, **how)
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("shape", [(5, 1, 1), (1, 5, 1), (1, 1, 5), (3, 1, 5), (7, 1, 1)], ids=str)
 def test_odd_meshes(shape: tuple[int, ...]) -> None:
     """Sizes that divide over all chips, and any batch."""

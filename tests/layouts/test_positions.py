@@ -32,6 +32,8 @@ from layouts.partitionings.attention_placement import place
 from .arrangements import BY_POSITION, MESHES
 from .models import prompts
 
+pytestmark = pytest.mark.slow
+
 HEADS = layouts.HeadSharded()
 READER = layouts.Partitioning(BY_POSITION, HEADS)
 DECODER = layouts.Partitioning(layouts.WeightStationary2D(), HEADS)

@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("worker.py")
 # Far above what it takes; only a process that never ends fails.
 BOUND_SECONDS = 240

@@ -23,6 +23,8 @@ from layouts.planning.defaults import default_reader
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH, NEW = 3, 5, 3
 LENGTHS = np.array([5, 1, 3], np.int32)
 SEEDS = np.arange(BATCH, dtype=np.uint32)

@@ -26,6 +26,8 @@ from layouts.models.stacked_params import is_unrolled, layer_of, unroll
 
 from .models import prompts
 
+pytestmark = pytest.mark.slow
+
 BATCH, LENGTH, ROOM = 8, 4, 8
 PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())
 SMALL = dataclasses.replace(
@@ -153,6 +155,7 @@ def weights_in_flight(text: str) -> int:
     return found
 
 
+@pytest.mark.tpu
 def test_weights_are_streamed_ahead() -> None:
     assert weights_in_flight(compiled(unrolled=True)) >= SMALL.layers
     assert weights_in_flight(compiled(unrolled=False)) == 0
@@ -161,6 +164,7 @@ def test_weights_are_streamed_ahead() -> None:
     assert fast < 0.9 * slow
 
 
+@pytest.mark.tpu
 def test_the_cache_is_not_copied() -> None:
     # More than on-chip memory holds.
     shape = f"[{SMALL.layers},{64 // 8},1,8192,256]"

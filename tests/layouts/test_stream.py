@@ -84,6 +84,7 @@ def test_schedules_that_cut_shards_keep_the_matrices_apart(mesh_of: Any, schedul
     assert SCOPE not in lowered.as_text(debug_info=True)
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("layout", "batch", "streams"),
     [

@@ -20,6 +20,8 @@ from layouts.cost.step_cost import load, transfers
 from layouts.models.config import PALM_540B, ModelConfig
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
+pytestmark = pytest.mark.slow
+
 # The CPU compiler widens bf16 to 32 bits, on the links too.
 WIDER = 2
 PARALLEL = dataclasses.replace(
