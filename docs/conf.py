@@ -16,7 +16,6 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["build"]
-suppress_warnings = ["toc.empty_glob"]
 html_theme = "furo"
 html_title = f"collective-einsum {version}"
 
