@@ -51,7 +51,7 @@ def test_a_step_is_split_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.tpu
 def test_what_cannot_be_sharded_is_refused_in_the_row(tmp_path: Path) -> None:
     found = step(dataclasses.replace(DECODE, feedforward="WS 2D position"), SLICE, tmp_path)
-    assert "cuts positions, which BatchSharded" in found.refused
+    assert "shards positions, and BatchSharded" in found.refused
 
 
 @pytest.fixture
