@@ -1,4 +1,4 @@
-"""Einsums with an all-gather or a reduce-scatter at their ends, hidden behind the multiplication."""
+"""Einsums whose collectives overlap with the matmul: all-gather before, reduce-scatter after."""
 
 from .chips.chip import Chip as Chip
 from .chips.compile_context import compiler_options as compiler_options
