@@ -12,6 +12,7 @@ from . import normalize as problem
 from .chips.chip import Chip
 from .chips.known_chips import TPU_V4
 from .cost.choice import Choice
+from .ops.request import Ends, Options
 from .spec import sizes as checks
 
 AxisName = str | tuple[str, ...]
@@ -62,7 +63,7 @@ def choose_schedule(
     """
     gather_axes = gather_axis_name if gather_axis_name is not None else axis_name
     scatter_axes = scatter_axis_name if scatter_axis_name is not None else axis_name
-    ends = problem.Ends(
+    ends = Ends(
         gather=None if gather is None else (gather, _named("gather", gather_axes)),
         scatter=None if scatter is None else (scatter, _named("scatter", scatter_axes)),
         reduce=_named("all-reduce", axis_name) if gather is None and scatter is None else None,
@@ -71,7 +72,7 @@ def choose_schedule(
     used += [ends.reduce] if ends.reduce is not None else []
     names = tuple(dict.fromkeys(name for each in used for name in checks.axis_names(each)))
     sizes = _sizes(names, axis_size)
-    options = problem.Options(
+    options = Options(
         preferred_element_type=preferred_element_type,
         wire_dtype=wire_dtype,
         overlap_seconds=overlap_seconds,

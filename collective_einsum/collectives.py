@@ -214,7 +214,10 @@ def _run(
     with checks.sizes_are_numbers(where, chosen):
         _check_halves(where, kind, x.shape, dim, n, chosen)
         dtypes.check_wire_dtype(where, chosen.wire_dtype, x.dtype)
-        return named(f"ce.{kind}", apply(Collective(kind, dim, axes, chosen, concat), x)[0])
+        return named(
+            f"ce.{kind}",
+            apply(Collective(kind=kind, dim=dim, axes=axes, schedule=chosen, concat=concat), x)[0],
+        )
 
 
 def _check_halves(

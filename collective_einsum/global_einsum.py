@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from . import plain_einsum as plain
+from . import sharded_pairs as pairs
 from .autodiff.primitive import named
 from .chips.chip import Chip
 from .global_arrays import array_layouts as sharding
 from .global_arrays import contraction_order as contraction
-from .global_arrays import pairs
 from .global_arrays.array_layouts import AnyMesh
 from .global_arrays.infer_collectives import Layout
-from .normalize import Options
+from .ops.request import Options
 from .ops.schedule import Schedule
 from .spec import dtypes
 from .spec import sizes as checks
@@ -103,7 +103,12 @@ def einsum(
     text, given = contraction.read(subscripts, operands)
     values = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in given]
     options = Options(
-        schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip=chip
+        schedule=schedule,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        accumulator_dtype=accumulator_dtype,
+        wire_dtype=wire_dtype,
+        chip=chip,
     )
     call = _Call(text, values, mesh, in_specs, out_sharding, optimize, options, _dot_general)
     return named("ce.einsum", call.result())

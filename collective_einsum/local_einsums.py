@@ -6,7 +6,8 @@ from typing import Any
 
 from . import plain_einsum as plain
 from .chips.chip import Chip
-from .normalize import AxisName, Ends, Options, run
+from .normalize import run
+from .ops.request import AxisName, Ends, Options
 from .ops.schedule import Schedule
 
 
@@ -64,13 +65,13 @@ def all_gather_einsum(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule,
-        precision,
-        preferred_element_type,
-        accumulator_dtype,
-        wire_dtype,
-        overlap_seconds,
-        chip,
+        schedule=schedule,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        accumulator_dtype=accumulator_dtype,
+        wire_dtype=wire_dtype,
+        overlap_seconds=overlap_seconds,
+        chip=chip,
     )
     return _run(spec, lhs, rhs, Ends(gather=(gather, axis_name)), options)
 
@@ -112,13 +113,13 @@ def einsum_reduce_scatter(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule,
-        precision,
-        preferred_element_type,
-        accumulator_dtype,
-        wire_dtype,
-        overlap_seconds,
-        chip,
+        schedule=schedule,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        accumulator_dtype=accumulator_dtype,
+        wire_dtype=wire_dtype,
+        overlap_seconds=overlap_seconds,
+        chip=chip,
     )
     return _run(spec, lhs, rhs, Ends(scatter=(scatter, axis_name)), options)
 
@@ -154,13 +155,13 @@ def einsum_all_reduce(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule,
-        precision,
-        preferred_element_type,
-        accumulator_dtype,
-        wire_dtype,
-        overlap_seconds,
-        chip,
+        schedule=schedule,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        accumulator_dtype=accumulator_dtype,
+        wire_dtype=wire_dtype,
+        overlap_seconds=overlap_seconds,
+        chip=chip,
     )
     return _run(spec, lhs, rhs, Ends(reduce=axis_name), options)
 
@@ -201,13 +202,13 @@ def all_gather_einsum_reduce_scatter(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     options = Options(
-        schedule,
-        precision,
-        preferred_element_type,
-        accumulator_dtype,
-        wire_dtype,
-        overlap_seconds,
-        chip,
+        schedule=schedule,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        accumulator_dtype=accumulator_dtype,
+        wire_dtype=wire_dtype,
+        overlap_seconds=overlap_seconds,
+        chip=chip,
     )
     ends = Ends(gather=(gather, gather_axis_name), scatter=(scatter, scatter_axis_name))
     return _run(spec, lhs, rhs, ends, options)

@@ -12,63 +12,19 @@ from jax import lax
 
 from . import collectives
 from .autodiff.primitive import apply, named
-from .chips.chip import Chip
 from .cost import ranking
 from .cost import select as choice
 from .cost.choice import Choice
-from .execution import pieces_schedule as piecewise
 from .global_arrays.explicit_shardings import einsum_specs, explicit_axes, on_auto_axes
 from .ops.einsum_op import End, Operation
 from .ops.feasibility import check_schedule
+from .ops.request import Ends, Options
 from .ops.schedule import Schedule
+from .scaled_chunks import run_scaled, scales_apart
 from .spec import dtypes
 from .spec import sizes as checks
 from .spec import spec as specs
 from .spec.quantized import Quantized, split_scale
-from .text.messages import as_dtype, as_seconds
-
-AxisName = str | tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the public functions take beside operands and collectives; see `all_gather_einsum`."""
-
-    schedule: str | Schedule = "auto"
-    precision: Any = None
-    preferred_element_type: Any = None
-    accumulator_dtype: Any = None
-    wire_dtype: Any = None
-    overlap_seconds: float = 0.0
-    chip: Chip | str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("preferred_element_type", "accumulator_dtype", "wire_dtype"):
-            given = getattr(self, name)
-            if given is not None:
-                object.__setattr__(self, name, as_dtype(name, given))
-        as_seconds("overlap_seconds", self.overlap_seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ends:
-    """The collectives around an einsum: (label, axis_name) of a gather and a scatter, or the axes
-    of an all-reduce."""
-
-    gather: tuple[str, AxisName] | None = None
-    scatter: tuple[str, AxisName] | None = None
-    reduce: AxisName | None = None
-
-    @property
-    def name(self) -> str:
-        """What checkpoint policies know the results by: the public function of these ends."""
-        words = [
-            "all_gather" if self.gather else "",
-            "einsum",
-            "reduce_scatter" if self.scatter else "",
-            "all_reduce" if self.reduce else "",
-        ]
-        return "ce." + "_".join(filter(None, words))
 
 
 def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
@@ -297,25 +253,25 @@ def _operation(problems: list[_Problem]) -> tuple[Operation, list[Any]]:
     options, spec, ends = first.options, first.spec, first.ends
     quantized = any(isinstance(x, Quantized) for p in problems for x in (p.lhs, p.rhs))
     gather, scatter = (
-        None if end is None else End(end[0], checks.axis_names(end[1]))
+        None if end is None else End(label=end[0], axes=checks.axis_names(end[1]))
         for end in (ends.gather, ends.scatter)
     )
     reduce = () if ends.reduce is None else checks.axis_names(ends.reduce)
     op = Operation(
-        "each",
-        spec.lhs,
-        spec.rhs,
-        spec.out,
-        gather,
-        scatter,
-        reduce,
-        Schedule("blocking"),
+        form="each",
+        lhs=spec.lhs,
+        rhs=spec.rhs,
+        out=spec.out,
+        gather=gather,
+        scatter=scatter,
+        reduce=reduce,
+        schedule=Schedule("blocking"),
         # Read here, since dots are made when jit lowers, outside of a default set for a while.
-        options.precision or getattr(jax.config, "jax_default_matmul_precision"),  # noqa: B009
-        first.accumulator,
+        precision=options.precision or getattr(jax.config, "jax_default_matmul_precision"),  # noqa: B009
+        accumulator=first.accumulator,
         # Scales come after the sums, so nothing is rounded before them.
-        first.accumulator if quantized else first.result,
-        first.wire or first.result,
+        dtype=first.accumulator if quantized else first.result,
+        sum_wire=first.wire or first.result,
     )
     operands = (first.lhs, *(p.rhs for p in problems))
     return op, [x.values if isinstance(x, Quantized) else x for x in operands]
@@ -347,6 +303,6 @@ def _under(
     )
     scaled = [p.scaled for p in problems]
     stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
-    if stays and piecewise.scales_apart(op):
-        return piecewise.run_scaled(op, values[0], values[1:], scaled)
+    if stays and scales_apart(op):
+        return run_scaled(op, values[0], values[1:], scaled)
     return [scale(y) for scale, y in zip(scaled, apply(op, *values), strict=True)]

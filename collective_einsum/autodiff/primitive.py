@@ -7,8 +7,9 @@ primitive's, its only residuals are its operands, the local shards.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,7 +23,7 @@ Dot = tuple[Any, Any, Any]
 
 
 class Op(Protocol):
-    """What the primitive carries: a hashable description that knows its own calculus."""
+    """What the primitive carries: a hashable description of an operation, with rules registered."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -34,34 +35,41 @@ class Op(Protocol):
         """The axes over which results are equal on all devices afterwards (an all-reduce)."""
         ...
 
-    def run(self, *operands: Any) -> list[Any]:
-        """The results on local shards."""
-        ...
 
-    def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
-        """The tangents of the results; an absent tangent is None."""
-        ...
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The functions of one kind of op; each takes the op first.
 
-    def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        """Cotangents of those operands that are None, given those of the results."""
-        ...
+    Attributes:
+      run: the results on local shards, of (op, operands).
+      tangents: the tangents of the results, of (op, operands, tangents); an absent tangent is None.
+      transpose: cotangents of those operands that are None, of (op, cotangents, operands).
+      batched: the op and its operands with a further dimension, leading in the results, of (op, dims,
+        operands, over). `dims` are the dimensions to be mapped, or None; `over` the axes that shard
+        the batch by vmap's `spmd_axis_name`.
+      dots: the dots of the unsharded einsum, which checkpoint policies are asked about, of (op, types
+        of operands).
+    """
 
-    def batched(
-        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
-    ) -> tuple[Op, list[Any]]:
-        """The operation on operands with a further dimension at `dims`, leading in the results.
+    run: Callable[[Any, Sequence[Any]], list[Any]]
+    tangents: Callable[[Any, Sequence[Any], Sequence[Any]], list[Any]]
+    transpose: Callable[[Any, Sequence[Any], Sequence[Any]], list[Any]]
+    batched: Callable[
+        [Any, Sequence[int | None], Sequence[Any], tuple[str, ...]], tuple[Any, list[Any]]
+    ]
+    dots: Callable[[Any, Sequence[Any]], list[Dot]]
 
-        `over` are the axes that shard it by vmap's `spmd_axis_name`.
-        """
-        ...
 
-    def dots(self, operands: Sequence[Any]) -> list[Dot]:
-        """What checkpoint policies may take for the dots of the einsum, whole; of types."""
-        ...
+_RULES: dict[type, Rules] = {}
+
+
+def register(kind: type, rules: Rules) -> None:
+    """Gives the primitive the rules of a kind of op."""
+    _RULES[kind] = rules
 
 
 def apply(op: Op, *operands: Any) -> list[Any]:
-    """`op.run`, with its derivatives. All operands come to vary over the same axes."""
+    """The results of `op`, with their derivatives. All operands come to vary over the same axes."""
     return _primitive().bind(*vary(operands, op.axes), op=op)
 
 
@@ -101,7 +109,7 @@ def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
 def _run(op: Op, *operands: Any) -> list[Any]:
     # Lowering is out of the caller's sight, whose promotion mode was obeyed when `op` was made.
     with jax.numpy_dtype_promotion("standard"):
-        return op.run(*operands)
+        return _RULES[type(op)].run(op, operands)
 
 
 def _abstract(*avals: Any, op: Op) -> list[Any]:
@@ -121,10 +129,10 @@ def _invariant(aval: Any, axes: tuple[str, ...]) -> ShapedArray:
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Any:
     results = _primitive().bind(*primals, op=op)
     known = [None if type(t) is ad.Zero else t for t in tangents]
-    found = op.tangents(primals, known)
+    of_results = _RULES[type(op)].tangents(op, primals, known)
     return results, [
         ad.Zero(jax.typeof(y).to_tangent_aval()) if t is None else t
-        for y, t in zip(results, found, strict=True)
+        for y, t in zip(results, of_results, strict=True)
     ]
 
 
@@ -137,10 +145,10 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
         ]
     known = [ad.instantiate_zeros(ct) for ct in cotangents]
     fixed = [None if undefined else x for x, undefined in zip(operands, linear, strict=True)]
-    found = op.transpose(vary(known, op.axes), fixed)
+    of_operands = _RULES[type(op)].transpose(op, vary(known, op.axes), fixed)
     return [
         _cast(ct, x.aval.dtype) if undefined else None
-        for ct, x, undefined in zip(found, operands, linear, strict=True)
+        for ct, x, undefined in zip(of_operands, operands, linear, strict=True)
     ]
 
 
@@ -153,7 +161,7 @@ def _cast(ct: Any, dtype: Any) -> Any:
 def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> Any:
     mapped = any(d is not None for d in dims)
     if mapped:
-        op, operands = op.batched(dims, operands, axis.spmd_name or ())
+        op, operands = _RULES[type(op)].batched(op, dims, operands, axis.spmd_name or ())
     results = _primitive().bind(*operands, op=op)
     return results, [0 if mapped else None] * len(results)
 
@@ -193,6 +201,7 @@ def _is_saved(policy: Any, eqn: Any) -> bool:
     """
     operands = [x.aval for x in eqn.invars]
     asked = [policy(eqn.primitive, *operands, **eqn.params)]
+    op = eqn.params["op"]
     dots = [
         policy(
             lax.dot_general_p,
@@ -203,7 +212,7 @@ def _is_saved(policy: Any, eqn: Any) -> bool:
             preferred_element_type=None,
             out_sharding=None,
         )
-        for lhs, rhs, numbers in eqn.params["op"].dots(operands)
+        for lhs, rhs, numbers in _RULES[type(op)].dots(op, operands)
     ]
     return any(answers and all(map(_saves, answers)) for answers in (asked, dots))
 

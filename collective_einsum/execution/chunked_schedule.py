@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
-from ..ops.collective_op import all_reduce_steps
+from ..ops.einsum_op import End, Operation
 from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import POINT_TO_POINT_DEVICES
 from ..rings import multi_axis as stages
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
+from ..rings.all_reduce import all_reduce_steps
 from ..rings.ring_steps import Steps
 from . import pieces_schedule as piecewise
-from .local_ops import lax_gather, lax_scatter, products
-
-if TYPE_CHECKING:
-    from ..ops.einsum_op import End, Operation
+from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum_as_sent
 
 
 def _scattered(op: Operation, y: Any) -> Steps:
@@ -31,13 +30,18 @@ def _scattered(op: Operation, y: Any) -> Steps:
             op.scatter.axes,
             op.out.index(op.scatter.label),
             direction,
-            wire=op.wire,
+            wire=functools.partial(sum_as_sent, op),
             accumulator=op.accumulator,
             rolls=rolls,
         )
     if op.reduce:
         y = yield from all_reduce_steps(
-            y, op.reduce, direction, wire=op.wire, accumulator=op.accumulator, rolls=rolls
+            y,
+            op.reduce,
+            direction,
+            wire=functools.partial(sum_as_sent, op),
+            accumulator=op.accumulator,
+            rolls=rolls,
         )
     return y
 
@@ -47,7 +51,7 @@ def _gathered(op: Operation, x: Any) -> Steps:
         return x
     dim = op.lhs.index(op.gather.label)
     moved = yield from stages.all_gather(
-        op.moving(x), op.gather.axes, dim, op.schedule.direction, rolls=op.schedule.rolls
+        as_sent(op, x), op.gather.axes, dim, op.schedule.direction, rolls=op.schedule.rolls
     )
     return moved.astype(x.dtype)
 
@@ -81,7 +85,7 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
     dim = op.out.index(end.label)
     results, moving, arriving = [], None, None
     for i, each in enumerate(rhs):
-        y = op.product(lhs[0], each)
+        y = multiply(op, lhs[0], each)
         if moving is not None:
             arriving, y = ring.together(arriving, y)
             results.append(ring.finish(moving, arriving))
@@ -89,7 +93,7 @@ def _whole(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]
             results.append(lax_scatter(op, y, end.axes))
             break
         moving = stages.straight_reduce_scatter(
-            y, end.axes, dim, wire=op.wire, accumulator=op.accumulator
+            y, end.axes, dim, wire=functools.partial(sum_as_sent, op), accumulator=op.accumulator
         )
         arriving = next(moving)
     return results

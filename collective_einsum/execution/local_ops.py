@@ -1,43 +1,60 @@
-"""The parts of an operation that no ring takes part in: its dots, and lax's own collectives."""
+"""The local steps of an einsum with collectives: its dots, conversions and lax's own collectives."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
 from ..chips.tiles import TILE_LANES, TILE_ROWS
+from ..ops.einsum_op import Operation
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
 from ..spec import sizes as checks
-
-if TYPE_CHECKING:
-    from ..ops.einsum_op import Operation
+from .product import product
 
 
-def products(op: Operation, lhs: Sequence[Any], rhs: Sequence[Any]) -> list[Any]:
+def multiply(op: Operation, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The einsum of two local slices, in the accumulator's dtype."""
+    labels = (op.lhs, op.rhs, op.out)
+    return product(labels, lhs, rhs, accumulator=op.accumulator, precision=op.precision)
+
+
+def sum_as_sent(op: Operation, total: jax.Array) -> jax.Array:
+    """A partial sum in the dtype in which it is sent."""
+    return total.astype(op.sum_wire)
+
+
+def as_sent(op: Operation, x: jax.Array) -> jax.Array:
+    """The gathered operand in the dtype in which it is sent."""
+    floating = jnp.issubdtype(x.dtype, jnp.inexact)
+    return x.astype(op.schedule.wire_dtype) if op.schedule.wire_dtype and floating else x
+
+
+def products(op: Operation, lhs: Sequence[jax.Array], rhs: Sequence[jax.Array]) -> list[jax.Array]:
     """The local results: one for each rhs, or the sum over the pairs."""
     if op.form == "each":
-        return [op.product(lhs[0], each) for each in rhs]
-    terms = [op.product(a, b) for a, b in zip(lhs, rhs, strict=True)]
+        return [multiply(op, lhs[0], right) for right in rhs]
+    terms = [multiply(op, a, b) for a, b in zip(lhs, rhs, strict=True)]
     return [functools.reduce(lambda total, term: term + total, terms)]
 
 
-def lax_gather(op: Operation, x: Any, axes: tuple[str, ...], dim: int) -> Any:
+def lax_gather(op: Operation, x: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
     """`x` whole along `dim`, by `lax.all_gather`."""
-    return lax.all_gather(op.moving(x), axes, axis=dim, tiled=True).astype(x.dtype)
+    return lax.all_gather(as_sent(op, x), axes, axis=dim, tiled=True).astype(x.dtype)
 
 
-def lax_scatter(op: Operation, y: Any, axes: tuple[str, ...]) -> Any:
+def lax_scatter(op: Operation, y: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """The device's block of the sum of `y` over `axes`, by `psum_scatter`."""
     dim = op.out.index(op.scatter.label) if op.scatter is not None else 0
-    return psum_scatter(op.wire(y), axes, dim)
+    return psum_scatter(sum_as_sent(op, y), axes, dim)
 
 
-def psum_scatter(y: Any, axes: tuple[str, ...], dim: int) -> Any:
+def psum_scatter(y: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
     """`lax.psum_scatter` along `dim`, tiled, as the TPU compiler keeps it one.
 
     Of a dimension of its own: along a dimension that is split over lanes, the TPU compiler makes an

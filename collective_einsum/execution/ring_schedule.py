@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
+from ..ops.einsum_op import End, Operation
 from ..rings import multi_axis as stages
 from ..rings import ring_steps as ring
 from ..rings import slicing as blocks
 from ..rings.ring_steps import Lane
-from .local_ops import lax_gather, lax_scatter, products
-
-if TYPE_CHECKING:
-    from ..ops.einsum_op import End, Operation
+from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum_as_sent
 
 
 def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
@@ -50,7 +49,7 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
         x.shape[op.lhs.index(end.label)],
     )
     sliced = end.label in op.rhs
-    moving = op.moving(x)
+    moving = as_sent(op, x)
     direction, rolls = op.schedule.direction, op.schedule.rolls
     if len(axes) > 1 and not sliced:
         around: list[stages.Around] = [*stages.touring(axes, op.closed)]
@@ -74,7 +73,7 @@ def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
         for i, each in enumerate(rhs):
             if sliced:
                 each = around[s].take(each, op.rhs.index(end.label), offset, *place)
-            y = op.product(piece.astype(dtype), each)
+            y = multiply(op, piece.astype(dtype), each)
             if out_dim is None:
                 # The dot stands first: so the compiler makes the addition a part of it.
                 carry[i] = y if carry[i] is None else y + carry[i]
@@ -131,7 +130,7 @@ def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[An
             dim,
             shards,
             op.schedule.direction,
-            wire=op.wire,
+            wire=functools.partial(sum_as_sent, op),
             rolls=op.schedule.rolls,
             busy=True,
         )

@@ -1,44 +1,65 @@
-"""An operation carried out under its schedule."""
+"""Runs an einsum with its collectives under its schedule, on local shards."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
+import jax
 from jax import lax
 
-from . import chunked_schedule as pipelined
-from . import ring_schedule as looped
-from .local_ops import products, psum_scatter
-
-if TYPE_CHECKING:
-    from ..ops.einsum_op import Operation
+from ..ops.einsum_op import Operation
+from . import chunked_schedule, ring_schedule
+from .local_ops import as_sent, products, psum_scatter, sum_as_sent
 
 
-def execute(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
-    """The results of `op` on local shards, before the last conversion."""
+def run_einsum(op: Operation, operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """The results on local shards, in the dtype of `op`: of "each", one for every rhs; of "sum", one.
+
+    Args:
+      op: the einsum, its collectives and its schedule.
+      operands: of "each", one lhs and then every rhs; of "sum", as many lhs as rhs, which follow.
+    """
+    count = 1 if op.form == "each" else len(operands) // 2
+    lhs, rhs = list(operands[:count]), list(operands[count:])
+    with jax.named_scope(_scope(op)):
+        return [result.astype(op.dtype) for result in _results(op, lhs, rhs)]
+
+
+def _scope(op: Operation) -> str:
+    words = ["einsum"]
+    if op.gather:
+        words.insert(0, "all_gather")
+    if op.scatter:
+        words.append("reduce_scatter")
+    if op.reduce:
+        words.append("all_reduce")
+    return f"{'_'.join(words)}[{op.schedule}]"
+
+
+def _results(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
     if op.schedule.kind == "blocking":
         return _blocking(op, lhs, rhs)
     if op.schedule.kind == "chunked" or op.reduce:
         # A ring has no dot for each hop of an all-reduce, which is one chunk.
-        return pipelined.run(op, lhs, rhs)
-    return looped.run(op, lhs, rhs)
+        return chunked_schedule.run(op, lhs, rhs)
+    return ring_schedule.run(op, lhs, rhs)
 
 
-def _blocking(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
+def _blocking(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
     if op.gather is not None:
         dim, dtype = op.lhs.index(op.gather.label), lhs[0].dtype
         lhs = [
-            lax.all_gather(op.moving(lhs[0]), op.gather.axes, axis=dim, tiled=True).astype(dtype)
+            lax.all_gather(as_sent(op, lhs[0]), op.gather.axes, axis=dim, tiled=True).astype(dtype)
         ]
     results = products(op, lhs, rhs)
     if op.scatter is not None:
         dim = op.out.index(op.scatter.label)
         results = [
-            lax.psum_scatter(op.wire(y), op.scatter.axes, scatter_dimension=dim, tiled=True)
+            lax.psum_scatter(sum_as_sent(op, y), op.scatter.axes, scatter_dimension=dim, tiled=True)
             if 0 not in y.shape
-            else psum_scatter(op.wire(y), op.scatter.axes, dim)
+            else psum_scatter(sum_as_sent(op, y), op.scatter.axes, dim)
             for y in results
         ]
     if op.reduce:
-        results = [lax.psum(op.wire(y), op.reduce) for y in results]
+        results = [lax.psum(sum_as_sent(op, y), op.reduce) for y in results]
     return results

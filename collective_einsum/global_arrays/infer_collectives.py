@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..normalize import Ends
+from ..ops.request import Ends
 from ..spec.sizes import symbolic
 from ..spec.spec import Spec
 

@@ -6,13 +6,10 @@ A schedule that is asked for either runs as it says or is refused; it never beco
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..spec.spec import Gather, Scatter, Spec
+from .einsum_op import Operation
 from .schedule import Schedule
-
-if TYPE_CHECKING:
-    from .einsum_op import Operation
 
 
 def check_schedule(

@@ -1,4 +1,4 @@
-"""One step of an einsum of global arrays: two operands, whose collectives are told, or one."""
+"""One step of an einsum of global arrays: two operands, whose collectives are inferred, or one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from ..autodiff.primitive import vary
-from ..normalize import Options
-from ..spec import dtypes
-from ..spec import sizes as checks
-from ..spec.quantized import Quantized, split_scale
-from ..spec.spec import Spec
-from . import array_layouts as sharding
 from . import sharded_op as sharded
-from .array_layouts import AnyMesh
-from .infer_collectives import Layout
+from .autodiff.primitive import vary
+from .global_arrays import array_layouts as sharding
+from .global_arrays.array_layouts import AnyMesh
+from .global_arrays.infer_collectives import Layout
+from .ops.request import Options
+from .spec import dtypes
+from .spec import sizes as checks
+from .spec.quantized import Quantized, split_scale
+from .spec.spec import Spec
 
 # An operand or a result, and how it is laid out.
 Laid = tuple[Any, Layout]

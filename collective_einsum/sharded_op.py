@@ -1,4 +1,4 @@
-"""An einsum of sharded global arrays as a `primitive.Op`, with derivatives of its own."""
+"""An einsum of sharded global arrays as a op of the primitive, with derivatives of its own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from .. import collectives
-from .. import normalize as problem
-from ..autodiff.primitive import Dot, apply, vary
-from ..execution.product import dimension_numbers, fresh_label
-from ..normalize import Options
-from ..ops.schedule import Schedule, as_schedule
-from ..spec.spec import Spec
-from .array_layouts import AnyMesh, axes_of_type, partition_spec
-from .infer_collectives import Case, Change, Layout, Plan, infer
+from . import collectives
+from . import normalize as problem
+from .autodiff.primitive import Dot, Rules, apply, register, vary
+from .execution.product import dimension_numbers, fresh_label
+from .global_arrays.array_layouts import AnyMesh, axes_of_type, partition_spec
+from .global_arrays.infer_collectives import Case, Change, Layout, Plan, infer
+from .ops.request import Options
+from .ops.schedule import Schedule, as_schedule
+from .spec.spec import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Sharded:
         widths = (lhs.dtype.itemsize, rhs.dtype.itemsize, dtype.itemsize)
         return infer(Case(self.spec, sizes, widths, dict(self.mesh.shape_tuple), *self.layouts))
 
-    def run(self, *operands: Any) -> list[Any]:
+    def run(self, operands: Sequence[Any]) -> list[Any]:
         """The result, as a list of one."""
         lhs, rhs = operands
         plan = self.plan(lhs, rhs)
@@ -129,14 +129,14 @@ class Sharded:
         return {"schedule": schedule or "auto", "chip": self.options.chip}
 
     def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
-        """One term for each operand that moves; see `primitive.Op`."""
+        """One term for each operand that moves; see `primitive.Rules`."""
         (lhs, rhs), (dlhs, drhs) = operands, tangents
         pairs = [(dlhs, rhs), (lhs, drhs)]
         terms = [apply(self, *pair)[0] for pair in pairs if all(x is not None for x in pair)]
         return [sum(terms[1:], start=terms[0])]
 
     def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        """The einsum with the result and one operand exchanged; see `primitive.Op`."""
+        """The einsum with the result and one operand exchanged; see `primitive.Rules`."""
         ((ct,), (lhs, rhs)), spec = (cotangents, operands), self.spec
         left, right, out = self.layouts
         if lhs is None:
@@ -152,7 +152,7 @@ class Sharded:
         op = self
         if as_schedule(self.options.schedule) is not None:
             try:
-                jax.eval_shape(self.run, lhs, rhs)
+                jax.eval_shape(self.run, (lhs, rhs))
             except ValueError:
                 op = dataclasses.replace(
                     self, options=dataclasses.replace(self.options, schedule="auto")
@@ -162,7 +162,7 @@ class Sharded:
     def batched(
         self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
     ) -> tuple[Sharded, list[Any]]:
-        """A new label, in front, sharded over the axes of `over`; see `primitive.Op`."""
+        """A new label, in front, sharded over the axes of `over`; see `primitive.Rules`."""
         new = fresh_label(self.spec.lhs + self.spec.rhs)
         pairs = list(zip(dims, operands, strict=True))
         moved = [x if d is None else jnp.moveaxis(x, d, 0) for d, x in pairs]
@@ -207,9 +207,21 @@ class Sharded:
             )
 
     def dots(self, operands: Sequence[Any]) -> list[Dot]:
-        """The einsum; see `primitive.Op`."""
+        """The einsum; see `primitive.Rules`."""
         numbers = dimension_numbers(self.spec.lhs, self.spec.rhs, self.spec.out)
         return [(operands[0], operands[1], numbers)]
+
+
+register(
+    Sharded,
+    Rules(
+        run=Sharded.run,
+        tangents=Sharded.tangents,
+        transpose=Sharded.transpose,
+        batched=Sharded.batched,
+        dots=Sharded.dots,
+    ),
+)
 
 
 def _leading_axes(x: Any) -> tuple[str, ...]:

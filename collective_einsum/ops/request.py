@@ -1,0 +1,55 @@
+"""What a caller asks of an einsum beside its operands, before it is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jax.typing import DTypeLike
+
+from ..chips.chip import Chip
+from ..text.messages import as_dtype, as_seconds
+from .schedule import Schedule
+
+AxisName = str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the public functions take beside operands and collectives; see `all_gather_einsum`."""
+
+    schedule: str | Schedule = "auto"
+    precision: Any = None
+    preferred_element_type: DTypeLike | None = None
+    accumulator_dtype: DTypeLike | None = None
+    wire_dtype: DTypeLike | None = None
+    overlap_seconds: float = 0.0
+    chip: Chip | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("preferred_element_type", "accumulator_dtype", "wire_dtype"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, as_dtype(name, given))
+        as_seconds("overlap_seconds", self.overlap_seconds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ends:
+    """The collectives around an einsum: (label, axis_name) of a gather and a scatter, or the axes
+    of an all-reduce."""
+
+    gather: tuple[str, AxisName] | None = None
+    scatter: tuple[str, AxisName] | None = None
+    reduce: AxisName | None = None
+
+    @property
+    def name(self) -> str:
+        """What checkpoint policies know the results by: the public function of these ends."""
+        words = [
+            "all_gather" if self.gather else "",
+            "einsum",
+            "reduce_scatter" if self.scatter else "",
+            "all_reduce" if self.reduce else "",
+        ]
+        return "ce." + "_".join(filter(None, words))
