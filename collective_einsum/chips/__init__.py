@@ -4,6 +4,7 @@ from .chip import Chip as Chip
 from .compile_context import compiler_options as compiler_options
 from .compile_context import for_chip as for_chip
 from .compile_context import traced_chip as traced_chip
+from .compiler_figures import CompilerFigures as CompilerFigures
 from .dot_rates import dot_flops as dot_flops
 from .known_chips import H100 as H100
 from .known_chips import H200 as H200
@@ -30,6 +31,7 @@ __all__ = [
     "TPU_V5P",
     "TPU_V6E",
     "Chip",
+    "CompilerFigures",
     "UnlistedChipWarning",
     "as_chip",
     "chip_for",
