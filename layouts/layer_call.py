@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chips import Chip, for_chip, traced_chip
@@ -19,7 +18,7 @@ from .layers.layer_checks import check_layer, check_past
 from .layers.layer_context import Past, Step, make_step
 from .layers.layer_schedules import LayerSchedules
 from .mesh import axis_collectives as ax
-from .mesh.axes import BATCH, AxesLike, naming
+from .mesh.axes import BATCH, AxesLike, MeshLike, naming
 from .mesh.axis_collectives import ScheduleLike
 from .mesh.shard_map_entry import layer_on_mesh, on_auto, weight_specs_of
 from .models.config import ModelConfig, as_config
@@ -66,7 +65,7 @@ class LayerCall:
         lengths: jax.Array | None,
         past: Past | None,
         prefix: Past | None,
-        mesh: Mesh | AbstractMesh | None,
+        mesh: MeshLike | None,
     ) -> tuple[jax.Array, Past]:
         """The layer's results; arguments as `layouts.attention`.
 

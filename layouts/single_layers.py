@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
 
 from collective_einsum.chips import Chip, for_chip, traced_chip
 
@@ -18,7 +17,7 @@ from .layers.feedforward import projected
 from .layers.layer_checks import ATTENTION, FEEDFORWARD, PARALLEL, SERIAL, check_layer
 from .layers.layer_context import Past
 from .mesh import axis_collectives as ax
-from .mesh.axes import AxesLike, naming
+from .mesh.axes import AxesLike, MeshLike, naming
 from .mesh.axis_collectives import ScheduleLike
 from .mesh.shard_map_entry import layer_on_mesh, on_auto, weight_specs_of
 from .models.config import ModelConfig, as_config
@@ -42,7 +41,7 @@ def feedforward(
     config: ModelConfig | str,
     layout: FeedForwardLayout | str,
     *,
-    mesh: Mesh | AbstractMesh | None = None,
+    mesh: MeshLike | None = None,
     axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
@@ -60,8 +59,9 @@ def feedforward(
         left to the compiler. An x whose type is that of `activation_spec` is not resharded.
       axes: what the mesh calls x, y and z, if something else, and which others shard the batch; a
         `MeshAxes`.
-      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`. Under "auto" a gated
-        feedforward whose rows are cut may come in two parts of F, which adds up in another order.
+      schedule: of the collectives, as in `collective_einsum.all_gather_einsum`. Under "auto" a gated,
+        token-sharded feedforward may be split into two fractions of d_ff, whose results add up in
+        another order.
       chip: for which schedules are chosen, itself or its name; by default that of the mesh.
 
     Returns:
@@ -119,7 +119,7 @@ def attention(
     lengths: jax.Array | None = None,
     past: Past | None = None,
     prefix: Past | None = None,
-    mesh: Mesh | AbstractMesh | None = None,
+    mesh: MeshLike | None = None,
     axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
@@ -174,7 +174,7 @@ def parallel_block(
     lengths: jax.Array | None = None,
     past: Past | None = None,
     prefix: Past | None = None,
-    mesh: Mesh | AbstractMesh | None = None,
+    mesh: MeshLike | None = None,
     axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
@@ -219,7 +219,7 @@ def serial_block(
     lengths: jax.Array | None = None,
     past: Past | None = None,
     prefix: Past | None = None,
-    mesh: Mesh | AbstractMesh | None = None,
+    mesh: MeshLike | None = None,
     axes: AxesLike = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
 from ..models.config import ModelConfig, as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.feedforward_layout import FeedForwardLayout
-from ..partitionings.partitioning import as_plan
+from ..partitionings.partitioning import PlanLike, as_plan
 from .layer_items import (
     ACTIVATION_BYTES,
     Attention,
@@ -227,13 +227,13 @@ def inputs(
 
 
 def layer_work(
-    config: ModelConfig | str, plan: Any, sizes: Mapping[str, int], load: Load
+    config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
 ) -> tuple[Item, ...]:
     """What one layer does on each chip, in order.
 
     Args:
       config: the model.
-      plan: the layouts, as `plans.as_plan` takes them.
+      plan: the layouts, as `layouts.decode_step` takes them.
       sizes: of the mesh axes x, y and z.
       load: what is asked.
 

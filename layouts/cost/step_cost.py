@@ -24,7 +24,7 @@ from ..mesh.slice_meshes import as_shape, shape_name
 from ..models.config import ModelConfig, as_config
 from ..partitionings.padded_sizes import padded_batch, padded_capacity, padded_length
 from ..partitionings.param_specs import vocab_axes
-from ..partitionings.partitioning import Partitioning, as_plan
+from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from . import einsum_cost
 from .item_seconds import transfer_seconds
 from .layer_cost import layer_seconds
@@ -203,7 +203,7 @@ def load(
 
 def cost(
     config: ModelConfig | str,
-    plan: Any,
+    plan: PlanLike,
     sizes: Any,
     asked: Load,
     chip: Chip | str,
@@ -213,8 +213,8 @@ def cost(
 
     Args:
       config: the model.
-      plan: the layouts, as `plans.as_plan` takes them.
-      sizes: of the mesh axes x, y and z, as `slices.as_shape` takes them.
+      plan: the layouts, as `layouts.decode_step` takes them.
+      sizes: of the mesh axes x, y and z, a dict, a tuple or a mesh.
       asked: what the step has to do; see `load`.
       chip: whose peaks and constants to reckon with.
       overlap: see `Cost`.

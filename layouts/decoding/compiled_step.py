@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -16,6 +15,7 @@ from collective_einsum.chips import Chip, for_chip, options_on
 from collective_einsum.ops import as_schedule
 
 from ..layers.kv_cache import with_stored_batch
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike, check_mesh, size, values
 from ..mesh.shard_map_entry import on_mesh
 from ..models.cache import Cache
@@ -50,7 +50,7 @@ class Program:
     """
 
     config: ModelConfig
-    mesh: Mesh | AbstractMesh
+    mesh: MeshLike
     plan: Partitioning
     schedule: ScheduleLike = "auto"
     table_bytes: int = 0
@@ -69,7 +69,7 @@ class Program:
     def of(
         cls,
         config: ModelConfig,
-        mesh: Mesh | AbstractMesh,
+        mesh: MeshLike,
         plan: PlanLike,
         schedule: ScheduleLike,
         params: Params,

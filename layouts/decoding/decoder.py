@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from collective_einsum.chips import Chip, traced_chip
 
@@ -24,12 +25,14 @@ from ..layers.embedding import embed, unembed
 from ..layers.kv_cache import append, begin, empty_cache, fill, stored_like, with_stored_batch
 from ..layers.layer_context import Step, make_step
 from ..mesh import axis_collectives as ax
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache, Entries
 from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype, standing_for
 from ..models.stacked_params import at
 from ..partitionings.feedforward_layout import boundary_shard
+from ..partitionings.partitioning import PlanLike
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
@@ -39,13 +42,13 @@ from .compiled_step import Program
 
 def prefill(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     params: Params,
     cache: Cache,
-    tokens: Any,
+    tokens: ArrayLike | Sequence[Any],
     *,
-    lengths: Any = None,
-    plan: Any = None,
+    lengths: ArrayLike | Sequence[int] | None = None,
+    plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Cache]:
@@ -59,8 +62,8 @@ def prefill(
       tokens: [batch, T] integers, padded at the end.
       lengths: [batch] integers, how many of the T count; all of them unless given. 0 leaves a
         sequence as it is, with meaningless logits.
-      plan: a `Partitioning`, or what stands for one (`plans.as_plan`): a `Plan`, an `Option` or its
-        words, such as "WS 2D, heads"; the default one for a prefill of this size unless given.
+      plan: a `Partitioning`; a `Plan`, whose best option is taken; an `Option`; or its words, such as
+        "WS 2D, heads". The planner's choice for a prefill of this size unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       chip: for which the default plan and schedules are chosen, itself or its name; by default that
         of the mesh.
@@ -91,12 +94,12 @@ def prefill(
 
 def decode_step(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     params: Params,
     cache: Cache,
-    tokens: Any,
+    tokens: ArrayLike | Sequence[Any],
     *,
-    plan: Any = None,
+    plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
 ) -> tuple[jax.Array, Cache]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import jax
@@ -11,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from collective_einsum.chips import Chip
 
 from ..arguments import as_flag, as_prompts, as_size, values_of
 from ..layers.kv_cache import empty_cache
 from ..mesh import axis_collectives as ax
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype
 from ..partitionings.cache_specs import prefix_specs
 from ..partitionings.param_specs import vocab_axes
+from ..partitionings.partitioning import PlanLike
 from ..planning.defaults import default_decode, default_reader
 from ..sampling.sampling import (
     Sampling,
@@ -39,19 +42,19 @@ from .decoder import check_covers, extend, read
 
 def generate(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     params: Params,
-    tokens: Any,
+    tokens: ArrayLike | Sequence[Any],
     *,
     max_new_tokens: int,
-    lengths: Any = None,
+    lengths: ArrayLike | Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    seeds: Any = None,
+    seeds: jax.Array | np.ndarray | None = None,
     end_tokens: int | Iterable[int] = (),
     pad_token: int = 0,
     prefix: Prefix | None = None,
-    plan: Any = None,
-    prefill_plan: Any = None,
+    plan: PlanLike | None = None,
+    prefill_plan: PlanLike | None = None,
     int8_cache: bool = False,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from collective_einsum.chips import Chip
 
 from ..arguments import as_dtype, as_flag, as_key, as_size
 from ..layers.kv_cache import empty_cache, with_stored_batch
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models import params
 from ..models.cache import Cache, Prefix
@@ -23,16 +25,16 @@ from ..models.params import Params
 from ..partitionings.cache_specs import cache_specs
 from ..partitionings.padded_sizes import padded_batch
 from ..partitionings.param_specs import param_specs, shardings
-from ..partitionings.partitioning import as_plan
+from ..partitionings.partitioning import PlanLike, as_plan
 from ..planning.defaults import default_decode
 from . import step_checks as checks
 
 
 def init(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     key: jax.Array,
-    dtype: Any = jnp.bfloat16,
+    dtype: DTypeLike = jnp.bfloat16,
     *,
     weights: str = "plain",
     unrolled: bool = False,
@@ -46,7 +48,7 @@ def init(
       dtype: of every array; floating.
       weights: "plain", or "int8" for matrices and tables as Quantized that stand for `dtype`.
       unrolled: each layer's parameters are arrays of their own, and steps are written out layer by
-        layer; see `stacking`. The numbers are the same.
+        layer. The numbers are the same.
 
     Raises:
       ValueError: the mesh does not divide the model, or `weights` is another word.
@@ -67,7 +69,7 @@ def init(
 
 @functools.lru_cache(maxsize=64)
 def _initializer(
-    draw: Callable[..., Params], config: ModelConfig, mesh: Any, dtype: Any, int8: bool
+    draw: Callable[..., Params], config: ModelConfig, mesh: MeshLike, dtype: DTypeLike, int8: bool
 ) -> Any:
     """`draw`, one of those in `params`, jitted."""
 
@@ -88,12 +90,12 @@ def _initializer(
 
 def init_cache(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     batch: int,
     max_length: int,
     *,
-    plan: Any = None,
-    dtype: Any = jnp.bfloat16,
+    plan: PlanLike | None = None,
+    dtype: DTypeLike = jnp.bfloat16,
     int8: bool = False,
     prefix: Prefix | None = None,
     chip: Chip | str | None = None,
@@ -151,7 +153,7 @@ def shared_prefix(cache: Cache) -> Prefix:
     return Prefix(k, v, cache.max_length)
 
 
-def move_cache(config: ModelConfig | str, mesh: Any, cache: Cache, plan: Any) -> Cache:
+def move_cache(config: ModelConfig | str, mesh: MeshLike, cache: Cache, plan: PlanLike) -> Cache:
     """The cache, sharded as another plan's attention layout says.
 
     Args:

@@ -13,11 +13,12 @@ from collective_einsum.chips import Chip
 
 from ..arguments import as_flag, as_size
 from ..layers.kv_cache import empty_cache
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike, check_devices
 from ..models.config import ModelConfig, as_config
 from ..models.params import params_shapes
 from ..partitionings.param_specs import shardings
-from ..partitionings.partitioning import as_plan
+from ..partitionings.partitioning import PlanLike, as_plan
 from ..planning.defaults import default_decode, default_reader
 from . import step_checks as checks
 from .compiled_step import Program
@@ -28,12 +29,12 @@ WEIGHTS = ("bf16", "int8")
 
 def lower_decode_step(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     *,
     batch: int,
     context: int,
     weights: str = "bf16",
-    plan: Any = None,
+    plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
     unrolled: bool = False,
@@ -51,7 +52,7 @@ def lower_decode_step(
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       int8_cache: keys and values are stored as int8.
       unrolled: each layer's parameters are arrays of their own, as `init(..., unrolled=True)` makes
-        them, and the step is written out: see `stacking`.
+        them, and the step is written out layer by layer.
       chip: for which the default plan and schedules are chosen, itself or its name; by default that
         of the mesh.
 
@@ -83,12 +84,12 @@ def lower_decode_step(
 
 def lower_prefill(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     *,
     batch: int,
     length: int,
     weights: str = "bf16",
-    plan: Any = None,
+    plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
     unrolled: bool = False,
@@ -115,7 +116,7 @@ def lower_prefill(
     return _lower(config, mesh, plan, schedule, *given, reads=False)
 
 
-def _checked(config: Any, mesh: Any, weights: str) -> ModelConfig:
+def _checked(config: ModelConfig | str, mesh: MeshLike, weights: str) -> ModelConfig:
     """The config, or that of the named model."""
     config = as_config(config)
     checks.check_weights(weights, WEIGHTS)
@@ -126,8 +127,8 @@ def _checked(config: Any, mesh: Any, weights: str) -> ModelConfig:
 
 def _lower(
     config: ModelConfig,
-    mesh: Any,
-    plan: Any,
+    mesh: MeshLike,
+    plan: PlanLike,
     schedule: ScheduleLike,
     weights: str,
     batch: int,

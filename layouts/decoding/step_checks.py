@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from collective_einsum.text import did_you_mean, shown
 
 from ..arguments import as_integers, values_of
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig, as_config
@@ -37,7 +38,7 @@ def check_weights(weights: str, words: Sequence[str]) -> None:
         )
 
 
-def check_mesh_for(config: ModelConfig, mesh: Any) -> None:
+def check_mesh_for(config: ModelConfig, mesh: MeshLike) -> None:
     """Refuses a mesh that cannot hold the model under any layout.
 
     Raises:
@@ -66,7 +67,7 @@ def check_prefix(cache: Cache) -> None:
         )
 
 
-def as_given(config: Any, mesh: Any, params: Any) -> ModelConfig:
+def as_given(config: Any, mesh: MeshLike, params: Any) -> ModelConfig:
     """The config, or that of the named model, of which `params` are, on the mesh.
 
     Raises:
@@ -87,7 +88,7 @@ def as_given(config: Any, mesh: Any, params: Any) -> ModelConfig:
     return config
 
 
-def check_cache(cache: Any, mesh: Any = None) -> None:
+def check_cache(cache: Any, mesh: MeshLike | None = None) -> None:
     """Refuses what is no cache, or one that has been donated or is elsewhere.
 
     Raises:
@@ -109,7 +110,7 @@ def check_cache(cache: Any, mesh: Any = None) -> None:
     )
 
 
-def check_prefix_of(prefix: Any, config: ModelConfig, mesh: Any) -> None:
+def check_prefix_of(prefix: Any, config: ModelConfig, mesh: MeshLike) -> None:
     """Refuses what is no prefix, or that of another model, or one that is elsewhere.
 
     Raises:
@@ -129,36 +130,43 @@ def check_prefix_of(prefix: Any, config: ModelConfig, mesh: Any) -> None:
         "make it again with layouts.shared_prefix",
         "make it with layouts.shared_prefix of a cache on this mesh",
     )
-    found = tuple(prefix.k.values.shape)
-    expected = (config.layers, config.stored_kv_heads, *found[2:3], config.d_head)
-    if found != expected:
+    shape = tuple(prefix.k.values.shape)
+    expected = (config.layers, config.stored_kv_heads, *shape[2:3], config.d_head)
+    if shape != expected:
         raise ValueError(
-            f"the prefix has shape {found}, but {config.name} needs {expected} (layers, key-value "
+            f"the prefix has shape {shape}, but {config.name} needs {expected} (layers, key-value "
             "heads, positions, d_head); make it with a cache of this model"
         )
 
 
-def _check_held(what: str, tree: Any, mesh: Any, deleted: str, elsewhere: str) -> None:
-    """Refuses arrays that are none any more, or on other devices than the mesh's."""
+def _check_held(name: str, tree: Any, mesh: MeshLike | None, deleted: str, elsewhere: str) -> None:
+    """Refuses arrays that are deleted or donated, or on other devices than the mesh's.
+
+    Args:
+      name: of the argument, for the message.
+      tree: a pytree of arrays.
+      mesh: None for any.
+      deleted, elsewhere: what to do about either, for the message.
+    """
     for x in jax.tree.leaves(tree):
         if isinstance(x, jax.ShapeDtypeStruct):
-            raise ValueError(f"{what} must be arrays, but there are shapes alone among them")
+            raise ValueError(f"{name} must be arrays, but there are shapes alone among them")
         if not isinstance(x, jax.Array) or isinstance(x, Tracer):
             continue
         if x.is_deleted():
-            raise ValueError(f"{what} has arrays that have been deleted or donated: {deleted}")
-        if _is_elsewhere(x, mesh):
-            found = sorted(device.id for device in x.sharding.device_set)
+            raise ValueError(f"{name} has arrays that have been deleted or donated: {deleted}")
+        if isinstance(mesh, Mesh) and _is_elsewhere(x, mesh):
+            ids = sorted(device.id for device in x.sharding.device_set)
             raise ValueError(
-                f"{what} has an array of shape {x.shape} on {shown(found)}, and the mesh has the "
+                f"{name} has an array of shape {x.shape} on {shown(ids)}, and the mesh has the "
                 f"{mesh.size} devices {shown([device.id for device in mesh.devices.flat])}: "
                 f"{elsewhere}"
             )
 
 
-def _is_elsewhere(x: jax.Array, mesh: Any) -> bool:
+def _is_elsewhere(x: jax.Array, mesh: Mesh) -> bool:
     """Whether an array is bound to other devices than those of a mesh, or in another order."""
-    if not isinstance(mesh, Mesh) or not x.committed:
+    if not x.committed:
         return False
     sharding = x.sharding
     if not isinstance(sharding, NamedSharding):
@@ -167,17 +175,19 @@ def _is_elsewhere(x: jax.Array, mesh: Any) -> bool:
     return own != mesh and isinstance(own, Mesh) and list(own.devices.flat) != [*mesh.devices.flat]
 
 
-def brought(x: Any, mesh: Any) -> Any:
-    """A tree of small arrays and numbers, whole on all devices of the mesh.
+def brought(x: Any, mesh: MeshLike) -> Any:
+    """A pytree of small arrays and numbers, replicated on all devices of the mesh.
 
-    Put there in so many words: jit does it as well, but not under a transfer guard, nor with arrays
-    that are bound to other devices. On a mesh of several processes, only those are.
+    An explicit transfer: jit makes an implicit one, but not under a transfer guard, nor of arrays that
+    are committed to other devices. On a mesh of several processes, only the latter are moved.
     """
 
     def one(x: Any) -> Any:
         if isinstance(x, Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return x
-        bound = isinstance(x, jax.Array) and _is_elsewhere(x, mesh)
+        bound = False
+        if isinstance(mesh, Mesh) and isinstance(x, jax.Array):
+            bound = _is_elsewhere(x, mesh)
         return x if mesh.is_multi_process and not bound else jax.device_put(x, placed)
 
     check_devices(mesh, "to put arrays on")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 import collective_einsum as ce
 
@@ -22,19 +21,19 @@ from ..partitionings.row_order import to_rows
 
 def embed(
     tokens: jax.Array,
-    table: Any,
+    table: jax.Array | ce.Quantized,
     config: ModelConfig,
     layout: FeedForwardLayout,
-    dtype: Any,
+    dtype: DTypeLike,
     schedule: ScheduleLike,
 ) -> jax.Array:
     """The rows of the table that tokens [batch, T] name, as activations between layers.
 
-    Each chip looks up what its part of the vocabulary has; sums over chips, which leave each chip
-    its part of rows and E, do the rest. A long prompt is read a piece at a time.
+    Each chip looks up the tokens of its shard of the vocabulary, and reduce-scatters add them up. A long
+    prompt is read a slice at a time.
 
     Args:
-      tokens: all of them, on every chip; the row of -1 is zeros.
+      tokens: replicated integers; the row of -1 is zeros.
       table: [vocab over `vocab_axes`, E], an array or a Quantized.
       config: sizes.
       layout: whose boundary sharding to leave.
@@ -46,14 +45,14 @@ def embed(
     """
     row_axes = ax.live(layout.batch_axes or layout.position_axes)
     rest = ax.live(boundary_axes(layout))
-    parts = ax.size(row_axes)
-    by_part = to_rows(tokens[:, :, None], layout).reshape(parts, -1)
-    count = by_part.shape[1]
-    row_bytes = parts * config.d_model * jnp.dtype(dtype).itemsize
-    pieces = -(-count // max(1, tuning.LOOKUP_BYTES // row_bytes))
-    piece = -(-count // pieces)
+    shards = ax.size(row_axes)
+    by_shard = to_rows(tokens[:, :, None], layout).reshape(shards, -1)
+    count = by_shard.shape[1]
+    row_bytes = shards * config.d_model * jnp.dtype(dtype).itemsize
+    slices = -(-count // max(1, tuning.LOOKUP_BYTES // row_bytes))
+    length = -(-count // slices)
 
-    # Nothing runs beside these sums.
+    # Nothing overlaps these sums.
     alone = "blocking" if schedule == "auto" else schedule
 
     def look_up(ids: jax.Array) -> jax.Array:
@@ -63,16 +62,16 @@ def embed(
         rows = ax.reduce_scatter_alone(rows, rest, 1, schedule)
         return ax.all_reduce(rows, layout.repeated_axes, schedule)
 
-    if pieces == 1:
-        found = look_up(by_part)
-    else:
-        padded = jnp.pad(by_part, ((0, 0), (0, pieces * piece - count)))
-        cut = jnp.moveaxis(padded.reshape(parts, pieces, piece), 1, 0)
-        found = lax.map(look_up, cut).reshape(pieces * piece, -1)[:count]
-    return found
+    if slices == 1:
+        return look_up(by_shard)
+    padded = jnp.pad(by_shard, ((0, 0), (0, slices * length - count)))
+    ids = jnp.moveaxis(padded.reshape(shards, slices, length), 1, 0)
+    return lax.map(look_up, ids).reshape(slices * length, -1)[:count]
 
 
-def _rows(table: Any, ids: jax.Array, config: ModelConfig, dtype: Any) -> jax.Array:
+def _rows(
+    table: jax.Array | ce.Quantized, ids: jax.Array, config: ModelConfig, dtype: DTypeLike
+) -> jax.Array:
     """The rows [..., E] of ids [...] that this chip has to give, zero elsewhere."""
     local = table.shape[0]
     axes = ax.live(vocab_axes(config, {axis: lax.axis_size(axis) for axis in AXES}))
@@ -93,7 +92,7 @@ def _rows(table: Any, ids: jax.Array, config: ModelConfig, dtype: Any) -> jax.Ar
 
 
 def unembed(
-    x: jax.Array, table: Any, layout: FeedForwardLayout, schedule: ScheduleLike
+    x: jax.Array, table: jax.Array | ce.Quantized, layout: FeedForwardLayout, schedule: ScheduleLike
 ) -> jax.Array:
     """Logits of rows x [B_W, E over the rest].
 

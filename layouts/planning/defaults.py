@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jax.sharding import Mesh
 
 from collective_einsum.chips import Chip, as_chip, chip_for
 
 from ..arguments import as_size
+from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import AXES, check_mesh
 from ..models.config import ModelConfig, as_config
 from ..partitionings.attention_placement import Placement, place
@@ -25,7 +25,7 @@ Serves = Callable[[Placement, Placement], bool]
 
 def default_decode(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     batch: int,
     context: int,
     *,
@@ -45,7 +45,7 @@ def default_decode(
 
 def default_prefill(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     batch: int,
     length: int,
     context: int,
@@ -63,7 +63,7 @@ def default_prefill(
 
 def default_reader(
     config: ModelConfig | str,
-    mesh: Any,
+    mesh: MeshLike,
     batch: int,
     length: int,
     context: int,
@@ -82,7 +82,13 @@ def _alike(one: Placement, other: Placement) -> bool:
 
 
 def _reader(
-    config: Any, mesh: Any, batch: Any, length: Any, context: Any, chip: Any, serves: Serves
+    config: ModelConfig | str,
+    mesh: MeshLike,
+    batch: int,
+    length: int,
+    context: int,
+    chip: Chip | str | None,
+    serves: Serves,
 ) -> Partitioning:
     config = as_config(config)
     batch, length, context = _sizes(batch=batch, length=length, context=context)
@@ -90,7 +96,7 @@ def _reader(
     return _prefill(config, _shape(mesh), chip_of(mesh, chip), batch, length, context, serves)
 
 
-def _sizes(**given: Any) -> tuple[int, ...]:
+def _sizes(**given: int) -> tuple[int, ...]:
     return tuple(as_size(name, value, "a default plan") for name, value in given.items())
 
 
@@ -136,12 +142,12 @@ def _placement(config: ModelConfig, shape: Shape, chosen: Partitioning) -> Place
     return place(config, chosen.feedforward, chosen.attention, sizes)
 
 
-def _shape(mesh: Any) -> Shape:
+def _shape(mesh: MeshLike) -> Shape:
     sizes = check_mesh(mesh)
     return tuple(sizes[axis] for axis in AXES)
 
 
-def chip_of(mesh: Any, chip: Chip | str | None = None) -> Chip:
+def chip_of(mesh: MeshLike, chip: Chip | str | None = None) -> Chip:
     """The chip that is named, or that of a mesh's devices; of an abstract mesh, the one it was made
     for.
 
@@ -151,7 +157,7 @@ def chip_of(mesh: Any, chip: Chip | str | None = None) -> Chip:
     return chip_for(kind_of(mesh)) if chip is None else as_chip(chip)
 
 
-def kind_of(mesh: Any) -> str:
+def kind_of(mesh: MeshLike) -> str:
     """That of a mesh's devices; of an abstract mesh, of those that it was made for."""
     if isinstance(mesh, Mesh):
         return mesh.devices.flat[0].device_kind
