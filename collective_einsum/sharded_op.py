@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
@@ -22,6 +21,7 @@ from .global_arrays.array_layouts import AnyMesh, axes_of_type, partition_spec
 from .global_arrays.infer_collectives import Case, Change, Layout, Plan, infer
 from .ops.request import Options
 from .ops.schedule import Schedule, as_schedule
+from .rings.ring_steps import reorder_shards
 from .spec.spec import Spec
 
 
@@ -110,13 +110,13 @@ class Sharded:
         for dim, axes in change.early:
             x = _own_block(x, dim, axes)
         for _, have, want in change.sorts:
-            x = _sorted(x, have, want)
+            x = reorder_shards(x, have, want)
         for dim, axes in change.gathers:
             x = collectives.all_gather(x, axes, axis=dim, **self._how())
         for dim, axes in change.late:
             x = _own_block(x, dim, axes)
         for _, have, want in change.resorts:
-            x = _sorted(x, have, want)
+            x = reorder_shards(x, have, want)
         return x
 
     def _how(self) -> dict[str, Any]:
@@ -233,20 +233,6 @@ def _own_block(x: Any, dim: int, axes: tuple[str, ...]) -> Any:
     """This device's block of a dimension, of which it has more."""
     block = x.shape[dim] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * block, block, axis=dim)
-
-
-def _sorted(x: Any, have: tuple[str, ...], want: tuple[str, ...]) -> Any:
-    """The shards of a dimension over `have`, handed on so that they lie over `want`."""
-    # lax.ppermute numbers devices in the order of the mesh, whatever the order of the tuple.
-    mesh_order = jax.sharding.get_abstract_mesh().axis_names
-    axes = tuple(sorted(have, key=mesh_order.index))
-    sizes = [lax.axis_size(axis) for axis in axes]
-    devices = np.arange(math.prod(sizes)).reshape(sizes)
-    holders, wanters = (
-        devices.transpose([axes.index(axis) for axis in order]).ravel().tolist()
-        for order in (have, want)
-    )
-    return lax.ppermute(x, axes, list(zip(holders, wanters, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="op", inline=True)

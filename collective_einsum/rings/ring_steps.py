@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..ops.schedule import Direction
@@ -83,6 +84,19 @@ def exchange(x: Any, axes: tuple[str, ...], by: tuple[int, ...]) -> Any:
         for place, i in number.items()
     ]
     return lax.ppermute(x, axes, pairs)
+
+
+def reorder_shards(x: jax.Array, have: tuple[str, ...], want: tuple[str, ...]) -> jax.Array:
+    """Sends the shards of a dimension that lie over the axes `have`, the first one major, so that they
+    lie over `want`, the same axes in another order."""
+    axes = in_mesh_order(have)
+    sizes = [lax.axis_size(axis) for axis in axes]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    sources, targets = (
+        devices.transpose([axes.index(axis) for axis in order]).ravel().tolist()
+        for order in (have, want)
+    )
+    return lax.ppermute(x, axes, list(zip(sources, targets, strict=True)))
 
 
 def in_mesh_order(axes: tuple[str, ...]) -> tuple[str, ...]:
