@@ -1,4 +1,1 @@
-"""What collective einsums cost: compiled for a target, replayed or timed."""
-
-# What a compiled program, and its replay, are made from.
-SOURCES = ("collective_einsum", "layouts", "bench")
+"""What collective einsums cost: compiled for a target and replayed, or run and timed."""

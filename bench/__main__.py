@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging as logging_of_python
 import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from absl import app, flags, logging
+
+from bench import arguments, interrupts
 
 # Nothing here imports jax before `main` has set its environment.
 DESCRIPTION = """\
@@ -20,32 +25,81 @@ measured: run here. counted: read in a compiled program. predicted: compiled for
 replayed. published: from a paper.
 """
 TARGET = "v4:4x4x4"
+_BATCH, _LENGTH = 64, 2048
+_FEEDFORWARD, _ATTENTION = ("WS 2D",), ("batch xyz",)
+_EVERY_SECONDS = 10
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status, 1 if a result is wrong."""
-    options = argument_parser().parse_args(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      words: arguments without the program's name; None for those of the process.
+
+    Returns:
+      The exit status: 0; 1 if a result is wrong; 2 if arguments are; 130 after Ctrl-C.
+    """
+    try:
+        options = _parse(sys.argv if words is None else ["bench", *words])
+    except SystemExit as error:
+        return int(error.code or 0)
+    return _execute(options)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; leaves with status 2 and one line if it is wrong."""
+    try:
+        return argument_parser().parse_args(argv[1:])
+    except (ValueError, flags.Error) as error:
+        print(f"python -m bench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _execute(options: argparse.Namespace) -> int:
     # A TPU slice is only compiled for, and correctness runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    for name in ("jax", "matplotlib"):
+        logging_of_python.getLogger(name).setLevel(logging_of_python.WARNING)
     try:
         return options.run(options)
     except (ValueError, ModuleNotFoundError) as error:
         print(f"python -m bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; what was compiled is kept, run it again to go on", file=sys.stderr)
-        return 130
+        interrupts.kill_workers()
+        print(interrupts.MESSAGE, file=sys.stderr)
+        return interrupts.STATUS
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Of all commands; `run` of what it parses is the function that does it."""
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--json", metavar="FILE", help="write every row, with versions and target")
-    shared.add_argument(
-        "--cache", metavar="DIR", help="where compiled programs are kept (.bench_cache)"
+def argument_parser() -> arguments.Parser:
+    """The parser of all commands; `run` of what it parses is the function that does it."""
+    caching = arguments.Parser(
+        add_help=False, argument_default=argparse.SUPPRESS, inherited_absl_flags=None
     )
-    shared.add_argument("--workers", type=int, metavar="N", help="processes that compile (2)")
-    parser = argparse.ArgumentParser(
+    caching.add_argument(
+        "--cache",
+        type=arguments.folder,
+        metavar="DIR",
+        help="where compiled programs are kept (.bench_cache)",
+    )
+    caching.add_argument(
+        "--workers", type=arguments.positive, metavar="N", help="processes that compile (2)"
+    )
+    shared = arguments.Parser(
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+        inherited_absl_flags=None,
+        parents=[caching],
+    )
+    shared.add_argument(
+        "--json",
+        type=arguments.output,
+        metavar="FILE",
+        help="write every row, with versions and target",
+    )
+    parser = arguments.Parser(
         prog="python -m bench",
         description=DESCRIPTION,
         parents=[shared],
@@ -56,11 +110,11 @@ def argument_parser() -> argparse.ArgumentParser:
     _add_collectives(commands, shared)
     _add_timeline(commands, shared)
     _add_layers(commands, shared)
-    _add_paper(commands, shared)
+    _add_paper(commands, caching)
     return parser
 
 
-def _add_collectives(commands: Any, shared: argparse.ArgumentParser) -> None:
+def _add_collectives(commands: Any, shared: arguments.Parser) -> None:
     command = commands.add_parser(
         "collectives",
         parents=[shared],
@@ -76,12 +130,12 @@ def _add_collectives(commands: Any, shared: argparse.ArgumentParser) -> None:
         action="store_true",
         help="all numbers of rows, int8 weights, and gathered weights",
     )
-    command.add_argument("--rows", type=_integers, help="numbers of rows, such as 64,512")
-    command.add_argument("--weights", type=_words, help="bf16, int8 or bf16,int8")
+    command.add_argument("--rows", type=arguments.positives, help="numbers of rows, such as 64,512")
+    command.add_argument("--weights", type=arguments.weights, help="bf16, int8 or bf16,int8")
     command.add_argument("--only", default="", help="cases whose name contains this")
 
 
-def _add_timeline(commands: Any, shared: argparse.ArgumentParser) -> None:
+def _add_timeline(commands: Any, shared: arguments.Parser) -> None:
     command = commands.add_parser(
         "timeline",
         parents=[shared],
@@ -92,19 +146,21 @@ def _add_timeline(commands: Any, shared: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_timeline)
     command.add_argument("--target", default=TARGET, help=f"slice to compile for ({TARGET})")
     command.add_argument("--case", required=True, help="part of a case's name, or feedforward")
-    command.add_argument("--rows", type=int, default=512, help="rows (512)")
-    command.add_argument("--weights", default="bf16", choices=("bf16", "int8"))
+    command.add_argument("--rows", type=arguments.positive, default=512, help="rows (512)")
+    command.add_argument("--weights", default="bf16", choices=arguments.WEIGHTS)
     command.add_argument(
         "--schedule",
         default="auto",
         help="a schedule's name, chunked:CHUNKS[:LABEL[:DIRECTION]] with CHUNKS such as 4 or 1+3, or a "
         "form of the feedforward",
     )
-    command.add_argument("--png", metavar="FILE", help="draw it")
-    command.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev")
+    command.add_argument("--png", type=arguments.picture, metavar="FILE", help="draw it")
+    command.add_argument(
+        "--trace", type=arguments.output, metavar="FILE", help="write a trace for ui.perfetto.dev"
+    )
 
 
-def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
+def _add_layers(commands: Any, shared: arguments.Parser) -> None:
     command = commands.add_parser(
         "layers",
         parents=[shared],
@@ -114,26 +170,22 @@ def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     command.set_defaults(run=_layers)
     command.add_argument("--target", default=TARGET, help=f"slice, cpu:N or attached ({TARGET})")
-    command.add_argument("--model", default="palm-540b", help="name of a model (palm-540b)")
+    command.add_argument("--model", help="name of a model (palm-540b)")
     command.add_argument("--phase", choices=("decode", "prefill"), help="one phase, with sizes:")
-    command.add_argument("--batch", type=int, default=64, help="sequences (64)")
-    command.add_argument("--length", type=int, default=2048, help="context or prompt (2048)")
-    command.add_argument("--weights", default="bf16", choices=("bf16", "int8"))
+    command.add_argument("--batch", type=arguments.positive, help="sequences (64)")
+    command.add_argument("--length", type=arguments.positive, help="context or prompt (2048)")
+    command.add_argument("--weights", choices=arguments.WEIGHTS, help="(bf16)")
     command.add_argument(
         "--feedforward",
-        type=_words,
-        default=("WS 2D",),
+        type=arguments.words,
         help="layouts, such as 'WS 2D,WS 2D batch,WG XYZ' (WS 2D)",
     )
     command.add_argument(
         "--attention",
-        type=_words,
-        default=("batch xyz",),
+        type=arguments.words,
         help="layouts, such as 'heads,batch xyz' (batch xyz)",
     )
-    command.add_argument(
-        "--schedules", type=_words, default=("blocking", "auto"), help="(blocking,auto)"
-    )
+    command.add_argument("--schedules", type=arguments.words, help="(blocking,auto)")
     command.add_argument(
         "--unrolled",
         action="store_true",
@@ -141,7 +193,7 @@ def _add_layers(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_paper(commands: Any, shared: argparse.ArgumentParser) -> None:
+def _add_paper(commands: Any, shared: arguments.Parser) -> None:
     command = commands.add_parser(
         "paper",
         parents=[shared],
@@ -152,7 +204,9 @@ def _add_paper(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     command.set_defaults(run=_paper)
     command.add_argument("--full", action="store_true", help="all rows; else some, in minutes")
-    command.add_argument("--out", metavar="DIR", default="paper_report", help="(paper_report)")
+    command.add_argument(
+        "--out", type=arguments.folder, metavar="DIR", default="paper_report", help="(paper_report)"
+    )
 
 
 def _main_job(options: argparse.Namespace) -> int:
@@ -162,18 +216,18 @@ def _main_job(options: argparse.Namespace) -> int:
     from collective_einsum.ruler.compile import target
 
     start = time.perf_counter()
-    progress = _Progress()
     outcomes: list[correctness.Outcome] = []
     for outcome in correctness.run(target("cpu:8")):
         outcomes.append(outcome)
-        progress.show(f"checked {len(outcomes)}: {outcome.check}, {outcome.schedule}")
-    progress.clear()
+        _progress("checked %d: %s, %s", len(outcomes), outcome.check, outcome.schedule)
     print("Is it right? On 8 emulated CPU devices, in float32.\n")
     print(correctness.print_outcomes(outcomes))
     print(
         f"\nlargest error {correctness.largest_error(outcomes):.1e}, "
-        f"allowed {correctness.TOLERANCE:.0e}\n"
+        f"allowed {correctness.TOLERANCE:.0e}"
     )
+    wrong = sum(not outcome.passed for outcome in outcomes)
+    print(f"{len(outcomes)} checks: {f'{wrong} are WRONG' if wrong else 'none is wrong'}.\n")
     rows: list[Any] = []
     print(f"What does it gain? PaLM 540B's feedforward in bf16 on {collectives.SHORT_TARGET}.\n")
     if importlib.util.find_spec("libtpu") is None:
@@ -183,106 +237,158 @@ def _main_job(options: argparse.Namespace) -> int:
         )
     else:
         rows = _measured(collectives.short_tasks(), options)
-        print(report.print_short(report.comparisons(rows)))
-        print(
-            "\nlimit: compute or communication as in blocking, the longer of the two; auto is compiled "
-            "by ce.jit, with the options of the chip's compiler"
-        )
-    if options.json:
-        report.save_json(options.json, checks=outcomes, rows=rows)
+        compared = report.comparisons(rows)
+        print(report.print_short(compared))
+        print(f"\n{report.short_legend(compared)}\n\n{report.print_conclusion(compared)}")
+    _save_json(options, checks=outcomes, rows=rows)
     print(f"\ndone in {time.perf_counter() - start:.0f} s (measured)")
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
+    return 1 if wrong else 0
 
 
 def _collectives(options: argparse.Namespace) -> int:
     from bench.einsum_suite import report
     from bench.einsum_suite import tasks as collectives
 
+    _check_slice(options.target)
     tasks = collectives.tasks(
         options.target, options.full, options.rows, options.weights, options.only
     )
     if not tasks:
-        raise ValueError(f"there is no case whose name contains {options.only!r}")
+        known = dict.fromkeys(
+            task.case.name for task in collectives.tasks(options.target, full=True)
+        )
+        raise ValueError(
+            f"there is no case whose name contains {options.only!r} among {', '.join(known)} with "
+            "these rows and weights"
+        )
     rows = _measured(tasks, options)
+    compared = report.comparisons(rows)
     print(f"{options.target}\n")
-    print(report.print_comparisons(report.comparisons(rows)))
-    print(f"\n{report.print_summary(rows)}")
-    if options.json:
-        report.save_json(options.json, rows=rows)
+    print(f"{report.print_comparisons(compared)}\n\n{report.comparisons_legend(compared)}\n")
+    print(f"{report.print_choices(compared)}\n\n{report.choices_legend()}\n")
+    print(f"{report.print_summary(rows)}\n\n{report.print_conclusion(compared)}")
+    _save_json(options, rows=rows)
     return 0
 
 
 def _layers(options: argparse.Namespace) -> int:
     if options.target.startswith("cpu:") or options.target == "attached":
-        if options.target == "attached":
-            os.environ.pop("JAX_PLATFORMS")
-        from bench.decoder_suite import run_small as layers_run
-        from collective_einsum.ruler.compile import target
-
-        where, progress = target(options.target), _Progress()
-        found: list[layers_run.RunRow] = []
-        count = len(layers_run.Case.on(len(where.devices)).pairs())
-        for row in layers_run.run(where):
-            found.append(row)
-            progress.show(f"checked {len(found)} of {count}: {row.feedforward}, {row.attention}")
-        progress.clear()
-        print(layers_run.print_rows(found, where))
-        return 0 if all(row.passed for row in found) else 1
+        return _layers_here(options)
     from bench.decoder_suite import layers, phases
-    from bench.einsum_suite import report
 
+    _check_slice(options.target)
+    if options.phase is None:
+        arguments.check_unused(
+            options,
+            "without --phase, the paper's configurations are compiled; add --phase decode or "
+            "--phase prefill",
+            **dict.fromkeys(("batch", "length", "weights", "feedforward", "attention")),
+        )
     wanted = phases.chosen(
-        options.model,
+        options.model or "palm-540b",
         options.phase,
-        options.batch,
-        options.length,
-        options.weights,
-        options.feedforward,
-        options.attention,
-        options.schedules,
+        options.batch or _BATCH,
+        options.length or _LENGTH,
+        options.weights or "bf16",
+        options.feedforward or _FEEDFORWARD,
+        options.attention or _ATTENTION,
+        options.schedules or ("blocking", "auto"),
         unrolled=options.unrolled,
     )
-    progress = _Progress()
+    if options.phase is not None:
+        # Schedules are alike in this.
+        for phase in {(p.feedforward, p.attention): p for p in wanted}.values():
+            phase.check(layers.mesh_of(options.target))
     rows: dict[int, Any] = {}
     measured = layers.measure_all(wanted, options.target, options.cache, options.workers)
     for place, row in measured:
         rows[place] = row
-        progress.show(f"compiled {len(rows)} of {len(wanted)}: {row.phase}")
-    progress.clear()
+        _progress("compiled %d of %d: %s", len(rows), len(wanted), row.phase)
     ordered = [rows[place] for place in sorted(rows)]
-    print(f"{options.model} on {options.target}\n\n{layers.print_rows(ordered)}")
-    if options.json:
-        report.save_json(options.json, rows=ordered)
-    return 0
+    unrolled = ", layers unrolled" if options.unrolled else ""
+    model = options.model or "palm-540b"
+    print(f"{model} on {options.target}{unrolled}\n\n{layers.print_rows(ordered)}")
+    _save_json(options, rows=ordered)
+    return 1 if all(row.refused for row in ordered) else 0
+
+
+def _layers_here(options: argparse.Namespace) -> int:
+    """Runs a small decoder on emulated or attached devices."""
+    names = ("model", "phase", "batch", "length", "weights", "feedforward", "attention")
+    arguments.check_unused(
+        options,
+        f"--target {options.target} runs a small decoder of its own; name a slice, such as "
+        f"--target {TARGET}",
+        **dict.fromkeys((*names, "schedules")),
+        unrolled=False,
+    )
+    if options.target == "attached":
+        os.environ.pop("JAX_PLATFORMS")
+    from bench.decoder_suite import run_small
+    from collective_einsum.ruler.compile import target
+
+    where = target(options.target)
+    chips = len(where.devices)
+    if options.target != "attached" and chips & (chips - 1):
+        raise ValueError(
+            f"--target cpu:{chips}: the small decoder needs a power of two, such as "
+            f"cpu:{1 << chips.bit_length()}"
+        )
+    rows: list[run_small.RunRow] = []
+    count = len(run_small.Case.on(chips).pairs())
+    for row in run_small.run(where):
+        rows.append(row)
+        _progress("checked %d of %d: %s, %s", len(rows), count, row.feedforward, row.attention)
+    print(run_small.print_rows(rows, where))
+    _save_json(options, rows=rows)
+    return 0 if all(row.passed for row in rows) else 1
 
 
 def _paper(options: argparse.Namespace) -> int:
     from bench.paper import report as paper
 
-    progress = _Progress()
-    how: dict[str, Any] = {"full": options.full, "workers": options.workers}
-    text = paper.report(options.out, options.cache, progress=progress.show, **how)
-    progress.clear()
-    print(text)
+    if options.json:
+        raise ValueError("--json has no effect here: paper writes report.json into --out DIR")
+
+    def progress(text: str) -> None:
+        _progress("%s", text)
+
+    print(
+        paper.report(
+            options.out,
+            options.cache,
+            progress=progress,
+            full=options.full,
+            workers=options.workers,
+        )
+    )
     return 0
 
 
 def _timeline(options: argparse.Namespace) -> int:
-    from bench.einsum_suite import measure, report
+    from bench.einsum_suite import measure
     from bench.einsum_suite import tasks as collectives
     from collective_einsum.ruler.replay import scheduler_verdict
 
-    what = (options.case, options.rows, options.weights, options.schedule, options.target)
-    task = collectives.find_task(*what)
-    found = measure.timeline(task, options.cache)
-    print(f"{task}, {options.target}, {task.case.layers} layers\n\n{found}\n")
-    print(scheduler_verdict("bench.einsum_suite.tasks:compile_again", *what))
+    _check_slice(options.target)
+    asked = (options.case, options.rows, options.weights, options.schedule, options.target)
+    task = collectives.find_task(*asked)
+    replayed = measure.timeline(task, options.cache)
+    title = f"{task.case.name}, {task.case.rows} rows, {task.case.weights}, {task.schedule}"
+    print(f"{title}, {options.target}, {task.case.layers} layers\n\n{replayed}\n")
+    print(scheduler_verdict("bench.einsum_suite.tasks:compile_again", *asked))
+    print(
+        f"\nSo a layer is predicted to take {replayed.total_seconds / task.case.layers * 1e6:.1f} us; "
+        f"{replayed.hidden_fraction:.0%} of its communication is overlapped with compute."
+    )
     if options.png:
-        found.save_png(options.png)
+        replayed.save_png(options.png, title=title, layers=task.case.layers)
+        print(f"picture written to {options.png}")
     if options.trace:
-        found.save_trace(options.trace)
+        replayed.save_trace(options.trace)
+        print(f"trace written to {options.trace}")
     if options.json:
-        report.save_json(options.json, rows=[measure.measure(task, options.cache)])
+        _save_json(options, rows=[measure.measure(task, options.cache)])
     return 0
 
 
@@ -290,42 +396,35 @@ def _measured(tasks: Sequence[Any], options: argparse.Namespace) -> list[Any]:
     """The rows of all tasks, in the order of the tasks."""
     from bench.einsum_suite.measure import measure_all
 
-    progress = _Progress()
     rows: dict[int, Any] = {}
     for place, row in measure_all(tasks, options.cache, options.workers):
         rows[place] = row
-        progress.show(f"compiled {len(rows)} of {len(tasks)}: {row}")
-    progress.clear()
+        _progress("compiled %d of %d: %s", len(rows), len(tasks), row)
     return [rows[place] for place in sorted(rows)]
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+def _check_slice(name: str) -> None:
+    """Refuses a target that cannot be compiled for, or is no TPU slice, before anything else."""
+    from collective_einsum.ruler.compile import target
+
+    if target(name).can_run:
+        raise ValueError(f"--target {name} is no TPU slice; name one, such as {TARGET}")
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+def _save_json(options: argparse.Namespace, **rows: Any) -> None:
+    """Writes rows to the file of --json, if it was given."""
+    if options.json:
+        from bench.einsum_suite import report
+
+        report.save_json(options.json, **rows)
+        print(f"\nrows written to {options.json}")
 
 
-class _Progress:
-    """One line on standard error that the next replaces; elsewhere than on a terminal, a line now
-    and then."""
-
-    def __init__(self, every_seconds: float = 20):
-        self.every_seconds = every_seconds
-        self.last = time.monotonic()
-
-    def show(self, text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{text[:120]}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.last > self.every_seconds:
-            self.last = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _progress(text: str, *values: Any) -> None:
+    """Logs the first of these lines, and then one every `_EVERY_SECONDS`."""
+    logging.log_every_n_seconds(logging.INFO, text, _EVERY_SECONDS, *values)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupts.answer_interrupts()
+    app.run(_execute, flags_parser=_parse)

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from bench.decoder_suite.phases import Phase, mfu, split
+from bench.tables import legend
 from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
 from collective_einsum.ruler.replay import Timeline, replay, table
 
@@ -148,33 +149,21 @@ def measure_all(
 
 
 def print_rows(rows: Sequence[LayerRow]) -> str:
-    """The rows as a table, and below it what each waits for."""
-    head = (
-        "predicted",
-        "weights",
-        "feedforward",
-        "attention",
-        "schedule",
-        "us a layer",
-        "matmul",
-        "attend",
-        "exposed",
-        "rest",
-        "MFU",
-        "GiB a chip",
-    )
+    """The rows as a table, below it the ops that each waits for, and the meaning of the columns."""
+    head = ("predicted, us a layer", "feedforward", "attention", "schedule", *_MEANINGS)
     us = 1e6
     cells, notes = [], []
     for row in rows:
         phase = row.phase
-        what = (phase.name, phase.weights, phase.feedforward, phase.attention)
         if row.refused:
             notes.append(f"{phase}: {row.refused}")
             continue
         cells.append(
             (
-                *what,
-                phase.schedule_name,
+                f"{phase.name} {phase.weights}",
+                phase.feedforward,
+                phase.attention,
+                phase.schedule,
                 f"{row.seconds * us:.1f}",
                 *(f"{row.parts[n] * us:.1f}" for n in ("matmul", "attention", "exposed", "rest")),
                 f"{row.mfu:.1%}",
@@ -185,4 +174,30 @@ def print_rows(rows: Sequence[LayerRow]) -> str:
         if waits:
             ops = ", ".join(f"{name} {seconds * us:.1f} us" for name, seconds in waits)
             notes.append(f"{phase.name} {phase.weights} {phase.schedule_name} waits for {ops}")
-    return "\n".join([table(head, cells), *notes])
+    return "\n".join([table(head, cells), *notes, legend(_MEANINGS), _conclusion(rows)])
+
+
+_MEANINGS = {
+    "total": "time of one layer, the sum of the next four",
+    "matmul": "in matmuls other than attention's",
+    "attend": "in attention's scores and values",
+    "exposed": "waiting for communication that nothing overlaps",
+    "rest": "in all else: norms, softmax, copies, waiting for HBM",
+    "MFU": "flops of the layers' parameters over the bf16 peak of all chips",
+    "GiB": "GiB a chip: arguments, results and temporaries of the step",
+}
+
+
+def _conclusion(rows: Sequence[LayerRow]) -> str:
+    """One sentence: the fastest row of every phase."""
+    best: dict[str, LayerRow] = {}
+    for row in rows:
+        name = f"{row.phase.name} {row.phase.weights}"
+        if not row.refused and (name not in best or row.seconds < best[name].seconds):
+            best[name] = row
+    fastest = [
+        f"{name}: {row.phase.feedforward}, {row.phase.attention}, {row.phase.schedule} "
+        f"({row.seconds * 1e6:.1f} us)"
+        for name, row in best.items()
+    ]
+    return "Fastest " + "; ".join(fastest) if fastest else "No row could be compiled."

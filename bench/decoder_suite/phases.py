@@ -86,6 +86,14 @@ class Phase:
         """The schedule, and whether the layers are unrolled."""
         return f"{self.schedule}, unrolled" if self.unrolled else self.schedule
 
+    def check(self, mesh: Mesh) -> None:
+        """Traces a step of one layer, which takes seconds at most, and compiles nothing.
+
+        Raises:
+          ValueError: the layouts do not fit the mesh, or do not divide the batch or the prompts.
+        """
+        dataclasses.replace(self, layers=1, schedule="blocking", unrolled=False).lower(mesh)
+
     def compiler_options(self, mesh: Mesh) -> dict[str, bool | int | str]:
         """That its program is compiled under."""
         if self.kind == "sample":

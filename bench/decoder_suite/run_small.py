@@ -13,6 +13,7 @@ import numpy as np
 
 import layouts
 from bench.decoder_suite.phases import ATTENTIONS, FEEDFORWARDS
+from bench.tables import legend
 from collective_einsum.ruler.compile import Target
 from collective_einsum.ruler.replay import table
 from layouts import ModelConfig, Partitioning
@@ -172,4 +173,17 @@ def print_rows(rows: list[RunRow], target: Target) -> str:
     ]
     kind, sizes = target.devices[0].device_kind, Case.on(len(target.devices)).sizes
     sides = "x".join(str(size) for size in sizes.values())
-    return f"a mesh {sides} of {kind}, a small model, in float32\n" + table(head, cells)
+    title = f"a mesh {sides} of {kind}, a small model, in float32"
+    wrong = sum(not row.passed for row in rows)
+    ending = f"{wrong} of them are WRONG." if wrong else "all are right."
+    meanings = {
+        "measured": "layout of the feedforward",
+        "attention": "layout of attention and of the cache",
+        "error": "largest difference from the reference's logits, over the largest logit; "
+        f"{TOLERANCE:.0e} is allowed",
+        "prefill ms": f"the fastest of {REPEATS} prefills",
+        "decode ms": "the fastest decode step",
+    }
+    return "\n".join(
+        [title, table(head, cells), "", legend(meanings), f"{len(rows)} pairs of layouts: {ending}"]
+    )

@@ -6,9 +6,9 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench import SOURCES
 from bench.decoder_suite.layers import ends_of, mesh_of, replayed
 from bench.decoder_suite.phases import Phase, split
+from bench.tables import SOURCES
 from collective_einsum.ruler.compile import Cache, in_processes, source_name
 
 

@@ -48,6 +48,15 @@ class Form:
     gather: tuple[str, str] | None = None
     scatter: tuple[str, str] | None = None
 
+    @property
+    def description(self) -> str:
+        """The einsum and its collective: function, spec, label and mesh axes."""
+        function, collective = "all_gather_einsum", self.gather
+        if collective is None:
+            function, collective = "einsum_reduce_scatter", self.scatter
+        label, axes = collective or ("", "")
+        return f'{function}("{self.spec}"), {label} over {axes}'
+
 
 _WEIGHT_STATIONARY = (
     Form(

@@ -41,6 +41,7 @@ COMPILER = tuple(
     f"compiler {hidden}{how}" for how in ("", " windowed", " asynchronous") for hidden in HIDDEN
 )
 
+DESCRIPTION = "gather yz, up and gate, scatter x, swiglu, gather x, down, scatter yz"
 _IN, _OUT = "me,ef->mf", "mf,fe->me"
 # Rows of which the layers are also written out one by one, which compiles for long.
 UNROLLED_ROWS = (64, 512)

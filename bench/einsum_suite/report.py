@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.einsum_suite.cases import FORMS
+from bench.einsum_suite.feedforward_forms import DESCRIPTION
 from bench.einsum_suite.measure import Row
+from bench.tables import legend
 from collective_einsum.ruler.compile import versions
 from collective_einsum.ruler.replay import table
 
@@ -102,7 +105,28 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
     return found
 
 
-def print_comparisons(found: Sequence[Comparison]) -> str:
+# Meanings of the columns of the tables, which stand below them.
+_MEANINGS = {
+    "compute": "time in which the chip computes",
+    "comm": "time in which something is under way between chips, as in blocking",
+    "blocking": "lax's collectives before and after the einsum, by jax.jit",
+    "exposed": "time of the column before in which the chip waits for communication",
+    "in jit": "auto by jax.jit, without the compiler options of ce.jit",
+    "auto": 'schedule="auto" by ce.jit; of the feedforward, its form "ours"',
+    "hidden": "fraction of blocking's comm that auto does not wait for",
+    "speedup": "blocking / auto",
+    "limit": "compute or comm of blocking, the longer: no overlap of the two can be faster",
+    "above it": "auto / limit - 1; negative where another program has less to do than blocking",
+}
+_CHOICE_MEANINGS = {
+    "chose": "the schedule that auto comes to",
+    "best": "the fastest of all that were tried, by its replay",
+    "which": "the schedule of best",
+    "regret": "auto / best - 1",
+}
+
+
+def print_comparisons(compared: Sequence[Comparison]) -> str:
     """A line for each case; microseconds a layer."""
     rows = [
         (
@@ -113,27 +137,76 @@ def print_comparisons(found: Sequence[Comparison]) -> str:
             _us(c.blocking.total_seconds),
             _us(c.in_jit.total_seconds) if c.in_jit else "",
             _us(c.auto.total_seconds),
-            c.chosen,
-            _us(c.auto.exposed_seconds),
             _percent(c.hidden_fraction),
             f"{c.speedup:.3f}",
             _us(c.limit_seconds),
             f"{c.distance:+.1%}",
-            _us(c.best.total_seconds),
-            c.best.schedule,
-            f"{c.regret:.1%}",
         )
-        for c in found
+        for c in compared
     ]
     head = (
         *("us a layer, predicted", "rows", "compute", "comm", "blocking", "in jit", "auto"),
-        *("chose", "exposed", "hidden", "speedup", "limit", "above it", "best", "which", "regret"),
+        *("hidden", "speedup", "limit", "above it"),
     )
     return table(head, rows)
 
 
-def print_short(found: Sequence[Comparison]) -> str:
-    """As `print_comparisons`, for one schedule of ours beside blocking."""
+def print_choices(compared: Sequence[Comparison]) -> str:
+    """A line for each case: the schedule that auto chose, and the best; microseconds a layer."""
+    rows = [
+        (
+            f"{c.auto.case}, {c.auto.weights}",
+            str(c.auto.rows),
+            c.chosen,
+            _us(c.best.total_seconds),
+            c.best.schedule,
+            f"{c.regret:.1%}",
+        )
+        for c in compared
+    ]
+    return table(("us a layer, predicted", "rows", "chose", "best", "which", "regret"), rows)
+
+
+def comparisons_legend(compared: Sequence[Comparison]) -> str:
+    """Below `print_comparisons`: its columns and cases."""
+    meanings = {name: text for name, text in _MEANINGS.items() if name != "exposed"}
+    return f"{legend(meanings)}\n{_cases_legend(compared)}"
+
+
+def short_legend(compared: Sequence[Comparison]) -> str:
+    """Below `print_short`: its columns and cases."""
+    meanings = {n: t for n, t in _MEANINGS.items() if n not in ("compute", "comm", "in jit")}
+    return f"{legend(meanings)}\n{_cases_legend(compared)}"
+
+
+def choices_legend() -> str:
+    """Below `print_choices`: its columns."""
+    return legend(_CHOICE_MEANINGS)
+
+
+def _cases_legend(compared: Sequence[Comparison]) -> str:
+    """The einsum and the collective of every case, one a line; rows: size of the label m."""
+    names = dict.fromkeys(c.auto.case for c in compared)
+    lines = [f"  {name}: {FORMS[name].description}" for name in names if name in FORMS]
+    lines += [f"  {n}: PaLM's feedforward, {DESCRIPTION}" for n in names if n not in FORMS]
+    return "\n".join(["Cases, rows being the size of label m:", *lines])
+
+
+def print_conclusion(compared: Sequence[Comparison]) -> str:
+    """One sentence: what the table says."""
+    if not compared:
+        return "Nothing could be compared: no case has both a blocking row and one of ours."
+    mean = math.exp(sum(math.log(c.speedup) for c in compared) / len(compared))
+    faster = sum(c.speedup > 1.001 for c in compared)
+    return (
+        f"So auto is predicted faster than blocking in {faster} of {len(compared)} rows, "
+        f"{mean:.2f} times in the geometric mean and {max(c.speedup for c in compared):.2f} times "
+        "at best."
+    )
+
+
+def print_short(compared: Sequence[Comparison]) -> str:
+    """As `print_comparisons`, for one schedule of ours and blocking."""
     rows = [
         (
             c.auto.case,
@@ -147,7 +220,7 @@ def print_short(found: Sequence[Comparison]) -> str:
             _us(c.limit_seconds),
             f"{c.distance:+.1%}",
         )
-        for c in found
+        for c in compared
     ]
     head = (
         *("us a layer, predicted", "rows", "blocking", "exposed", "auto", "exposed"),

@@ -54,17 +54,21 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
     dims = target.count("x") + 1
     unrolled = FeedForward(2048, unrolled=True)
     known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,)), unrolled]
-    found = [each for each in known if case in each.name]
-    if len(found) > 1:
+    matching = [one for one in known if case in one.name]
+    if len(matching) > 1:
         # A part of both feedforwards' names means the scanned one.
-        found = [each for each in found if each != unrolled]
-    if len(found) != 1:
-        names = ", ".join(repr(each.name) for each in (found or known))
-        raise ValueError(f"case {case!r} is {'one of' if found else 'none of'} {names}; name one.")
-    if isinstance(found[0], FeedForward):
+        matching = [one for one in matching if one != unrolled]
+    if len(matching) != 1:
+        names = ", ".join(repr(one.name) for one in (matching or known))
+        raise ValueError(
+            f"case {case!r} is {'one of' if matching else 'none of'} {names}; name one."
+        )
+    if isinstance(matching[0], FeedForward):
+        if weights != "bf16":
+            raise ValueError(f"the feedforward has bf16 weights only; {weights!r} is for einsums")
         form = "ours" if schedule == "auto" else schedule
-        return Task(FeedForward(rows, weights, found[0].unrolled), form, target)
-    return Task(Case(found[0].form, rows, weights), parse_schedule(schedule), target)
+        return Task(FeedForward(rows, weights, matching[0].unrolled), form, target)
+    return Task(Case(matching[0].form, rows, weights), parse_schedule(schedule), target)
 
 
 def compile_again(case: str, rows: int, weights: str, schedule: str, target: str) -> None:

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def _documents() -> str:
+    """README and all pages."""
+    files = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def test_help() -> None:
@@ -69,10 +77,13 @@ def test_collectives_and_timeline(tmp_path: Path) -> None:
 
 def test_layers_on_emulated_devices_as_the_readme_writes_it() -> None:
     line = "python -m bench layers --target cpu:8"
-    assert f"\n{line}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{line}\n" in _documents()
     found = run(*line.removeprefix("python -m bench ").split())
     assert found.returncode == 0, found.stderr
-    title, head, *rows = found.stdout.strip().splitlines()
+    above, _, below = found.stdout.strip().partition("\n\n")
+    title, head, *rows = above.splitlines()
+    assert below.startswith("Columns: measured: layout of the feedforward")
+    assert below.endswith("pairs of layouts: all are right.")
     assert title.startswith("a mesh 2x2x2 of cpu")
     assert head.startswith("measured")
     for name in (*FEEDFORWARDS, *ATTENTIONS):
@@ -83,8 +94,7 @@ def test_layers_on_emulated_devices_as_the_readme_writes_it() -> None:
 
 def test_every_command_of_the_readme_is_one() -> None:
     """Its words are understood; the functions behind the commands have tests of their own."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"python -m bench[^\n`]*", text)
+    lines = re.findall(r"python -m bench[^\n`]*", _documents())
     assert len(lines) > 5
     for line in lines:
         options = command.argument_parser().parse_args(shlex.split(line)[3:])
@@ -130,3 +140,66 @@ def test_errors_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no case whose name contains 'nothing'" in capsys.readouterr().err
     assert command.main(["timeline", "--case", "nothing"]) == 2
     assert "none of 'gather yz, W_in'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("colectives", "did you mean 'collectives'?"),
+        ("collectives --weights fp8", "write bf16, int8 or bf16,int8"),
+        ("collectives --rows -5", "'-5' is no list of whole numbers of at least 1"),
+        ("collectives --rows 0", "'0' is no list of whole numbers of at least 1"),
+        ("collectives --rows 1,a", "'1,a' is no list of whole numbers of at least 1"),
+        ("collectives --target cpu:8", "name one, such as v4:4x4x4"),
+        ("collectives --workers 0", "'0' is no whole number of at least 1"),
+        ("timeline --case x --weights fp8", "invalid choice: 'fp8'"),
+        ("timeline --case feedforward --weights int8", "bf16 weights only"),
+        ("timeline --case x --png t.foo", "end its name in .png"),
+        ("layers --target cpu:3", "a power of two, such as cpu:4"),
+        ("layers --target cpu:8 --batch 7", "--batch has no effect here"),
+        ("layers --batch 7", "add --phase decode or --phase prefill"),
+        ("layers --phase decode --batch -7", "'-7' is no whole number of at least 1"),
+        ("--json /nowhere/rows.json", "there is no folder '/nowhere'"),
+        ("collectives --cache pyproject.toml/cache", "is a file; name a folder"),
+        ("paper --out pyproject.toml", "is a file; name a folder"),
+        ("paper --json rows.json", "--json"),
+        ("--json rows.json paper", "paper writes report.json into --out DIR"),
+    ],
+)
+def test_wrong_arguments_end_at_once_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(correctness, "run", lambda _: pytest.fail("something ran"))
+    assert command.main(shlex.split(arguments)) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+
+
+def test_flags_of_a_file(tmp_path: Path) -> None:
+    """absl's flags are known, before and after the command."""
+    path = tmp_path / "flags"
+    path.write_text("--rows\n64\n--verbosity=1\n")
+    options = command.argument_parser().parse_args(["collectives", f"--flagfile={path}"])
+    assert options.rows == (64,)
+
+
+def test_ctrl_c_is_answered_while_workers_compile(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "bench", "collectives", "--rows", "512", "--cache", str(tmp_path)]
+    process = subprocess.Popen(
+        line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    # The first progress line; workers compile the next programs by then.
+    assert process.stderr is not None
+    assert "compiled 1 of" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - start < 5
+    assert process.returncode == 130
+    assert "run the command again to go on" in errors

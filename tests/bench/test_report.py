@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from bench.einsum_suite.measure import Row
 from bench.einsum_suite.report import (
+    choices_legend,
     comparisons,
+    comparisons_legend,
+    print_choices,
     print_comparisons,
+    print_conclusion,
     print_short,
     print_summary,
     save_json,
+    short_legend,
 )
 
 
@@ -101,6 +108,26 @@ def test_tables() -> None:
     assert "speedup 1.250 in the geometric mean (limit 1.400), 90.0% of communication" in summary
     assert "longest compile of any (measured): 3.0 s (einsum, 512 bf16, blocking)" in summary
     assert "off by 10.7% in the median" in summary
+
+
+def test_every_column_has_a_legend_and_tables_fit_a_terminal() -> None:
+    named = dataclasses.replace(ROWS[1], case="weights gathered xyz", total_seconds=27414.1e-6)
+    rows = [dataclasses.replace(r, case=named.case, rows=8192) for r in (ROWS[0], named, ROWS[3])]
+    compared = comparisons(rows)
+    pairs = (
+        (print_comparisons(compared), comparisons_legend(compared)),
+        (print_choices(compared), choices_legend()),
+        (print_short(compared), short_legend(compared)),
+    )
+    for text, legend in pairs:
+        for column in re.split(r"  +", text.splitlines()[0])[2:]:
+            assert f"{column}: " in legend.replace("\n  ", " ")
+        assert max(map(len, [*text.splitlines(), *legend.splitlines()])) <= 120
+    assert 'weights gathered xyz: all_gather_einsum("me,ef->mf"), f over xyz' in pairs[0][1]
+    assert print_conclusion(compared).startswith(
+        "So auto is predicted faster than blocking in 0 of 1"
+    )
+    assert print_conclusion([]).startswith("Nothing could be compared")
 
 
 def test_json(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from collective_einsum.ruler.replay.events import Event
@@ -85,3 +86,21 @@ def test_png(tmp_path: Path) -> None:
     image = np.rint(imread(path)[..., :3] * 255).astype(int)
     for colour in [(0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73), (0x99, 0x99, 0x99), (0xCC, 0x79, 0xA7)]:
         assert (image == colour).all(axis=-1).sum() > 100
+
+
+def test_png_names_what_it_shows_and_leaves_empty_rows_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    TIMELINE.save_png(tmp_path / "x.png", title="gather x, W_out, 512 rows, auto", layers=4)
+    (axes,) = figures[0].axes
+    assert axes.get_title().startswith("gather x, W_out, 512 rows, auto on TPU v4\n100.0 us")
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "compute",
+        "stall",
+        "x+",
+        "dma",
+    ]
+    marks = [text.get_text() for text in axes.texts]
+    assert marks == ["layer 0", "layer 1", "layer 2", "layer 3"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,19 +15,31 @@ TASKS_EACH = 12
 def in_processes(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
 ) -> Iterator[tuple[int, Any]]:
-    """Calls `function` with each of `arguments`; yields places and results as they finish."""
+    """Calls `function` with the arguments at every place; yields places and results as they finish.
+
+    An error, Ctrl-C among them, ends the processes at once, also while they compile.
+    """
     context = multiprocessing.get_context("spawn")
     count = max(1, min(workers, len(arguments)))
     # Compilers keep memory, so that each round has new processes; the pool's own
     # max_tasks_per_child can hang in Python 3.11 when it replaces one.
     for start in range(0, len(arguments), count * TASKS_EACH):
-        block = arguments[start : start + count * TASKS_EACH]
-        with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
-            places = {
-                pool.submit(function, *each): start + place for place, each in enumerate(block)
-            }
+        group = arguments[start : start + count * TASKS_EACH]
+        others = set(multiprocessing.active_children())
+        with concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=context, initializer=_leave_interrupts_to_the_parent
+        ) as pool:
+            places = {pool.submit(function, *args): start + i for i, args in enumerate(group)}
             try:
                 for future in concurrent.futures.as_completed(places):
                     yield places[future], future.result()
-            finally:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    # A terminal sends Ctrl-C to all; a worker that compiles could only print a traceback, much later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -144,13 +144,22 @@ class Timeline:
                 found[event.name] = found.get(event.name, 0.0) + shared
         return found
 
-    def save_png(self, path: str | os.PathLike[str]) -> None:
-        """Draws the rows: compute, stalls, every axis and direction, DMA. Needs matplotlib."""
-        title = (
-            f"{self.name} on {self.chip}: {self.total_seconds * 1e6:.1f} us, MFU {self.mfu:.1%}, "
-            f"{self.exposed_seconds * 1e6:.1f} us of communication exposed"
+    def save_png(self, path: str | os.PathLike[str], *, title: str = "", layers: int = 1) -> None:
+        """Draws the rows that have events: compute, stalls, axes and directions, DMA.
+
+        Args:
+          path: of the PNG file.
+          title: what was compiled, above the picture; by default, the module's name.
+          layers: how many layers alike the program has; their boundaries are marked.
+
+        Raises:
+          ModuleNotFoundError: matplotlib is not installed.
+        """
+        text = (
+            f"{title or self.name} on {self.chip}\n{self.total_seconds * 1e6:.1f} us, "
+            f"MFU {self.mfu:.1%}, {self.exposed_seconds * 1e6:.1f} us of communication exposed"
         )
-        drawing.save_png(path, title, self.rows, self.events, self.total_seconds)
+        drawing.save_png(path, text, self.rows, self.events, self.total_seconds, layers)
 
     def save_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes Chrome trace JSON, which ui.perfetto.dev opens; 1 us there is 1 us of the chip."""

@@ -41,16 +41,19 @@ def save_png(
     rows: Sequence[str],
     events: Iterable[Event],
     total_seconds: float,
+    layers: int = 1,
 ) -> None:
-    """Draws events, one row above the other, microseconds to the right.
+    """Draws events, one row above the other, microseconds to the right; rows without events are left
+    out, and the starts of layers marked.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
     figure_of = figure_class()
     from matplotlib.patches import Patch
 
-    by_row = _by_row(rows, events)
-    figure = figure_of(figsize=(14, 0.9 + 0.45 * len(rows)), layout="constrained")
+    by_row = {row: in_row for row, in_row in _by_row(rows, events).items() if in_row}
+    rows = list(by_row)
+    figure = figure_of(figsize=(14, 1.4 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     shown: dict[str, str] = {}
     for place, row in enumerate(rows):
@@ -65,8 +68,19 @@ def save_png(
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, max(total_seconds, 1e-12) * _US)
+    for layer in range(layers if layers > 1 else 0):
+        start = layer / layers * total_seconds * _US
+        axes.axvline(start, color="black", linestyle="--", linewidth=0.8)
+        axes.annotate(
+            f"layer {layer}",
+            (start, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=8,
+        )
     axes.set_xlabel("microseconds (predicted)")
-    axes.set_title(title)
+    axes.set_title(title, fontsize=11, pad=16)
     handles = [Patch(color=colour, label=label) for label, colour in shown.items()]
     if handles:
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -78,13 +92,13 @@ def save_trace(
 ) -> None:
     """Writes the events in the Trace Event Format, complete events ("X") on one thread a row.
 
-    Transfers that overlap on one link stand on lanes of their own, as threads must nest.
+    Transfers that overlap on one link stand on threads of their own, as threads must nest.
     """
     trace: list[dict[str, Any]] = [_metadata("process_name", 0, {"name": process})]
     thread = 0
     for row, in_row in _by_row(rows, events).items():
-        for lane, apart in enumerate(_lanes(in_row)):
-            name = row if lane == 0 else f"{row} ({lane + 1})"
+        for place, apart in enumerate(_threads(in_row)):
+            name = row if place == 0 else f"{row} ({place + 1})"
             trace.append(_metadata("thread_name", thread, {"name": name}))
             trace.append(_metadata("thread_sort_index", thread, {"sort_index": thread}))
             trace += [_complete(event, thread) for event in apart]
@@ -101,16 +115,16 @@ def _by_row(rows: Sequence[str], events: Iterable[Event]) -> dict[str, list[Even
     return of
 
 
-def _lanes(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
+def _threads(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
     """Splits events, sorted by start, into lists within which none overlap; at least one list."""
-    lanes: list[list[Event]] = [[]]
+    threads: list[list[Event]] = [[]]
     for event in events:
-        lane = next((lane for lane in lanes if not lane or lane[-1].end <= event.start), None)
-        if lane is None:
-            lane = []
-            lanes.append(lane)
-        lane.append(event)
-    return lanes
+        thread = next((t for t in threads if not t or t[-1].end <= event.start), None)
+        if thread is None:
+            thread = []
+            threads.append(thread)
+        thread.append(event)
+    return threads
 
 
 def _metadata(name: str, thread: int, args: dict[str, Any]) -> dict[str, Any]:
