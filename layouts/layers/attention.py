@@ -44,11 +44,11 @@ def project_heads(
     Args:
       c: [rows, E over the rest].
       weights: "w_q" and "w_kv".
-      step: what layers share.
-      factor: [rows, 1], what q and kv are still to be multiplied by; None for nothing.
+      step: shared by the layers.
+      factor: [rows, 1], by which q and kv are multiplied after the projection; None for 1.
       others: input matrices of the same activations. Their collectives come after those of
-        attention, whose own can then run beside these larger matmuls.
-      overlap_seconds: seconds of work that the last of their scatters can run beside.
+        attention, which these larger matmuls can then overlap.
+      overlap_seconds: seconds of independent compute that can overlap the last reduce-scatter.
 
     Returns:
       q and kv as `attend_columns` takes them; and the others as `project_in` leaves them, not
@@ -94,12 +94,12 @@ def attend_columns(
     past: Past | None,
     prefix: Past | None,
 ) -> tuple[Outgoing, Past]:
-    """From columns of q and kv to columns of what attention makes of them.
+    """From projected q and kv to the attended values, on their way to the output projection.
 
     Args:
-      projected: [rows, columns] each, as `project_heads` leaves them.
+      projected: q and kv, [rows, features] each, as `project_heads` leaves them.
       weights: for the biases.
-      step: what layers share.
+      step: shared by the layers.
       past, prefix: as in `attention`.
 
     Returns:
@@ -119,7 +119,7 @@ def attend_columns(
     with jax.named_scope("attend"):
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]
         q, k = rotate(q, step.query_tables, config.rotary), rotate(k, step.tables, config.rotary)
-        new_k, new_v = (jnp.swapaxes(each, 1, 2) for each in (k, v))
+        new_k, new_v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         segments = [_segment(new_k, new_v, step, causal=True)]
         if past is not None:
             segments.append(_segment(*past, step, lengths=step.lengths))
@@ -150,27 +150,32 @@ def _biased(
 def _to_heads(
     y: jax.Array, step: Step, columns: FeatureSharding, row_axes: Sequence[Axes]
 ) -> jax.Array:
-    """[B, T, heads, D] from rows and columns [B * T, n], sharded as attention wants them."""
+    """[B, T, heads, D] from [B * T, n], sharded as in attention."""
     y = to_attention(y, columns, step, row_axes)
     return y.reshape(*y.shape[:2], -1, step.config.d_head)
 
 
-def _segment(k: Any, v: Any, step: Step, **how: Any) -> Segment:
+def _segment(
+    k: jax.Array | Entries,
+    v: jax.Array | Entries,
+    step: Step,
+    *,
+    lengths: jax.Array | None = None,
+    causal: bool = False,
+) -> Segment:
     """Keys and values of the heads that this chip's queries read, as a segment."""
-    parts = [
-        (each.values, each.scale) if isinstance(each, Entries) else (each, None) for each in (k, v)
-    ]
+    pairs = [(x.values, x.scale) if isinstance(x, Entries) else (x, None) for x in (k, v)]
     table, kept = step.placement.selection, step.placement.queries.kept
     if table is not None:
         index = jnp.asarray(table)
         for axis in kept:
             index = lax.dynamic_index_in_dim(index, ax.axis_index(axis), 0, keepdims=False)
-        parts = [
+        pairs = [
             (
                 jnp.take(values, index, axis=-3),
                 None if scale is None else jnp.take(scale, index, axis=-2),
             )
-            for values, scale in parts
+            for values, scale in pairs
         ]
-    (keys, key_scale), (values, value_scale) = parts
-    return Segment(keys, values, key_scale, value_scale, **how)
+    (keys, key_scale), (values, value_scale) = pairs
+    return Segment(keys, values, key_scale, value_scale, lengths, causal)

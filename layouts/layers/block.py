@@ -75,14 +75,14 @@ def serial(
 def normed(
     x: jax.Array, weights: Mapping[str, jax.Array], step: Step
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The norm of x [rows, E over the rest], and what is left to multiply a projection of it by.
+    """The norm of x [rows, E over the rest], and the factor [rows, 1] of its projections, or None.
 
     An rmsnorm divides each row by one number, which commutes with a matmul: the number's own
-    reduction over devices then runs beside the matmul, and does not come before it. Not where the
+    reduction over devices then overlaps the matmul, and does not come before it. Not where the
     matmul leaves a chip with rows that it did not have.
     """
     config, layout = step.config, step.feedforward
-    weights = {name: boundary_shard(layout, each, config.d_model) for name, each in weights.items()}
+    weights = {name: boundary_shard(layout, w, config.d_model) for name, w in weights.items()}
     moments = norm_moments(x, config.norm)
     moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
     kept = layout.batch_axes in ((), layout.inner_batch_axes) and not layout.position_axes

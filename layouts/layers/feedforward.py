@@ -34,7 +34,7 @@ def projected(
 
     Args:
       c: [rows, E over the rest].
-      factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
+      factor: [rows, 1], by which the results of the input matrices are multiplied; None for 1.
       weights: of one layer, local shards, as they are stored.
       config: activation and gate.
       layout: of the projections.
@@ -64,7 +64,7 @@ def columns_out(
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
 ) -> Outgoing:
-    """What `project_out` takes of what `project_in` has made of the input matrices."""
+    """The hidden activations for `project_out`, from the results of `project_in`."""
     h = _between(factor, weights, config, layout, schedule)(inner, 0)
     return Outgoing(h, weights["w_out"])
 
@@ -76,7 +76,7 @@ def _between(
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
 ) -> Between:
-    """What stands between the matrices, of some columns from the one that is given on."""
+    """The nonlinearity between the matrices, for a slice of the features that starts at `lo`."""
     biases = {
         name: feature_bias(layout, weights[name], WEIGHT_AXES, schedule)
         for name in BIASES
@@ -84,7 +84,7 @@ def _between(
     }
 
     def between(inner: Sequence[jax.Array], lo: int) -> jax.Array:
-        own = {name: each[lo : lo + inner[0].shape[1]] for name, each in biases.items()}
+        own = {name: bias[lo : lo + inner[0].shape[1]] for name, bias in biases.items()}
         return hidden([scale_rows(y, factor) for y in inner], own, config)
 
     return between

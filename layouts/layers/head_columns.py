@@ -16,9 +16,9 @@ from .layer_context import Step
 def to_attention(
     y: jax.Array, columns: FeatureSharding, step: Step, row_axes: Sequence[Axes] = ()
 ) -> jax.Array:
-    """Rows [B * T, n] as attention wants them: whole heads in order, the batch cut further.
+    """[B * T, n] as attention wants them: unsharded heads in order, the batch sharded further.
 
-    All rows are wanted, of those that each of `row_axes` cuts, the minor ones first. Returns
+    Tokens are gathered over each of `row_axes` in turn, the minor ones first. Returns
     [B, T, n], of other B, T and n.
     """
     moved, schedule = step.placement.moved, step.schedule
@@ -31,13 +31,13 @@ def to_attention(
     else:
         y = ax.own_block(y, moved, 0)
     y = _sorted_blocks(y, columns.arrived(moved), in_feature_order(columns.arrived(moved)))
-    # What the columns were not sharded over, they can be cut by at once.
+    # Over axes that did not shard the features, every chip takes its slice.
     y = ax.own_block(y, [a for a in columns.kept if a not in columns.sharded], y.ndim - 1)
     return y if y.ndim == 3 else y[:, None]
 
 
 def from_attention(y: jax.Array, columns: FeatureSharding, step: Step) -> jax.Array:
-    """The way back of `to_attention`, for queries' columns: [B, T, n] to [B * T, n]."""
+    """The inverse of `to_attention`, for queries: [B, T, n] to [B * T, n]."""
     moved, schedule = step.placement.moved, step.schedule
     y = _by_sequence(to_rows(y, step.feedforward), step)
     y = _sorted_blocks(y, in_feature_order(columns.arrived(moved)), columns.arrived(moved))

@@ -3,7 +3,7 @@
 Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
 of a matrix. Batch and positions are stored padded, see `padded_sizes`: sequences that nobody asked
 for stay empty, and positions that nobody asked for are behind the end of every sequence. A step reads
-the cache as it was and attends to its own keys beside it; what is new is written afterwards, into the
+the cache as it was and attends to its own keys besides; new entries are written afterwards, into the
 buffer of a donated cache.
 """
 
@@ -47,7 +47,7 @@ def empty_cache(
     Args:
       config: the model.
       batch: sequences.
-      max_length: positions for each, beside the prefix.
+      max_length: positions for each, the prefix not counted.
       dtype: of keys and values.
       int8: store them as int8, with a scale for each position and head.
       prefix: what all sequences begin with.
@@ -140,7 +140,7 @@ def append(
       counts: [B], how many of its T entries to write; those past S are not written either.
     """
 
-    # Not at the top: `import layouts` should bring little beside jax.
+    # Not at the top: `import layouts` should bring little besides jax.
     from jax.experimental.layout import Layout, with_layout_constraint
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:

@@ -1,9 +1,9 @@
 """A weight-gathered feedforward whose matrices arrive while it multiplies.
 
-Instead of one gather and one matmul after the other, one ring brings the shards of the input
-matrices, of which each arrival makes its columns of what stands between the matmuls, and with them
-those of the output matrices. These stay sharded over x until they are used: all of their columns
-are there then, so that the matmuls add nothing up, and go round x.
+Instead of one all-gather and one matmul after the other, one ring over y and z brings the shards of the
+input and the output matrices. From each shard of the input matrices a chip makes a slice of the hidden
+activations. Shards of the output matrices are put into place as they come; `project_out` gathers them
+over x, with the matmuls that read them.
 """
 
 from __future__ import annotations
