@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 
 import collective_einsum as ce
-from collective_einsum.chips import traced_chip
 from collective_einsum.execution import local_product
 from collective_einsum.ops import as_schedule
 
@@ -57,16 +56,6 @@ def collective_schedule(schedule: ScheduleLike) -> ScheduleLike:
 def _left_to_lax(schedule: ScheduleLike) -> ScheduleLike:
     """The same, where "auto" is lax's own collective."""
     return "blocking" if schedule == "auto" else collective_schedule(schedule)
-
-
-def weights_schedule(schedule: ScheduleLike) -> ScheduleLike:
-    """The schedule of einsums that gather weights.
-
-    Weights wait for no computation: where the compiler makes lax's all-gathers asynchronous, each
-    all-gather overlaps the matmuls before its own, and neither a ring nor chunks would hide more.
-    """
-    lax_overlaps = "all_gather" in traced_chip().asynchronous
-    return "blocking" if as_schedule(schedule) is None and lax_overlaps else schedule
 
 
 def all_gather(x: SomeWeight, axes: Sequence[str], dim: int, schedule: ScheduleLike) -> SomeWeight:

@@ -63,7 +63,6 @@ class WeightGathered(FeedForwardLayout):
     ) -> list[jax.Array]:
         """See `FeedForwardLayout`; there is no scatter."""
         del overlap_seconds
-        schedule = ax.weights_schedule(schedule)
         e = ax.values(weights[0]).shape[0] * ax.size(("x",))
         c = gather_features(c, self, e, schedule)
         results = []
@@ -74,7 +73,7 @@ class WeightGathered(FeedForwardLayout):
 
     def project_out(self, terms: Sequence[Outgoing], schedule: ScheduleLike) -> jax.Array:
         """See `FeedForwardLayout`."""
-        products, schedule = [], ax.weights_schedule(schedule)
+        products = []
         for term in terms:
             gathered = () if term.features_gathered else WEIGHT_AXES
             columns = ax.live([axis for axis in gathered if axis in self.axes])
