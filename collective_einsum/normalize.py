@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import collectives
@@ -25,6 +26,8 @@ from .spec import dtypes
 from .spec import sizes as checks
 from .spec import spec as specs
 from .spec.quantized import Quantized, split_scale
+
+Operand = jax.Array | Quantized
 
 
 def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
@@ -62,7 +65,7 @@ def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list
     rights = list(rhs) if isinstance(rhs, Sequence) else [rhs]
     if not rights:
         raise ValueError(f"einsum {text!r}: rhs is an empty sequence; give at least one operand")
-    problems = [_Problem(text, lhs, right, ends, options) for right in rights]
+    problems = [_problem(text, lhs, right, ends, options) for right in rights]
     # Operands of different widths share a gather; without one, they are cut alike or not at all.
     alike = {(p.spec, p.result, p.gather or tuple(map(p.sizes.get, p.spec.out))) for p in problems}
     if all(p.moves_lhs for p in problems) and len(alike) == 1:
@@ -70,120 +73,37 @@ def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list
     return [[p] for p in problems]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Problem:
     """One einsum with its collectives, checked, in normal form: what is gathered is the lhs, no
     size-1 dimension broadcasts, and no label is repeated within an operand.
+
+    Attributes:
+      ends: the collectives, as the caller gave them.
+      options: as the caller gave them.
+      spec: the labels in normal form.
+      sizes: the size of each label on one device, after the gather and before the scatter.
+      gather: the all-gather of the lhs.
+      scatter: the reduce-scatter of the result.
+      moves_lhs: whether the caller's lhs is gathered, or nothing; if not, lhs and rhs are exchanged.
+      lhs, rhs: the operands in normal form.
+      result: the dtype of the result.
+      accumulator: the dtype of the dots' results.
+      wire: the dtype in which data is sent; None for the dtype that it has anyway.
     """
 
-    def __init__(self, text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> None:
-        self.options, self.ends = options, ends
-        operands = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in (lhs, rhs)]
-        left_shape, right_shape = (tuple(x.shape) for x in operands)
-        shapes = (left_shape, right_shape)
-        spec = specs.parse(text, *shapes)
-        self.gather = self._gather(spec, shapes)
-        self.sizes = checks.check_sizes(spec, *shapes, self.gather)
-        self.scatter = self._scatter(spec)
-        self._dtypes(spec, operands)
-        for x, labels in zip(operands, (spec.lhs, spec.rhs), strict=True):
-            if isinstance(x, Quantized):
-                split_scale(spec, labels, x, spec.out)
-                self._one_scale(spec, x, labels)
-        self.moves_lhs = self.gather is None or self.gather.operand == "lhs"
-        spec, *drop = checks.squeeze_broadcasts(spec, *shapes, self.gather)
-        plain = [
-            _plain(_squeeze(x, dims), labels, "".join({*spec.out, *other}), self.accumulator)
-            for x, dims, labels, other in zip(
-                operands, drop, (spec.lhs, spec.rhs), (spec.rhs, spec.lhs), strict=True
-            )
-        ]
-        if not self.moves_lhs:
-            plain.reverse()
-        (self.lhs, left), (self.rhs, right) = plain
-        self.spec = dataclasses.replace(spec, lhs=left, rhs=right)
-        if self.gather is not None and not self.moves_lhs:
-            self.gather = dataclasses.replace(self.gather, operand="lhs")
-
-    def _gather(self, spec: specs.Spec, shapes: tuple[Any, Any]) -> specs.Gather | None:
-        ends = self.ends
-        if ends.gather is None:
-            return None
-        label, axis_name = ends.gather
-        n = checks.axis_size(axis_name)
-        if ends.scatter is not None:
-            specs.check_both_ends(
-                spec,
-                label,
-                ends.scatter[0],
-                gather_axes=checks.axis_names(axis_name),
-                scatter_axes=checks.axis_names(ends.scatter[1]),
-            )
-        found = specs.resolve_gather(spec, label, *shapes, n=n, axis_name=axis_name)
-        if not found.shard:
-            raise ValueError(
-                f"gather={label!r} over axis {axis_name!r} of size {n} in einsum {spec}: "
-                f"{found.operand} has size 0 there, so there is nothing to gather; use jnp.einsum"
-            )
-        if spec.role(label) in ("lhs_summed", "rhs_summed"):
-            raise ValueError(
-                f"gather={label!r} over axis {axis_name!r} of size {n}: einsum {spec} sums over "
-                f"{label!r} in {found.operand} alone, so its shards are not needed: sum "
-                f"{found.operand} over {label!r}, all_reduce that, and leave {label!r} out"
-            )
-        return found
-
-    def _scatter(self, spec: specs.Spec) -> specs.Scatter | None:
-        if self.ends.scatter is None:
-            return None
-        label, axis_name = self.ends.scatter
-        shapes = [[self.sizes[c] for c in labels] for labels in (spec.lhs, spec.rhs)]
-        n = checks.axis_size(axis_name)
-        return specs.resolve_scatter(spec, label, *shapes, n=n, axis_name=axis_name)
-
-    def _dtypes(self, spec: specs.Spec, operands: Sequence[Any]) -> None:
-        """Sets `result`, `accumulator` and `wire`, the last None for what moves anyway."""
-        options, ends = self.options, self.ends
-        devices = self.scatter.n if self.scatter is not None else 1
-        if ends.reduce is not None:
-            devices = checks.axis_size(ends.reduce)
-        found = dtypes.check_dtypes(
-            spec,
-            *operands,
-            terms=dtypes.summed_terms(spec, self.sizes, devices),
-            preferred_element_type=options.preferred_element_type,
-            accumulator=options.accumulator_dtype,
-        )
-        self.result, self.accumulator = found.result, found.accumulator
-        self.wire = options.wire_dtype
-        if self.wire is None and isinstance(options.schedule, Schedule):
-            self.wire = options.schedule.wire_dtype
-        if self.wire is None:
-            return
-        if self.gather is None or self.scatter is not None:
-            self.wire = dtypes.check_wire_dtype(spec, self.wire, self.result)
-        if self.gather is not None:
-            x = operands[self.gather.operand == "rhs"]
-            moving = x.values.dtype if isinstance(x, Quantized) else x.dtype
-            # With both ends the wire dtype is that of the sums, and integers move as they are.
-            if self.scatter is None or not jnp.issubdtype(moving, jnp.integer):
-                self.wire = dtypes.check_wire_dtype(spec, self.wire, moving)
-
-    def _one_scale(self, spec: specs.Spec, x: Quantized, labels: str) -> None:
-        """Where products are summed over devices, those must have one scale, if types can tell."""
-        summed: set[str] = set()
-        for end in (self.ends.scatter and self.ends.scatter[1], self.ends.reduce):
-            summed.update(checks.axis_names(end) if end is not None else ())
-        if self.gather is not None and self.ends.gather is not None:
-            moved = spec.lhs if self.gather.operand == "lhs" else spec.rhs
-            if self.gather.out_dim is None and labels == moved:
-                summed.update(checks.axis_names(self.ends.gather[1]))
-        differs = summed & jax.typeof(x.scale).manual_axis_type.varying
-        if differs:
-            raise ValueError(
-                f"einsum {spec}: the scale of {labels!r} varies over the axis {min(differs)!r}, "
-                "over whose devices its products are summed, so it cannot be applied to their "
-                "sum; quantize the whole array, and shard it by partition_specs"
-            )
+    ends: Ends
+    options: Options
+    spec: specs.Spec
+    sizes: Mapping[str, int]
+    gather: specs.Gather | None
+    scatter: specs.Scatter | None
+    moves_lhs: bool
+    lhs: Operand
+    rhs: Operand
+    result: np.dtype[Any]
+    accumulator: np.dtype[Any]
+    wire: np.dtype[Any] | None
 
     def scaled(self, y: Any) -> Any:
         """`y` times the scales of quantized operands, in the dtype of the result."""
@@ -215,6 +135,161 @@ class _Problem:
     def _blocks(self) -> bool:
         given = self.options.schedule
         return given == "blocking" or (isinstance(given, Schedule) and given.kind == "blocking")
+
+
+def _problem(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> _Problem:
+    """Checks an einsum with its collectives and brings it into normal form.
+
+    Raises:
+      ValueError: anything does not fit, in words.
+    """
+    operands = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in (lhs, rhs)]
+    left_shape, right_shape = (tuple(x.shape) for x in operands)
+    shapes = (left_shape, right_shape)
+    spec = specs.parse(text, *shapes)
+    gather = _gather(spec, shapes, ends)
+    sizes = checks.check_sizes(spec, *shapes, gather)
+    scatter = _scatter(spec, sizes, ends)
+    kinds = _result_dtypes(spec, operands, sizes, scatter, ends, options)
+    wire = _wire_dtype(spec, operands, gather, scatter, kinds.result, options)
+    for x, labels in zip(operands, (spec.lhs, spec.rhs), strict=True):
+        if isinstance(x, Quantized):
+            split_scale(spec, labels, x, spec.out)
+            _check_one_scale(spec, x, labels, gather, ends)
+    moves_lhs = gather is None or gather.operand == "lhs"
+    spec, *drop = checks.squeeze_broadcasts(spec, *shapes, gather)
+    plain = [
+        _plain(_squeeze(x, dims), labels, "".join({*spec.out, *other}), kinds.accumulator)
+        for x, dims, labels, other in zip(
+            operands, drop, (spec.lhs, spec.rhs), (spec.rhs, spec.lhs), strict=True
+        )
+    ]
+    if gather is not None and not moves_lhs:
+        plain.reverse()
+        gather = dataclasses.replace(gather, operand="lhs")
+    (left, left_labels), (right, right_labels) = plain
+    return _Problem(
+        ends=ends,
+        options=options,
+        spec=dataclasses.replace(spec, lhs=left_labels, rhs=right_labels),
+        sizes=sizes,
+        gather=gather,
+        scatter=scatter,
+        moves_lhs=moves_lhs,
+        lhs=left,
+        rhs=right,
+        result=kinds.result,
+        accumulator=kinds.accumulator,
+        wire=wire,
+    )
+
+
+def _gather(
+    spec: specs.Spec, shapes: tuple[specs.Shape, specs.Shape], ends: Ends
+) -> specs.Gather | None:
+    """The all-gather before the einsum, checked."""
+    if ends.gather is None:
+        return None
+    label, axis_name = ends.gather
+    n = checks.axis_size(axis_name)
+    if ends.scatter is not None:
+        specs.check_both_ends(
+            spec,
+            label,
+            ends.scatter[0],
+            gather_axes=checks.axis_names(axis_name),
+            scatter_axes=checks.axis_names(ends.scatter[1]),
+        )
+    gather = specs.resolve_gather(spec, label, *shapes, n=n, axis_name=axis_name)
+    if not gather.shard:
+        raise ValueError(
+            f"gather={label!r} over axis {axis_name!r} of size {n} in einsum {spec}: "
+            f"{gather.operand} has size 0 there, so there is nothing to gather; use jnp.einsum"
+        )
+    if spec.role(label) in ("lhs_summed", "rhs_summed"):
+        raise ValueError(
+            f"gather={label!r} over axis {axis_name!r} of size {n}: einsum {spec} sums over "
+            f"{label!r} in {gather.operand} alone, so its shards are not needed: sum "
+            f"{gather.operand} over {label!r}, all_reduce that, and leave {label!r} out"
+        )
+    return gather
+
+
+def _scatter(spec: specs.Spec, sizes: Mapping[str, int], ends: Ends) -> specs.Scatter | None:
+    """The reduce-scatter after the einsum, checked."""
+    if ends.scatter is None:
+        return None
+    label, axis_name = ends.scatter
+    shapes = [[sizes[c] for c in labels] for labels in (spec.lhs, spec.rhs)]
+    n = checks.axis_size(axis_name)
+    return specs.resolve_scatter(spec, label, *shapes, n=n, axis_name=axis_name)
+
+
+def _result_dtypes(
+    spec: specs.Spec,
+    operands: Sequence[Operand],
+    sizes: Mapping[str, int],
+    scatter: specs.Scatter | None,
+    ends: Ends,
+    options: Options,
+) -> dtypes.Dtypes:
+    """The dtypes of the result and of the sums, checked."""
+    devices = scatter.n if scatter is not None else 1
+    if ends.reduce is not None:
+        devices = checks.axis_size(ends.reduce)
+    return dtypes.check_dtypes(
+        spec,
+        *operands,
+        terms=dtypes.summed_terms(spec, sizes, devices),
+        preferred_element_type=options.preferred_element_type,
+        accumulator=options.accumulator_dtype,
+    )
+
+
+def _wire_dtype(
+    spec: specs.Spec,
+    operands: Sequence[Operand],
+    gather: specs.Gather | None,
+    scatter: specs.Scatter | None,
+    result: np.dtype[Any],
+    options: Options,
+) -> np.dtype[Any] | None:
+    """The dtype in which data is sent, checked; None for the dtype that it has anyway."""
+    wire = options.wire_dtype
+    if wire is None and isinstance(options.schedule, Schedule):
+        wire = options.schedule.wire_dtype
+    if wire is None:
+        return None
+    if gather is None or scatter is not None:
+        wire = dtypes.check_wire_dtype(spec, wire, result)
+    if gather is not None:
+        x = operands[gather.operand == "rhs"]
+        moving = x.values.dtype if isinstance(x, Quantized) else x.dtype
+        # With both collectives the wire dtype is that of the sums, and integers move as they are.
+        if scatter is None or not jnp.issubdtype(moving, jnp.integer):
+            wire = dtypes.check_wire_dtype(spec, wire, moving)
+    return wire
+
+
+def _check_one_scale(
+    spec: specs.Spec, x: Quantized, labels: str, gather: specs.Gather | None, ends: Ends
+) -> None:
+    """Raises ValueError if products of different scales would be summed over devices, as far as types
+    tell."""
+    summed: set[str] = set()
+    for end in (ends.scatter and ends.scatter[1], ends.reduce):
+        summed.update(checks.axis_names(end) if end is not None else ())
+    if gather is not None and ends.gather is not None:
+        moved = spec.lhs if gather.operand == "lhs" else spec.rhs
+        if gather.out_dim is None and labels == moved:
+            summed.update(checks.axis_names(ends.gather[1]))
+    differs = summed & jax.typeof(x.scale).manual_axis_type.varying
+    if differs:
+        raise ValueError(
+            f"einsum {spec}: the scale of {labels!r} varies over the axis {min(differs)!r}, "
+            "over whose devices its products are summed, so it cannot be applied to their "
+            "sum; quantize the whole array, and shard it by partition_specs"
+        )
 
 
 def _squeeze(x: Any, dims: Sequence[int]) -> Any:
