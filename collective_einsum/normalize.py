@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -95,7 +95,7 @@ class _Problem:
     ends: Ends
     options: Options
     spec: specs.Spec
-    sizes: Mapping[str, int]
+    sizes: dict[str, int]
     gather: specs.Gather | None
     scatter: specs.Scatter | None
     moves_lhs: bool
@@ -215,7 +215,7 @@ def _gather(
     return gather
 
 
-def _scatter(spec: specs.Spec, sizes: Mapping[str, int], ends: Ends) -> specs.Scatter | None:
+def _scatter(spec: specs.Spec, sizes: dict[str, int], ends: Ends) -> specs.Scatter | None:
     """The reduce-scatter after the einsum, checked."""
     if ends.scatter is None:
         return None
@@ -228,7 +228,7 @@ def _scatter(spec: specs.Spec, sizes: Mapping[str, int], ends: Ends) -> specs.Sc
 def _result_dtypes(
     spec: specs.Spec,
     operands: Sequence[Operand],
-    sizes: Mapping[str, int],
+    sizes: dict[str, int],
     scatter: specs.Scatter | None,
     ends: Ends,
     options: Options,
@@ -268,7 +268,7 @@ def _wire_dtype(
         # With both collectives the wire dtype is that of the sums, and integers move as they are.
         if scatter is None or not jnp.issubdtype(moving, jnp.integer):
             wire = dtypes.check_wire_dtype(spec, wire, moving)
-    return wire
+    return np.dtype(wire)
 
 
 def _check_one_scale(

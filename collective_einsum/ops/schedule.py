@@ -28,18 +28,18 @@ class Schedule:
 
     Attributes:
       kind: "blocking" (lax's collective, then the einsum), "ring" (a dot for every hop of the ring),
-        or "chunked" (a dimension cut into `chunks`, whose collectives run during the dots of other
+        or "chunked" (a dimension split into `chunks`, whose collectives overlap with the dots of other
         chunks; with one chunk each of several results is scattered during the next one's dot).
       direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
         half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops. And for
         "chunked" alone, "async": no ring, but lax's all-gather and all-to-all, for compilers that
-        run these beside other work; see `compiler_options`.
+        overlap these with compute; see `compiler_options`.
       chunks: how many chunks, for "chunked"; or their sizes in proportion, such as (1, 3), so that
         little is left to wait for at an end.
-      label: the einsum label that is cut into chunks; None for the one that suits (see
-        `choose_schedule`). The gathered label, if it goes directly and is not summed over: every
-        shard is then cut, and the own one needs no waiting.
-      end: for "ring" and an einsum with both collectives, the one whose ring it goes round, "gather"
+      label: the einsum label that is split into chunks; None for the one that suits (see
+        `choose_schedule`). The gathered label, if "async" and not summed over: every shard is then
+        split, and the dot of the own shard waits for nothing.
+      end: for "ring" and an einsum with both collectives, the collective that is a ring, "gather"
         or "scatter"; the other one is then lax's own.
       wire_dtype: the dtype on the wire; None for that of the gathered operand, and for partial sums
         that of the result.
@@ -69,7 +69,7 @@ class Schedule:
             )
         if self.direction == "async" and self.kind == "ring":
             raise ValueError(
-                "Schedule(kind='ring', direction='async'): what goes directly goes round no ring; "
+                "Schedule(kind='ring', direction='async'): lax's own collective goes round no ring; "
                 "use kind='chunked'"
             )
         shares = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
