@@ -184,7 +184,7 @@ _MEANINGS = {
     "exposed": "waiting for communication that nothing overlaps",
     "rest": "in all else: norms, softmax, copies, waiting for HBM",
     "MFU": "flops of the layers' parameters over the bf16 peak of all chips",
-    "GiB": "GiB a chip: arguments, results and temporaries of the step",
+    "GiB": "memory, GiB a chip; arguments, results and temporaries of the step",
 }
 
 

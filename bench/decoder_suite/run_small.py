@@ -175,7 +175,7 @@ def print_rows(rows: list[RunRow], target: Target) -> str:
     sides = "x".join(str(size) for size in sizes.values())
     title = f"a mesh {sides} of {kind}, a small model, in float32"
     wrong = sum(not row.passed for row in rows)
-    ending = f"{wrong} of them are WRONG." if wrong else "all are right."
+    ending = f"{wrong} differ from the reference." if wrong else "all are right."
     meanings = {
         "measured": "layout of the feedforward",
         "attention": "layout of attention and of the cache",
