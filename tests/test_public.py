@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +141,7 @@ def test_reprs_of_settings() -> None:
     assert repr(layouts.Sampling(1.0, top_p=0.9)) == "Sampling(temperature=1.0, top_p=0.9)"
     assert repr(layouts.Sampling([1.0] * 80)) == "Sampling(temperature=float64[80])"
     assert repr(layouts.Sampling(jnp.ones(80))) == "Sampling(temperature=float32[80])"
-    assert repr(layouts.Sampling(P("x"))) == f"Sampling(temperature={P('x')!r})"
+    assert repr(layouts.Sampling(cast(Any, P("x")))) == f"Sampling(temperature={P('x')!r})"
     model = layouts.ModelConfig(2, 64, 64, 8, 8, 8, 64)
     assert eval(repr(model), {"ModelConfig": layouts.ModelConfig}) == model
     shown = eval(repr(TINY_PADDED), {"ModelConfig": layouts.ModelConfig, "Rotary": layouts.Rotary})

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from collective_einsum.text import brief
 
 from ..arguments import values_of
-from .top_k_top_p import INT32_MAX, LARGEST_VOCAB, column, likeliest
+from .top_k_top_p import INT32_MAX, LARGEST_VOCAB, Setting, column, likeliest
 
 # The smallest normal number of float32. Its inverse is the largest temperature: a compiler may multiply
 # by the inverse of a temperature, which must not be subnormal.
@@ -58,9 +58,9 @@ class Sampling:
         (0, 1], or top_k or top_p is given without a temperature.
     """
 
-    temperature: ArrayLike | None = None
-    top_k: ArrayLike | None = None
-    top_p: ArrayLike | None = None
+    temperature: Setting | None = None
+    top_k: Setting | None = None
+    top_p: Setting | None = None
 
     def __post_init__(self) -> None:
         for field, rule, holds in (

@@ -8,7 +8,7 @@ the same in any order and so under any sharding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from ..models.functions import LOG2_E
+
+# A number, or one for each sequence.
+Setting = ArrayLike | Sequence[float]
 
 Limbs = tuple[jax.Array, ...]
 
@@ -36,8 +39,8 @@ def likeliest(
     scaled: jax.Array,
     ids: jax.Array,
     *,
-    top_k: ArrayLike | None,
-    top_p: ArrayLike | None,
+    top_k: Setting | None,
+    top_p: Setting | None,
     axes: tuple[str, ...],
     vocab: int,
 ) -> jax.Array:
@@ -75,12 +78,12 @@ def likeliest(
     return kept
 
 
-def column(setting: ArrayLike, dtype: DTypeLike) -> jax.Array:
+def column(setting: Setting, dtype: DTypeLike) -> jax.Array:
     """A setting, a number or [batch], as [1, 1] or [batch, 1]."""
     return jnp.reshape(jnp.asarray(setting).astype(dtype), (-1, 1))
 
 
-def _count(setting: ArrayLike, vocab: int) -> jax.Array:
+def _count(setting: Setting, vocab: int) -> jax.Array:
     """A number of tokens between 1 and `vocab`, as a `column` of uint32."""
     k = setting if isinstance(setting, jax.Array) else jnp.asarray(np.minimum(setting, INT32_MAX))
     if k.dtype.itemsize < 4:

@@ -62,7 +62,8 @@ def test_the_compiler_agrees(spec: str) -> None:
 
 def test_precision_in_all_its_spellings() -> None:
     v4 = ce.TPU_V4
-    for precision in ("highest", "float32", HIGHEST, (HIGHEST, None), ("default", "highest")):
+    highest: list[Any] = ["highest", "float32", HIGHEST, (HIGHEST, None), ("default", "highest")]
+    for precision in highest:
         assert dot_flops(v4, F32, F32, precision) == v4.dot_efficiency * v4.f32_flops
     for precision in ("high", "bfloat16_3x", HIGH, lax.DotAlgorithmPreset.BF16_BF16_F32_X3):
         assert dot_flops(v4, F32, F32, precision) == v4.dot_efficiency * v4.f32_high_flops

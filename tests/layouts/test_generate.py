@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,10 @@ def test_refuses_in_words(mesh_of: Any) -> None:
         ({"seeds": [2**64] * 8}, r"seeds of object .* must be integers of 64 bits at most"),
         ({"sampling": 1.0}, r"sampling=1\.0 must be a layouts\.Sampling"),
         ({"sampling": layouts.Sampling([1.0] * 3)}, r"temperature of shape \(3,\) must be one"),
-        ({"sampling": layouts.Sampling("hot")}, r"sampling\.temperature='hot' must be a number"),
+        (
+            {"sampling": layouts.Sampling(cast(Any, "hot"))},
+            r"sampling\.temperature='hot' must be a number",
+        ),
     ):
         given: dict[str, Any] = {"max_new_tokens": 1} | options
         with pytest.raises(ValueError, match=message):

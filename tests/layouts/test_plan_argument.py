@@ -127,5 +127,6 @@ def test_sizes_and_placement_are_worked_out_once(
     assert program.padded_batch(BATCH) == BATCH
     assert program.placement == program.placement
     assert program.padded_cache(cache) is cache
-    program.cache_specs(cache), program.param_specs(params)
+    assert program.cache_specs(cache) is not None
+    assert program.param_specs(params)
     assert sorted(calls) == ["check_mesh", "place"]
