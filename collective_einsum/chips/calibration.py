@@ -22,7 +22,7 @@ from .compiler_figures import CompilerFigures
 _MIB = 2**20
 
 TPU_V4 = CompilerFigures(
-    asynchronous=(),
+    asynchronous=(),  # H2 in docs/compiler.md
     asynchronous_by_options=("all_gather", "all_to_all"),
     compiler_options=(
         ("xla_enable_async_all_gather", True),

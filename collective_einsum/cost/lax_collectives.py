@@ -12,7 +12,8 @@ from .dots import pass_seconds
 from .torus import all_gather_seconds, reduce_scatter_seconds
 from .workload import Workload
 
-# XLA:TPU scatters the last dimension in place where a row of a block has a multiple of these bytes:
+# XLA:TPU scatters the last dimension in place where a row of a block has a multiple of these bytes
+# (H11 in docs/compiler.md):
 # seen in bf16 on v4, v5p, v5e and v6e, blocks of 128 to 5760 columns, and in f32 on v4.
 ROW_BYTES = 512
 

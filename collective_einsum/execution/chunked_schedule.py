@@ -69,6 +69,7 @@ def _columns(op: Operation, w: Any, label: str, lo: int, size: int) -> Any:
     dim = op.rhs.find(label)
     if dim < 0 or label not in op.out or w.dtype.itemsize == 1 or size == w.shape[dim]:
         return _pieces(w, op.rhs, label, lo, size)
+    # H3 in docs/compiler.md.
     start = lax.optimization_barrier(jnp.int32(lo))
     return lax.dynamic_slice_in_dim(w, start, size, axis=dim)
 

@@ -131,8 +131,8 @@ class Program:
         chip = self.chip or chip_of(self.mesh)
         options = chip.compiler_options
         if 0 < self.table_bytes <= chip.cmem_bytes:
-            # The compiler would bring the table, which the next step reads first, into on-chip memory
-            # at the end of this one, and has no room left for weights.
+            # Without a copy of the table for the next step, which takes the room of weights: H6 in
+            # docs/compiler.md.
             options += chip.no_prefetch_options
         return options_on(kind_of(self.mesh), options)
 

@@ -52,8 +52,7 @@ class Segment:
             return x
         dim = self.keys.ndim - 2
         ends = self.lengths if dim == 2 else jnp.max(self.lengths, keepdims=True)
-        # Places of the whole shape, which cost nothing beside the matmul's reading. The TPU compiler
-        # would move a mask [B, S] to other lanes, and the matmul takes 1.7 times as long.
+        # Places of the whole shape, not a mask [B, S]: H4 in docs/compiler.md.
         places = lax.broadcasted_iota(jnp.int32, x.shape, dim)
         return jnp.where(places < ends.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
 
@@ -119,7 +118,7 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     rows = jnp.swapaxes(q, 1, 2).reshape(b, k, t * g, d)
     places = first + jnp.repeat(jnp.arange(t, dtype=jnp.int32), g, total_repeat_length=t * g)
     if t * g == 1:
-        # The TPU compiler makes vector loops of a single row, 2.7 times slower than dots.
+        # H1 in docs/compiler.md: a dot of one row is a vector loop.
         rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, TILE_ROWS, d)))
     scores = [_scores(rows, s, places) for s in segments]
     tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]

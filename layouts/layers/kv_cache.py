@@ -26,8 +26,7 @@ from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig
 from ..partitionings.padded_sizes import padded_capacity
 
-# Positions of a tile of int8 on a TPU, which are written whole: to write some of them, the compiler
-# copies the whole cache into smaller tiles, and back.
+# Positions of a tile of int8 on a TPU, which are written whole: H12 in docs/compiler.md.
 INT8_TILE = 32
 
 

@@ -77,7 +77,8 @@ def split_feedforward(
     a, b = together(a, b)
     b = gathered(b, x)
     ys.append(out(a, first, right))
-    # The next matmul adds to y; an addition after y's own matmul would be a memory pass.
+    # The next matmul adds to y; an addition behind the barrier would be a memory pass: H5 in
+    # docs/compiler.md.
     b, y = together(b, put_together(ys, 1))
     y = (out(b, second, (0, w_out.shape[1])) + y).astype(c.dtype)
     return ax.reduce_scatter_alone(y, yz, 0, "blocking")
@@ -89,5 +90,6 @@ def _slice(w: jax.Array, rows: Slice, columns: Slice) -> jax.Array:
     Its start is hidden from the compiler, which copies a slice with a known start before the matmul,
     where several read one matrix.
     """
+    # H3 in docs/compiler.md.
     starts = lax.optimization_barrier((jnp.int32(rows[0]), jnp.int32(columns[0])))
     return lax.dynamic_slice(w, starts, (rows[1], columns[1]))

@@ -77,6 +77,7 @@ def _shapes(config: ModelConfig) -> Params:
     block: Params = {"norm": norm}
     if config.block == "serial":
         block["norm_ffn"] = norm
+    # Matrices: H7 in docs/compiler.md.
     block |= {"w_q": (e, h * d), "w_kv": (e, k * 2 * d), "w_o": (h * d, e)}
     block |= {"w_in": (e, f)} | ({"w_gate": (e, f)} if config.gated else {}) | {"w_out": (f, e)}
     if config.biases:

@@ -1,0 +1,256 @@
+"""What docs/compiler.md says of the TPU compiler, H1, H2, ..., asked of the compiler that is installed.
+
+Each test compiles one example twice, as the habit meets it and as the library writes it. A test that
+fails says that a habit is gone or has changed: then the page and the code that cites it need a look.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import collective_einsum as ce
+from collective_einsum.ruler.compile import target
+
+pytestmark = pytest.mark.tpu
+
+BF16, F32, I32 = jnp.bfloat16, jnp.float32, jnp.int32
+WHOLE, SHARDED = PartitionSpec(), PartitionSpec("x")
+Argument = tuple[tuple[int, ...], Any]
+
+
+@functools.cache
+def slice_mesh() -> Mesh:
+    """Four chips of a TPU v4."""
+    return target("v4:2x2x1").mesh((4,), ("x",))
+
+
+def compiled(
+    function: Callable[..., Any], *arguments: Argument, options: Mapping[str, Any] | None = None
+) -> str:
+    """The scheduled program; every chip holds each argument whole."""
+    placed = NamedSharding(slice_mesh(), WHOLE)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for shape, dtype in arguments]
+    return (
+        target("v4:2x2x1").compile(function, *shapes, compiler_options=options or {}).as_text()
+        or ""
+    )
+
+
+def compiled_per_chip(
+    function: Callable[..., Any], *arguments: Argument, options: Mapping[str, Any] | None = None
+) -> str:
+    """As `compiled`, of a function that each chip runs and that may name the axis x."""
+    mapped = jax.shard_map(
+        function, mesh=slice_mesh(), in_specs=WHOLE, out_specs=SHARDED, check_vma=False
+    )
+    return compiled(mapped, *arguments, options=options)
+
+
+def cycles(program: str) -> int:
+    """The compiler's estimates of all instructions, a loop's body counted once."""
+    return sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', program)))
+
+
+def count(program: str, opcode: str) -> int:
+    return len(re.findall(rf" {opcode}\(", program))
+
+
+def weight(layers: int, *shape: int) -> Argument:
+    return (layers, *shape), BF16
+
+
+def scanned(layer: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """The layers of a stack, one after another."""
+
+    def run(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return lax.scan(lambda x, w: (layer(x, w), None), x, weights)[0]
+
+    return run
+
+
+def test_h1_a_dot_of_one_row_is_a_vector_loop() -> None:
+    def padded(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (lax.optimization_barrier(jnp.broadcast_to(x, (8, 4608))) @ w)[:1]
+
+    shapes = ((1, 4608), BF16), ((4608, 4608), BF16)
+    plain, rows = compiled(jnp.matmul, *shapes), compiled(padded, *shapes)
+    assert count(plain, "convolution") == 0
+    assert count(rows, "convolution") == 1
+    assert cycles(plain) > 2.5 * cycles(rows)
+
+
+@pytest.mark.parametrize("collective", ["all-gather", "all-to-all"])
+def test_h2_collectives_are_synchronous_without_options(collective: str) -> None:
+    def both(x: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if collective == "all-gather":
+            return lax.all_gather(x, "x", tiled=True), a @ b
+        return lax.all_to_all(x, "x", 0, 0, tiled=True), a @ b
+
+    shapes = ((1024, 2048), BF16), ((1024, 2048), BF16), ((2048, 2048), BF16)
+    plain = compiled_per_chip(both, *shapes)
+    beside = compiled_per_chip(both, *shapes, options=ce.compiler_options(ce.TPU_V4))
+    assert count(plain, collective) == 1
+    assert count(plain, f"{collective}-start") == 0
+    assert count(beside, collective) == 0
+    assert count(beside, f"{collective}-start") == 1
+
+
+def test_h3_a_slice_with_a_known_start_is_copied() -> None:
+    def layer(x: jax.Array, w: jax.Array, hidden: bool) -> jax.Array:
+        starts = [jnp.int32(0), jnp.int32(2304)]
+        if hidden:
+            starts = [lax.optimization_barrier(start) for start in starts]
+        return jnp.concatenate(
+            [x @ lax.dynamic_slice_in_dim(w, start, 2304, axis=1) for start in starts], axis=1
+        )
+
+    shapes = ((512, 4608), BF16), weight(8, 4608, 4608)
+    known, hidden = (
+        compiled(scanned(functools.partial(layer, hidden=is_hidden)), *shapes)
+        for is_hidden in (False, True)
+    )
+    assert cycles(known) > 2 * cycles(hidden)
+
+
+def test_h4_a_mask_of_two_dimensions_moves_to_other_lanes() -> None:
+    def weighted(p: jax.Array, v: jax.Array, lengths: jax.Array, whole: bool) -> jax.Array:
+        if whole:
+            present = lax.broadcasted_iota(I32, v.shape, 2) < lengths.reshape(-1, 1, 1, 1)
+        else:
+            mask = jnp.arange(v.shape[2], dtype=I32)[None] < lengths[:, None]
+            present = mask[:, None, :, None]
+        return jnp.einsum("bkns,bksd->bknd", p, jnp.where(present, v, jnp.zeros_like(v)))
+
+    shapes = ((16, 1, 8, 2048), BF16), ((16, 1, 2048, 256), BF16), ((16,), I32)
+    mask, places = (
+        compiled(functools.partial(weighted, whole=whole), *shapes) for whole in (False, True)
+    )
+    assert cycles(mask) > 1.5 * cycles(places)
+
+
+def test_h5_a_sum_behind_a_barrier_is_a_pass_of_its_own() -> None:
+    def add(x: jax.Array, total: jax.Array, w: jax.Array, barrier: bool) -> jax.Array:
+        y = jnp.matmul(x, w, preferred_element_type=F32)
+        return (lax.optimization_barrier(y) if barrier else y) + total
+
+    shapes = ((1024, 1152), BF16), ((1024, 4608), F32), ((1152, 4608), BF16)
+    fused, apart = (
+        compiled(functools.partial(add, barrier=barrier), *shapes) for barrier in (False, True)
+    )
+    assert cycles(apart) > 1.3 * cycles(fused)
+
+
+def test_h6_the_next_runs_first_parameter_is_prefetched() -> None:
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return x @ w
+
+    shapes = ((64, 4608), BF16), ((4608, 4608), BF16)
+    options = dict(ce.TPU_V4.no_prefetch_options)
+    assert "cross_program_prefetch_index" in compiled(product, *shapes)
+    assert "cross_program_prefetch_index" not in compiled(product, *shapes, options=options)
+
+
+def test_h7_a_weight_of_three_dimensions_is_copied() -> None:
+    def of_heads(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum("be,ehd->bhd", x, w).reshape(x.shape)
+
+    x = (64, 4096), BF16
+    heads = compiled(scanned(of_heads), x, weight(8, 4096, 16, 256))
+    matrix = compiled(scanned(jnp.matmul), x, weight(8, 4096, 4096))
+    assert cycles(heads) > 4 * cycles(matrix)
+
+
+def test_h8_slices_of_a_stack_are_not_prefetched() -> None:
+    def layer(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.psum(x @ w, "x")
+
+    def unrolled(x: jax.Array, *weights: jax.Array) -> jax.Array:
+        return functools.reduce(layer, weights, x)
+
+    x = (64, 2048), BF16
+    stacked = compiled_per_chip(scanned(layer), x, weight(8, 2048, 2048))
+    apart = compiled_per_chip(unrolled, x, *[((2048, 2048), BF16)] * 8)
+    on_chip = re.compile(r"bf16\[(1,)?2048,2048\]\{[^}]*S\(3\)\}")
+    assert not on_chip.search(stacked)
+    assert on_chip.search(apart)
+
+
+def test_h9_all_reduces_side_by_side_become_one() -> None:
+    def sums(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return lax.psum(a, "x"), lax.psum(b, "x")
+
+    assert count(compiled_per_chip(sums, ((64, 1024), BF16), ((64, 512), BF16)), "all-reduce") == 1
+
+
+def test_h10_the_same_gather_twice_becomes_one() -> None:
+    def gathers(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        whole, again = (lax.all_gather(a, "x", tiled=True) for _ in range(2))
+        return whole, jnp.tanh(again)
+
+    assert count(compiled_per_chip(gathers, ((64, 1024), BF16)), "all-gather") == 1
+
+
+def compiled_on_cube(
+    function: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    before: PartitionSpec,
+    after: PartitionSpec,
+) -> str:
+    """The program of 4x4x4 chips, of a function that each chip runs on its part of [*shape]."""
+    cube = target("v4:4x4x4")
+    mesh = cube.mesh((4, 4, 4), ("x", "y", "z"))
+    x = jax.ShapeDtypeStruct(shape, BF16, sharding=NamedSharding(mesh, before))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=before, out_specs=after, check_vma=False)
+    return cube.compile(mapped, x).as_text() or ""
+
+
+@pytest.mark.parametrize(("columns", "becomes"), [(1152, "all-reduce"), (2560, "reduce-scatter")])
+def test_h11_a_scatter_that_cuts_tiles_of_lanes_becomes_an_all_reduce(
+    columns: int, becomes: str
+) -> None:
+    """Rows of 1152 columns of bfloat16 are 4.5 times 512 bytes, those of 2560 are 10 times."""
+
+    def scatter(y: jax.Array) -> jax.Array:
+        return lax.psum_scatter(y @ y.T @ y, "x", scatter_dimension=1, tiled=True)
+
+    def of_its_own(y: jax.Array) -> jax.Array:
+        blocks = (y @ y.T @ y).reshape(64, 4, columns)
+        return lax.psum_scatter(blocks, "x", scatter_dimension=1, tiled=False)
+
+    shape, after = (64, 4 * columns), PartitionSpec(None, "x")
+    tiled, own = (compiled_on_cube(f, shape, WHOLE, after) for f in (scatter, of_its_own))
+    kinds = ("all-reduce", "reduce-scatter")
+    assert [kind for kind in kinds if count(tiled, kind)] == [becomes]
+    assert [kind for kind in kinds if count(own, kind)] == ["reduce-scatter"]
+
+
+def test_h12_a_few_rows_of_an_int8_tile_are_written_by_copying_the_cache() -> None:
+    def write(cache: jax.Array, rows: jax.Array, tile: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(cache, rows, (0, 0, tile * rows.shape[2], 0))
+
+    cache = (32, 1, 2048, 256), jnp.int8
+    row, tile = (
+        compiled(jax.jit(write, donate_argnums=0), cache, ((32, 1, rows, 256), jnp.int8), ((), I32))
+        for rows in (1, 32)
+    )
+    assert cycles(row) > 10 * cycles(tile)
+
+
+def test_h13_a_gather_over_three_axes_becomes_an_all_reduce() -> None:
+    def gathered(*axes: str) -> str:
+        columns = PartitionSpec(None, axes)
+        gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
+        return compiled_on_cube(gather, (64, 288 * 4 ** len(axes)), columns, WHOLE)
+
+    three, two = gathered("x", "y", "z"), gathered("y", "z")
+    assert (count(three, "all-reduce"), count(three, "all-gather")) == (1, 0)
+    assert (count(two, "all-reduce"), count(two, "all-gather")) == (0, 1)
