@@ -67,6 +67,7 @@ def psum_scatter(y: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
     # StableHLO has no scatter of nothing.
     if 0 in y.shape:
         return lax.slice_in_dim(y, 0, y.shape[dim] // n, axis=dim)
+    # H11 in docs/compiler.md.
     y = blocks.split(y, dim, (n, y.shape[dim] // n))
     block = (*y.shape[:dim], *y.shape[dim + 1 :])
     rows = math.prod(block[:-1])

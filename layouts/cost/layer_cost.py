@@ -189,6 +189,7 @@ def _combined(items: Iterable[Item]) -> list[Item]:
     """The items, all-reduces in a row as the one that compilers make of them."""
     combined: list[Item] = []
     for item in items:
+        # H9 in docs/compiler.md.
         last = combined[-1] if combined else None
         if isinstance(item, Transfer) and isinstance(last, Transfer) and item.joins(last):
             item = dataclasses.replace(last, bytes=last.bytes + item.bytes)

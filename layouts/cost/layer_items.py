@@ -104,6 +104,7 @@ class Einsum:
     @property
     def transfers(self) -> tuple[Transfer, ...]:
         """Those at its ends, but for a shared gather."""
+        # H10 in docs/compiler.md.
         ends = (None if self.gather_shared else self.gather, self.scatter)
         return tuple(end[1] for end in ends if end is not None)
 

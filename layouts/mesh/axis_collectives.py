@@ -96,6 +96,7 @@ def reduce_scatter_alone(
     axes = live(axes)
     if not axes:
         return x
+    # H11 in docs/compiler.md.
     blocks = x.reshape(*x.shape[:dim], size(axes), -1, *x.shape[dim + 1 :])
     schedule = "blocking" if schedule == "auto" else schedule
     own = reduce_scatter(blocks, axes, dim, schedule)

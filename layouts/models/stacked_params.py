@@ -54,4 +54,5 @@ def unroll(params: Params) -> Params:
         # A static slice: an index would be copied to the devices.
         return jax.tree.map(lambda x: lax.index_in_dim(x, layer, 0, keepdims=False), blocks)
 
+    # Arrays of their own: H8 in docs/compiler.md.
     return params | {"blocks": [slice_of(layer) for layer in range(count)]}
