@@ -191,15 +191,24 @@ def test_flags_of_a_file(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_answered_while_workers_compile(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "bench", "collectives", "--rows", "512", "--cache", str(tmp_path)]
-    process = subprocess.Popen(
-        line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    # The first progress line; workers compile the next programs by then.
-    assert process.stderr is not None
-    assert "compiled 1 of" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    _, errors = process.communicate(timeout=30)
+    # As at a terminal: a process in the background may ignore the signal, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            # The first progress line; workers compile the next programs by then.
+            assert process.stderr is not None
+            assert "compiled 1 of" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert time.monotonic() - start < 5
     assert process.returncode == 130
     assert "run the command again to go on" in errors

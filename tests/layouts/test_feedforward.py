@@ -197,7 +197,7 @@ def test_specs() -> None:
     assert layouts.activation_spec(by_batch) == P(("y", "z"), None, ("x",))
     whole = layouts.WeightStationary2D(by_batch=True, all_reduce=True)
     assert layouts.activation_spec(whole) == P(None, None, ("x",))
-    with pytest.raises(ValueError, match="rows cut inside of them; add by_batch=True"):
+    with pytest.raises(ValueError, match="sharded by batch inside of them; add by_batch=True"):
         layouts.WeightStationary2D(all_reduce=True)
     assert layouts.activation_spec(layouts.WeightGathered(("x",))) == P(("x",), None, ("y", "z"))
     assert layouts.activation_spec(layouts.WeightGathered()) == P(("x", "y", "z"), None, None)

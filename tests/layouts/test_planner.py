@@ -57,7 +57,7 @@ def test_options_are_ranked_and_the_others_explained() -> None:
     for word in ("ranked by latency", "predicted", "WS 2D batch, batch xyz", "x: attention"):
         assert word in text
     single = layouts.plan(PALM_540B, mesh_shape=MESH, phase="prefill", batch=1, length=2047)
-    assert "would exchange for sequences; use HeadSharded()" in str(single)
+    assert "would shard sequences over the same axes; use HeadSharded()" in str(single)
     # Batches and prompts are padded to what divides.
     assert "do not divide" not in str(single)
 
