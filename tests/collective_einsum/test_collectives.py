@@ -18,6 +18,8 @@ from collective_einsum.ops.schedule import DIRECTIONS
 
 from .oracle import RINGS, TORI, MeshOf, assert_close, hlo, on_devices, random, torus_id, wide
 
+pytestmark = pytest.mark.slow
+
 SCHEDULES = [
     "auto",
     "blocking",

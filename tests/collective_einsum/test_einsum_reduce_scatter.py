@@ -26,6 +26,8 @@ from .oracle import (
     torus_schedules,
 )
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     Case("mk,kn->mn", scatter="m", cuts="n"),
     Case("mk,kn->mn", scatter="n", cuts="m"),

@@ -24,6 +24,8 @@ from .oracle import (
     wide,
 )
 
+pytestmark = pytest.mark.slow
+
 N = 4
 GATHER = Case("mk,kn->mn", "k", cuts="m")
 SCATTER = Case("mk,kn->mn", scatter="n", cuts="m")

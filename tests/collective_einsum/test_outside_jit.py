@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
+pytestmark = pytest.mark.slow
+
 MeshOf = Callable[..., Mesh]
 
 LHS, RHS, OUT = P(None, ("x", "y")), P("x", "y"), P(None, ("y", "x"))

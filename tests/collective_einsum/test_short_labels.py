@@ -15,6 +15,8 @@ import collective_einsum as ce
 
 from .oracle import MeshOf
 
+pytestmark = pytest.mark.slow
+
 N = 4
 
 

@@ -27,6 +27,8 @@ from .oracle import (
     wide,
 )
 
+pytestmark = pytest.mark.slow
+
 GATHER = Case("mk,kn->mn", "k", cuts="m")
 CASES = [
     GATHER,

@@ -23,6 +23,8 @@ from layouts.partitionings.param_specs import vocab_axes
 from layouts.partitionings.partitioning import misfit
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
+pytestmark = pytest.mark.slow
+
 MODELS = (PALM_8B, PALM_62B, PALM_540B, MT_NLG_530B)
 CHIPS = (ce.TPU_V4, ce.TPU_V5E, ce.TPU_V5P, ce.TPU_V6E, ce.H100)
 # Of a chip, the rates: half of one is more time. Then what more of is more time.

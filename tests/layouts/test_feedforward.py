@@ -23,6 +23,8 @@ from layouts.partitionings.param_specs import WEIGHT_SPECS
 from .arrangements import BY_POSITION, FEEDFORWARDS, MESHES
 from .models import name
 
+pytestmark = pytest.mark.slow
+
 MODELS = (TINY_MULTIQUERY, TINY_GEGLU, TINY_MULTIHEAD)
 LAYOUTS = (*FEEDFORWARDS, BY_POSITION)
 

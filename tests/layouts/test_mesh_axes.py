@@ -24,6 +24,8 @@ from layouts.partitionings.param_specs import WEIGHT_SPECS
 from .models import prompts
 from .test_layers import LENGTHS, PLANS, B, T, attended, draw, one_layer, past_of
 
+pytestmark = pytest.mark.slow
+
 WS, WS_ROWS, WHOLE, WS_1D, WG_XY = (PLANS[i] for i in (0, 2, 3, 4, 5))
 WS_MOVED = PLANS[1]
 WG = (layouts.WeightGathered(), layouts.BatchSharded())

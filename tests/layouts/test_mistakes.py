@@ -26,6 +26,8 @@ from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
 from layouts.partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
 from layouts.partitionings.partitioning import as_plan
 
+pytestmark = pytest.mark.slow
+
 BATCH, ROOM, VOCAB = 8, 8, TINY_GROUPED.vocab
 PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())
 WORDS = "WS 2D, batch xyz"

@@ -29,6 +29,8 @@ from layouts.models.params import Params, activation_dtype, init, params_shapes,
 
 from .models import TINY, name
 
+pytestmark = pytest.mark.slow
+
 AXES = ("x", "y", "z")
 STORED = {
     "w_in": P(None, "x", ("y", "z")),

@@ -28,6 +28,8 @@ from layouts.models.params import init
 from layouts.partitionings.param_specs import WEIGHT_SPECS
 from layouts.planning import schedule_layers
 
+pytestmark = pytest.mark.slow
+
 BY_BATCH = layouts.WeightStationary2D(by_batch=True)
 BY_POSITION = layouts.WeightStationary2D(by_position=True)
 # Gated, with biases.

@@ -26,6 +26,8 @@ from layouts.sampling.sampling import Sampling
 
 from .models import TINY, name, prompts
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = np.array([6, 3, 1], np.int32)
 
 

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 from layouts.sampling.sampling import Sampling, gumbel, sample, seed_words
 from layouts.sampling.top_k_top_p import likeliest
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 48
 draw = jax.jit(sample)
 

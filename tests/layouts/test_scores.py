@@ -15,6 +15,8 @@ from layouts import tuning
 from layouts.layers.attention_scores import Segment, attend
 from layouts.models.cache import Entries
 
+pytestmark = pytest.mark.slow
+
 B, T, H, D, PAST, PREFIX = 3, 12, 4, 8, 5, 2
 LENGTHS = np.array([5, 0, 3], np.int32)
 

@@ -30,6 +30,8 @@ from layouts.models.params import init
 
 from .models import name
 
+pytestmark = pytest.mark.slow
+
 SCOPE = "all_gather_fold"
 PLANS = (
     (layouts.WeightGathered(("x", "y")), layouts.HeadSharded()),
