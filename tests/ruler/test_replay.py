@@ -13,61 +13,22 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum.chips.known_chips import TPU_V4
 from collective_einsum.ruler.compile.targets import Target, target
-from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.replay.simulation import replay, replay_module
-from collective_einsum.ruler.replay.timeline import Timeline
-from collective_einsum.ruler.torus import Torus
 
-# One cycle is a microsecond, one byte over a link a microsecond, HBM is ten times a link.
-CHIP = dataclasses.replace(
-    TPU_V4, clock_hz=1e6, link_bandwidth=1e6, hbm_bandwidth=1e7, hop_seconds=1e-6, bf16_flops=1e9
+from .schedules import (
+    BACKWARD,
+    CHIP,
+    FORWARD,
+    GROUPS,
+    ON_CHIP,
+    RING,
+    US,
+    done,
+    dot,
+    module,
+    permute,
+    run,
 )
-RING = Torus(((0,), (1,), (2,), (3,)), (4,), (True,), ("x",))
-US = 1e-6
-
-FORWARD = "source_target_pairs={{0,1},{1,2},{2,3},{3,0}}"
-BACKWARD = "source_target_pairs={{1,0},{2,1},{3,2},{0,3}}"
-# On-chip shapes: 100 bytes in VMEM.
-ON_CHIP = "s8[100]{0:S(1)}"
-PERMUTE = f"({ON_CHIP}, {ON_CHIP}, u32[]{{:S(2)}}, u32[]{{:S(2)}})"
-DOT = """%dot (p0: s8[10,10]) -> s8[10,10] {
-  %p0 = s8[10,10]{1,0:S(1)} parameter(0)
-  ROOT %d = s8[10,10]{1,0:S(1)} dot(%p0, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-}
-
-"""
-
-
-def module(lines: str, before: str = "", head: str = "num_partitions=4") -> hlo.Module:
-    """A scheduled module; %p is a parameter on the chip, %w one of 1000 bytes in HBM."""
-    body = "\n".join("  " + line.strip() for line in lines.strip().splitlines())
-    return hlo.parse(f"""HloModule m, is_scheduled=true, {head}
-
-{DOT}{before}ENTRY %main (p: s8[100], w: s8[1000]) -> s8[100] {{
-  %p = {ON_CHIP} parameter(0)
-  %q = s8[10,10]{{1,0:S(1)}} bitcast(%p)
-  %w = s8[1000]{{0}} parameter(1)
-{body}
-}}
-""")
-
-
-def run(lines: str, before: str = "") -> Timeline:
-    return replay_module(module(lines, before), RING, CHIP)
-
-
-def dot(name: str, cycles: int) -> str:
-    """A fusion with a dot in it."""
-    config = f'backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}'
-    return f"%{name} = s8[10,10]{{1,0:S(1)}} fusion(%q), kind=kOutput, calls=%dot, {config}"
-
-
-def permute(name: str, pairs: str) -> str:
-    return f"%{name} = {PERMUTE} collective-permute-start(%p), {pairs}"
-
-
-def done(name: str) -> str:
-    return f"%{name}-done = {ON_CHIP} collective-permute-done(%{name})"
 
 
 def test_a_permute_behind_a_dot_is_hidden() -> None:
@@ -104,9 +65,6 @@ def test_contention(second: str, seconds: float) -> None:
     assert run("\n".join(lines)).total_seconds == pytest.approx(seconds * US)
 
 
-GROUPS = "replica_groups={{0,1,2,3}}"
-
-
 @pytest.mark.parametrize(
     ("line", "seconds", "link_bytes"),
     [
@@ -140,13 +98,19 @@ def test_all_reduce_and_slice_in_one_fusion_is_a_reduce_scatter() -> None:
 
 
 STREAM = '%s = s8[4]{0:S(1)} fusion(%w), kind=kLoop, calls=%sum, backend_config={"estimated_cycles":"CYCLES"}'  # noqa: E501
+
+
 SUM = """%sum (p0: s8[1000]) -> s8[4] {
   %p0 = s8[1000]{0} parameter(0)
   ROOT %n = s8[4]{0:S(1)} custom-call(%p0), custom_call_target="sum"
 }
 
 """
+
+
 COPY = "(s8[1000]{0:S(1)}, s8[1000]{0}, u32[]{:S(2)}) copy-start(%w)"
+
+
 COPY_DONE = "s8[1000]{0:S(1)} copy-done(%c)"
 
 
@@ -181,105 +145,6 @@ def test_a_slice_reads_only_itself() -> None:
         %e = s8[300]{0:S(1)} slice-done(%c)"""
     )
     assert timeline.hbm_bytes == 300
-
-
-def loop(count: int, lines: list[str]) -> tuple[str, str]:
-    """The computations of a loop around some lines, and the line that runs it."""
-    body = "\n".join("  " + line for line in lines)
-    computations = f"""%body (p: s8[100]) -> s8[100] {{
-  %p = {ON_CHIP} parameter(0)
-  %q = s8[10,10]{{1,0:S(1)}} bitcast(%p)
-{body}
-}}
-
-%condition (p: s8[100]) -> pred[] {{
-  %p = {ON_CHIP} parameter(0)
-  ROOT %true = pred[] constant(true)
-}}
-
-"""
-    config = f'backend_config={{"known_trip_count":{{"n":"{count}"}}}}'
-    line = f"%l = {ON_CHIP} while(%p), condition=%condition, body=%body, {config}"
-    return computations, line
-
-
-def test_loop() -> None:
-    before, line = loop(7, [permute("a", FORWARD), dot("d", 40), "ROOT " + done("a")])
-    timeline = run(line, before)
-    assert timeline.total_seconds == pytest.approx(7 * 101 * US)
-    assert timeline.exposed_seconds == pytest.approx(7 * 61 * US)
-    assert timeline.link_bytes["x+"] == pytest.approx(700)
-    assert len([event for event in timeline.events if event.kind == "dot"]) == 7
-    assert timeline.events[-1].end == pytest.approx(timeline.total_seconds)
-
-
-def test_what_is_in_flight_when_a_loop_starts_slows_its_first_iterations() -> None:
-    before, line = loop(5, [permute("a", FORWARD), "ROOT " + done("a")])
-    lines = [permute("outer", FORWARD), line, done("outer")]
-    timeline = run("\n".join(lines), before)
-    assert timeline.total_seconds == pytest.approx((200 + 1 + 4 * 101) * US)
-
-
-def test_a_loop_carries_what_is_in_flight_along() -> None:
-    before, line = loop(3, ["ROOT " + dot("d", 40)])
-    state = f"{ON_CHIP}, {ON_CHIP}"
-    lines = [
-        permute("a", FORWARD),
-        f"%state = {ON_CHIP} get-tuple-element(%a), index=1",
-        f"%carry = ({state}) tuple(%p, %state)",
-        line.replace("while(%p)", "while(%carry)").replace(ON_CHIP, f"({state})"),
-        f"%after = {ON_CHIP} get-tuple-element(%l), index=1",
-        f"%a-done = {ON_CHIP} collective-permute-done(%after)",
-    ]
-    timeline = run("\n".join(lines), before)
-    assert timeline.total_seconds == pytest.approx(120 * US)
-    assert timeline.exposed_seconds == 0
-
-
-CARRIED = f"""%start (p0: s8[100]) -> (s8[100], s8[400], u32[]) {{
-  %p0 = {ON_CHIP} parameter(0)
-  %g = s8[400]{{0:S(1)}} all-gather(%p0), {GROUPS}, dimensions={{0}}
-  ROOT %c = (s8[100]{{0:S(1)}}, s8[400]{{0:S(1)}}, u32[]{{:S(2)}}) custom-call(%g), \
-custom_call_target="AsyncCollectiveStart"
-}}
-
-%step (p0: s8[100], p1: s8[400], p2: s8[10,10]) -> (s8[10,10], s8[100], s8[400]) {{
-  %p2 = s8[10,10]{{1,0:S(1)}} parameter(2)
-  %d = s8[10,10]{{1,0:S(1)}} dot(%p2, %p2), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
-  %p0 = {ON_CHIP} parameter(0)
-  %p1 = s8[400]{{0:S(1)}} parameter(1)
-  %g = s8[400]{{0:S(1)}} all-gather(%p0), {GROUPS}, dimensions={{0}}, \
-backend_config={{"async_collective_fusion_config":{{"flag_start":"2","flag_end":"8"}}}}
-  ROOT %t = (s8[10,10]{{1,0:S(1)}}, s8[100]{{0:S(1)}}, s8[400]{{0:S(1)}}) tuple(%d, %p0, %g)
-}}
-
-%finish (p0: s8[100], p1: s8[400]) -> s8[400] {{
-  %p0 = {ON_CHIP} parameter(0)
-  %p1 = s8[400]{{0:S(1)}} parameter(1)
-  %g = s8[400]{{0:S(1)}} all-gather(%p0), {GROUPS}, dimensions={{0}}
-  ROOT %c = s8[400]{{0:S(1)}} custom-call(%p0, %g), custom_call_target="AsyncCollectiveDone"
-}}
-
-"""
-
-
-def test_a_collective_carried_along_by_a_fusion_is_asynchronous() -> None:
-    timeline = run(
-        f"""%async-collective-start = ({ON_CHIP}, s8[400]{{0:S(1)}}, u32[]{{:S(2)}}) \
-fusion(%p), kind=kCustom, calls=%start
-        %a0 = {ON_CHIP} get-tuple-element(%async-collective-start), index=0
-        %a1 = s8[400]{{0:S(1)}} get-tuple-element(%async-collective-start), index=1
-        %s = (s8[10,10]{{1,0:S(1)}}, {ON_CHIP}, s8[400]{{0:S(1)}}) fusion(%a0, %a1, %q), \
-kind=kOutput, calls=%step, output_to_operand_aliasing={{{{1}}: (0, {{}}), {{2}}: (1, {{}})}}, \
-backend_config={{"estimated_cycles":"60"}}
-        %b0 = {ON_CHIP} get-tuple-element(%s), index=1
-        %b1 = s8[400]{{0:S(1)}} get-tuple-element(%s), index=2
-        %f = s8[400]{{0:S(1)}} fusion(%b0, %b1), kind=kCustom, calls=%finish""",
-        CARRIED,
-    )
-    assert timeline.dot_seconds == pytest.approx(60 * US)
-    assert timeline.total_seconds == pytest.approx(152 * US)
-    assert timeline.exposed_by_op == {"async-collective-start": pytest.approx(92 * US)}
 
 
 def test_notes_name_what_was_assumed() -> None:
