@@ -3,7 +3,7 @@
 A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the
 first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
 and direction, that of its most loaded link, says how long a transfer takes. Only permutes may load
-the links of one axis and direction differently; these are then told apart, as `(0, +1, 2)`.
+the links of one axis and direction differently; these are then distinguished, as `(0, +1, 2)`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Route:
 class Torus:
     """Places of the devices, in the mesh's flat order.
 
-    `wrapped` says of each axis whether its last chip has a link to its first, and `apart` which link
-    of those of one axis and direction is told from the others as what, by where it starts.
+    `wrapped` says of each axis whether its last chip has a link to its first. `apart` maps (coordinates
+    where a link starts, axis and direction) to the name by which that link is distinguished.
     """
 
     coords: tuple[tuple[int, ...], ...]
@@ -91,7 +91,7 @@ class Torus:
         return [told for link in self.links for told in self._told(link)]
 
     def telling(self, permutes: Iterable[Pairs]) -> Torus:
-        """This torus, its links told apart as far as these permutes load them differently."""
+        """This torus with those links distinguished that these permutes load differently."""
         loads = [self._crossings(pairs)[0] for pairs in permutes]
         apart: dict[tuple[tuple[int, ...], Link], Link] = {}
         for link in self.links:
@@ -116,7 +116,7 @@ class Torus:
 
     @functools.cached_property
     def _kinds(self) -> dict[Link, collections.Counter[Link]]:
-        """How many links of an axis and direction are told as what, where they are told apart."""
+        """The number of links under each distinguished name of an axis and direction."""
         found: dict[Link, collections.Counter[Link]] = {}
         for (_, link), told in self.apart.items():
             found.setdefault(link, collections.Counter())[told] += 1

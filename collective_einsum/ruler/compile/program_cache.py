@@ -21,7 +21,7 @@ DEFAULT_DIRECTORY = ".bench_cache"
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What compiling gave: the scheduled HLO, how long it took, and bytes of a chip's memory.
+    """A compiled program: its scheduled HLO, its compile time in seconds, and bytes of a chip's memory.
 
     `temporary_bytes` are those beyond arguments and results; `chip_bytes` are all, of which donated
     arguments count once.
@@ -34,7 +34,7 @@ class Program:
 
     @classmethod
     def of(cls, binary: jax.stages.Compiled, compile_seconds: float) -> Program:
-        """What there is to keep of a compiled program."""
+        """The parts of a compiled program that are stored."""
         memory = binary.memory_analysis()
         temporary = chip = 0
         if memory is not None:
@@ -99,7 +99,7 @@ class Cache:
 
 
 def program_key(lowered: jax.stages.Lowered, target: str, options: Mapping[str, Any]) -> str:
-    """All that determines what the compiler makes: program, options, target and versions."""
+    """A hash of all that determines the compiled code: program, options, target and versions."""
     parts = [lowered.as_text(), target, *map(str, sorted(options.items())), str(versions())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -116,7 +116,7 @@ def source_name(packages: Sequence[str], target: str, *what: Any) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Of jax, jaxlib and libtpu; None for what is not installed."""
+    """The versions of jax, jaxlib and libtpu; None for a package that is not installed."""
     found: dict[str, str | None] = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:

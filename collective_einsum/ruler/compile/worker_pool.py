@@ -1,4 +1,4 @@
-"""Work in processes of their own, each with its own compiler."""
+"""Worker processes, each with a compiler of its own."""
 
 from __future__ import annotations
 

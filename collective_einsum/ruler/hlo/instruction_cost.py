@@ -1,4 +1,4 @@
-"""What one instruction of a scheduled module asks of a chip: flops, and bytes of HBM.
+"""The flops and the HBM bytes of one instruction of a scheduled module.
 
 A fusion is charged for what it really reads: a dynamic slice of a stacked parameter reads the
 slice, and an update in place writes the update. Counting follows OpenXLA's `HloCostAnalysis`

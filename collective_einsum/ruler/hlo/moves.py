@@ -1,4 +1,4 @@
-"""What it costs to move data on the chip where the compiler gives no estimate.
+"""The seconds of moving data within a chip, where the compiler gives no estimate.
 
 A `dynamic-update-slice` that stands alone, and a copy or reshape between on-chip memories, have no
 `estimated_cycles`, yet each is a loop over vector registers in the code that the compiler emits. It
@@ -31,7 +31,7 @@ _MOVES = (
 def move_seconds(
     chip: Chip, computation: hlo.Computation, instruction: hlo.Instruction
 ) -> float | None:
-    """Seconds of a movement that has no estimate; None for what is no such movement.
+    """Seconds of a movement that has no estimate; None for any other instruction.
 
     An update of HBM counts too: its data passes the same registers. A copy to or from HBM does not,
     since that is a DMA, which is charged by its bytes.

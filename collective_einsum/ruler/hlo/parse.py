@@ -40,7 +40,7 @@ class Instruction:
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:
-        """The compiler's notes: estimated cycles, trip counts, algorithms."""
+        """The attribute `backend_config`: estimated cycles, trip counts, algorithms."""
         text = self.attributes.get("backend_config", "{}")
         return json.loads(text) if text.startswith("{") else {}
 
@@ -52,12 +52,12 @@ class Instruction:
 
     @property
     def custom_call_target(self) -> str:
-        """What a custom call calls; empty for other ops."""
+        """The target of a custom call; empty for other ops."""
         return self.attributes.get("custom_call_target", "").strip('"')
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from, named scopes included."""
+        """The traced operation, with its named scopes, that the instruction was compiled from."""
         match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes.get("metadata", ""))
         return match[1] if match else ""
 

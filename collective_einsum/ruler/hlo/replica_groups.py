@@ -1,4 +1,4 @@
-"""The groups of devices that a collective joins, in the three forms in which HLO writes them.
+"""The groups of devices that take part in a collective, in the three forms that HLO has for them.
 
 Sources: OpenXLA, `xla/hlo/ir/replica_group.cc` and `xla/hlo/ir/mesh_and_axis.cc`.
 """

@@ -1,4 +1,4 @@
-"""The shapes of HLO values: what they are, where they stand, how many bytes they take.
+"""The shapes of HLO values: dtype, dimensions, layout, memory space and bytes.
 
 Sources: the layout printer of OpenXLA (`xla/layout.cc`, `xla/shape_util.cc`).
 """
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Bytes it occupies and that move with it: tiled dimensions are padded to whole tiles."""
+        """Bytes that the array occupies, and that move with it: tiled dimensions are padded to tiles."""
         order = self.minor_to_major or tuple(reversed(range(len(self.dims))))
         padded = [self.dims[dim] for dim in order]
         for place, tile in enumerate(reversed(self.tile)):

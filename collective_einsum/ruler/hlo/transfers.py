@@ -1,7 +1,7 @@
-"""Which instructions move data between chips or memories, and where each begins and ends.
+"""The instructions that move data between chips or memories, and where a transfer starts and ends.
 
-Three things look alike in a TPU schedule and are told apart here: a synchronous collective, the
-start and done of an asynchronous one, and a compute fusion that carries a collective along ("async
+A collective has three forms in a TPU schedule, which look alike: a synchronous instruction, an
+asynchronous start and its done, and a compute fusion that carries the collective along ("async
 collective fusion", on v5e).
 """
 
@@ -22,7 +22,7 @@ _CALLERS = ("async-start", "call-start", "fusion")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective: its own instruction, where that stands, and what it amounts to.
+    """A collective: its instruction, the computation that holds it, its kind and its phase.
 
     `kind` is the opcode of the collective; an all-reduce of which the same fusion keeps one slice
     is a "reduce-scatter". `phase` is START, DONE, STEP or SYNCHRONOUS.
@@ -34,7 +34,7 @@ class Collective:
     phase: str
 
     def route(self, torus: Torus) -> Route:
-        """What it asks of the links."""
+        """The links that the collective loads, with the bytes and hops on them."""
         operands = [self.computation[name].shape for name in self.instruction.operands]
         sent = sum(work.total_bytes(shape) for shape in operands)
         groups = self.instruction.replica_groups

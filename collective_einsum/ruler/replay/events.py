@@ -1,4 +1,4 @@
-"""Something that a replayed chip does or waits for, on a row of its timeline."""
+"""Events: spans of time in which a replayed chip computes, sends or waits, on rows of its timeline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COMPUTE_ROW, STALL_ROW, DMA_ROW = "compute", "stall", "dma"
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something that takes time, in seconds from the start.
+    """A span of time on one row of a timeline, in seconds from the start of the program.
 
     `row` is "compute", "stall", "dma", or the name of an axis and direction such as "x+"; `kind` is
     "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are those that move over
@@ -28,11 +28,11 @@ class Event:
 
     @property
     def seconds(self) -> float:
-        """How long it takes."""
+        """Its length in seconds."""
         return self.end - self.start
 
     def shifted(self, seconds: float) -> Event:
-        """The same event, later."""
+        """The same event, that many seconds later."""
         return dataclasses.replace(
             self,
             start=self.start + seconds,

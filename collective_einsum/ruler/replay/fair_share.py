@@ -1,4 +1,4 @@
-"""Transfers that share the links and HBM in fair shares, moved from event to event."""
+"""Transfers that divide the links and HBM by max-min fairness, simulated from event to event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the TPU compiler's own scheduler thinks of a schedule: a second ruler beside the replay.
+"""The TPU compiler's own account of a schedule, from its log: a second ruler next to the replay.
 
 Its latency-hiding scheduler logs, for every computation with asynchronous ops in it, the cycles
 that it expects to waste waiting for them, and all cycles. Synchronous collectives are not among
@@ -85,7 +85,7 @@ class Verdict:
 
 
 def scheduler_verdict(entry: str, *args: Any, timeout_seconds: float = 300) -> Verdict:
-    """Compiles something in a process of its own and reads what the scheduler logs.
+    """Compiles one program in a process of its own and reads its scheduler's log.
 
     Args:
       entry: "module:function" that compiles one program for a TPU topology when called.

@@ -2,9 +2,9 @@
 
 Every chip of an SPMD program does the same at the same time, so one chip is followed. Ops run in
 the order of the schedule and take the compiler's `estimated_cycles`, or what `ruler.hlo.moves` says
-where it gives none; asynchronous copies and collectives run beside them, sharing the links and HBM
-in fair shares; a `-done` waits for what has not arrived. A synchronous collective is a start and a
-done with nothing between. Nothing is fitted to measurements.
+where it gives none; asynchronous copies and collectives overlap with them and divide the links and
+HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous collective is
+a start and a done with nothing between. Nothing is fitted to measurements.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def replay(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip | None = None) -> 
     Args:
       compiled: what `jax.jit(f).lower(...).compile()` returned for a TPU topology, or its text.
       mesh: the mesh it was compiled for; its flat order gives the meaning of device ids.
-      chip: what the chip can do; by default told from the mesh's device kind.
+      chip: what the chip can do; by default that of the mesh's device kind.
 
     Returns:
       The predicted timeline, in seconds.

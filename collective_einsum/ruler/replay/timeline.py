@@ -25,7 +25,7 @@ class Timeline:
       peak_flops: bf16 flop/s of the chip.
       links: names of all axes and directions that the torus has.
       events: in order of their start.
-      notes: what the replay had to assume.
+      notes: the assumptions that the replay made, a sentence each.
     """
 
     name: str
@@ -84,12 +84,12 @@ class Timeline:
 
     @property
     def exposed_seconds(self) -> float:
-        """Seconds of communication that nothing hides."""
+        """Seconds in which the chip waits for communication."""
         return sum(self.exposed_by_op.values())
 
     @property
     def hidden_fraction(self) -> float:
-        """Share of the communication that stands behind compute; 1 if there is none."""
+        """The fraction of communication that overlaps with compute; 1 if there is no communication."""
         return (
             1 - self.exposed_seconds / self.communication_seconds
             if self.communication_seconds
