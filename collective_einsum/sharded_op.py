@@ -1,4 +1,4 @@
-"""An einsum of sharded global arrays as a op of the primitive, with derivatives of its own."""
+"""An einsum of sharded global arrays as an op of the primitive, with derivatives of its own."""
 
 from __future__ import annotations
 

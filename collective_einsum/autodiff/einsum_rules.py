@@ -16,16 +16,11 @@ from ..ops.einsum_op import End, Operation
 from .primitive import Dot, Rules, apply, checks_vma, register
 
 
-def _lhs_count(op: Operation, operands: Sequence[object]) -> int:
-    """The number of left operands, which come first."""
-    return 1 if op.form == "each" else len(operands) // 2
-
-
 def _tangents(
     op: Operation, operands: Sequence[jax.Array], tangents: Sequence[jax.Array | None]
 ) -> list[jax.Array | None]:
     """The tangents of the results: one term for each operand that has a tangent."""
-    count = _lhs_count(op, operands)
+    count = op.lhs_count(operands)
     lhs, rhs = operands[:count], operands[count:]
     dlhs, drhs = tangents[:count], tangents[count:]
     totals: list[jax.Array | None] = [None] * (len(rhs) if op.form == "each" else 1)
@@ -51,7 +46,7 @@ def _transpose(
     op: Operation, cotangents: Sequence[jax.Array], operands: Sequence[jax.Array | None]
 ) -> list[jax.Array | None]:
     """The cotangents of the operands that are None, by the mirrored operation."""
-    count = _lhs_count(op, operands)
+    count = op.lhs_count(operands)
     lhs, rhs = operands[:count], operands[count:]
     cts = [ct.astype(op.dtype) for ct in cotangents]
     if op.reduce and not checks_vma(op.reduce):
@@ -128,7 +123,7 @@ def _batched(
     over: tuple[str, ...],
 ) -> tuple[Operation, list[jax.Array]]:
     """The batch becomes a label of its own, the first one."""
-    count = _lhs_count(op, operands)
+    count = op.lhs_count(operands)
     label = fresh_label(op.lhs + op.rhs)
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     sides = (range(count), range(count, len(operands)))
@@ -150,7 +145,7 @@ def _batched(
 
 def _dots(op: Operation, operands: Sequence[jax.Array]) -> list[Dot]:
     """One dot for each rhs, or pair."""
-    count = _lhs_count(op, operands)
+    count = op.lhs_count(operands)
     rhs = operands[count:]
     lefts = [operands[0]] * len(rhs) if op.form == "each" else operands[:count]
     numbers = dimension_numbers(op.lhs, op.rhs, op.out)

@@ -9,7 +9,7 @@ from jax import lax
 
 from ..ops.einsum_op import Operation
 from . import chunked_schedule, ring_schedule
-from .local_ops import as_sent, products, psum_scatter, sum_as_sent
+from .local_ops import lax_gather, products, psum_scatter, sum_as_sent
 
 
 def run_einsum(op: Operation, operands: Sequence[jax.Array]) -> list[jax.Array]:
@@ -19,7 +19,7 @@ def run_einsum(op: Operation, operands: Sequence[jax.Array]) -> list[jax.Array]:
       op: the einsum, its collectives and its schedule.
       operands: of "each", one lhs and then every rhs; of "sum", as many lhs as rhs, which follow.
     """
-    count = 1 if op.form == "each" else len(operands) // 2
+    count = op.lhs_count(operands)
     lhs, rhs = list(operands[:count]), list(operands[count:])
     with jax.named_scope(_scope(op)):
         return [result.astype(op.dtype) for result in _results(op, lhs, rhs)]
@@ -47,10 +47,7 @@ def _results(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[
 
 def _blocking(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
     if op.gather is not None:
-        dim, dtype = op.lhs.index(op.gather.label), lhs[0].dtype
-        lhs = [
-            lax.all_gather(as_sent(op, lhs[0]), op.gather.axes, axis=dim, tiled=True).astype(dtype)
-        ]
+        lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
     results = products(op, lhs, rhs)
     if op.scatter is not None:
         dim = op.out.index(op.scatter.label)

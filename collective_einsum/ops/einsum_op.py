@@ -8,6 +8,7 @@ An operation has two forms. "each": one lhs, gathered or not, times every rhs, o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,3 +83,7 @@ class Operation:
     def summed(self) -> tuple[str, ...]:
         """The axes over which results are equal afterwards."""
         return self.reduce
+
+    def lhs_count(self, operands: Sequence[object]) -> int:
+        """The number of left operands, which come first."""
+        return 1 if self.form == "each" else len(operands) // 2
