@@ -12,13 +12,13 @@ from jax import lax
 from .autodiff.primitive import vary
 from .collectives import AxisName
 from .ops.schedule import Schedule, as_schedule
-from .rings import multi_axis as stages
-from .rings import ring_steps as ring
+from .rings.axis_rings import hamiltonian_rings
+from .rings.ring_gather import gather
+from .rings.slicing import Index
+from .rings.steps import finish
 from .spec import sizes as checks
 
 Carry = TypeVar("Carry")
-# Past this many devices, hops are a loop in the program.
-UNROLLED = 16
 
 
 def all_gather_fold(
@@ -31,62 +31,63 @@ def all_gather_fold(
 ) -> Carry:
     """`carry = fn(carry, shards of a device, its index)` for all devices along `axis_name`.
 
-    The all-gather of any arrays, for what is more than one einsum: each hop of the ring runs beside
-    `fn` of what the hop before has brought. Several axes make one ring, through neighbours.
+    The all-gather of any arrays, for computations of more than one einsum: each hop of the ring overlaps
+    with `fn` of the shards that the hop before has brought. Several axes make one Hamiltonian ring.
 
     Args:
-      fn: from the carry, one device's shards and its index, as `lax.axis_index(axis_name)` is there,
-        to the next carry, of the same shapes and dtypes. In which order devices come differs from
-        device to device, so it should not matter, but for roundings. Traced several times.
+      fn: from the carry, one device's shards and its index, an int32 scalar equal to
+        `lax.axis_index(axis_name)` there, to the next carry, of the same shapes and dtypes. The order
+        of the devices differs from device to device, so it must not matter, but for roundings. Traced
+        several times.
       init: the first carry, a pytree of arrays.
-      shards: a pytree of arrays, as large on every device. The items of a list travel one after the
+      shards: a pytree of arrays, as large on every device. The items of a list are sent one after the
         other, those of other trees at once. The TPU compiler begins each transfer as late as if it
         had the links for itself, and not during an operation: as many items as `fn` has large
-        operations (for "latency" twice as many) spread over all of them.
+        operations (for "latency" twice as many) overlap with all of them.
       axis_name: mesh axis or axes.
-      schedule: "auto" and "latency" (shards travel both ways, to the furthest device), or
+      schedule: "auto" and "latency" (shards are sent both ways, to the furthest device), or
         "unidirectional"; "blocking" gathers all of them first, with lax; or a `Schedule` of these.
+        Rings of as many devices as `Schedule.rolled` names are one loop in the program.
 
     Returns:
       The last carry. Differentiable, as far as `fn` is.
 
     Raises:
-      ValueError: while tracing, for an unknown axis or schedule, one that cannot serve ("chunked";
-        "bidirectional", which would halve the shards; a `wire_dtype`), no shards, or a carry that
-        `fn` changes the type of.
+      ValueError: while tracing, for an unknown axis or schedule, a schedule that cannot serve
+        ("chunked"; "bidirectional", which sends halves of shards; a `wire_dtype`), no shards, or a
+        carry whose type `fn` changes.
     """
     axes = checks.axis_names(axis_name)
     n = checks.axis_size(axes)
-    how = _schedule(schedule)
+    resolved = _schedule(schedule)
     init, shards = jax.tree.map(jnp.asarray, (init, shards))
     if not jax.tree.leaves(shards):
         raise ValueError(f"all_gather_fold over {axis_name!r}: shards hold no array to gather")
     leaves, tree = jax.tree.flatten((init, shards))
     init, shards = jax.tree.unflatten(tree, vary(leaves, axes))
 
-    def step(carry: Any, each: Any, index: Any) -> Any:
-        after = jax.tree.map(jnp.asarray, fn(carry, each, jnp.asarray(index, jnp.int32)))
+    def step(carry: Any, arrived: Any, index: Index) -> Any:
+        after = jax.tree.map(jnp.asarray, fn(carry, arrived, jnp.asarray(index, jnp.int32)))
         _check(carry, after)
         return after
 
-    with jax.named_scope(f"all_gather_fold[{how}]"):
+    with jax.named_scope(f"all_gather_fold[{resolved}]"):
         if n == 1:
             return step(init, shards, 0)
-        if how.kind == "blocking":
+        if resolved.kind == "blocking":
             return _blocking(step, init, shards, axes, n)
-        around = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
-        # One ring, of whole shards; it needs no axis to be closed.
-        (tour,) = stages.touring(around)
-        steps = ring.gather(
-            [ring.Strand(tour.axis, ring.lanes(n, how.direction, 1), tour.stops)],
+        # One ring, of unsliced shards; it needs no axis to be closed.
+        (ring,) = hamiltonian_rings(tuple(axis for axis in axes if lax.axis_size(axis) > 1))
+        steps = gather(
+            [ring.stream(resolved.direction, 1)],
             [shards],
             lambda shard, *_: shard,
-            lambda carry, strand, lane, offset, each: step(
-                init if carry is None else carry, each, tour.index(offset)
+            lambda carry, _stream, _direction, offset, arrived: step(
+                init if carry is None else carry, arrived, ring.index(offset)
             ),
-            rolled=n > UNROLLED if how.rolled is None else how.rolled,
+            rolled=resolved.rolls(n),
         )
-        return ring.finish(steps)
+        return finish(steps)
 
 
 def _blocking(
@@ -96,7 +97,7 @@ def _blocking(
     carry = step(init, jax.tree.map(lambda leaf: leaf[0], gathered), 0)
     others = jax.tree.map(lambda leaf: leaf[1:], gathered)
     after, _ = lax.scan(
-        lambda carry, each: (step(carry, *each), None),
+        lambda carry, arrived: (step(carry, *arrived), None),
         carry,
         (others, jnp.arange(1, n, dtype=jnp.int32)),
     )
@@ -104,23 +105,25 @@ def _blocking(
 
 
 def _schedule(schedule: str | Schedule) -> Schedule:
-    how = as_schedule(schedule) or Schedule("ring", "latency")
-    if how.kind == "chunked" or (how.kind == "ring" and how.direction == "bidirectional"):
+    resolved = as_schedule(schedule) or Schedule("ring", "latency")
+    if resolved.kind == "chunked" or (
+        resolved.kind == "ring" and resolved.direction == "bidirectional"
+    ):
         raise ValueError(
-            f"all_gather_fold: schedule {str(how)!r} would cut shards, which are passed to fn whole; "
-            "choose 'auto', 'latency', 'unidirectional' or 'blocking'"
+            f"all_gather_fold: schedule {str(resolved)!r} sends halves of shards, and fn takes "
+            "unsliced ones; choose 'auto', 'latency', 'unidirectional' or 'blocking'"
         )
-    if how.wire_dtype is not None:
+    if resolved.wire_dtype is not None:
         raise ValueError(
-            f"all_gather_fold: schedule {str(how)!r} has a wire_dtype; cast the shards instead, and "
-            "in fn cast them back"
+            f"all_gather_fold: schedule {str(resolved)!r} has a wire_dtype; cast the shards "
+            "instead, and in fn cast them back"
         )
-    return how
+    return resolved
 
 
 def _check(before: Any, after: Any) -> None:
     """Raises if fn does not return a carry like the one that it got."""
-    types = [jax.tree.map(lambda x: (x.shape, x.dtype.name), each) for each in (before, after)]
+    types = [jax.tree.map(lambda x: (x.shape, x.dtype.name), carry) for carry in (before, after)]
     if types[0] != types[1]:
         raise ValueError(
             f"all_gather_fold: fn returns a carry of {types[1]} for one of {types[0]}; both must "

@@ -11,7 +11,7 @@ from .autodiff.primitive import apply
 from .chips.tiles import MATRIX_TILE
 from .ops.einsum_op import Operation
 from .ops.feasibility import gathers_into_result
-from .rings import slicing as blocks
+from .rings import slicing
 
 
 def scales_apart(op: Operation) -> bool:
@@ -47,7 +47,7 @@ def run_scaled(
     one_chunk = dataclasses.replace(op, schedule=unchunked)
     chunks = []
     with jax.named_scope(f"chunks[{op.schedule}]"):
-        for lo, size in blocks.pieces_of(x.shape[dim], op.schedule.shares, MATRIX_TILE):
-            results = apply(one_chunk, blocks.cut(x, dim, lo, size), *rhs)
+        for span in slicing.chunk_spans(x.shape[dim], op.schedule.shares, MATRIX_TILE):
+            results = apply(one_chunk, slicing.slice_dim(x, dim, span), *rhs)
             chunks.append([scale(y) for scale, y in zip(scaled, results, strict=True)])
-        return [blocks.put_together(ys, out_dim) for ys in zip(*chunks, strict=True)]
+        return [slicing.put_together(ys, out_dim) for ys in zip(*chunks, strict=True)]

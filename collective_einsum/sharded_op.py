@@ -21,7 +21,7 @@ from .global_arrays.array_layouts import AnyMesh, axes_of_type, partition_spec
 from .global_arrays.infer_collectives import Case, Change, Layout, Plan, infer
 from .ops.request import Options
 from .ops.schedule import Schedule, as_schedule
-from .rings.ring_steps import reorder_shards
+from .rings.permutes import reorder_shards
 from .spec.spec import Spec
 
 

@@ -15,7 +15,7 @@ from ..chips.chip import Chip
 from ..chips.dot_rates import dot_flops
 from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
-from ..rings.slicing import pieces_of
+from ..rings.slicing import chunk_spans
 from .workload import Fractions, Workload
 
 
@@ -119,7 +119,7 @@ def pass_seconds(work: Workload, moved: float) -> float:
 
 def chunk_fractions(schedule: Schedule, size: int) -> list[float]:
     """The chunks of a dimension of this size, as fractions of it; they begin and end between tiles."""
-    return [length / size for _, length in pieces_of(size, schedule.shares, MATRIX_TILE)]
+    return [length / size for _, length in chunk_spans(size, schedule.shares, MATRIX_TILE)]
 
 
 def chunk_dots(work: Workload, schedule: Schedule) -> list[float]:

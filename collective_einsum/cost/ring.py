@@ -6,8 +6,8 @@ import dataclasses
 
 from ..ops.einsum_op import End
 from ..ops.schedule import Schedule
-from ..rings.ring_steps import Lane, lanes
-from ..rings.tours import tours
+from ..rings.hamiltonian_rings import disjoint_rings
+from ..rings.streams import RingDirection, ring_directions
 from .dots import dot_seconds, pass_seconds
 from .lax_collectives import collective_seconds, scatter_pass_seconds
 from .torus import all_gather_seconds, hop_seconds
@@ -31,7 +31,7 @@ class _Ring:
     axis: str | None
     size: int
     streams: int
-    directions: tuple[Lane, ...]
+    directions: tuple[RingDirection, ...]
     span: int
 
     @property
@@ -39,7 +39,7 @@ class _Ring:
         """The fraction of the label that a stream has of the device's own shard."""
         return {self.end.label: 1 / self.size / self.streams}
 
-    def fraction(self, direction: Lane) -> dict[str, float]:
+    def fraction(self, direction: RingDirection) -> dict[str, float]:
         """The fraction of the label that a stream moves in one direction in one hop."""
         return {self.end.label: direction.size / self.span / self.size / self.streams}
 
@@ -90,7 +90,7 @@ def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
     the major axis."""
     streams, sides = 0, work.sides(end.axes)
     if end is work.op.gather and end.label not in work.op.rhs and len(sides) > 1:
-        streams = len(tours(tuple(sides), tuple(work.chip.wraps(side) for side in sides)))
+        streams = len(disjoint_rings(tuple(sides), tuple(work.chip.wraps(side) for side in sides)))
     size = work.devices(end) if streams else sides[0]
     span = max(2, work.sizes[end.label] // work.devices(end))
     return _Ring(
@@ -98,7 +98,7 @@ def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
         axis=None if streams else end.axes[0],
         size=size,
         streams=max(1, streams),
-        directions=tuple(lanes(size, schedule.direction, span)),
+        directions=tuple(ring_directions(size, schedule.direction, span)),
         span=span,
     )
 
@@ -136,7 +136,7 @@ def _dots(work: Workload, ring: _Ring) -> float:
     return seconds
 
 
-def _hop_dot(work: Workload, ring: _Ring, direction: Lane) -> float:
+def _hop_dot(work: Workload, ring: _Ring, direction: RingDirection) -> float:
     """Seconds of the dot of a slice that arrived, or that will leave."""
     op, chip, label = work.op, work.chip, ring.end.label
     seconds = dot_seconds(work, ring.fraction(direction))

@@ -12,8 +12,8 @@ from jax import lax
 
 from ..chips.tiles import TILE_LANES, TILE_ROWS
 from ..ops.einsum_op import Operation
-from ..rings import ring_steps as ring
-from ..rings import slicing as blocks
+from ..rings import slicing
+from ..rings.permutes import total
 from ..spec import sizes as checks
 from .product import product
 
@@ -24,9 +24,9 @@ def multiply(op: Operation, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return product(labels, lhs, rhs, accumulator=op.accumulator, precision=op.precision)
 
 
-def sum_as_sent(op: Operation, total: jax.Array) -> jax.Array:
+def sum_as_sent(op: Operation, partial_sum: jax.Array) -> jax.Array:
     """A partial sum in the dtype in which it is sent."""
-    return total.astype(op.sum_wire)
+    return partial_sum.astype(op.sum_wire)
 
 
 def as_sent(op: Operation, x: jax.Array) -> jax.Array:
@@ -40,7 +40,7 @@ def products(op: Operation, lhs: Sequence[jax.Array], rhs: Sequence[jax.Array]) 
     if op.form == "each":
         return [multiply(op, lhs[0], right) for right in rhs]
     terms = [multiply(op, a, b) for a, b in zip(lhs, rhs, strict=True)]
-    return [functools.reduce(lambda total, term: term + total, terms)]
+    return [functools.reduce(lambda partial_sum, term: term + partial_sum, terms)]
 
 
 def lax_gather(op: Operation, x: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
@@ -61,14 +61,14 @@ def psum_scatter(y: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
     all-reduce and a slice of it, which move twice the bytes. It does so too with blocks that are no
     whole tiles, if of rows; so those travel as rows of lanes.
     """
-    n = ring.total(axes)
+    n = total(axes)
     if checks.symbolic(*y.shape):
         return lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=True)
     # StableHLO has no scatter of nothing.
     if 0 in y.shape:
         return lax.slice_in_dim(y, 0, y.shape[dim] // n, axis=dim)
     # H11 in docs/compiler.md.
-    y = blocks.split(y, dim, (n, y.shape[dim] // n))
+    y = slicing.split(y, dim, (n, y.shape[dim] // n))
     block = (*y.shape[:dim], *y.shape[dim + 1 :])
     rows = math.prod(block[:-1])
     if dim == 0 and len(block) > 1 and rows % TILE_ROWS and math.prod(block) % TILE_LANES == 0:

@@ -1,53 +1,62 @@
-"""Direct gathers in parts, each beside the dots of the one before: pieces of every shard of a free
-label, or chunks of another one whose results are scaled."""
+"""Async all-gathers of slices of every shard, each overlapped with the dots of the slice before."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
 from ..ops.einsum_op import End, Operation
-from ..rings import ring_steps as ring
-from ..rings import slicing as blocks
+from ..rings import slicing
+from ..rings.permutes import total
+from ..rings.slicing import Index, ShardedDim, Span
+from ..rings.steps import together
 from .local_ops import as_sent, multiply
 
 
-def run(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
-    """The local results, each a dot for the own shard, then one for every device and piece."""
+def run(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list[jax.Array]:
+    """The local results: a dot for the own shard, then one for every other device and slice."""
     dim, out_dim = op.lhs.index(end.label), op.out.index(end.label)
-    shard, n, dtype = x.shape[dim], ring.total(end.axes), x.dtype
-    cuts = blocks.pieces_of(shard, op.schedule.shares, MATRIX_TILE)
-    here = lax.axis_index(end.axes)
+    shard, n, dtype = x.shape[dim], total(end.axes), x.dtype
+    spans = slicing.chunk_spans(shard, op.schedule.shares, MATRIX_TILE)
+    own = lax.axis_index(end.axes)
+    shards = ShardedDim(dim=out_dim, sizes=(n,), position=0)
 
-    def put(results: list[Any], part: Any, device: Any, lo: int) -> list[Any]:
-        """Results with the columns that `part` of a device's shard makes."""
-        found = []
-        for y, each in zip(results, rhs, strict=True):
-            new = multiply(op, part.astype(dtype), each).astype(op.dtype)
-            y = blocks.room(new, out_dim, n * shard) if y is None else y
-            found.append(blocks.put(y, new, out_dim, (n,), 0, device, lo, part.shape[dim]))
-        return found
+    def add(results: list[Any], part: jax.Array, device: Index, start: int) -> list[jax.Array]:
+        """The results with what `part` makes, the slice of a device's shard that begins at `start`."""
+        span, updated = Span(start, part.shape[dim]), []
+        for result, right in zip(results, rhs, strict=True):
+            y = multiply(op, part.astype(dtype), right).astype(op.dtype)
+            if result is None:
+                result = slicing.uninitialized(y, out_dim, n * shard)
+            updated.append(shards.write(result, y, device, span))
+        return updated
 
-    def gather(moving: Any, cut: tuple[int, int]) -> Any:
-        return lax.all_gather(blocks.cut(moving, dim, *cut), end.axes, axis=0, tiled=False)
+    def gather(sent: jax.Array, span: Span) -> jax.Array:
+        return lax.all_gather(slicing.slice_dim(sent, dim, span), end.axes, axis=0, tiled=False)
 
-    moving = as_sent(op, x)
-    arrived = gather(moving, cuts[0])
-    results = put([None] * len(rhs), x, here, 0)
-    for i, (lo, _) in enumerate(cuts):
-        pieces = arrived
-        if i + 1 < len(cuts):
-            # One piece is under way at a time, beside the dots of the piece before.
-            moving, results = ring.together(moving, results)
-            arrived = gather(moving, cuts[i + 1])
+    sent = as_sent(op, x)
+    arrived = gather(sent, spans[0])
+    results = add([None] * len(rhs), x, own, 0)
+    for i, span in enumerate(spans):
+        parts = arrived
+        if i + 1 < len(spans):
+            # One slice is gathered at a time, while the dots of the slice before run.
+            sent, results = together(sent, results)
+            arrived = gather(sent, spans[i + 1])
 
-        def others(step: Any, results: list[Any], pieces: Any = pieces, lo: int = lo) -> list[Any]:
-            device = (here + step) % n
-            part = lax.dynamic_index_in_dim(pieces, device, 0, keepdims=False)
-            return put(results, part, device, lo)
+        def others(
+            step: Any,
+            results: list[jax.Array],
+            parts: jax.Array = parts,
+            start: int = span.start,
+        ) -> list[jax.Array]:
+            device = (own + step) % n
+            part = lax.dynamic_index_in_dim(parts, device, 0, keepdims=False)
+            return add(results, part, device, start)
 
         results = lax.fori_loop(np.int32(1), np.int32(n), others, results)
     return results

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
 from ..ops.einsum_op import End, Operation
-from ..rings import multi_axis as stages
-from ..rings import ring_steps as ring
-from ..rings import slicing as blocks
-from ..rings.ring_steps import Lane
+from ..rings import slicing
+from ..rings.axis_rings import AxisRing, hamiltonian_rings, major_ring
+from ..rings.multi_axis import scatter_stage
+from ..rings.ring_gather import gather
+from ..rings.slicing import Index, Span
+from ..rings.steps import finish, together
+from ..rings.streams import RingDirection
 from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum_as_sent
 
 
-def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
-    """The results under a "ring" schedule.
+def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
+    """The local results of `op` under a ring schedule, before the last conversion.
 
-    An einsum with both ends goes round the ring of one of them; the other has no dots left to hide
-    it and is lax's own collective, which needs no assembling.
+    An einsum with collectives before and after goes round the ring of one of them; the other one has no
+    dots left to overlap with and is lax's own collective, which needs no assembling.
     """
     if op.gather is not None and (op.scatter is None or op.schedule.end == "gather"):
         results = _gather(op, op.gather, lhs[0], rhs)
@@ -35,104 +40,141 @@ def run(op: Operation, lhs: list[Any], rhs: list[Any]) -> list[Any]:
     return _scatter(op, op.scatter, lhs, rhs)
 
 
-def _gather(op: Operation, end: End, x: Any, rhs: list[Any]) -> list[Any]:
-    """A dot for every piece of x that arrives.
+def _gather(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list[jax.Array]:
+    """A dot for every slice of a shard of x that arrives.
 
     Over several axes, where rhs must be sliced along the gathered label, the minor axes are gathered
-    first and the ring is that of the major one, so that the slices are long. Where it need not be,
-    rings go through all devices, each with its strand of every shard.
+    first and the ring is that of the major one, so that the slices are long. Else Hamiltonian rings go
+    through all devices, each with its stream of every shard.
     """
-    dim, axes, dtype, shard = (
-        op.lhs.index(end.label),
-        end.axes,
-        x.dtype,
-        x.shape[op.lhs.index(end.label)],
-    )
-    sliced = end.label in op.rhs
-    moving = as_sent(op, x)
-    direction, rolls = op.schedule.direction, op.schedule.rolls
-    if len(axes) > 1 and not sliced:
-        around: list[stages.Around] = [*stages.touring(axes, op.closed)]
-        around = around[:shard]
+    dim, axes = op.lhs.index(end.label), end.axes
+    shard, sent = x.shape[dim], as_sent(op, x)
+    rings: Sequence[AxisRing]
+    if len(axes) > 1 and end.label not in op.rhs:
+        rings = hamiltonian_rings(axes, op.closed)[:shard]
     else:
-        around = [stages.major(axes)]
+        rings = [major_ring(axes)]
         if len(axes) > 1:
-            moving = lax.all_gather(moving, axes[1:], axis=dim, tiled=True)
-    cuts = blocks.pieces_of(shard, len(around), MATRIX_TILE)
-    parts = [blocks.cut_shards(moving, dim, shard, *each) for each in cuts]
-    strands = [
-        ring.Strand(a.axis, ring.lanes(a.n, direction, size), a.stops)
-        for a, (_, size) in zip(around, cuts, strict=True)
+            sent = lax.all_gather(sent, axes[1:], axis=dim, tiled=True)
+    spans = slicing.chunk_spans(shard, len(rings), MATRIX_TILE)
+    shards = [slicing.slice_shards(sent, dim, shard, span) for span in spans]
+    streams = [
+        ring.stream(op.schedule.direction, span.size)
+        for ring, span in zip(rings, spans, strict=True)
     ]
-    out_dim = op.out.index(end.label) if end.label in op.out else None
-
-    def consume(carry: Any, s: int, lane: Lane | None, offset: Any, piece: Any) -> Any:
-        lo, size = (0, cuts[s][1]) if lane is None else (lane.lo, lane.size)
-        place = (cuts[s][0] + lo, size)
-        carry = list(carry) if carry is not None else [None] * len(rhs)
-        for i, each in enumerate(rhs):
-            if sliced:
-                each = around[s].take(each, op.rhs.index(end.label), offset, *place)
-            y = multiply(op, piece.astype(dtype), each)
-            if out_dim is None:
-                # The dot stands first: so the compiler makes the addition a part of it.
-                carry[i] = y if carry[i] is None else y + carry[i]
-                continue
-            y = y.astype(op.dtype)
-            if carry[i] is None:
-                carry[i] = blocks.room(y, out_dim, shard * around[s].blocks)
-            carry[i] = around[s].put(carry[i], y, out_dim, offset, *place)
-        return carry
-
-    def cut(piece: Any, s: int, lo: int, size: int) -> Any:
-        return blocks.cut_shards(piece, dim, cuts[s][1], lo, size)
-
-    rolled = all(rolls(a.n) for a in around)
-    return ring.finish(ring.gather(strands, parts, cut, consume, rolled=rolled))
+    dots = _GatherDots(op=op, label=end.label, rings=rings, spans=spans, rhs=rhs, lhs=x)
+    rolled = all(op.schedule.rolls(ring.n) for ring in rings)
+    return finish(gather(streams, shards, dots.take, dots.multiply, rolled=rolled))
 
 
-def _scatter(op: Operation, end: End, lhs: list[Any], rhs: list[Any]) -> list[Any]:
-    """A dot for every block that is about to be sent; several results take turns.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _GatherDots:
+    """The dots of an all-gather's ring.
 
-    Over several axes the ring is that of the major one, since the blocks of a contiguous dimension
-    are then contiguous; what is left is a block of it, scattered over the minor axes.
+    Attributes:
+      op: the einsum.
+      label: the gathered label.
+      rings: of each stream.
+      spans: of each stream, its slice of every shard.
+      rhs: the right operands.
+      lhs: the device's own shard of the left operand.
     """
-    dim, axes = op.out.index(end.label), end.axes
-    groups = [(lhs, [each]) for each in rhs] if op.form == "each" else [(lhs, rhs)]
-    around = [stages.major(axes) for _ in groups]
+
+    op: Operation
+    label: str
+    rings: Sequence[AxisRing]
+    spans: Sequence[Span]
+    rhs: Sequence[jax.Array]
+    lhs: jax.Array
+
+    def take(self, sent: jax.Array, stream: int, direction: RingDirection) -> jax.Array:
+        """What a stream sends in one direction."""
+        dim, size = self.op.lhs.index(self.label), self.spans[stream].size
+        return slicing.slice_shards(sent, dim, size, direction.span)
+
+    def multiply(
+        self,
+        results: Sequence[Any] | None,
+        stream: int,
+        direction: RingDirection | None,
+        offset: Index,
+        arrived: jax.Array,
+    ) -> list[Any]:
+        """The results, after the dots of what has arrived from the device `offset` further on."""
+        start, size = self.spans[stream]
+        if direction is not None:
+            start, size = start + direction.start, direction.size
+        span, ring, op = Span(start, size), self.rings[stream], self.op
+        results = [None] * len(self.rhs) if results is None else results
+        updated = []
+        for result, right in zip(results, self.rhs, strict=True):
+            if self.label in op.rhs:
+                right = ring.read(right, op.rhs.index(self.label), offset, span)
+            y = multiply(op, arrived.astype(self.lhs.dtype), right)
+            if self.label in op.out:
+                updated.append(self._written(result, y.astype(op.dtype), ring, offset, span))
+            else:
+                # The dot stands first, so that the compiler makes the addition a part of it.
+                updated.append(y if result is None else y + result)
+        return updated
+
+    def _written(
+        self, result: jax.Array | None, y: jax.Array, ring: AxisRing, offset: Index, span: Span
+    ) -> jax.Array:
+        """The result with the rows or columns `y` that a slice of a shard makes."""
+        dim = self.op.out.index(self.label)
+        if result is None:
+            shard = self.lhs.shape[self.op.lhs.index(self.label)]
+            result = slicing.uninitialized(y, dim, shard * ring.shards)
+        return ring.write(result, y, dim, offset, span)
+
+
+def _scatter(
+    op: Operation, end: End, lhs: list[jax.Array], rhs: list[jax.Array]
+) -> list[jax.Array]:
+    """A dot for every shard that is about to be sent; several results send in turns.
+
+    Over several axes the ring is that of the major one, since the shards of a contiguous dimension are
+    then contiguous; its result is scattered over the minor axes.
+    """
+    axes = end.axes
+    groups = [(lhs, [right]) for right in rhs] if op.form == "each" else [(lhs, rhs)]
+    rings = [major_ring(axes) for _ in groups]
     # Results may be of different widths.
     shards = [
-        dict(zip(op.lhs + op.rhs, (*a[0].shape, *b[0].shape), strict=True))[end.label]
-        // each.blocks
-        for (a, b), each in zip(groups, around, strict=True)
+        dict(zip(op.lhs + op.rhs, (*left[0].shape, *right[0].shape), strict=True))[end.label]
+        // ring.shards
+        for (left, right), ring in zip(groups, rings, strict=True)
     ]
 
-    def partial(s: int, lane: Lane | None, offset: Any, sums: Sequence[Any]) -> Any:
-        place = (0, shards[s]) if lane is None else (lane.lo, lane.size)
+    def partial(
+        stream: int, direction: RingDirection | None, offset: Index, sums: Sequence[jax.Array]
+    ) -> jax.Array:
+        span = Span(0, shards[stream]) if direction is None else direction.span
 
-        def piece(x: Any, labels: str) -> Any:
+        def read(x: jax.Array, labels: str) -> jax.Array:
             if end.label not in labels:
                 return x
-            return around[s].take(x, labels.index(end.label), offset, *place)
+            return rings[stream].read(x, labels.index(end.label), offset, span)
 
-        left, right = groups[s]
+        left, right = groups[stream]
         if sums:
-            # A dot that waits for the sums as a whole takes their addition into its own loop.
-            left, *sums = ring.together(left, *sums)
-        left, right = [piece(x, op.lhs) for x in left], [piece(x, op.rhs) for x in right]
+            # XLA:TPU adds the sums inside the loop of a dot that waits for all of them.
+            left, *sums = together(left, *sums)
+        left, right = [read(x, op.lhs) for x in left], [read(x, op.rhs) for x in right]
         (term,) = products(op, left, right)
-        return sum((each.astype(term.dtype) for each in sums), term)
+        return sum((arrived.astype(term.dtype) for arrived in sums), term)
 
-    results = ring.finish(
-        stages.scatter_stage(
-            around,
+    results = finish(
+        scatter_stage(
+            rings,
             partial,
-            dim,
+            op.out.index(end.label),
             shards,
             op.schedule.direction,
             wire=functools.partial(sum_as_sent, op),
             rolls=op.schedule.rolls,
-            busy=True,
+            dots=True,
         )
     )
     return [lax_scatter(op, y, axes[1:]) if len(axes) > 1 else y for y in results]

@@ -8,10 +8,9 @@ import jax
 from jax import lax
 
 from ..ops.collective_op import Collective
-from ..rings import multi_axis as stages
-from ..rings import ring_steps as ring
+from ..rings import multi_axis, point_to_point
 from ..rings.all_reduce import all_reduce_steps
-from ..rings.ring_steps import Steps
+from ..rings.steps import Steps, finish
 from ..spec.dtypes import accumulator_dtype
 from .local_ops import psum_scatter
 
@@ -24,7 +23,7 @@ def run_collective(op: Collective, operands: Sequence[jax.Array]) -> list[jax.Ar
         is_lax = op.schedule.kind == "blocking" or (
             op.schedule.direction == "async" and op.kind in ("all_gather", "all_to_all")
         )
-        result = _lax(op, sent) if is_lax else ring.finish(_steps(op, x, sent))
+        result = _lax(op, sent) if is_lax else finish(_steps(op, x, sent))
         return [result.astype(x.dtype)]
 
 
@@ -41,16 +40,16 @@ def _lax(op: Collective, x: jax.Array) -> jax.Array:
 def _steps(op: Collective, x: jax.Array, sent: jax.Array) -> Steps:
     direction, rolls = op.schedule.direction, op.schedule.rolls
     if op.kind == "all_gather":
-        return stages.all_gather(sent, op.axes, op.dim, direction, rolls=rolls)
+        return multi_axis.all_gather(sent, op.axes, op.dim, direction, rolls=rolls)
     if op.kind == "all_to_all":
-        return stages.all_to_all(sent, op.axes, op.dim, op.concat)
+        return point_to_point.all_to_all(sent, op.axes, op.dim, op.concat)
 
     def wire(total: jax.Array) -> jax.Array:
         return total.astype(sent.dtype)
 
     accumulator = accumulator_dtype(x.dtype)
     if op.kind == "reduce_scatter":
-        return stages.reduce_scatter(
+        return multi_axis.reduce_scatter(
             x, op.axes, op.dim, direction, wire=wire, accumulator=accumulator, rolls=rolls
         )
     return all_reduce_steps(x, op.axes, direction, wire=wire, accumulator=accumulator, rolls=rolls)

@@ -13,7 +13,7 @@ Kind = Literal["blocking", "ring", "chunked"]
 Direction = Literal["unidirectional", "bidirectional", "latency", "async"]
 # Those of rings.
 DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
-# Past this many devices an unrolled ring makes programs that take long to compile.
+# From this many devices on, an unrolled ring makes programs that take long to compile.
 ROLL_FROM = 16
 # Up to this many devices, a chunked schedule of one chunk scatters a result point to point: it sends
 # the block for every other device at once.

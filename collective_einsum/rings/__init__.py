@@ -1,8 +1,8 @@
 """Rings over mesh axes: steps, streams, several axes. The only callers of `lax.ppermute`."""
 
-from .ring_steps import lanes as lanes
-from .ring_steps import together as together
-from .slicing import pieces_of as pieces_of
+from .slicing import chunk_spans as chunk_spans
 from .slicing import put_together as put_together
+from .steps import together as together
+from .streams import ring_directions as ring_directions
 
-__all__ = ["lanes", "pieces_of", "put_together", "together"]
+__all__ = ["chunk_spans", "put_together", "ring_directions", "together"]

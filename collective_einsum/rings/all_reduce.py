@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..ops.schedule import Direction
-from . import multi_axis as stages
-from . import ring_steps as ring
-from .ring_steps import Steps
+from .multi_axis import all_gather, reduce_scatter, stream_dim
+from .permutes import total
+from .steps import Steps
 
 
 def all_reduce_steps(
@@ -39,7 +39,7 @@ def all_reduce_steps(
     """
     if not y.size:
         return y
-    shape, n = y.shape, ring.total(axes)
+    shape, n = y.shape, total(axes)
     least = 2 * n if direction == "bidirectional" else n
     fits = [
         d
@@ -50,13 +50,13 @@ def all_reduce_steps(
     if not fits:
         # A row for each axis, so that every stream has a slice.
         y = jnp.pad(y.reshape(-1), (0, -y.size % (len(axes) * least))).reshape(len(axes), -1)
-    y = yield from stages.reduce_scatter(
+    y = yield from reduce_scatter(
         y, axes, dim, direction, wire=wire, accumulator=accumulator, rolls=rolls
     )
-    y = yield from stages.all_gather(wire(y), axes, dim, direction, rolls=rolls)
+    y = yield from all_gather(wire(y), axes, dim, direction, rolls=rolls)
     return y if fits else y.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def _has_streams(shape: tuple[int, ...], dim: int, axes: tuple[str, ...]) -> bool:
     """Whether the array can be sliced into a stream for each axis."""
-    return len(axes) == 1 or stages.strand_dim(shape, dim, len(axes)) is not None
+    return len(axes) == 1 or stream_dim(shape, dim, len(axes)) is not None

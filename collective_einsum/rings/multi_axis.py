@@ -1,317 +1,276 @@
-"""All-gathers and reduce-scatters over one or several mesh axes, as steps that others can hide.
+"""All-gathers and reduce-scatters over one or several mesh axes, as steps that others can overlap.
 
-Over several axes a collective goes axis by axis. It is cut into as many strands as there are axes,
-each taking them in another order, so that at any time all the axes' links carry traffic; the bytes
-are those of the best possible algorithm, the hops the sum over the axes instead of the product.
+Over several axes a collective goes axis by axis, in stages. The array is sliced into as many streams
+as there are axes, each of which takes the axes in another order, so that all axes' links carry data at
+any time: the bytes are those of the best possible algorithm, the hops the sum over the axes instead of
+the product.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from ..ops.schedule import Direction
-from . import ring_steps as ring
-from . import slicing as blocks
-from .ring_steps import Lane, Steps, Strand
-from .tours import Place, tours
+from . import slicing
+from .axis_rings import AxisRing, stage_rings
+from .permutes import total
+from .ring_gather import gather
+from .ring_reduce_scatter import Partial
+from .ring_reduce_scatter import reduce_scatter as ring_reduce_scatter
+from .slicing import Index, Span
+from .steps import Steps
+from .streams import RingDirection
 
 
-def order(strand: int, axes: int) -> tuple[int, ...]:
-    """The order in which a strand takes the axes: the last, with most to move, differs by strand."""
-    return tuple((strand + 1 + i) % axes for i in range(axes))
+class _StreamSlice(NamedTuple):
+    """One stream's slice of an operand: the dimension, and the part of it."""
+
+    dim: int
+    span: Span
 
 
-def strand_dim(shape: tuple[int, ...], dim: int, axes: int) -> int | None:
-    """The dimension along which to cut strands: not `dim`, long enough, the first of the longest."""
+def stream_dim(shape: tuple[int, ...], dim: int, axes: int) -> int | None:
+    """The dimension that is sliced into a stream for each of several axes.
+
+    It is not `dim`, along which the collective is, but the first of the longest others, if that has an
+    element for each stream; else None.
+    """
     if axes == 1:
         return None
-    best = max(
+    longest = max(
         (d for d in range(len(shape)) if d != dim), key=lambda d: (shape[d], -d), default=None
     )
-    return best if best is not None and shape[best] >= axes else None
+    return longest if longest is not None and shape[longest] >= axes else None
 
 
-class Around:
-    """One stage of a strand: where the axis that it goes round stands among those of a dimension."""
-
-    axis: str | tuple[str, ...]
-    stops: tuple[int, ...] = ()
-
-    def __init__(self, axes: tuple[str, ...], present: tuple[int, ...], j: int) -> None:
-        self.axis = axes[j]
-        self.n = lax.axis_size(self.axis)
-        self.sizes = tuple(lax.axis_size(axes[i]) for i in present)
-        self.at = present.index(j)
-        self.blocks = math.prod(self.sizes)
-
-    def index(self, offset: Any) -> Any:
-        """The place along the axis of the device `offset` further on."""
-        return (lax.axis_index(self.axis) + offset) % self.n
-
-    def take(self, x: Any, dim: int, offset: Any, lo: int, size: int) -> Any:
-        """`lo : lo + size` of each shard in the block of the device `offset` further on."""
-        return blocks.take(x, dim, self.sizes, self.at, self.index(offset), lo, size)
-
-    def put(
-        self, x: Any, block: Any, dim: int, offset: Any, lo: int, size: int, also: Any = None
-    ) -> Any:
-        """`x` with what `take` would give replaced by `block`."""
-        at = self.index(offset)
-        return blocks.put(x, block, dim, self.sizes, self.at, at, lo, size, also)
+def _stream_slices(shape: tuple[int, ...], dim: int, axes: int) -> list[_StreamSlice] | None:
+    """The slice of each stream; None for one stream, of the array as it is."""
+    along = stream_dim(shape, dim, axes)
+    if along is None:
+        return None
+    return [_StreamSlice(along, span) for span in slicing.chunk_spans(shape[along], axes)]
 
 
-class Touring(Around):
-    """A ring through all devices of several axes, which pass whole shards of a dimension on."""
-
-    def __init__(self, axes: tuple[str, ...], tour: Sequence[Place]) -> None:
-        self.axis = ring.in_mesh_order(axes)
-        places = [dict(zip(self.axis, place, strict=True)) for place in tour]
-        self.stops = tuple(ring.number(place, self.axis) for place in places)
-        self.n = self.blocks = len(tour)
-        self.sizes, self.at = (self.n,), 0
-        # Seen from this device, the devices from it on.
-        numbers = np.asarray([ring.number(place, axes) for place in places])
-        twice = jnp.asarray(np.tile(numbers, 2), jnp.int32)
-        own = jnp.asarray(np.argsort(numbers), jnp.int32)[lax.axis_index(axes)]
-        self.onward = lax.dynamic_slice(twice, (own,), (self.n,))
-
-    def index(self, offset: Any) -> Any:
-        """The number, the first axis major, of the device `offset` further on."""
-        return self.onward[offset % self.n]
-
-
-def touring(axes: tuple[str, ...], closed: Sequence[str] = ()) -> list[Touring]:
-    """One or two rings through all devices of `axes`, which share no link; the ends of those that are
-    `closed` are neighbours."""
-    ordered = ring.in_mesh_order(axes)
-    sizes = tuple(lax.axis_size(axis) for axis in ordered)
-    return [Touring(axes, tour) for tour in tours(sizes, tuple(a in closed for a in ordered))]
-
-
-def present_after(axes: int, strand: int, stage: int) -> tuple[int, ...]:
-    """The axes, in canonical order, that a strand has gathered once `stage` is done."""
-    return tuple(sorted(order(strand, axes)[: stage + 1]))
-
-
-def major(axes: tuple[str, ...]) -> Around:
-    """The ring of the first axis, every other one being gathered already."""
-    return Around(axes, tuple(range(len(axes))), 0)
+def _sliced(x: jax.Array, slices: list[_StreamSlice] | None) -> list[jax.Array]:
+    return [x] if slices is None else [slicing.slice_dim(x, dim, span) for dim, span in slices]
 
 
 def all_gather(
-    x: Any,
+    x: jax.Array,
     axes: tuple[str, ...],
     dim: int,
     direction: Direction,
     *,
     rolls: Callable[[int], bool],
 ) -> Steps:
-    """All-gathers `x` along `dim` over `axes`, the first one major; returns the whole."""
+    """All-gathers `x` along `dim` over `axes`, the first one major.
+
+    Args:
+      x: the device's own shard.
+      axes: the mesh axes.
+      dim: the dimension along which shards are joined.
+      direction: of the rings, or "async" for lax's own collective.
+      rolls: whether a ring of so many devices is one loop in the program.
+
+    Returns:
+      The array whose shards were gathered, in the dtype of `x`.
+    """
     if direction == "async":
         return (yield lax.all_gather(x, axes, axis=dim, tiled=True))
-    along = strand_dim(x.shape, dim, len(axes))
-    parts, starts = [x], None
-    if along is not None:
-        cuts = blocks.pieces_of(x.shape[along], len(axes))
-        parts = [blocks.cut(x, along, *piece) for piece in cuts]
-        starts = [(along, lo) for lo, _ in cuts]
-    shards = [x.shape[dim]] * len(parts)
+    slices = _stream_slices(x.shape, dim, len(axes))
+    operands = _sliced(x, slices)
     for stage in range(len(axes)):
-        last = stage == len(axes) - 1
-        # The last stage writes all strands into one array.
-        joined = (x.shape, starts) if last and starts is not None else None
-        parts = yield from gather_stage(parts, axes, dim, direction, rolls, stage, shards, joined)
-    return parts[0]
+        # The last stage writes all streams into one array.
+        joined = slices if stage == len(axes) - 1 else None
+        gather_stage = _GatherStage(
+            rings=stage_rings(axes, len(operands), stage),
+            operands=operands,
+            dim=dim,
+            shard=x.shape[dim],
+            shape=x.shape,
+            joined=joined,
+        )
+        operands = yield from gather_stage.steps(direction, rolls)
+    return operands[0]
 
 
-def gather_stage(
-    parts: list[Any],
-    axes: tuple[str, ...],
-    dim: int,
-    direction: Direction,
-    rolls: Callable[[int], bool],
-    stage: int,
-    shards: list[int],
-    joined: tuple[tuple[int, ...], list[tuple[int, int]]] | None = None,
-) -> Steps:
-    """One stage of every strand, whose shards of `dim` are `shards` long.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _GatherStage:
+    """One stage of an all-gather, in which each stream goes round one ring.
 
-    With `joined`, the shape of the uncut operand and each strand's place in it, as (dimension,
-    start), all strands end up in one array.
+    Attributes:
+      rings: of each stream.
+      operands: what each stream has gathered in the stages before.
+      dim: the dimension along which shards are joined.
+      shard: the length of each device's shard in that dimension.
+      shape: of the device's own shard, before it is sliced into streams.
+      joined: the streams' slices, if all are written into one array; else each has an array of its own.
     """
-    around = [
-        Around(axes, present_after(len(axes), s, stage), order(s, len(axes))[stage])
-        for s in range(len(parts))
-    ]
-    strands = [
-        Strand(a.axis, ring.lanes(a.n, direction, shard))
-        for a, shard in zip(around, shards, strict=True)
-    ]
 
-    def consume(carry: Any, s: int, lane: Lane | None, offset: Any, piece: Any) -> Any:
-        carry = list(carry) if carry is not None else [None] * (1 if joined else len(parts))
-        slot = 0 if joined else s
-        if carry[slot] is None:
-            full = list(joined[0] if joined else parts[s].shape)
-            full[dim] = shards[s] * around[s].blocks
-            carry[slot] = lax.empty(
-                tuple(full), piece.dtype, out_sharding=jax.typeof(piece).sharding
-            )
-        place = (0, shards[s]) if lane is None else (lane.lo, lane.size)
-        also = joined[1][s] if joined else None
-        carry[slot] = around[s].put(carry[slot], piece, dim, offset, *place, also=also)
-        return carry
+    rings: Sequence[AxisRing]
+    operands: Sequence[jax.Array]
+    dim: int
+    shard: int
+    shape: tuple[int, ...]
+    joined: Sequence[_StreamSlice] | None
 
-    def cut(piece: Any, s: int, lo: int, size: int) -> Any:
-        return blocks.cut_shards(piece, dim, shards[s], lo, size)
+    def steps(self, direction: Direction, rolls: Callable[[int], bool]) -> Steps:
+        """Runs the stage; returns a list of one array, or of one for each stream."""
+        streams = [ring.stream(direction, self.shard) for ring in self.rings]
+        rolled = all(rolls(ring.n) for ring in self.rings)
+        return (yield from gather(streams, self.operands, self._take, self._write, rolled=rolled))
 
-    rolled = all(rolls(a.n) for a in around)
-    return (yield from ring.gather(strands, parts, cut, consume, rolled=rolled))
+    def _take(self, operand: jax.Array, stream: int, direction: RingDirection) -> jax.Array:
+        return slicing.slice_shards(operand, self.dim, self.shard, direction.span)
+
+    def _write(
+        self,
+        results: Sequence[Any] | None,
+        stream: int,
+        direction: RingDirection | None,
+        offset: Index,
+        arrived: jax.Array,
+    ) -> list[Any]:
+        """The results with what arrived for a stream written to its place."""
+        if results is None:
+            results = [None] * (1 if self.joined else len(self.operands))
+        results, place = list(results), 0 if self.joined else stream
+        if results[place] is None:
+            results[place] = self._uninitialized(stream, arrived)
+        span = Span(0, self.shard) if direction is None else direction.span
+        start = (self.joined[stream].dim, self.joined[stream].span.start) if self.joined else None
+        results[place] = self.rings[stream].write(
+            results[place], arrived, self.dim, offset, span, start
+        )
+        return results
+
+    def _uninitialized(self, stream: int, like: jax.Array) -> jax.Array:
+        shape = list(self.shape if self.joined else self.operands[stream].shape)
+        shape[self.dim] = self.shard * self.rings[stream].shards
+        return lax.empty(tuple(shape), like.dtype, out_sharding=jax.typeof(like).sharding)
 
 
 def reduce_scatter(
-    x: Any,
+    x: jax.Array,
     axes: tuple[str, ...],
     dim: int,
     direction: Direction,
     *,
-    wire: Callable[[Any], Any],
-    accumulator: Any,
+    wire: Callable[[jax.Array], jax.Array],
+    accumulator: DTypeLike,
     rolls: Callable[[int], bool],
 ) -> Steps:
-    """Sums `x` over `axes`, in `accumulator`, and leaves each device its block of `dim`."""
+    """Sums `x` over `axes` and leaves each device its shard of `dim`, the first axis major.
+
+    Args:
+      x: the local summand.
+      axes: the mesh axes.
+      dim: the dimension that is scattered.
+      direction: of the rings, or "async" for lax's all-to-all and a local sum.
+      wire: converts a partial sum to what is sent.
+      accumulator: the dtype in which partial sums are added.
+      rolls: whether a ring of so many devices is one loop in the program.
+
+    Returns:
+      The device's shard of the sum, in the accumulator's dtype.
+    """
     if direction == "async":
-        n = ring.total(axes)
-        x = blocks.split(wire(x), dim, (n, x.shape[dim] // n))
+        n = total(axes)
+        x = slicing.split(wire(x), dim, (n, x.shape[dim] // n))
         x = yield lax.all_to_all(x, axes, dim, dim, tiled=True)
-        # Written out, so that the compiler makes the sums a part of what they are used for.
+        # One addition for each term, so that the compiler makes them a part of what they are used for.
         own, *others = (lax.index_in_dim(x, i, dim, keepdims=False) for i in range(n))
         return sum((other.astype(accumulator) for other in others), own.astype(accumulator))
-    along = strand_dim(x.shape, dim, len(axes))
-    parts = [x]
-    if along is not None:
-        parts = [blocks.cut(x, along, *p) for p in blocks.pieces_of(x.shape[along], len(axes))]
+    slices = _stream_slices(x.shape, dim, len(axes))
+    operands = _sliced(x, slices)
     for stage in reversed(range(len(axes))):
-        around = [
-            Around(axes, present_after(len(axes), s, stage), order(s, len(axes))[stage])
-            for s in range(len(parts))
-        ]
-
-        def partial(
-            s: int,
-            lane: Lane | None,
-            offset: Any,
-            sums: Sequence[Any],
-            parts: Any = parts,
-            around: Any = around,
-        ) -> Any:
-            place = (0, parts[s].shape[dim] // around[s].blocks)
-            place = place if lane is None else (lane.lo, lane.size)
-            term = around[s].take(parts[s], dim, offset, *place).astype(accumulator)
-            return sum((each.astype(accumulator) for each in sums), term)
-
-        parts = yield from scatter_stage(
-            around,
-            partial,
+        rings = stage_rings(axes, len(operands), stage)
+        operands = yield from scatter_stage(
+            rings,
+            functools.partial(_slice_term, operands, rings, dim, accumulator),
             dim,
-            [p.shape[dim] // a.blocks for p, a in zip(parts, around, strict=True)],
+            [y.shape[dim] // ring.shards for y, ring in zip(operands, rings, strict=True)],
             direction,
             wire=wire,
             rolls=rolls,
-            busy=False,
+            dots=False,
         )
-    return parts[0] if along is None else jnp.concatenate(parts, axis=along)
+    return operands[0] if slices is None else jnp.concatenate(operands, axis=slices[0].dim)
+
+
+def _slice_term(
+    operands: Sequence[jax.Array],
+    rings: Sequence[AxisRing],
+    dim: int,
+    accumulator: DTypeLike,
+    stream: int,
+    direction: RingDirection | None,
+    offset: Index,
+    sums: Sequence[jax.Array],
+) -> jax.Array:
+    """A `Partial` whose terms are slices of arrays."""
+    operand, ring = operands[stream], rings[stream]
+    shard = operand.shape[dim] // ring.shards
+    span = Span(0, shard) if direction is None else direction.span
+    term = ring.read(operand, dim, offset, span).astype(accumulator)
+    return sum((arrived.astype(accumulator) for arrived in sums), term)
 
 
 def scatter_stage(
-    around: list[Around],
-    partial: ring.Partial,
+    rings: Sequence[AxisRing],
+    partial: Partial,
     dim: int,
-    shards: list[int],
+    shards: Sequence[int],
     direction: Direction,
     *,
-    wire: Callable[[Any], Any],
+    wire: Callable[[jax.Array], jax.Array],
     rolls: Callable[[int], bool],
-    busy: bool,
+    dots: bool,
 ) -> Steps:
-    """One stage of every strand, of terms that `partial` gives; `shards` are their block sizes."""
-    strands = [
-        Strand(a.axis, ring.lanes(a.n, direction, shard))
-        for a, shard in zip(around, shards, strict=True)
-    ]
+    """One stage of a reduce-scatter, in which each stream goes round one ring.
 
-    def join(s: int, own: Any, arrivals: list[tuple[Lane, Any]]) -> Any:
-        whole = [term for lane, term in arrivals if lane.size == shards[s]]
+    Args:
+      rings: of each stream.
+      partial: computes the terms.
+      dim: the dimension that is scattered.
+      shards: how long each stream's shard of it is.
+      direction: of the schedule.
+      wire: converts a partial sum to what is sent.
+      rolls: whether a ring of so many devices is one loop in the program.
+      dots: whether a term is a dot, which overlaps with hops.
+
+    Returns:
+      A list, with the result of each stream.
+    """
+    streams = [ring.stream(direction, shard) for ring, shard in zip(rings, shards, strict=True)]
+
+    def join(
+        stream: int, own: jax.Array | None, arrivals: list[tuple[RingDirection, jax.Array]]
+    ) -> jax.Array:
+        shard = shards[stream]
+        unsliced = [term for way, term in arrivals if way.size == shard]
         if own is None:
-            own = partial(s, None, 0, whole)
+            own = partial(stream, None, 0, unsliced)
         else:
-            own = sum((term.astype(own.dtype) for term in whole), own)
-        halves = [(lane, term) for lane, term in arrivals if lane.size != shards[s]]
+            own = sum((term.astype(own.dtype) for term in unsliced), own)
+        halves = [(way, term) for way, term in arrivals if way.size != shard]
         if not halves:
             return own
-        pieces = [
-            blocks.cut_shards(own, dim, shards[s], lane.lo, lane.size) + term.astype(own.dtype)
-            for lane, term in halves
+        sums = [
+            slicing.slice_shards(own, dim, shard, way.span) + term.astype(own.dtype)
+            for way, term in halves
         ]
-        return blocks.join_shards(pieces, dim, [lane.size for lane, _ in halves])
+        return slicing.join_shards(sums, dim, [way.size for way, _ in halves])
 
-    rolled = all(rolls(a.n) for a in around)
+    rolled = all(rolls(ring.n) for ring in rings)
     return (
-        yield from ring.reduce_scatter(strands, partial, join, wire=wire, rolled=rolled, busy=busy)
+        yield from ring_reduce_scatter(streams, partial, join, wire=wire, rolled=rolled, dots=dots)
     )
-
-
-def all_to_all(x: Any, axes: tuple[str, ...], split: int, concat: int) -> Steps:
-    """Block `i` of dimension `split` to device `i`; what arrives is joined along `concat`."""
-    arriving = yield _straight(x, axes, split)
-    n = len(arriving)
-    shape = list(arriving[0].shape)
-    shape.insert(concat, n)
-    whole = lax.empty(tuple(shape), x.dtype)
-    for by, block in zip(_offsets(axes), arriving, strict=True):
-        whole = lax.dynamic_update_index_in_dim(whole, block, _device(axes, by, -1), concat)
-    return blocks.merge(whole, concat, 2)
-
-
-def straight_reduce_scatter(
-    x: Any, axes: tuple[str, ...], dim: int, *, wire: Callable[[Any], Any], accumulator: Any
-) -> Steps:
-    """As `reduce_scatter`, every block straight to its device: more bytes, but in one superstep.
-
-    The own block is rounded for the wire too, so that the dot need not write its result twice.
-    """
-    arriving = yield _straight(wire(x), axes, dim)
-    own, *others = (block.astype(accumulator) for block in arriving)
-    return sum(others, own)
-
-
-def _straight(x: Any, axes: tuple[str, ...], dim: int) -> list[Any]:
-    """The blocks of `dim` that every device has for this one, by `_offsets`, all in flight at once."""
-    n = ring.total(axes)
-    x = blocks.split(x, dim, (n, x.shape[dim] // n))
-    arriving = []
-    for by in _offsets(axes):
-        block = lax.dynamic_index_in_dim(x, _device(axes, by, 1), dim, keepdims=False)
-        arriving.append(ring.exchange(block, axes, by) if any(by) else block)
-    return arriving
-
-
-def _offsets(axes: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """The places further along `axes` of every device, this one first."""
-    return list(itertools.product(*(range(lax.axis_size(axis)) for axis in axes)))
-
-
-def _device(axes: tuple[str, ...], by: tuple[int, ...], sign: int) -> Any:
-    """The number of the device `by` places further along `axes`, or, with sign -1, before."""
-    at: Any = 0
-    for axis, places in zip(axes, by, strict=True):
-        at = at * lax.axis_size(axis) + (lax.axis_index(axis) + sign * places) % lax.axis_size(axis)
-    return at

@@ -1,130 +1,176 @@
-"""Blocks of a dimension that is sharded over several mesh axes: taking and putting them."""
+"""Slices of dimensions, and of every shard of a dimension that lies over several mesh axes."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+# An index that is known when the program is traced, or only when it runs.
+Index = int | jax.Array
 
-def split(x: Any, dim: int, sizes: tuple[int, ...]) -> Any:
+
+class Span(NamedTuple):
+    """`start : start + size` of a dimension, or of each of its shards."""
+
+    start: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardedDim:
+    """A dimension of an array that holds the shards of all devices along some mesh axes.
+
+    Attributes:
+      dim: the dimension.
+      sizes: of the axes; the shards lie in their order, the first one major.
+      position: among the axes, the one along which blocks of shards are read and written.
+    """
+
+    dim: int
+    sizes: tuple[int, ...]
+    position: int
+
+    @property
+    def shards(self) -> int:
+        """How many shards the dimension holds."""
+        return math.prod(self.sizes)
+
+    def _inner(self) -> int:
+        """How many shards lie one after the other in a block."""
+        return math.prod(self.sizes[self.position + 1 :])
+
+    def _is_contiguous(self, span: Span, shard: int) -> bool:
+        """Whether `span` of all the shards in a block, each `shard` long, is one slice."""
+        outer = math.prod(self.sizes[: self.position])
+        return outer == 1 and (self._inner() == 1 or span.size == shard)
+
+    def read(self, x: jax.Array, index: Index, span: Span) -> jax.Array:
+        """`span` of each shard whose device has `index` along the axis at `position`.
+
+        Returns:
+          Like `x`, but dimension `dim` holds `span.size` of each of these shards.
+        """
+        dim, shard, inner = self.dim, x.shape[self.dim] // self.shards, self._inner()
+        if self._is_contiguous(span, shard):
+            # One slice, which the compiler fuses into the dot that reads it.
+            if x.dtype.itemsize == 1 and span.size == shard and dim != x.ndim - 1:
+                # A slice of rows of bytes would change the tiling of all of x.
+                x = split(x, dim, (self.sizes[self.position], inner * shard))
+                return lax.dynamic_index_in_dim(x, index, axis=dim, keepdims=False)
+            start = index * (inner * shard) + span.start
+            return lax.dynamic_slice_in_dim(x, start, inner * span.size, axis=dim)
+        x = split(x, dim, (*self.sizes, shard))
+        x = lax.dynamic_index_in_dim(x, index, axis=dim + self.position, keepdims=False)
+        x = slice_dim(x, dim + len(self.sizes) - 1, span)
+        return merge(x, dim, len(self.sizes))
+
+    def write(
+        self,
+        x: jax.Array,
+        block: jax.Array,
+        index: Index,
+        span: Span,
+        stream: tuple[int, int] | None = None,
+    ) -> jax.Array:
+        """`x` with what `read` gives replaced by `block`.
+
+        Args:
+          x: the array that is written to.
+          block: its new elements.
+          index: along the axis at `position`, of the device whose shards are written.
+          span: of each shard.
+          stream: where `block` is one stream's slice of another dimension of `x`: this dimension,
+            and where the slice starts.
+        """
+        dim, position, shard = self.dim, self.position, x.shape[self.dim] // self.shards
+        starts: list[Index] = [0] * x.ndim
+        if stream is not None:
+            starts[stream[0]] = stream[1]
+        if self._is_contiguous(span, shard):
+            starts[dim] = index * (self._inner() * shard) + span.start
+            return _update(x, block, starts)
+        others = (*self.sizes[:position], *self.sizes[position + 1 :], span.size)
+        block = jnp.expand_dims(split(block, dim, others), dim + position)
+        x = split(x, dim, (*self.sizes, shard))
+        starts[dim : dim + 1] = [0] * (len(self.sizes) + 1)
+        starts[dim + position], starts[dim + len(self.sizes)] = index, span.start
+        return merge(_update(x, block, starts), dim, len(self.sizes) + 1)
+
+
+def _update(x: jax.Array, block: jax.Array, starts: list[Index]) -> jax.Array:
+    return lax.dynamic_update_slice(x, block, [jnp.asarray(s, jnp.int32) for s in starts])
+
+
+def split(x: jax.Array, dim: int, sizes: tuple[int, ...]) -> jax.Array:
     """`x` with dimension `dim` split into dimensions of `sizes`."""
     return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
-def merge(x: Any, dim: int, count: int) -> Any:
+def merge(x: jax.Array, dim: int, count: int) -> jax.Array:
     """`x` with `count` dimensions from `dim` on merged into one."""
     size = math.prod(x.shape[dim : dim + count])
     return x.reshape(*x.shape[:dim], size, *x.shape[dim + count :])
 
 
-def cut(x: Any, dim: int, lo: int, size: int) -> Any:
-    """A static piece of a dimension; `x` itself if that is all of it."""
-    return x if size == x.shape[dim] else lax.slice_in_dim(x, lo, lo + size, axis=dim)
+def slice_dim(x: jax.Array, dim: int, span: Span) -> jax.Array:
+    """`span` of dimension `dim`; `x` itself if that is all of it."""
+    if span.size == x.shape[dim]:
+        return x
+    return lax.slice_in_dim(x, span.start, span.start + span.size, axis=dim)
 
 
-def take(x: Any, dim: int, sizes: tuple[int, ...], at: int, index: Any, lo: int, size: int) -> Any:
-    """The block at `index` along one axis of a dimension sharded as `sizes`, cut to a piece.
-
-    The dimension is made of `sizes` blocks (major first) of shards. The result keeps the blocks of
-    all axes but number `at`, merged, and `lo : lo + size` of each shard.
-    """
-    shard = x.shape[dim] // math.prod(sizes)
-    inner = math.prod(sizes[at + 1 :])
-    if math.prod(sizes[:at]) == 1 and (inner == 1 or size == shard):
-        # Contiguous: one slice, which fuses into the dot that reads it.
-        if x.dtype.itemsize == 1 and size == shard and dim != x.ndim - 1:
-            # A slice of rows of bytes would change the tiling of all of x.
-            x = split(x, dim, (sizes[at], inner * shard))
-            return lax.dynamic_index_in_dim(x, index, axis=dim, keepdims=False)
-        start = index * (inner * shard) + lo
-        return lax.dynamic_slice_in_dim(x, start, inner * size, axis=dim)
-    x = split(x, dim, (*sizes, shard))
-    x = lax.dynamic_index_in_dim(x, index, axis=dim + at, keepdims=False)
-    x = cut(x, dim + len(sizes) - 1, lo, size)
-    return merge(x, dim, len(sizes))
+def slice_shards(x: jax.Array, dim: int, shard: int, span: Span) -> jax.Array:
+    """`span` of each shard of dimension `dim`, which holds shards of length `shard`."""
+    if span.size == shard:
+        return x
+    x = split(x, dim, (x.shape[dim] // shard, shard))
+    return merge(slice_dim(x, dim + 1, span), dim, 2)
 
 
-def put(
-    x: Any,
-    block: Any,
-    dim: int,
-    sizes: tuple[int, ...],
-    at: int,
-    index: Any,
-    lo: int,
-    size: int,
-    also: tuple[int, int] | None = None,
-) -> Any:
-    """`x` with the piece that `take` would cut out replaced by `block`.
-
-    `also` is a (dimension, start) at which the block begins where it is smaller than `x`.
-    """
-    shard = x.shape[dim] // math.prod(sizes)
-    inner = math.prod(sizes[at + 1 :])
-    starts: list[Any] = [0] * x.ndim
-    if also is not None:
-        starts[also[0]] = also[1]
-    if math.prod(sizes[:at]) == 1 and (inner == 1 or size == shard):
-        starts[dim] = index * (inner * shard) + lo
-        return _update(x, block, starts)
-    others = (*sizes[:at], *sizes[at + 1 :], size)
-    block = jnp.expand_dims(split(block, dim, others), dim + at)
-    x = split(x, dim, (*sizes, shard))
-    starts[dim : dim + 1] = [0] * (len(sizes) + 1)
-    starts[dim + at], starts[dim + len(sizes)] = index, lo
-    return merge(_update(x, block, starts), dim, len(sizes) + 1)
+def join_shards(slices: Sequence[jax.Array], dim: int, sizes: Sequence[int]) -> jax.Array:
+    """The inverse of `slice_shards` over all slices of a shard, in order, of length `sizes`."""
+    if len(slices) == 1:
+        return slices[0]
+    by_shard = [split(x, dim, (x.shape[dim] // n, n)) for x, n in zip(slices, sizes, strict=True)]
+    return merge(jnp.concatenate(by_shard, axis=dim + 1), dim, 2)
 
 
-def _update(x: Any, block: Any, starts: list[Any]) -> Any:
-    return lax.dynamic_update_slice(x, block, [jnp.asarray(s, jnp.int32) for s in starts])
-
-
-def room(like: Any, dim: int, size: int) -> Any:
-    """Room for pieces like this one, `size` long along a dimension; it holds anything yet."""
+def uninitialized(like: jax.Array, dim: int, size: int) -> jax.Array:
+    """An uninitialized array like `like`, but `size` long in dimension `dim`."""
     shape = (*like.shape[:dim], size, *like.shape[dim + 1 :])
     return lax.empty(shape, like.dtype, out_sharding=jax.typeof(like).sharding)
 
 
-def put_together(pieces: Sequence[Any], dim: int) -> Any:
-    """The pieces along a dimension. Not concatenated, which is a pass: what makes a piece writes it
-    where it belongs."""
-    whole, lo = room(pieces[0], dim, sum(piece.shape[dim] for piece in pieces)), 0
-    for piece in pieces:
-        whole = lax.dynamic_update_slice_in_dim(whole, piece, lo, dim)
-        lo += piece.shape[dim]
-    return whole
+def put_together(slices: Sequence[jax.Array], dim: int) -> jax.Array:
+    """The concatenation of `slices` along dimension `dim`, without a memory pass of its own: each is
+    written to its place by the operation that computes it."""
+    joined, start = uninitialized(slices[0], dim, sum(x.shape[dim] for x in slices)), 0
+    for x in slices:
+        joined = lax.dynamic_update_slice_in_dim(joined, x, start, dim)
+        start += x.shape[dim]
+    return joined
 
 
-def cut_shards(x: Any, dim: int, shard: int, lo: int, size: int) -> Any:
-    """`lo : lo + size` of each shard of a dimension made of whole shards."""
-    if size == shard:
-        return x
-    x = split(x, dim, (x.shape[dim] // shard, shard))
-    return merge(cut(x, dim + 1, lo, size), dim, 2)
+def chunk_spans(size: int, proportions: int | Sequence[int], tile: int = 1) -> list[Span]:
+    """A dimension of length `size` split into chunks.
 
-
-def join_shards(pieces: list[Any], dim: int, sizes: list[int]) -> Any:
-    """The inverse of `cut_shards` over all pieces of the shards, in order; `sizes` are theirs."""
-    if len(pieces) == 1:
-        return pieces[0]
-    split_up = [split(p, dim, (p.shape[dim] // n, n)) for p, n in zip(pieces, sizes, strict=True)]
-    return merge(jnp.concatenate(split_up, axis=dim + 1), dim, 2)
-
-
-def pieces_of(size: int, shares: int | Sequence[int], tile: int = 1) -> list[tuple[int, int]]:
-    """`size` cut into nearly equal pieces, or pieces of these proportions, as (start, length);
-    between tiles, if there are enough of them."""
-    shares = (1,) * shares if isinstance(shares, int) else shares
-    whole = size // tile
-    if whole < sum(shares):
-        tile, whole = 1, size
-    ends = itertools.accumulate(shares)
-    edges = [0, *(-(-whole * end // sum(shares)) * tile for end in ends)]
+    Args:
+      size: the length of the dimension.
+      proportions: of the chunks, or the number of nearly equal ones.
+      tile: chunks begin at multiples of it, if there are at least as many tiles as the proportions
+        add up to.
+    """
+    proportions = (1,) * proportions if isinstance(proportions, int) else proportions
+    total, tiles = sum(proportions), size // tile
+    if tiles < total:
+        tile, tiles = 1, size
+    edges = [0, *(-(-tiles * end // total) * tile for end in itertools.accumulate(proportions))]
     edges[-1] = size
-    return [(lo, hi - lo) for lo, hi in itertools.pairwise(edges)]
+    return [Span(start, stop - start) for start, stop in itertools.pairwise(edges)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from collective_einsum.chips import Chip
 from collective_einsum.cost import WORTHWHILE, matmul_seconds
-from collective_einsum.rings import lanes
+from collective_einsum.rings import ring_directions
 
 from ..models.config import ModelConfig
 from . import einsum_cost
@@ -81,10 +81,10 @@ def _together(
     hop = (sum(each.streamed_bytes for each in into) + arriving) / n / chip.link_bandwidth
     hop += chip.hop_seconds
     exposed, before = 0.0, 1
-    ways = lanes(n, "latency", 1)
-    for number in range(1, max(lane.hops for lane in ways) + 1):
+    ways = ring_directions(n, "latency", 1)
+    for number in range(1, max(way.hops for way in ways) + 1):
         exposed += max(0.0, hop - before * dots)
-        before = sum(lane.hops >= number for lane in ways)
+        before = sum(way.hops >= number for way in ways)
     exposed += sum(
         einsum_cost.gather_seconds(gather, sizes, chip)
         for each in into

@@ -18,7 +18,7 @@ from collective_einsum.cost import (
     all_to_all_seconds,
     matmul_seconds,
 )
-from collective_einsum.rings import pieces_of
+from collective_einsum.rings import chunk_spans
 
 from ..models.config import ModelConfig
 from ..tuning import D_FF_FRACTIONS
@@ -128,7 +128,7 @@ def split_seconds(of: TokenShardedFeedForward) -> float | None:
         return None
     if not {"all_gather", "all_to_all"} <= set(of.chip.asynchronous):
         return None
-    fractions = [length for _, length in pieces_of(of.d_ff, D_FF_FRACTIONS, MATRIX_TILE)]
+    fractions = [length for _, length in chunk_spans(of.d_ff, D_FF_FRACTIONS, MATRIX_TILE)]
     moved = [ACTIVATION_BYTES * of.tokens * fraction for fraction in fractions]
     scatters = [all_to_all_seconds(of.chip, of.x, size) for size in moved]
     gathers = [all_gather_seconds(of.chip, of.x, size) for size in moved]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from collective_einsum.chips import MATRIX_TILE
-from collective_einsum.rings import pieces_of, put_together, together
+from collective_einsum.rings import chunk_spans, put_together, together
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import Axes
@@ -50,8 +50,8 @@ def split_feedforward(
     Returns:
       [tokens over yz, E over x].
     """
-    first, second = pieces_of(w_out.shape[0], D_FF_FRACTIONS, MATRIX_TILE)
-    left, right = pieces_of(w_out.shape[1], 2, MATRIX_TILE)
+    first, second = chunk_spans(w_out.shape[0], D_FF_FRACTIONS, MATRIX_TILE)
+    left, right = chunk_spans(w_out.shape[1], 2, MATRIX_TILE)
 
     def scattered(h: jax.Array, weights: Sequence[jax.Array], fraction: Slice) -> list[jax.Array]:
         slices = [_slice(w, (0, w.shape[0]), fraction) for w in weights]

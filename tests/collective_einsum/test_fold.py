@@ -13,11 +13,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
-from collective_einsum.rings.tours import tour, tours
+from collective_einsum.ops.schedule import ROLL_FROM
+from collective_einsum.rings.hamiltonian_rings import disjoint_rings, hamiltonian_ring
 
 from .oracle import RINGS, TORI, MeshOf, on_devices, random, torus_id
 
@@ -136,11 +138,40 @@ def test_a_long_ring_is_a_loop(mesh_of: MeshOf) -> None:
     assert size(rolled) < size("unidirectional") == 8
 
 
+@pytest.mark.parametrize("schedule", ["unidirectional", "latency"])
+def test_a_ring_is_a_loop_from_the_size_that_its_schedule_names(schedule: str) -> None:
+    """As einsums' rings: of 16 devices, and of one axis as of two."""
+
+    def is_loop(sizes: tuple[int, ...], axes: tuple[str, ...]) -> bool:
+        mesh: Any = jax.sharding.AbstractMesh(sizes, axes)
+        run = jax.shard_map(
+            lambda x: ce.all_gather_fold(
+                lambda carry, shard, _: carry + shard,
+                jnp.zeros_like(x),
+                x,
+                axis_name=axes,
+                schedule=schedule,
+            ),
+            mesh=mesh,
+            in_specs=P(axes),
+            out_specs=P(axes),
+        )
+        sharding = NamedSharding(mesh, P(axes))
+        x = jax.ShapeDtypeStruct((math.prod(sizes), 2), jnp.float32, sharding=sharding)
+        lowered = jax.jit(run).trace(x).lower(lowering_platforms=("tpu",))
+        return "stablehlo.while" in lowered.as_text()
+
+    assert ROLL_FROM == 16
+    assert is_loop((16,), ("x",))
+    assert is_loop((4, 4), ("x", "y"))
+    assert not is_loop((15,), ("x",))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"axis_name": "q"}, "axis 'q' is not a manual mesh axis"),
-        ({"schedule": "chunked"}, "would cut shards, which are passed to fn whole"),
+        ({"schedule": "chunked"}, "sends halves of shards, and fn takes unsliced ones"),
         ({"schedule": "bidirectional"}, "choose 'auto', 'latency', 'unidirectional'"),
         ({"schedule": "slow"}, "schedule='slow' is unknown"),
         ({"schedule": Schedule(wire_dtype=jnp.bfloat16)}, "has a wire_dtype; cast the shards"),
@@ -167,8 +198,10 @@ def links(ring: list[Any]) -> list[Any]:
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=3))
-def test_a_tour_goes_everywhere_once_and_from_neighbour_to_neighbour(sizes: list[int]) -> None:
-    found = tour(sizes)
+def test_a_hamiltonian_ring_goes_everywhere_once_between_neighbours(
+    sizes: list[int],
+) -> None:
+    found = hamiltonian_ring(sizes)
     assert sorted(found) == list(itertools.product(*map(range, sizes)))
     steps = [sum(abs(a - b) for a, b in zip(*link, strict=True)) for link in links(found)]
     several = sum(n > 1 for n in sizes) > 1
@@ -183,13 +216,13 @@ SIDES = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=2, max_si
 @example([(4, True), (4, True)])
 @example([(4, True), (4, True), (4, True)])
 @example([(8, True), (4, True)])
-def test_tours_share_no_link(sides: list[tuple[int, bool]]) -> None:
+def test_disjoint_rings_share_no_link(sides: list[tuple[int, bool]]) -> None:
     sizes, closed = zip(*sides, strict=True)
-    found = tours(sizes, closed)
+    found = disjoint_rings(sizes, closed)
     for ring in found:
         assert sorted(ring) == list(itertools.product(*map(range, sizes)))
     if len(found) == 1:
-        assert found == [tour(sizes)]
+        assert found == [hamiltonian_ring(sizes)]
         return
     walked = [link for ring in found for link in links(ring)]
     assert len({frozenset(link) for link in walked}) == len(walked)
@@ -199,6 +232,14 @@ def test_tours_share_no_link(sides: list[tuple[int, bool]]) -> None:
         assert far == 1 or (closed[axis] and far == sizes[axis] - 1)
 
 
-def test_a_torus_of_v4_has_two_tours() -> None:
-    assert len(tours((4, 4), (True, True))) == len(tours((4, 4, 4), (True,) * 3)) == 2
-    assert len(tours((4, 4), (True, False))) == len(tours((2, 4), (False, True))) == 1
+def test_a_torus_of_v4_has_two_disjoint_rings() -> None:
+    assert (
+        len(disjoint_rings((4, 4), (True, True)))
+        == len(disjoint_rings((4, 4, 4), (True,) * 3))
+        == 2
+    )
+    assert (
+        len(disjoint_rings((4, 4), (True, False)))
+        == len(disjoint_rings((2, 4), (False, True)))
+        == 1
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from collective_einsum import Schedule
 from collective_einsum.ops.schedule import DIRECTIONS
-from collective_einsum.rings.ring_steps import lanes
+from collective_einsum.rings.streams import ring_directions
 
 from .oracle import Case, MeshOf, assert_close, on_devices, ours, random
 
@@ -96,8 +96,8 @@ def test_a_ring_of_any_length_covers_every_device_once(direction: Any) -> None:
         for size in (1, 2, 7):
             seen = np.zeros((n, size), int)
             seen[0] += 1
-            for lane in lanes(n, direction, size):
-                assert 1 <= lane.hops <= n - 1
-                for hop in range(1, lane.hops + 1):
-                    seen[(lane.step * hop) % n, lane.lo : lane.lo + lane.size] += 1
+            for way in ring_directions(n, direction, size):
+                assert 1 <= way.hops <= n - 1
+                for hop in range(1, way.hops + 1):
+                    seen[(way.step * hop) % n, way.start : way.start + way.size] += 1
             assert (seen == 1).all()

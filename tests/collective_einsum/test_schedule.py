@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from collective_einsum import Schedule
 from collective_einsum.ops.schedule import NAMED, as_schedule
-from collective_einsum.rings.slicing import pieces_of
+from collective_einsum.rings.slicing import chunk_spans
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_pieces_cover_all_in_proportion(size: int, shares: Any, tile: int) -> No
     parts = Schedule("chunked", chunks=shares).shares
     if sum(parts) > size:
         return
-    found = pieces_of(size, shares, tile)
+    found = chunk_spans(size, shares, tile)
     assert [lo for lo, _ in found] == [sum(n for _, n in found[:i]) for i in range(len(found))]
     assert sum(n for _, n in found) == size
     assert all(n > 0 for _, n in found)

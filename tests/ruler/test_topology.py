@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from collective_einsum.rings.tours import tour
+from collective_einsum.rings.hamiltonian_rings import hamiltonian_ring
 from collective_einsum.ruler.torus import Route, Torus
 
 RING = (True,)
@@ -118,7 +118,7 @@ def test_all_to_all_is_a_quarter_of_an_all_gather() -> None:
 
 def test_links_are_told_apart_where_permutes_load_them_differently() -> None:
     # A ring through all of 4x4, both ways: no link carries more than one of the two, each only some.
-    places = tour([4, 4])
+    places = hamiltonian_ring([4, 4])
     stops = [4 * row + column for row, column in places]
     there = list(zip(stops, [*stops[1:], stops[0]], strict=True))
     back = [(b, a) for a, b in there]
