@@ -1,4 +1,4 @@
-"""lax's collectives made of ring steps, which can run beside unrelated computation."""
+"""lax's collectives made of ring steps, which can overlap with unrelated compute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .autodiff.primitive import apply, named
 from .chips.chip import Chip
 from .cost import select as choice
 from .global_arrays.explicit_shardings import explicit_axes, on_auto_axes, spec_of
-from .ops.collective_op import Collective
+from .ops.collective_op import Collective, CollectiveKind
 from .ops.schedule import Schedule
 from .spec import dtypes
 from .spec import sizes as checks
@@ -34,21 +34,21 @@ def all_gather(
 ) -> Any:
     """`lax.all_gather(x, axis_name, axis=axis, tiled=True)`: n times as long in that dimension.
 
-    Checkpoint policies by name know the result, as those of all functions here, by that of the
-    function: "ce.all_gather".
+    Checkpoint policies by name know the result of every function here by the function's name:
+    "ce.all_gather".
 
     Args:
-      x: any array, a local shard; or a pytree of them, each of which is gathered.
+      x: any array, a local shard; or a pytree of them, all of which are gathered.
       axis_name: mesh axis or axes; a tuple orders shards as lax does, major first.
       axis: the dimension along which shards are joined.
       tiled, axis_index_groups: as lax's, but only True and None serve.
       schedule: "auto", "blocking", "unidirectional", "bidirectional", "latency" or a `Schedule`,
         whose `wire_dtype` is the dtype on the links.
-      chip: whose costs "auto" reckons with, itself or its name; by default told from the mesh.
+      chip: a `Chip` or its name, whose cost model "auto" uses; by default inferred from the mesh.
 
     Raises:
-      ValueError: while tracing, for an unknown axis, dimension or schedule, or one that cannot
-        serve: "chunked", and "bidirectional" where there is one element to go two ways.
+      ValueError: while tracing, for an unknown axis, dimension or schedule, or a schedule that
+        cannot serve: "chunked", and "bidirectional" where a shard of one element has no halves.
     """
     if not tiled:
         raise ValueError(
@@ -56,7 +56,7 @@ def all_gather(
             f"give tiled=True, and give that dimension to x: jnp.expand_dims(x, {axis})"
         )
     _check_groups("all_gather", axis_index_groups)
-    return _each("all_gather", x, axis_name, axis, schedule, chip)
+    return _of_leaves("all_gather", x, axis_name, axis, schedule, chip)
 
 
 def reduce_scatter(
@@ -76,7 +76,7 @@ def reduce_scatter(
 
     Args:
       x: any array, as large on every device; or a pytree of them.
-      scatter_dimension: the dimension of which each device keeps its block.
+      scatter_dimension: the dimension of which each device keeps its shard.
       axis_name, tiled, axis_index_groups, schedule, chip: as `all_gather`.
 
     Raises:
@@ -88,7 +88,7 @@ def reduce_scatter(
             f"out, or give tiled=True, and drop it afterwards: jnp.squeeze(y, {scatter_dimension})"
         )
     _check_groups("psum_scatter", axis_index_groups)
-    return _each("reduce_scatter", x, axis_name, scatter_dimension, schedule, chip)
+    return _of_leaves("reduce_scatter", x, axis_name, scatter_dimension, schedule, chip)
 
 
 def all_to_all(
@@ -104,14 +104,13 @@ def all_to_all(
 ) -> Any:
     """`lax.all_to_all(x, axis_name, split_axis, concat_axis, tiled=True)`.
 
-    Every block travels by itself, straight to its device, and all are in flight at once; a
-    schedule's direction therefore makes no difference. Over many devices "auto" leaves it to lax,
-    since the program grows with the square of their number.
+    The slices are sent point to point, all at once, so a schedule's direction makes no difference.
+    Over many devices "auto" leaves it to lax, since the program grows with the square of their number.
 
     Args:
       x: any array, a local shard; or a pytree of them.
-      split_axis: the dimension whose blocks go to the devices in order.
-      concat_axis: the dimension along which what arrives is joined.
+      split_axis: the dimension whose slices are sent to the devices in order.
+      concat_axis: the dimension along which the received slices are joined.
       axis_name, tiled, axis_index_groups, schedule, chip: as `all_gather`.
 
     Raises:
@@ -124,7 +123,7 @@ def all_to_all(
             "lax.all_to_all"
         )
     _check_groups("all_to_all", axis_index_groups)
-    return _each("all_to_all", x, axis_name, split_axis, schedule, chip, concat_axis)
+    return _of_leaves("all_to_all", x, axis_name, split_axis, schedule, chip, concat_axis)
 
 
 def all_reduce(
@@ -146,19 +145,20 @@ def all_reduce(
       ValueError: while tracing, for an unknown axis or schedule.
     """
     _check_groups("psum", axis_index_groups)
-    return _each("all_reduce", x, axis_name, 0, schedule, chip)
+    return _of_leaves("all_reduce", x, axis_name, 0, schedule, chip)
 
 
-def _check_groups(name: str, groups: Any) -> None:
+def _check_groups(name: str, groups: object) -> None:
     if groups is not None:
         raise ValueError(
-            f"axis_index_groups={groups!r}: a collective here goes over whole mesh axes; make the "
-            f"mesh with an axis for the groups and one within them, and name that, or use lax.{name}"
+            f"axis_index_groups={groups!r}: a collective here is over all devices of its mesh "
+            "axes; make the mesh with an axis for the groups and one within them, and name that, or "
+            f"use lax.{name}"
         )
 
 
-def _each(
-    kind: Any,
+def _of_leaves(
+    kind: CollectiveKind,
     x: Any,
     axis_name: AxisName,
     dim: int,
@@ -182,7 +182,7 @@ def _each(
 
 
 def _run(
-    kind: Any,
+    kind: CollectiveKind,
     x: Any,
     axis_name: AxisName,
     dim: int,
@@ -223,7 +223,7 @@ def _run(
 def _check_halves(
     where: str, kind: str, shape: tuple[int, ...], dim: int, n: int, chosen: Schedule
 ) -> None:
-    """Refuses to send halves of what cannot be halved."""
+    """Refuses to send halves of shards that have one element."""
     if kind in ("all_gather", "reduce_scatter") and n > 1 and chosen.direction == "bidirectional":
         shard = shape[dim] if kind == "all_gather" else shape[dim] // n
         if shard < 2:

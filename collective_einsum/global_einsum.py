@@ -1,4 +1,4 @@
-"""An einsum of global arrays: the collectives are told from the shardings."""
+"""An einsum of global arrays: the collectives are inferred from the shardings."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def einsum(
     chip: Chip | str | None = None,
     _dot_general: Callable[..., Any] | None = None,
 ) -> jax.Array:
-    """`jnp.einsum(subscripts, *operands, out_sharding=out_sharding)` with its collectives hidden.
+    """`jnp.einsum(subscripts, *operands, out_sharding=out_sharding)` with overlapped collectives.
 
     Takes global arrays, from jit or not, and also where an outer `shard_map` has made other axes of
-    the mesh manual. Each mesh axis that shards something decides for itself what it needs:
+    the mesh manual. The collectives are inferred from the shardings, for one
+    mesh axis at a time:
 
     - the same label in both operands: nothing before the einsum; if the label is summed over, a
       reduce-scatter onto the label that the axis shards in the result, or an all-reduce;
@@ -58,9 +59,9 @@ def einsum(
       label the result does not shard; if it shards neither, whatever moves the fewest bytes;
     - a label of the result and of no operand: a local slice.
 
-    One gather, the largest, and one scatter are hidden behind the einsum (see `all_gather_einsum`
-    and `all_gather_einsum_reduce_scatter`); what is left over goes before and after it as
-    collectives of ring steps, and an order of axes that differs as one permutation of shards.
+    One all-gather, the largest, and one reduce-scatter overlap with the einsum (see
+    `all_gather_einsum` and `all_gather_einsum_reduce_scatter`); the others run before and after it,
+    as collectives of ring steps, and another order of axes is one permutation of shards.
     Sums and tolerances are those of the einsums named.
 
     Derivatives are einsums by the same rules and under the same schedule, or "auto" where that
@@ -69,16 +70,16 @@ def einsum(
     dots save the result, and those by name know it as "ce.einsum".
 
     Three and more operands are multiplied in pairs, in the order of `jnp.einsum`, and intermediate
-    results keep the axes of their labels. One operand has no dot to hide anything behind: it is
-    summed and laid out by the compiler's collectives.
+    results keep the axes of their labels. One operand has no dot to overlap with: it is summed and
+    laid out by the compiler's collectives.
 
-    It is plain `jnp.einsum`, and the compiler's are the collectives, where nothing that this function
-    adds to it is named and the shardings cannot be seen: traced operands on Auto axes without
-    `in_specs`, or no mesh at all. (Arrays that are not traced say themselves where they lie.) So it
-    is, laid out by `out_sharding`, with a `_dot_general` of somebody else, and while a library
-    replaces `jnp.einsum` or `lax.dot_general`, since dots are made here when jit lowers, out of its
-    sight; and with an `out_sharding` that is unreduced, or operands that are `reduced`, on Explicit
-    axes.
+    The result is that of plain `jnp.einsum`, with the compiler's collectives, in these cases:
+
+    - the shardings cannot be known, since operands are traced on Auto axes without `in_specs` or there
+      is no mesh, and no option is given that `jnp.einsum` does not have;
+    - `_dot_general` is given, or a library has replaced `jnp.einsum` or `lax.dot_general`: dots are
+      made here when jit lowers, out of its sight. `out_sharding` then lays the result out;
+    - on Explicit axes, `out_sharding` is unreduced or operands are `reduced`.
 
     Args:
       subscripts, operands: as `jnp.einsum`: a string and arrays, or arrays each followed by the list
@@ -133,7 +134,7 @@ class _Call:
         return specs.parse_terms(self.text, [x.shape for x in self.operands])
 
     @property
-    def what(self) -> Any:
+    def name(self) -> Any:
         """The einsum, for messages."""
         terms, out = self.parsed
         return Spec(self.text, terms[0], terms[1], out) if len(terms) == 2 else repr(self.text)
@@ -141,22 +142,22 @@ class _Call:
     def result(self) -> Any:
         """The result, by whichever way suits."""
         terms, out = self.parsed
-        sizes = checks.sizes_of(self.what, terms, [x.shape for x in self.operands])
-        mesh = sharding.find_mesh(self.what, self.mesh, self.operands, self.out_sharding)
+        sizes = checks.sizes_of(self.name, terms, [x.shape for x in self.operands])
+        mesh = sharding.find_mesh(self.name, self.mesh, self.operands, self.out_sharding)
         others = not plain.is_own(self.dot_general)
         quantized = any(isinstance(x, Quantized) for x in self.operands)
         if others or (plain.is_replaced() and not quantized):
             return self._by_others(mesh, sizes, "_dot_general" if others else "what replaces it")
         if mesh is not None and self._is_unreduced(mesh):
             return self._by_jnp(out_sharding=self.out_sharding)
-        given = mesh and sharding.operand_specs(self.what, self.operands, self.in_specs, mesh)
+        given = mesh and sharding.operand_specs(self.name, self.operands, self.in_specs, mesh)
         if mesh is None or given is None:
             if self._names_anything():
-                raise sharding.unseen(self.what, mesh, len(self.operands))
+                raise sharding.unseen(self.name, mesh, len(self.operands))
             return self._by_jnp()
         shape = tuple(sizes[label] for label in out)
-        layouts = sharding.operand_layouts(self.what, terms, self.operands, given, mesh)
-        asked = sharding.result_layout(self.what, out, self.out_sharding, shape, mesh)
+        layouts = sharding.operand_layouts(self.name, terms, self.operands, given, mesh)
+        asked = sharding.result_layout(self.name, out, self.out_sharding, shape, mesh)
         auto = bool(sharding.axes_of_type(mesh, AxisType.Auto))
         # As jnp.einsum, which takes arrays that lie anywhere, if nobody says how.
         return self._in_steps(mesh, layouts, asked, strict=self.in_specs is not None or not auto)
@@ -164,7 +165,7 @@ class _Call:
     def _names_anything(self) -> bool:
         """Whether it asks for what only sharded operands can have."""
         named = (self.mesh, self.in_specs, self.out_sharding, self.options.wire_dtype)
-        return any(each is not None for each in named) or self.options.schedule != "auto"
+        return any(option is not None for option in named) or self.options.schedule != "auto"
 
     def _is_unreduced(self, mesh: AnyMesh) -> bool:
         """Whether partial sums are asked for, or promised, which is jax's affair."""
@@ -174,14 +175,14 @@ class _Call:
         spec = spec.spec if isinstance(spec, NamedSharding) else spec
         typed = [jax.typeof(sharding.values_of(x)).sharding.spec for x in self.operands]
         asked = isinstance(spec, PartitionSpec) and (spec.unreduced or spec.reduced)
-        promised = any(each.reduced for each in typed)
-        return bool(asked or promised) and not any(each.unreduced for each in typed)
+        promised = any(spec.reduced for spec in typed)
+        return bool(asked or promised) and not any(spec.unreduced for spec in typed)
 
     def _by_jnp(self, out_sharding: Any = None) -> Any:
         """`jnp.einsum`, of the same dtypes."""
         options = self.options
         arrays = [x.dequantize() if isinstance(x, Quantized) else x for x in self.operands]
-        found = self._dtypes(arrays)
+        checked = self._dtypes(arrays)
         # The caller's promotion mode was obeyed just now, and sums of products need another.
         with jax.numpy_dtype_promotion("standard"):
             y = plain.einsum(
@@ -189,18 +190,18 @@ class _Call:
                 arrays,
                 optimize=self.optimize,
                 precision=options.precision,
-                preferred_element_type=found.accumulator
+                preferred_element_type=checked.accumulator
                 if options.accumulator_dtype is not None
                 else options.preferred_element_type,
                 out_sharding=out_sharding,
             )
-        return y.astype(found.result)
+        return y.astype(checked.result)
 
     def _dtypes(self, operands: list[Any]) -> dtypes.Dtypes:
         terms, out = self.parsed
-        sizes = checks.sizes_of(self.what, terms, [x.shape for x in operands])
+        sizes = checks.sizes_of(self.name, terms, [x.shape for x in operands])
         return dtypes.check_dtypes(
-            self.what,
+            self.name,
             *operands,
             terms=math.prod(n for label, n in sizes.items() if label not in out),
             preferred_element_type=self.options.preferred_element_type,
@@ -218,12 +219,12 @@ class _Call:
         for keyword, value in named.items():
             if value is not None:
                 raise ValueError(
-                    f"einsum {self.what}: jnp.einsum with {whose} computes it, which takes no "
+                    f"einsum {self.name}: jnp.einsum with {whose} computes it, which takes no "
                     f"{keyword}={value!r}; leave {keyword} out"
                 )
         if any(isinstance(x, Quantized) for x in self.operands):
             raise ValueError(
-                f"einsum {self.what}: a Quantized is multiplied here, and not by {whose}; pass its "
+                f"einsum {self.name}: a Quantized is multiplied here, and not by {whose}; pass its "
                 "dequantize()"
             )
         y = plain.einsum(
@@ -238,7 +239,7 @@ class _Call:
         if mesh is None or self.out_sharding is None:
             return y
         shape = tuple(sizes[label] for label in self.parsed[1])
-        asked = sharding.result_layout(self.what, self.parsed[1], self.out_sharding, shape, mesh)
+        asked = sharding.result_layout(self.name, self.parsed[1], self.out_sharding, shape, mesh)
         return pairs.put(y, asked or (), mesh)
 
     def _typed_out(self, mesh: AnyMesh | None) -> Any:
@@ -253,12 +254,12 @@ class _Call:
         """The einsum by one operand or two at a time; `strict` refuses a doubt about the result."""
         terms, out = self.parsed
         shapes = [x.shape for x in self.operands]
-        plan = contraction.steps(str(self.what), terms, out, shapes, self.optimize)
+        plan = contraction.steps(str(self.name), terms, out, shapes, self.optimize)
         left = list(zip(self.operands, layouts, strict=True))
         several = self._dtypes(self.operands) if len(terms) > 2 else None
         for step in plan:
             taken = [left[i] for i in step.places]
-            left = [each for i, each in enumerate(left) if i not in step.places]
+            left = [operand for i, operand in enumerate(left) if i not in step.places]
             last, options = step is plan[-1], self.options
             text = self.text if len(plan) == 1 else step.formula
             if several is not None:

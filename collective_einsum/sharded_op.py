@@ -34,7 +34,7 @@ class Sharded:
       layouts: of lhs, rhs and out.
       mesh: the mesh of the layouts.
       options: with `preferred_element_type`, the dtype of the result.
-      sums: the dtype in which sums travel unless `options.wire_dtype` says; None for the result's.
+      sums: the dtype in which sums are sent where `options.wire_dtype` is None; None for the result's.
     """
 
     spec: Spec
@@ -53,14 +53,14 @@ class Sharded:
         """As `axes`."""
         return ()
 
-    def plan(self, lhs: Any, rhs: Any) -> Plan:
+    def plan(self, lhs: jax.Array, rhs: jax.Array) -> Plan:
         """The collectives for global operands of these shapes and dtypes."""
         sizes = dict(zip(self.spec.lhs + self.spec.rhs, (*lhs.shape, *rhs.shape), strict=True))
         dtype = jnp.dtype(self.options.preferred_element_type)
         widths = (lhs.dtype.itemsize, rhs.dtype.itemsize, dtype.itemsize)
         return infer(Case(self.spec, sizes, widths, dict(self.mesh.shape_tuple), *self.layouts))
 
-    def run(self, operands: Sequence[Any]) -> list[Any]:
+    def run(self, operands: Sequence[jax.Array]) -> list[jax.Array]:
         """The result, as a list of one."""
         lhs, rhs = operands
         plan = self.plan(lhs, rhs)
@@ -85,11 +85,11 @@ class Sharded:
         It cannot where the reason is an all-gather.
         """
         lhs, rhs, out = ({axis for axes in layout for axis in axes} for layout in self.layouts)
-        slices = [each for change in (plan.lhs, plan.rhs) for each in change.early + change.late]
+        slices = [s for change in (plan.lhs, plan.rhs) for s in change.early + change.late]
         sliced = {axis for _, axes in slices for axis in axes}
         return lhs | rhs | sliced <= out | set(plan.reduced)
 
-    def _local(self, plan: Plan, lhs: Any, rhs: Any) -> Any:
+    def _local(self, plan: Plan, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         """The einsum on local shards."""
         options = self.options
         lhs, rhs = self._changed(lhs, plan.lhs), self._changed(rhs, plan.rhs)
@@ -99,28 +99,30 @@ class Sharded:
             options = dataclasses.replace(options, wire_dtype=self.sums)
         y = problem.run(self.spec.formula, lhs, rhs, ends, options)
         for dim, axes in plan.scatters:
-            y = collectives.reduce_scatter(y, axes, scatter_dimension=dim, **self._how())
+            y = collectives.reduce_scatter(
+                y, axes, scatter_dimension=dim, **self._collective_options()
+            )
         if plan.reduce:
-            y = collectives.all_reduce(y, plan.reduce, **self._how())
+            y = collectives.all_reduce(y, plan.reduce, **self._collective_options())
         return self._changed(y, plan.out)
 
-    def _changed(self, x: Any, change: Change) -> Any:
+    def _changed(self, x: jax.Array, change: Change) -> jax.Array:
         for axes, split, join in change.swaps:
-            x = collectives.all_to_all(x, axes, split, join, **self._how())
+            x = collectives.all_to_all(x, axes, split, join, **self._collective_options())
         for dim, axes in change.early:
             x = _own_block(x, dim, axes)
         for _, have, want in change.sorts:
             x = reorder_shards(x, have, want)
         for dim, axes in change.gathers:
-            x = collectives.all_gather(x, axes, axis=dim, **self._how())
+            x = collectives.all_gather(x, axes, axis=dim, **self._collective_options())
         for dim, axes in change.late:
             x = _own_block(x, dim, axes)
         for _, have, want in change.resorts:
             x = reorder_shards(x, have, want)
         return x
 
-    def _how(self) -> dict[str, Any]:
-        """The schedule and chip of a collective that no einsum hides."""
+    def _collective_options(self) -> dict[str, Any]:
+        """The schedule and chip of a collective that overlaps with no einsum."""
         schedule = as_schedule(self.options.schedule)
         if schedule is not None and schedule.direction == "async":
             schedule = Schedule("chunked", "async")
@@ -147,7 +149,7 @@ class Sharded:
         mirrored = dataclasses.replace(self, spec=spec, layouts=(left, out, right))
         return [None, mirrored._derived(lhs, ct)]
 
-    def _derived(self, lhs: Any, rhs: Any) -> Any:
+    def _derived(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         """The result; under "auto" if the schedule serves only what this is derived from."""
         op = self
         if as_schedule(self.options.schedule) is not None:
@@ -224,19 +226,19 @@ register(
 )
 
 
-def _leading_axes(x: Any) -> tuple[str, ...]:
+def _leading_axes(x: jax.Array) -> tuple[str, ...]:
     entry = jax.typeof(x).sharding.spec[0]
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _own_block(x: Any, dim: int, axes: tuple[str, ...]) -> Any:
+def _own_block(x: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
     """This device's block of a dimension, of which it has more."""
     block = x.shape[dim] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * block, block, axis=dim)
 
 
 @functools.partial(jax.jit, static_argnames="op", inline=True)
-def run(lhs: Any, rhs: Any, op: Sharded) -> Any:
+def run(lhs: jax.Array, rhs: jax.Array, op: Sharded) -> jax.Array:
     """The result; compiled where the caller is not."""
     y = apply(op, lhs, rhs)[0]
     if isinstance(op.mesh, AbstractMesh) or axes_of_type(op.mesh, AxisType.Explicit):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from . import sharded_op as sharded
 from .autodiff.primitive import vary
@@ -23,7 +23,7 @@ from .spec.quantized import Quantized, split_scale
 from .spec.spec import Spec
 
 # An operand or a result, and how it is laid out.
-Laid = tuple[Any, Layout]
+Laid = tuple[jax.Array | Quantized, Layout]
 
 
 def pair(
@@ -45,7 +45,7 @@ def pair(
     spec = Spec(text, terms[0], terms[1], out)
     arrays, layouts = [x for x, _ in operands], [layout for _, layout in operands]
     sizes = checks.sizes_of(spec, terms, [x.shape for x in arrays])
-    found = dtypes.check_dtypes(
+    checked = dtypes.check_dtypes(
         spec,
         *arrays,
         terms=dtypes.summed_terms(spec, sizes),
@@ -60,25 +60,29 @@ def pair(
     shape = tuple(sizes[label] for label in out)
     if 0 in sizes.values():
         layout = asked if asked is not None else sharding.kept(spec, *layouts)
-        zeros = jnp.zeros(shape, found.result)
+        zeros = jnp.zeros(shape, checked.result)
         values = [sharding.values_of(x) for x in arrays]
         return put(vary((zeros, *values), ())[0], layout, mesh), layout
     # Scales come after the sums, so nothing is rounded before them.
-    dtype = found.accumulator if scales else found.result
+    dtype = checked.accumulator if scales else checked.result
     simple, values, layouts = _simplified(spec, arrays, layouts, mesh, dtype)
     by_default = sharding.natural if strict else sharding.kept
     layout = asked if asked is not None else by_default(simple, *layouts)
-    how = dataclasses.replace(
-        options, preferred_element_type=dtype, accumulator_dtype=found.accumulator
+    op_options = dataclasses.replace(
+        options, preferred_element_type=dtype, accumulator_dtype=checked.accumulator
     )
     op = sharded.Sharded(
-        simple, (layouts[0], layouts[1], layout), mesh, how, found.result if scales else None
+        simple,
+        (layouts[0], layouts[1], layout),
+        mesh,
+        op_options,
+        checked.result if scales else None,
     )
     y = sharded.run(*values, op=op)
     for scale in scales:
         of_scale = tuple(a if n > 1 else () for a, n in zip(layout, scale.shape, strict=True))
         y = y * _laid_out(scale, of_scale, mesh).astype(y.dtype)
-    return y.astype(found.result), layout
+    return y.astype(checked.result), layout
 
 
 def single(
@@ -93,28 +97,28 @@ def single(
     strict: bool,
 ) -> Laid:
     """The einsum of one operand: sums, diagonals and another order; as `pair`, never in doubt."""
-    ((x, layout),), what = operands, repr(text)
+    ((x, layout),), name = operands, repr(text)
     x = x.dequantize() if isinstance(x, Quantized) else x
-    sizes = checks.sizes_of(what, terms, [x.shape])
+    sizes = checks.sizes_of(name, terms, [x.shape])
     terms_summed = 1
     for label, size in sizes.items():
         terms_summed *= 1 if label in out else size
-    found = dtypes.check_dtypes(
-        what,
+    checked = dtypes.check_dtypes(
+        name,
         x,
         terms=terms_summed,
         preferred_element_type=options.preferred_element_type,
         accumulator=options.accumulator_dtype,
     )
-    y, labels, at = _plain(x, terms[0], layout, (), out, mesh, found.accumulator)
+    y, labels, at = _plain(x, terms[0], layout, (), out, mesh, checked.accumulator)
     order = [labels.index(label) for label in out]
-    y = lax.transpose(y, order).astype(found.result)
+    y = lax.transpose(y, order).astype(checked.result)
     natural = tuple(at[i] for i in order)
     wanted = asked if asked is not None else natural
     return put(y, wanted, mesh), wanted
 
 
-def put(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
+def put(x: jax.Array, layout: Layout, mesh: AnyMesh) -> jax.Array:
     """`x` laid out on the mesh; on Explicit axes, by its type."""
     if sharding.axes_of_type(mesh, AxisType.Explicit):
         return _laid_out(x, layout, mesh)
@@ -127,44 +131,44 @@ def put(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
 
 def _simplified(
     spec: Spec,
-    operands: Sequence[Any],
+    operands: Sequence[jax.Array | Quantized],
     layouts: Sequence[Layout],
     mesh: AnyMesh,
-    dtype: Any,
-) -> tuple[Spec, list[Any], list[Layout]]:
+    dtype: DTypeLike,
+) -> tuple[Spec, list[jax.Array], list[Layout]]:
     """The einsum with each label in two of lhs, rhs and out, or in all, and once in each.
 
-    Size-1 dimensions that broadcast are squeezed out, diagonals are taken, and what only one
-    operand has is summed over, in `dtype`.
+    Size-1 dimensions that broadcast are squeezed out, diagonals are taken, and labels of one operand
+    alone are summed over, in `dtype`.
     """
     values = [sharding.values_of(x) for x in operands]
     squeezed, *drops = checks.squeeze_broadcasts(spec, values[0].shape, values[1].shape)
-    found = []
+    simplified = []
     for side, (drop, layout) in enumerate(zip(drops, layouts, strict=True)):
         others = (squeezed.lhs, squeezed.rhs)[1 - side] + spec.out
-        whole = (spec.lhs, spec.rhs)[side]
-        found.append(_plain(values[side], whole, layout, drop, others, mesh, dtype))
-    (lhs, left, at), (rhs, right, there) = found
+        labels = (spec.lhs, spec.rhs)[side]
+        simplified.append(_plain(values[side], labels, layout, drop, others, mesh, dtype))
+    (lhs, left, at), (rhs, right, there) = simplified
     return dataclasses.replace(spec, lhs=left, rhs=right), [lhs, rhs], [at, there]
 
 
 def _plain(
-    x: Any,
-    whole: str,
+    x: jax.Array,
+    term: str,
     layout: Layout,
     drop: Sequence[int],
     others: str,
     mesh: AnyMesh,
-    dtype: Any,
-) -> tuple[Any, str, Layout]:
-    """An operand without the dimensions `drop`, its diagonals taken and what nothing else has summed
-    over, in `dtype`; its labels and layout."""
-    labels = "".join(c for d, c in enumerate(whole) if d not in drop)
-    kept = [d not in drop and whole.count(c) == 1 for d, c in enumerate(whole)]
-    plain = tuple(each if keep else () for each, keep in zip(layout, kept, strict=True))
+    dtype: DTypeLike,
+) -> tuple[jax.Array, str, Layout]:
+    """An operand without the dimensions `drop`, its diagonals taken, and labels that are not among
+    `others` summed over in `dtype`; its labels and layout."""
+    labels = "".join(c for d, c in enumerate(term) if d not in drop)
+    kept = [d not in drop and term.count(c) == 1 for d, c in enumerate(term)]
+    plain = tuple(axes if keep else () for axes, keep in zip(layout, kept, strict=True))
     if plain != layout or jax.typeof(x).sharding.mesh.empty:
         x = _laid_out(x, plain, mesh)
-    x, axes = lax.squeeze(x, drop), [each for d, each in enumerate(plain) if d not in drop]
+    x, axes = lax.squeeze(x, drop), [a for d, a in enumerate(plain) if d not in drop]
     for j in reversed(range(len(labels))):
         i = labels.index(labels[j])
         if i < j:
@@ -179,7 +183,7 @@ def _plain(
     return x, "".join(labels[d] for d in left), tuple(axes[d] for d in left)
 
 
-def _diagonal(x: Any, i: int, j: int) -> Any:
+def _diagonal(x: jax.Array, i: int, j: int) -> jax.Array:
     """The diagonal of dimensions i and j, of one size and not sharded, in the place of i."""
     n = x.shape[i]
     x = jnp.moveaxis(x, (i, j), (-2, -1))
@@ -188,10 +192,10 @@ def _diagonal(x: Any, i: int, j: int) -> Any:
     return jnp.moveaxis(x[..., :: n + 1], -1, i)
 
 
-def _laid_out(x: Any, layout: Layout, mesh: AnyMesh) -> Any:
+def _laid_out(x: jax.Array, layout: Layout, mesh: AnyMesh) -> jax.Array:
     """`x` with the type of `layout` on Explicit axes."""
     explicit = sharding.axes_of_type(mesh, AxisType.Explicit)
     if not explicit:
         return x
-    axes = tuple(tuple(axis for axis in each if axis in explicit) for each in layout)
-    return jax.reshard(x, NamedSharding(mesh, sharding.partition_spec(axes)))
+    entries = tuple(tuple(axis for axis in axes if axis in explicit) for axes in layout)
+    return jax.reshard(x, NamedSharding(mesh, sharding.partition_spec(entries)))

@@ -18,32 +18,34 @@ from .infer_collectives import Axes, Layout
 AnyMesh = Mesh | AbstractMesh
 
 
-def find_mesh(spec: Any, mesh: Any, operands: Sequence[Any], out_sharding: Any) -> AnyMesh | None:
+def find_mesh(
+    spec: Any, mesh: Any, operands: Sequence[jax.Array | Quantized], out_sharding: Any
+) -> AnyMesh | None:
     """The mesh to work on: the context's, or else the one given, or else that of the operands.
 
     An operand on another mesh of Auto axes is laid out by jit, which compares devices.
 
     Raises:
-      ValueError: two differ, which both say how something is sharded.
+      ValueError: two of them differ, or `mesh` is no mesh.
     """
     if mesh is not None and not isinstance(mesh, AnyMesh):
         raise ValueError(f"einsum {spec}: mesh={mesh!r} is no jax.sharding.Mesh")
     # Inside a shard_map only the context's mesh knows which axes are manual.
-    found: list[tuple[str, AnyMesh]] = [("the context", jax.sharding.get_abstract_mesh())]
+    known: list[tuple[str, AnyMesh]] = [("the context", jax.sharding.get_abstract_mesh())]
     if mesh is not None:
-        found.append(("mesh=", mesh))
+        known.append(("mesh=", mesh))
     if isinstance(out_sharding, NamedSharding):
-        found.append(("out_sharding", out_sharding.mesh))
+        known.append(("out_sharding", out_sharding.mesh))
     own = [
         (side, _mesh_of(x)) for side, x in zip(specs.sides(len(operands)), operands, strict=True)
     ]
-    loose = [each for _, each in own if _is_auto(each)]
-    found += [(side, each) for side, each in own if not _is_auto(each)]
-    found = [(whose, each) for whose, each in found if not each.empty]
-    if not found:
-        alike = {each.shape_tuple for each in loose}
+    loose = [candidate for _, candidate in own if _is_auto(candidate)]
+    known += [(side, candidate) for side, candidate in own if not _is_auto(candidate)]
+    known = [(whose, candidate) for whose, candidate in known if not candidate.empty]
+    if not known:
+        alike = {candidate.shape_tuple for candidate in loose}
         return loose[0] if len(alike) == 1 else None
-    (first, chosen), *others = found
+    (first, chosen), *others = known
     for whose, other in others:
         if other.shape_tuple != chosen.shape_tuple:
             raise ValueError(
@@ -53,7 +55,7 @@ def find_mesh(spec: Any, mesh: Any, operands: Sequence[Any], out_sharding: Any) 
     return chosen
 
 
-def _mesh_of(x: Any) -> AnyMesh:
+def _mesh_of(x: jax.Array | Quantized) -> AnyMesh:
     """The mesh of an operand: the devices themselves where there is an array."""
     at = placed(x)
     return at.mesh if at is not None else jax.typeof(values_of(x)).sharding.mesh
@@ -63,7 +65,7 @@ def _is_auto(mesh: AnyMesh) -> bool:
     return not mesh.empty and axes_of_type(mesh, AxisType.Auto) == mesh.axis_names
 
 
-def placed(x: Any) -> NamedSharding | None:
+def placed(x: jax.Array | Quantized) -> NamedSharding | None:
     """Where an array lies, which is not known of one that is traced."""
     values = values_of(x)
     if isinstance(values, Tracer) or not isinstance(values.sharding, NamedSharding):
@@ -75,7 +77,7 @@ def _described(mesh: AnyMesh) -> str:
     return ", ".join(f"{name!r} of size {size}" for name, size in mesh.shape_tuple)
 
 
-def values_of(x: Any) -> Any:
+def values_of(x: jax.Array | Quantized) -> jax.Array:
     """The array of an operand, without its scale."""
     return x.values if isinstance(x, Quantized) else x
 
@@ -83,11 +85,11 @@ def values_of(x: Any) -> Any:
 def axes_of_type(mesh: AnyMesh, kind: AxisType) -> Axes:
     """The axes of `mesh` that are Auto, Explicit or Manual."""
     pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, each in pairs if each == kind)
+    return tuple(name for name, axis_type in pairs if axis_type == kind)
 
 
 def operand_specs(
-    spec: Any, operands: Sequence[Any], in_specs: Any, mesh: AnyMesh
+    spec: Any, operands: Sequence[jax.Array | Quantized], in_specs: Any, mesh: AnyMesh
 ) -> list[Any] | None:
     """The PartitionSpecs of the operands: `in_specs`, or those of Explicit types or of arrays that
     are there; None if the mesh has Auto axes and an operand is traced, or lies on another mesh.
@@ -96,8 +98,8 @@ def operand_specs(
       ValueError: `in_specs` of another number.
     """
     if in_specs is None:
-        found = [_seen(x, mesh) for x in operands]
-        return None if any(each is None for each in found) else found
+        seen = [_seen(x, mesh) for x in operands]
+        return None if any(spec is None for spec in seen) else seen
     if isinstance(in_specs, PartitionSpec) or not isinstance(in_specs, tuple | list):
         number = None
     else:
@@ -112,7 +114,7 @@ def operand_specs(
     return list(in_specs)
 
 
-def _seen(x: Any, mesh: AnyMesh) -> PartitionSpec | None:
+def _seen(x: jax.Array | Quantized, mesh: AnyMesh) -> PartitionSpec | None:
     if not axes_of_type(mesh, AxisType.Auto):
         return jax.typeof(values_of(x)).sharding.spec
     if isinstance(values_of(x), Tracer):
@@ -124,15 +126,22 @@ def _seen(x: Any, mesh: AnyMesh) -> PartitionSpec | None:
 
 
 def operand_layouts(
-    spec: Any, terms: Sequence[str], operands: Sequence[Any], given: Sequence[Any], mesh: AnyMesh
+    spec: Any,
+    terms: Sequence[str],
+    operands: Sequence[jax.Array | Quantized],
+    given: Sequence[Any],
+    mesh: AnyMesh,
 ) -> list[Layout]:
     """The layouts of the operands, by their PartitionSpecs.
 
     Raises:
       ValueError: one that its operand's type contradicts, or one that `layout` refuses.
     """
-    each = zip(specs.sides(len(operands)), terms, operands, given, strict=True)
-    return [_operand_layout(spec, side, labels, x, one, mesh) for side, labels, x, one in each]
+    sides = specs.sides(len(operands))
+    return [
+        _operand_layout(spec, side, labels, x, own, mesh)
+        for side, labels, x, own in zip(sides, terms, operands, given, strict=True)
+    ]
 
 
 def unseen(spec: Any, mesh: AnyMesh | None, count: int) -> ValueError:
@@ -143,29 +152,29 @@ def unseen(spec: Any, mesh: AnyMesh | None, count: int) -> ValueError:
             "give out_sharding as a NamedSharding"
         )
     auto = axes_of_type(mesh, AxisType.Auto)
-    each = ", ".join(f"PartitionSpec of {side}" for side in specs.sides(count))
+    wanted = ", ".join(f"PartitionSpec of {side}" for side in specs.sides(count))
     return ValueError(
         f"einsum {spec}: mesh axes {auto} are Auto, so the operands' types do not say how "
-        f"they are sharded; pass in_specs=({each}), or "
+        f"they are sharded; pass in_specs=({wanted}), or "
         "make the mesh with axis_types Explicit"
     )
 
 
 def _operand_layout(spec: Any, side: str, labels: str, x: Any, given: Any, mesh: AnyMesh) -> Layout:
-    found = layout(spec, side, given, labels, x.shape, mesh)
+    given_axes = layout(spec, side, given, labels, x.shape, mesh)
     explicit = axes_of_type(mesh, AxisType.Explicit)
     if not explicit:
-        return found
+        return given_axes
     typed = jax.typeof(values_of(x)).sharding.spec
     by_type = layout(spec, f"the type of {side}", typed, labels, x.shape, mesh)
-    by_spec = tuple(tuple(axis for axis in axes if axis in explicit) for axes in found)
+    by_spec = tuple(tuple(axis for axis in axes if axis in explicit) for axes in given_axes)
     if by_type != by_spec:
         raise ValueError(
             f"einsum {spec}: in_specs says {given} for {side}, but over the Explicit axes "
             f"{explicit} its type says {typed}; leave in_specs out, or change the operand with "
             "jax.reshard"
         )
-    return found
+    return given_axes
 
 
 def layout(
@@ -191,14 +200,14 @@ def layout(
             f"shape {shape}; drop the entries beyond"
         )
     entries = [*given, *[None] * (len(shape) - len(given))]
-    found = []
+    by_dim = []
     for entry in entries:
         if entry is PartitionSpec.UNCONSTRAINED:
             raise ValueError(f"{where} is UNCONSTRAINED; name its mesh axes, or None")
-        found.append(() if entry is None else entry if isinstance(entry, tuple) else (entry,))
+        by_dim.append(() if entry is None else entry if isinstance(entry, tuple) else (entry,))
     sizes, manual = dict(mesh.shape_tuple), axes_of_type(mesh, AxisType.Manual)
     seen: dict[str, str] = {}
-    for label, size, axes in zip(labels, shape, found, strict=True):
+    for label, size, axes in zip(labels, shape, by_dim, strict=True):
         for axis in axes:
             if axis not in sizes:
                 raise ValueError(
@@ -223,7 +232,7 @@ def layout(
                 f"{where} divides label {label!r} of size {size} by {axes} of size {n}, with a "
                 f"remainder; pad {label!r} to {-(-size // n) * n}, or shard another dimension"
             )
-    return tuple(found)
+    return tuple(by_dim)
 
 
 def result_layout(
@@ -266,28 +275,28 @@ def natural(spec: Spec, lhs: Layout, rhs: Layout) -> Layout:
                 f"rhs, so that of the result is ambiguous; {fix}"
             )
         by_label[label] = one or other
-    found = tuple(by_label[label] for label in spec.out)
-    for i, axes in enumerate(found):
+    result = tuple(by_label[label] for label in spec.out)
+    for i, axes in enumerate(result):
         for j in range(i):
-            for axis in set(axes) & set(found[j]):
+            for axis in set(axes) & set(result[j]):
                 raise ValueError(
                     f"einsum {spec}: axis {axis!r} shards {spec.out[j]!r} of one operand and "
                     f"{spec.out[i]!r} of the other, and cannot shard both in the result; {fix}"
                 )
-    return found
+    return result
 
 
 def kept(spec: Spec, lhs: Layout, rhs: Layout) -> Layout:
-    """As `natural`, of a result that nobody asked for: where that leaves a doubt, an axis shards the
-    first dimension that it may, and none that is summed over."""
+    """As `natural`, but never refuses: where the result is ambiguous, an axis shards the first dimension
+    that it may, and no dimension that is summed over."""
     left = dict(zip(spec.lhs, lhs, strict=True))
     right = dict(zip(spec.rhs, rhs, strict=True))
-    found: list[Axes] = []
+    result: list[Axes] = []
     for label in spec.out:
-        used = {axis for axes in found for axis in axes}
+        used = {axis for axes in result for axis in axes}
         axes = left.get(label) or right.get(label, ())
-        found.append(axes if not used & set(axes) else ())
-    return tuple(found)
+        result.append(axes if not used & set(axes) else ())
+    return tuple(result)
 
 
 def partition_spec(layout: Layout) -> PartitionSpec:

@@ -1,4 +1,4 @@
-"""How an einsum is written, and in which order its operands are multiplied: strings and shapes only."""
+"""Reads the arguments of an einsum, and orders its contractions, from strings and shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(subscripts: Any, operands: Sequence[Any]) -> tuple[str, list[Any]]:
     # An even number, with the first operand an odd one, ends with the labels of the result.
     lists = [*operands[::2], *([] if len(operands) % 2 else operands[-1:])]
     if not operands or not all(isinstance(labels, list | tuple) for labels in lists):
-        words = ", ".join(type(each).__name__ for each in (subscripts, *operands))
+        words = ", ".join(type(argument).__name__ for argument in (subscripts, *operands))
         raise ValueError(
             f"the einsum must be a string such as 'ij,jk->ik', or operands each followed by the list "
             f"of its labels, such as einsum(x, [0, 1], w, [1, 2], [0, 2]), got {words}"
@@ -43,9 +43,12 @@ def read(subscripts: Any, operands: Sequence[Any]) -> tuple[str, list[Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One or two operands, by their places among those that are left, become one behind the others.
+    """A contraction of one or two operands, whose result goes behind the operands that are left.
 
-    `terms` are their labels, and `out` those of the result.
+    Attributes:
+      places: of the operands, among those that are left.
+      terms: the labels of each.
+      out: the labels of the result.
     """
 
     places: tuple[int, ...]
@@ -59,25 +62,33 @@ class Step:
 
 
 def steps(
-    what: str, terms: Sequence[str], out: str, shapes: Sequence[Shape], optimize: Any
+    name: str, terms: Sequence[str], out: str, shapes: Sequence[Shape], optimize: Any
 ) -> list[Step]:
     """The einsum as steps, in the order of `opt_einsum.contract_path`, as `jnp.einsum` has it.
+
+    Args:
+      name: the einsum, for messages.
+      terms: the labels of each operand.
+      out: the labels of the result.
+      shapes: of the operands.
+      optimize: as in `jnp.einsum`.
 
     Raises:
       ValueError: an `optimize` that opt_einsum does not know.
     """
-    left, found = list(terms), []
+    left: list[str] = list(terms)
+    contractions: list[Step] = []
 
     def contract(places: tuple[int, ...]) -> None:
         taken = tuple(left[i] for i in places)
         others = [term for i, term in enumerate(left) if i not in places]
         used = {*out, *"".join(others)}
         kept = "".join(c for c in dict.fromkeys("".join(taken)) if c in used)
-        found.append(Step(places, taken, kept if others else out))
-        left[:] = [*others, found[-1].out]
+        contractions.append(Step(places, taken, kept if others else out))
+        left[:] = [*others, contractions[-1].out]
 
-    for places in _path(what, f"{','.join(terms)}->{out}", shapes, optimize):
-        # Of three and more, the first two, and then what came of them with the next.
+    for places in _path(name, f"{','.join(terms)}->{out}", shapes, optimize):
+        # Three and more operands: the first two, then their result with the next one.
         first, *rest = sorted(places)
         if not rest:
             contract((first,))
@@ -85,19 +96,19 @@ def steps(
             contract((first, place) if not taken else (place - taken - 1, len(left) - 1))
     while len(left) > 1:
         contract((0, 1))
-    return found
+    return contractions
 
 
-def _path(what: str, formula: str, shapes: Sequence[Shape], optimize: Any) -> Any:
+def _path(name: str, formula: str, shapes: Sequence[Shape], optimize: Any) -> Any:
     if len(shapes) < 3:
         return [tuple(range(len(shapes)))]
-    how = "optimal" if optimize is True else optimize
+    order = "optimal" if optimize is True else optimize
     try:
         shaped = [tuple(shape) for shape in shapes]
-        return opt_einsum.contract_path(formula, *shaped, shapes=True, optimize=how)[0]
+        return opt_einsum.contract_path(formula, *shaped, shapes=True, optimize=order)[0]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"einsum {what} with operands of shapes {', '.join(str(tuple(s)) for s in shapes)}, "
+            f"einsum {name} with operands of shapes {', '.join(str(tuple(s)) for s in shapes)}, "
             f"optimize={optimize!r}: {error}; optimize is True, False, a name such as 'greedy', or "
             "a path of opt_einsum"
         ) from error

@@ -1,4 +1,4 @@
-"""Mesh axes of type Explicit beside the manual ones: the shardings of results, by label."""
+"""Mesh axes of type Explicit under a shard_map over others: the shardings of results, by label."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ def explicit_axes() -> tuple[str, ...]:
 
 
 def on_auto_axes(function: Callable[..., Any], out_specs: Any, *operands: Any) -> Any:
-    """`function(*operands)`, in which Explicit axes are Auto: it may cut any dimension anywhere.
+    """`function(*operands)`, in which Explicit axes are Auto: it may slice any dimension anywhere.
 
-    Results come out with `out_specs`.
+    Args:
+      function: of global arrays over the Explicit axes.
+      out_specs: the PartitionSpecs of its results.
+      operands: pytrees of arrays.
     """
     operands = jax.tree.map(jnp.asarray, operands)
     wrapped = jax.sharding.auto_axes(function, axes=explicit_axes(), out_sharding=out_specs)
@@ -28,13 +31,12 @@ def on_auto_axes(function: Callable[..., Any], out_specs: Any, *operands: Any) -
 
 
 def spec_of(x: Any) -> PartitionSpec:
-    """How an array, or the values of a `Quantized`, are sharded over Explicit axes."""
-    found = jax.typeof(jnp.asarray(getattr(x, "values", x))).sharding.spec
-    return PartitionSpec(*found)
+    """The PartitionSpec of an array, or of the values of a `Quantized`, over Explicit axes."""
+    return PartitionSpec(*jax.typeof(jnp.asarray(getattr(x, "values", x))).sharding.spec)
 
 
 def einsum_spec(text: str, lhs: Any, rhs: Any) -> PartitionSpec:
-    """How the result of an einsum is sharded over Explicit axes: each label as in its operands.
+    """The PartitionSpec of an einsum's result over Explicit axes: every label as in its operands.
 
     Raises:
       ValueError: a label that is summed over is sharded, one is sharded in two ways, or two over
@@ -69,5 +71,5 @@ def einsum_spec(text: str, lhs: Any, rhs: Any) -> PartitionSpec:
 def einsum_specs(text: str, lhs: Any, rhs: Any) -> Any:
     """`einsum_spec` for one rhs, or a list for a sequence of them."""
     if isinstance(rhs, Sequence):
-        return [einsum_spec(text, lhs, each) for each in rhs]
+        return [einsum_spec(text, lhs, right) for right in rhs]
     return einsum_spec(text, lhs, rhs)

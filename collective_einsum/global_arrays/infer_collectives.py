@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from ..ops.request import Ends
 from ..spec.sizes import symbolic
@@ -17,18 +16,18 @@ from ..spec.spec import Spec
 Axes = tuple[str, ...]
 # The mesh axes of every dimension of an array, the major one first.
 Layout = tuple[Axes, ...]
-# What a symbolic size is taken for where bytes are compared.
+# Stands for a symbolic size where bytes are compared.
 SOME = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What brings an array from one layout into another, in the order of the fields.
+    """The collectives and slices that bring an array from one layout into another, in this order.
 
     Attributes:
       swaps: all-to-alls, as (axes, dimension to split, dimension to join).
       early: slices that need no other device's data, as (dimension, axes).
-      sorts: permutations of whole shards, as (dimension, axes as they are, axes as wanted).
+      sorts: permutations of shards, as (dimension, axes as they are, axes as wanted).
       gathers: as (dimension, axes).
       late: slices of what had to be gathered first, as (dimension, axes).
       resorts: as `sorts`.
@@ -71,7 +70,7 @@ def change(have: Layout, want: Layout) -> Change:
 
 
 def _sort(dim: int, old: Axes, new: Axes) -> list[tuple[int, Axes, Axes]]:
-    """What brings the axes of a dimension into another order."""
+    """The permutation, if any, that brings the axes of a dimension into another order."""
     while old and old[0] == new[0]:
         old, new = old[1:], new[1:]
     return [(dim, old, new)] if old else []
@@ -81,8 +80,13 @@ def _sort(dim: int, old: Axes, new: Axes) -> list[tuple[int, Axes, Axes]]:
 class Plan:
     """The collectives around a local einsum.
 
-    `lhs` and `rhs` are made ready, `ends` are the collectives that the einsum hides; `scatters`, as
-    (dimension of the output, axes), `reduce` and `out` follow it.
+    Attributes:
+      lhs: the changes of the left operand before the einsum.
+      rhs: those of the right operand.
+      ends: the collectives before and after that overlap with the einsum.
+      scatters: reduce-scatters after it, as (dimension of the output, axes).
+      reduce: the axes of an all-reduce after these.
+      out: the changes of the result, last.
     """
 
     lhs: Change
@@ -103,8 +107,14 @@ class Plan:
 class Case:
     """An einsum whose labels are each in two of lhs, rhs and out, or in all, and once in each.
 
-    `sizes` are of the labels, `widths` the bytes of an element of lhs, rhs and out, and `mesh` has
-    the sizes of the axes.
+    Attributes:
+      spec: the einsum.
+      sizes: of the labels.
+      widths: the bytes of an element of lhs, rhs and out.
+      mesh: the sizes of the mesh axes.
+      lhs: the layout of lhs.
+      rhs: the layout of rhs.
+      out: the layout of out.
     """
 
     spec: Spec
@@ -116,7 +126,7 @@ class Case:
     out: Layout
 
     def bytes(self, side: int) -> int:
-        """Of the whole lhs (0), rhs (1) or output (2)."""
+        """The bytes of the unsharded lhs (0), rhs (1) or output (2)."""
         labels = (self.spec.lhs, self.spec.rhs, self.spec.out)[side]
         sizes = [self.sizes[label] for label in labels]
         return self.widths[side] * math.prod(SOME if symbolic(size) else size for size in sizes)
@@ -166,19 +176,19 @@ def infer(case: Case) -> Plan:
 def _work(case: Case) -> dict[str, Axes]:
     """The axes that divide each label in the local einsums."""
     where = [case.label_of(side) for side in range(3)]
-    found: dict[str, Axes] = {}
+    divided: dict[str, Axes] = {}
     # The larger operand decides the order of axes, since it is the one to leave alone.
     first = (0, 1) if case.bytes(0) >= case.bytes(1) else (1, 0)
     for side in (*first, 2):
         for label, axes in case.axes_of(side).items():
             for axis in axes:
-                before = found.get(label, ())
+                before = divided.get(label, ())
                 if axis in before or _home(case, axis, where) != label:
                     continue
                 # Operands and output may each divide a label, and all of them together not.
                 if case.sizes[label] % case.devices((*before, axis)) == 0:
-                    found[label] = (*before, axis)
-    return found
+                    divided[label] = (*before, axis)
+    return divided
 
 
 def _home(case: Case, axis: str, where: list[dict[str, str]]) -> str | None:
@@ -206,8 +216,13 @@ def _stays(case: Case, side: int) -> bool:
     return case.bytes(side) > case.bytes(1 - side) or (side == 0 and case.bytes(0) == case.bytes(1))
 
 
-def _traffic(case: Case, axis: str, label: str, ends: tuple[Any, Any, Any]) -> float:
-    """Bytes that a device receives along `axis` if `label` is divided, but for a common factor."""
+def _traffic(
+    case: Case, axis: str, label: str, shards: tuple[str | None, str | None, str | None]
+) -> float:
+    """Bytes that a device receives along `axis` if it divides `label`, but for a common factor.
+
+    `shards` are the labels that the axis shards in lhs, rhs and out.
+    """
     spec, n = case.spec, case.mesh[axis]
 
     def moved(side: int, labels: str, have: str | None, want: str | None) -> float:
@@ -215,21 +230,21 @@ def _traffic(case: Case, axis: str, label: str, ends: tuple[Any, Any, Any]) -> f
             return 0
         return case.bytes(side) / n if want is not None and want in labels else case.bytes(side)
 
-    before = moved(0, spec.lhs, ends[0], label) + moved(1, spec.rhs, ends[1], label)
+    before = moved(0, spec.lhs, shards[0], label) + moved(1, spec.rhs, shards[1], label)
     if label in spec.out:
-        return before + moved(2, spec.out, label, ends[2])
-    return before + case.bytes(2) * (2 if ends[2] is None else 1)
+        return before + moved(2, spec.out, label, shards[2])
+    return before + case.bytes(2) * (2 if shards[2] is None else 1)
 
 
 def _scatters(case: Case, work: dict[str, Axes], partial: list[str]) -> list[tuple[int, Axes]]:
     """The reduce-scatters of sums over `partial`, the largest first."""
-    found = []
+    scatters = []
     for dim, (label, axes) in enumerate(zip(case.spec.out, case.out, strict=True)):
         summed = tuple(axis for axis in axes if axis in partial)
-        whole = case.devices((*work.get(label, ()), *summed))
-        if summed and case.sizes[label] % whole == 0:
-            found.append((dim, summed))
-    return sorted(found, key=lambda each: -case.devices(each[1]))
+        n = case.devices((*work.get(label, ()), *summed))
+        if summed and case.sizes[label] % n == 0:
+            scatters.append((dim, summed))
+    return sorted(scatters, key=lambda scatter: -case.devices(scatter[1]))
 
 
 def _fuse_gather(
@@ -251,7 +266,7 @@ def _fuse_gather(
     if best is None:
         return None, lhs, rhs
     _, side, dim, axes = best
-    rest = tuple(each for each in sides[side].gathers if each != (dim, axes))
+    rest = tuple(gather for gather in sides[side].gathers if gather != (dim, axes))
     sides[side] = dataclasses.replace(sides[side], gathers=rest)
     labels = (case.spec.lhs, case.spec.rhs)[side]
     return (labels[dim], axes), sides[0], sides[1]
