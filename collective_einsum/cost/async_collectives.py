@@ -120,7 +120,7 @@ def _own_shard_first(work: Workload, end: End, schedule: Schedule) -> Estimate:
     n, sent = work.devices(end), work.full_bytes(end)
     fractions = chunk_fractions(schedule, work.sizes[end.label] // n)
     # Each dot's columns are written into the result.
-    written = COLUMN_PASSES * work.elements(op.out) / n * op.dtype.itemsize * work.rhs_count
+    written = COLUMN_PASSES * work.out_elements / n * op.dtype.itemsize * work.rhs_count
     steps = [dot_seconds(work, {end.label: 1 / n}) + pass_seconds(work, written)]
     for fraction in fractions:
         dot = dot_seconds(work, {end.label: fraction / n})

@@ -87,7 +87,7 @@ def _scaled_bytes(work: Workload) -> float:
     if not work.widened:
         return 0.0
     wide = max(work.lhs_dtype.itemsize, work.rhs_dtype.itemsize)
-    return work.elements(work.op.out) * (work.op.dtype.itemsize + wide) * work.rhs_count
+    return work.out_elements * (work.op.dtype.itemsize + wide) * work.rhs_count
 
 
 def _axes(op: Operation) -> list[tuple[str, ...]]:

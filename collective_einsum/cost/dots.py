@@ -78,7 +78,7 @@ def dot_seconds(
 
 def _dot_seconds(work: Workload, fractions: Fractions, waiting: float) -> float:
     op, chip = work.op, work.chip
-    lhs, rhs, out = (work.elements(labels, fractions) for labels in (op.lhs, op.rhs, op.out))
+    lhs, rhs, out = [work.elements(labels, fractions) for labels in (op.lhs, op.rhs, op.out)]
     # The matrix unit multiplies full tiles.
     padded = {
         label: _padded(work.sizes[label] * fraction) / max(1, work.sizes[label])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -78,10 +81,25 @@ def rank(
     axis_sizes: Mapping[str, int],
     overlap_seconds: float = 0.0,
 ) -> Choice:
-    """All candidates for an operation on these local operands, ranked by predicted cost."""
-    work = workload(op, operands, chip, axis_sizes, overlap_seconds)
+    """All candidates for an operation on these local operands, ranked by predicted cost.
+
+    A decoder has the same few einsums in every layer: each is ranked once.
+    """
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
+    return _rank(op, shapes, chip, tuple(axis_sizes.items()), overlap_seconds)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rank(
+    op: Operation,
+    operands: tuple[jax.ShapeDtypeStruct, ...],
+    chip: Chip,
+    axis_sizes: tuple[tuple[str, int], ...],
+    overlap_seconds: float,
+) -> Choice:
+    work = workload(op, operands, chip, dict(axis_sizes), overlap_seconds)
     rows = [estimate(work, schedule) for schedule in candidates(work)]
-    rows.sort(key=lambda row: row.seconds)
+    rows.sort(key=operator.attrgetter("seconds"))
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
     if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
         rows.remove(blocking)

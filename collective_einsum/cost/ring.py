@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from ..ops.einsum_op import End
 from ..ops.schedule import Schedule
@@ -53,15 +54,18 @@ def ring_estimate(work: Workload, end: End, schedule: Schedule) -> Estimate:
     sent = work.full_bytes(end)
     minor_axes = end.axes[1:] if ring.axis is not None else ()
     inner = all_gather_seconds(work.chip, work.sides(minor_axes), sent / ring.size)
-    time, sending = _hops(work, ring, sent / ring.size)
-    compute = _dots(work, ring)
+    own_dot = dot_seconds(work, ring.own)
+    hop_dots = {direction: _hop_dot(work, ring, direction) for direction in ring.directions}
+    time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots)
+    dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
+    compute = ring.streams * dots
     copying = _slice_copy_seconds(work, end)
     # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
     overlaps = end is op.gather and "all_gather" in work.chip.asynchronous
     hidden = copying if overlaps else 0.0
     exposed = max(0.0, time - compute) + max(0.0, inner - hidden) + other
     compute += copying
-    block = work.elements(op.out) / ring.size * work.rhs_count
+    block = work.out_elements / ring.size * work.rhs_count
     memory = 2 * sent / ring.size
     if end is op.scatter:
         compute += _addition_seconds(work, ring, block)
@@ -103,13 +107,26 @@ def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
     )
 
 
-def _hops(work: Workload, ring: _Ring, shard_bytes: float) -> tuple[float, float]:
+def _hops(
+    work: Workload,
+    ring: _Ring,
+    shard_bytes: float,
+    own_dot: float,
+    hop_dots: Mapping[RingDirection, float],
+) -> tuple[float, float]:
     """Seconds of a ring with its dots, hop by hop, and seconds during which its links send.
 
     XLA:TPU starts a hop one dot before the hop must have arrived: one dot hides it, however many dots
     there are between two hops; with two streams, two dots.
+
+    Args:
+      work: the einsum.
+      ring: the ring.
+      shard_bytes: bytes that each device sends in a hop, over all streams, of whole shards.
+      own_dot: seconds of a stream's dot of the device's own shard.
+      hop_dots: seconds of a stream's dot of what arrives from each direction.
     """
-    dot = dot_seconds(work, ring.own)
+    dot = own_dot
     time, sending = dot * ring.streams, 0.0
     for hop in range(1, max((direction.hops for direction in ring.directions), default=0) + 1):
         active = [direction for direction in ring.directions if direction.hops >= hop]
@@ -123,24 +140,16 @@ def _hops(work: Workload, ring: _Ring, shard_bytes: float) -> tuple[float, float
         hops = [hop_seconds(work.chip, far, size) for size in sent]
         time += sum(max(0.0, seconds - ring.streams * dot) for seconds in hops)
         sending += sum(hops)
-        dots = [_hop_dot(work, ring, direction) for direction in active]
+        dots = [hop_dots[direction] for direction in active]
         time, dot = time + ring.streams * sum(dots), max(dots)
     return time, sending
-
-
-def _dots(work: Workload, ring: _Ring) -> float:
-    """Seconds of the dots of every hop and of the device's own shard."""
-    seconds = ring.streams * dot_seconds(work, ring.own)
-    for direction in ring.directions:
-        seconds += ring.streams * direction.hops * _hop_dot(work, ring, direction)
-    return seconds
 
 
 def _hop_dot(work: Workload, ring: _Ring, direction: RingDirection) -> float:
     """Seconds of the dot of a slice that arrived, or that will leave."""
     op, chip, label = work.op, work.chip, ring.end.label
     seconds = dot_seconds(work, ring.fraction(direction))
-    one_sum = 4 * work.elements(op.out)
+    one_sum = 4 * work.out_elements
     # Rows of an operand that does not move are sliced by columns.
     large = chip.large_sum_bytes[op.out[:1] in op.rhs]
     if label in op.out or one_sum <= large:

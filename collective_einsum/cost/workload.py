@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -97,26 +98,34 @@ class Workload:
     def full_bytes(self, end: End) -> float:
         """Bytes, on one device, of the result of the all-gather, or of the operands of the
         reduce-scatter."""
-        if end is self.op.gather:
-            return self.elements(self.op.lhs) * self.lhs_dtype.itemsize
-        return self.sum_bytes
+        return self.lhs_bytes if end is self.op.gather else self.sum_bytes
 
-    @property
+    @functools.cached_property
+    def out_elements(self) -> float:
+        """The number of elements of one result, before the reduce-scatter."""
+        return self.elements(self.op.out)
+
+    @functools.cached_property
+    def lhs_bytes(self) -> float:
+        """Bytes of the left operand, after the all-gather."""
+        return self.elements(self.op.lhs) * self.lhs_dtype.itemsize
+
+    @functools.cached_property
     def sum_bytes(self) -> float:
         """Bytes of the partial sums of all results, in the dtype in which they are sent."""
-        return self.elements(self.op.out) * self.op.sum_wire.itemsize * self.rhs_count
+        return self.out_elements * self.op.sum_wire.itemsize * self.rhs_count
 
-    @property
+    @functools.cached_property
     def result_bytes(self) -> float:
         """Bytes of all results, before the reduce-scatter."""
-        return self.elements(self.op.out) * self.op.dtype.itemsize * self.rhs_count
+        return self.out_elements * self.op.dtype.itemsize * self.rhs_count
 
-    @property
+    @functools.cached_property
     def temporary_bytes(self) -> int:
         """Bytes of the gathered operand and of the results before they are scattered."""
         return int(sum(self.full_bytes(end) for end in self.op.ends))
 
-    @property
+    @functools.cached_property
     def widened(self) -> str:
         """The labels of the operand of one byte an element that is converted to the wider dtype of the
         other for the dot; "" where both are that narrow, or none is."""

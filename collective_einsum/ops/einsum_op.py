@@ -8,6 +8,7 @@ An operation has two forms. "each": one lhs, gathered or not, times every rhs, o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -64,7 +65,7 @@ class Operation:
     sum_wire: np.dtype[Any]
     closed: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def ends(self) -> tuple[End, ...]:
         """The gather and the scatter, as far as there are such."""
         return tuple(end for end in (self.gather, self.scatter) if end is not None)
@@ -74,7 +75,7 @@ class Operation:
         """The labels that the gather and the scatter move."""
         return {end.label for end in self.ends}
 
-    @property
+    @functools.cached_property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes of the collectives."""
         return sum((end.axes for end in self.ends), ()) + self.reduce
