@@ -18,6 +18,7 @@ import jax
 from collective_einsum.chips.chip import Chip
 
 Link = tuple[int, ...]
+Crossing = tuple[tuple[int, ...], Link]
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -36,17 +37,21 @@ class Route:
 
 @dataclasses.dataclass(frozen=True)
 class Torus:
-    """Places of the devices, in the mesh's flat order.
+    """The coordinates of the devices, in the mesh's flat order, and the links between them.
 
-    `wrapped` says of each axis whether its last chip has a link to its first. `apart` maps (coordinates
-    where a link starts, axis and direction) to the name by which that link is distinguished.
+    Attributes:
+      coords: of every device.
+      sizes: chips along every torus axis.
+      wrapped: for every torus axis, whether its last chip has a link to its first.
+      names: of the torus axes, after the mesh axes that lie along them.
+      distinguished: (coordinates where a link starts, its axis and direction) to the link's name.
     """
 
     coords: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]
     wrapped: tuple[bool, ...]
     names: tuple[str, ...]
-    apart: Mapping[tuple[tuple[int, ...], Link], Link] = dataclasses.field(default_factory=dict)
+    distinguished: Mapping[Crossing, Link] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_mesh(cls, mesh: jax.sharding.Mesh, chip: Chip) -> Torus:
@@ -86,56 +91,58 @@ class Torus:
         ]
 
     @property
-    def told(self) -> list[Link]:
-        """The links as routes name them."""
-        return [told for link in self.links for told in self._told(link)]
+    def distinguished_links(self) -> list[Link]:
+        """The keys of a route's loads: all links, with one name where permutes load them alike."""
+        return [name for link in self.links for name in self._names_of(link)]
 
-    def telling(self, permutes: Iterable[Pairs]) -> Torus:
+    def distinguish(self, permutes: Iterable[Pairs]) -> Torus:
         """This torus with those links distinguished that these permutes load differently."""
         loads = [self._crossings(pairs)[0] for pairs in permutes]
-        apart: dict[tuple[tuple[int, ...], Link], Link] = {}
+        distinguished: dict[Crossing, Link] = {}
         for link in self.links:
             axis, sign = link
             end = 0 if sign < 0 else self.sizes[axis] - 1
             starts = [c for c in self.coords if self.wrapped[axis] or c[axis] != end]
             marks = [tuple(load[start, link] for load in loads) for start in starts]
-            kinds = {mark: (*link, i) for i, mark in enumerate(dict.fromkeys(marks))}
-            if len(kinds) > 1:
-                apart |= {
-                    (start, link): kinds[mark] for start, mark in zip(starts, marks, strict=True)
+            names = {mark: (*link, i) for i, mark in enumerate(dict.fromkeys(marks))}
+            if len(names) > 1:
+                distinguished |= {
+                    (start, link): names[mark] for start, mark in zip(starts, marks, strict=True)
                 }
-        return dataclasses.replace(self, apart=apart)
+        return dataclasses.replace(self, distinguished=distinguished)
 
-    def share(self, told: Link) -> float:
-        """How many of the links of its axis and direction a link as routes name it stands for."""
-        kinds = self._kinds.get(told[:2])
-        return kinds[told] / kinds.total() if kinds else 1.0
+    def fraction(self, name: Link) -> float:
+        """The fraction of the links of one axis and direction that a name stands for; 1 where they are
+        not distinguished."""
+        counts = self._link_counts.get(name[:2])
+        return counts[name] / counts.total() if counts else 1.0
 
-    def _told(self, link: Link) -> list[Link]:
-        return list(self._kinds.get(link, [link]))
+    def _names_of(self, link: Link) -> list[Link]:
+        """The names of the links of one axis and direction."""
+        return list(self._link_counts.get(link, [link]))
 
     @functools.cached_property
-    def _kinds(self) -> dict[Link, collections.Counter[Link]]:
+    def _link_counts(self) -> dict[Link, collections.Counter[Link]]:
         """The number of links under each distinguished name of an axis and direction."""
-        found: dict[Link, collections.Counter[Link]] = {}
-        for (_, link), told in self.apart.items():
-            found.setdefault(link, collections.Counter())[told] += 1
-        return found
+        counts: dict[Link, collections.Counter[Link]] = {}
+        for (_, link), name in self.distinguished.items():
+            counts.setdefault(link, collections.Counter())[name] += 1
+        return counts
 
     def permute(self, pairs: Iterable[tuple[int, int]], message_bytes: float) -> Route:
-        """A collective-permute: each pair takes the shortest way, one axis after the other."""
+        """The route of a collective-permute: every message takes the shortest way, axis by axis."""
         crossings, longest = self._crossings(pairs)
         loads: dict[Link, float] = {}
         for (start, link), count in crossings.items():
-            link = self.apart.get((start, link), link)
+            link = self.distinguished.get((start, link), link)
             loads[link] = max(loads.get(link, 0), count)
         return Route(message_bytes if loads else 0, loads, longest)
 
     def _crossings(
         self, pairs: Iterable[tuple[int, int]]
-    ) -> tuple[collections.Counter[tuple[tuple[int, ...], Link]], int]:
-        """How many messages take each link, by where it starts, and the hops of the longest way."""
-        crossings: collections.Counter[tuple[tuple[int, ...], Link]] = collections.Counter()
+    ) -> tuple[collections.Counter[Crossing], int]:
+        """The number of messages on each link, by where it starts; and the hops of the longest way."""
+        crossings: collections.Counter[Crossing] = collections.Counter()
         longest = 0
         for source, target in pairs:
             place, hops = list(self.coords[source]), 0
@@ -152,8 +159,8 @@ class Torus:
         return crossings, longest
 
     def all_gather(self, groups: Sequence[Sequence[int]], gathered_bytes: float) -> Route:
-        """An all-gather (or, mirrored, a reduce-scatter) of `gathered_bytes` a chip, on all links
-        of its axes at once.
+        """The route of an all-gather whose result on a chip has `gathered_bytes`, or of the
+        reduce-scatter that mirrors it: all links of its axes at once.
 
         D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one for a line
         (Chan et al. 2007, as in Pope et al., arXiv 2211.05102, appendix A.1); the farthest chip is
@@ -169,27 +176,28 @@ class Torus:
                 link: 1
                 for axis, *_ in spans
                 for sign in (1, -1)
-                for link in self._told((axis, sign))
+                for link in self._names_of((axis, sign))
             },
             sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans),
         )
 
     def all_reduce(self, groups: Sequence[Sequence[int]], reduced_bytes: float) -> Route:
-        """A reduce-scatter and an all-gather."""
+        """The route of an all-reduce: a reduce-scatter, then an all-gather."""
         half = self.all_gather(groups, reduced_bytes)
         return Route(2 * half.bytes, half.loads, 2 * half.hops)
 
     def all_to_all(self, groups: Sequence[Sequence[int]], local_bytes: float) -> Route:
-        """Every chip sends 1/K of `local_bytes` to each: the middle of each axis carries n/8 of
-        them (a line: n/4).
+        """The route of an all-to-all, in which a chip sends 1/K of `local_bytes` to each of K chips.
 
-        On a ring that is a quarter of the all-gather of as many bytes from every chip.
+        The most loaded link of an axis of n chips carries n/8 of `local_bytes` on a ring, a quarter of
+        an all-gather of as many bytes from every chip, and n/4 on a line.
         """
         spans, _ = self._spans(groups)
         loads: dict[Link, float] = {}
         for axis, n, ring, stride in spans:
-            share = (n * n - n % 2) / 8 / n if ring else (n * n // 4) / n
-            loads |= {link: share * stride for sign in (1, -1) for link in self._told((axis, sign))}
+            load = (n * n - n % 2) / 8 / n if ring else (n * n // 4) / n
+            for sign in (1, -1):
+                loads |= dict.fromkeys(self._names_of((axis, sign)), load * stride)
         return Route(
             local_bytes if loads else 0,
             loads,
@@ -199,7 +207,8 @@ class Torus:
     def _spans(
         self, groups: Sequence[Sequence[int]]
     ) -> tuple[list[tuple[int, int, bool, int]], int]:
-        """How groups lie: (axis, chips along it, ring or line, distance of neighbours), size."""
+        """For every torus axis that the largest group spans: (axis, chips along it, whether they are a
+        ring, distance between neighbours); and the size of that group."""
         group = max(groups, key=len, default=()) or range(len(self.coords))
         spans = []
         for axis in range(len(self.sizes)):
@@ -213,7 +222,8 @@ class Torus:
 
 
 def _names(mesh: jax.sharding.Mesh, coords: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
-    """The mesh axes along each torus axis; numbered where one mesh axis takes several."""
+    """A name for every torus axis: the mesh axes that lie along it, numbered where one mesh axis lies
+    along several."""
     shape = mesh.devices.shape
     along: list[list[str]] = [[] for _ in coords[0]]
     for index, name in enumerate(mesh.axis_names):

@@ -116,25 +116,26 @@ def test_all_to_all_is_a_quarter_of_an_all_gather() -> None:
     assert exchange.bytes * exchange.loads[0, 1] == pytest.approx(gather.bytes / 4, rel=0.02)
 
 
-def test_links_are_told_apart_where_permutes_load_them_differently() -> None:
+def test_links_are_distinguished_where_permutes_load_them_differently() -> None:
     # A ring through all of 4x4, both ways: no link carries more than one of the two, each only some.
     places = hamiltonian_ring([4, 4])
     stops = [4 * row + column for row, column in places]
     there = list(zip(stops, [*stops[1:], stops[0]], strict=True))
     back = [(b, a) for a, b in there]
     plain = torus(4, 4, wrapped=(True, True))
-    told = plain.telling([there, back])
-    one, other = (told.permute(pairs, 100).loads for pairs in (there, back))
+    distinguished = plain.distinguish([there, back])
+    one, other = (distinguished.permute(pairs, 100).loads for pairs in (there, back))
     assert set(one.values()) == set(other.values()) == {1}
     assert not set(one) & set(other)
-    # Not told apart, both ways look as if they shared links.
+    # Not distinguished, both ways look as if they shared links.
     assert set(plain.permute(there, 100).loads) & set(plain.permute(back, 100).loads)
-    # What loads all links alike takes all of those that are told apart.
-    everywhere = told.all_gather([list(range(16))], 100).loads
-    assert set(everywhere) == set(told.told) > set(one)
+    # What loads all links alike takes all of those that are distinguished.
+    everywhere = distinguished.all_gather([list(range(16))], 100).loads
+    assert set(everywhere) == set(distinguished.distinguished_links) > set(one)
     # The two ways, of 16 links each, are half of all 64.
-    assert sum(told.share(link) for link in (*one, *other)) == pytest.approx(2)
-    assert sum(told.share(link) for link in told.told) == pytest.approx(4)
+    assert sum(distinguished.fraction(link) for link in (*one, *other)) == pytest.approx(2)
+    names = distinguished.distinguished_links
+    assert sum(map(distinguished.fraction, names)) == pytest.approx(4)
     # Shifts along an axis load its links alike.
     shift = [(4 * i + j, 4 * i + (j + 1) % 4) for i in range(4) for j in range(4)]
-    assert plain.telling([shift]).apart == {}
+    assert plain.distinguish([shift]).distinguished == {}

@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from collective_einsum.chips.compiler_figures import CompilerOption
+
 DEFAULT_DIRECTORY = ".bench_cache"
 
 
@@ -85,7 +87,7 @@ class Cache:
         except FileNotFoundError:
             return None
 
-    def store_row(self, name: str, row: Mapping[str, Any]) -> None:
+    def store_row(self, name: str, row: Mapping[str, object]) -> None:
         """Keeps a finished row under a name."""
         self._write(self._path(name, "row.json"), json.dumps(row).encode())
 
@@ -98,32 +100,34 @@ class Cache:
         temporary.replace(path)
 
 
-def program_key(lowered: jax.stages.Lowered, target: str, options: Mapping[str, Any]) -> str:
+def program_key(
+    lowered: jax.stages.Lowered, target: str, options: Mapping[str, CompilerOption]
+) -> str:
     """A hash of all that determines the compiled code: program, options, target and versions."""
     parts = [lowered.as_text(), target, *map(str, sorted(options.items())), str(versions())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def source_name(packages: Sequence[str], target: str, *what: Any) -> str:
+def source_name(packages: Sequence[str], target: str, *determinants: object) -> str:
     """A name for what a program is made from, which is known before the program is traced.
 
     Args:
       packages: names of the packages whose source files determine the program's text or its replay.
       target: name of the target that the program is compiled for.
-      what: all else that determines it; named by `repr`.
+      determinants: all else that determines the program, by its `repr`.
     """
-    return "\n".join([target, *map(repr, what), str(versions()), _sources(tuple(packages))])
+    return "\n".join([target, *map(repr, determinants), str(versions()), _sources(tuple(packages))])
 
 
 def versions() -> dict[str, str | None]:
     """The versions of jax, jaxlib and libtpu; None for a package that is not installed."""
-    found: dict[str, str | None] = {}
+    numbers: dict[str, str | None] = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers
 
 
 @functools.cache

@@ -13,12 +13,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chips.chip import Chip
+from collective_einsum.chips.compiler_figures import CompilerOption
 from collective_einsum.chips.known_chips import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 from collective_einsum.chips.names import chip_for
 
@@ -30,6 +31,13 @@ LIBTPU_ENVIRONMENT = {
     # Any type that libtpu knows; the topology is given by name.
     "TPU_ACCELERATOR_TYPE": "v4-8",
 }
+
+
+@runtime_checkable
+class _Lowerable(Protocol):
+    """What `jax.jit` and `ce.jit` return."""
+
+    def lower(self, *args: object) -> jax.stages.Lowered: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +72,7 @@ class Target:
     name: str
     kind: str
     chip: Chip | None
+    # `jax.Device` is a variable to type checkers, not a type.
     devices: tuple[Any, ...] = dataclasses.field(repr=False)
 
     @property
@@ -96,18 +105,19 @@ class Target:
 
     def compile(
         self,
-        function: Callable[..., Any] | jax.stages.Lowered,
-        *args: Any,
-        compiler_options: Mapping[str, Any] | None = None,
+        function: Callable[..., object] | jax.stages.Lowered,
+        *args: object,
+        compiler_options: Mapping[str, CompilerOption] | None = None,
     ) -> jax.stages.Compiled:
         """Compiles a function, jitted or not, or what lowering it gave.
 
         `args` are ShapeDtypeStructs whose shardings name a mesh of this target; none for a
         function that is lowered already.
         """
-        lowered: Any = function
-        if not isinstance(function, jax.stages.Lowered):
-            jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+        if isinstance(function, jax.stages.Lowered):
+            lowered = function
+        else:
+            jitted = function if isinstance(function, _Lowerable) else jax.jit(function)
             lowered = jitted.lower(*args)
         return lowered.compile(compiler_options=dict(compiler_options or {}) or None)
 

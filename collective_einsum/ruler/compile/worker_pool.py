@@ -6,15 +6,16 @@ import concurrent.futures
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
-# Of a process, before another takes its place.
+# The tasks of a process, before another takes its place.
 TASKS_EACH = 12
+_Result = TypeVar("_Result")
 
 
 def in_processes(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, Any]]:
+    function: Callable[..., _Result], arguments: Sequence[tuple[object, ...]], workers: int
+) -> Iterator[tuple[int, _Result]]:
     """Calls `function` with the arguments at every place; yields places and results as they finish.
 
     An error, Ctrl-C among them, ends the processes at once, also while they compile.

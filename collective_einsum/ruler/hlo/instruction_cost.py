@@ -93,10 +93,10 @@ def flops(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Ins
         return _convolution_flops(computation, instruction)
     if instruction.opcode in ("fusion", "call", "async-start"):
         return sum(
-            flops(module, inner, each)
+            flops(module, inner, called)
             for name in instruction.calls
             for inner in [module.computations[name]]
-            for each in inner
+            for called in inner
         )
     return 0
 

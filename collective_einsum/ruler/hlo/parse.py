@@ -64,7 +64,7 @@ class Instruction:
     @property
     def calls(self) -> tuple[str, ...]:
         """Names of the computations it calls."""
-        found: list[str] = []
+        names: list[str] = []
         for key in (
             "calls",
             "to_apply",
@@ -75,8 +75,8 @@ class Instruction:
             "true_computation",
             "false_computation",
         ):
-            found += _names(self.attributes.get(key, ""))
-        return tuple(found)
+            names += _names(self.attributes.get(key, ""))
+        return tuple(names)
 
     def called(self, key: str) -> str:
         """The one computation named by an attribute (`calls`, `body`, `condition`)."""
@@ -120,11 +120,11 @@ class Computation:
     @functools.cached_property
     def users(self) -> Mapping[str, tuple[Instruction, ...]]:
         """The instructions that read each instruction."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self:
             for operand in dict.fromkeys(instruction.operands):
-                found[operand].append(instruction)
-        return {name: tuple(users) for name, users in found.items()}
+                users[operand].append(instruction)
+        return {name: tuple(readers) for name, readers in users.items()}
 
 
 @dataclasses.dataclass(frozen=True)

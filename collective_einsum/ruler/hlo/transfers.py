@@ -61,20 +61,22 @@ def collective_in(
         return None
     for name in instruction.calls:
         inner = module.computations[name]
-        for each in inner:
-            found = collective_in(module, inner, each)
-            if found is None:
+        for called in inner:
+            collective = collective_in(module, inner, called)
+            if collective is None:
                 continue
             slices = any(other.opcode == "dynamic-slice" for other in inner)
-            kind = "reduce-scatter" if found.kind == "all-reduce" and slices else found.kind
-            phase = found.phase
+            kind = collective.kind
+            if kind == "all-reduce" and slices:
+                kind = "reduce-scatter"
+            phase = collective.phase
             if opcode.endswith("-start"):
                 phase = START
             elif target := _FUSED_ROOTS.get(inner.root.custom_call_target):
                 phase = target
-            elif "async_collective_fusion_config" in found.instruction.backend_config:
+            elif "async_collective_fusion_config" in collective.instruction.backend_config:
                 phase = STEP
-            return Collective(found.instruction, found.computation, kind, phase)
+            return dataclasses.replace(collective, kind=kind, phase=phase)
     return None
 
 

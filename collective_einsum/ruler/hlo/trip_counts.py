@@ -1,10 +1,10 @@
-"""Trip counts of loops whose counters are scalars, by running them."""
+"""Trip counts of loops whose counters are scalars, by running the counters."""
 
 from __future__ import annotations
 
+import dataclasses
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
@@ -30,6 +30,10 @@ _BINARY: dict[str, Callable[[int, int], int]] = {
     "minimum": min,
     "maximum": max,
 }
+_UNARY: dict[str, Callable[[int], int]] = {
+    "not": lambda value: int(not value),
+    "negate": operator.neg,
+}
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start", "opt-barrier")
 
 
@@ -37,11 +41,15 @@ class UnknownError(Exception):
     """The value depends on data."""
 
 
-class _Lazy:
-    """A tuple whose elements are computed when asked for."""
+@dataclasses.dataclass(frozen=True)
+class _LazyTuple:
+    """A tuple whose elements are computed when they are read."""
 
-    def __init__(self, elements: list[Callable[[], Any]]):
-        self.elements = elements
+    elements: Sequence[_Thunk]
+
+
+_Value = int | _LazyTuple
+_Thunk = Callable[[], _Value]
 
 
 def trip_count(
@@ -56,87 +64,100 @@ def trip_count(
         return int(known_count)
     condition = module.computations[loop.called("condition")]
     body = module.computations[loop.called("body")]
-
-    def scalar_state(source: hlo.Computation, value: Callable[[], Any]) -> _Lazy:
-        elements = loop.shape.elements if isinstance(loop.shape, shapes.TupleShape) else ()
-        state: list[Callable[[], Any]] = []
-        for index, shape in enumerate(elements):
-            known = None
-            if isinstance(shape, shapes.Shape) and shape.size == 1:
-                try:
-                    known = value().elements[index]()
-                except UnknownError:
-                    known = None
-            state.append(lambda known=known: _known(known))
-        return _Lazy(state)
-
+    outside = _Frame(module, computation, None)
     try:
-        state = scalar_state(
-            computation, lambda: _evaluate(module, computation, computation[loop.operands[0]], None)
-        )
+        state = _scalars(loop.shape, lambda: outside.value(computation[loop.operands[0]]))
         for count in range(MOST_ITERATIONS):
-            if not _evaluate(module, condition, condition.root, [state]):
+            arguments: list[_Thunk] = [lambda state=state: state]
+            if not _Frame(module, condition, arguments).value(condition.root):
                 return count
-            state = scalar_state(
-                body, lambda state=state: _evaluate(module, body, body.root, [state])
-            )
+            inside = _Frame(module, body, arguments)
+            state = _scalars(loop.shape, lambda inside=inside: inside.value(body.root))
     except UnknownError:
         return None
     return None
 
 
-def _known(value: Any) -> Any:
-    if value is None:
-        raise UnknownError
-    return value
+def _scalars(shape: shapes.AnyShape, state: _Thunk) -> _LazyTuple:
+    """The state of a loop, of `shape`: its scalars computed at once, all else unknown."""
+    elements = shape.elements if isinstance(shape, shapes.TupleShape) else ()
+    return _LazyTuple([_scalar(element, index, state) for index, element in enumerate(elements)])
 
 
-def _evaluate(
-    module: hlo.Module,
-    computation: hlo.Computation,
-    instruction: hlo.Instruction,
-    arguments: list[Any] | None,
-) -> Any:
-    """The value of a scalar, or a lazy tuple of them; `arguments` of None are data."""
-
-    def value(index: int) -> Any:
-        return _evaluate(module, computation, computation[instruction.operands[index]], arguments)
-
-    opcode = instruction.opcode
-    if opcode == "parameter":
-        if arguments is None:
-            raise UnknownError
-        argument = arguments[int(instruction.literal)]
-        return argument() if callable(argument) else argument
-    if opcode == "constant":
-        text = instruction.literal.strip("{} ")
-        if text in ("true", "false"):
-            return int(text == "true")
+def _scalar(shape: shapes.AnyShape, index: int, state: _Thunk) -> _Thunk:
+    if isinstance(shape, shapes.Shape) and shape.size == 1:
         try:
-            return int(text)
-        except ValueError:
-            raise UnknownError from None
-    if opcode in _SAME:
-        return value(0)
-    if opcode == "tuple":
-        return _Lazy(
-            [lambda index=index: value(index) for index in range(len(instruction.operands))]
-        )
-    if opcode == "get-tuple-element":
-        whole = value(0)
-        if not isinstance(whole, _Lazy):
-            raise UnknownError
-        return whole.elements[int(instruction.attributes["index"])]()
-    if opcode in ("fusion", "call"):
-        inner = module.computations[instruction.calls[0]]
-        thunks = [lambda index=index: value(index) for index in range(len(instruction.operands))]
-        return _evaluate(module, inner, inner.root, thunks)
-    if opcode == "compare":
-        return int(_COMPARE[instruction.attributes["direction"]](value(0), value(1)))
-    if opcode == "not":
-        return int(not value(0))
-    if opcode == "negate":
-        return -value(0)
-    if opcode in _BINARY:
-        return _BINARY[opcode](value(0), value(1))
+            value = _element(state(), index)
+        except UnknownError:
+            return _unknown
+        return lambda: value
+    return _unknown
+
+
+def _element(value: _Value, index: int) -> _Value:
+    if not isinstance(value, _LazyTuple):
+        raise UnknownError
+    return value.elements[index]()
+
+
+def _unknown() -> _Value:
     raise UnknownError
+
+
+def _constant(text: str) -> int:
+    if text in ("true", "false"):
+        return int(text == "true")
+    try:
+        return int(text)
+    except ValueError:
+        raise UnknownError from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """A computation that runs, with its arguments; they are data where None."""
+
+    module: hlo.Module
+    computation: hlo.Computation
+    arguments: Sequence[_Thunk] | None
+
+    def value(self, instruction: hlo.Instruction) -> _Value:
+        """The value of a scalar, or a tuple of them."""
+        opcode = instruction.opcode
+        if opcode == "parameter":
+            if self.arguments is None:
+                raise UnknownError
+            return self.arguments[int(instruction.literal)]()
+        if opcode == "constant":
+            return _constant(instruction.literal.strip("{} "))
+        if opcode in _SAME:
+            return self.operands(instruction)[0]()
+        if opcode == "tuple":
+            return _LazyTuple(self.operands(instruction))
+        if opcode == "get-tuple-element":
+            return _element(self.operands(instruction)[0](), int(instruction.attributes["index"]))
+        if opcode in ("fusion", "call"):
+            inner = self.module.computations[instruction.calls[0]]
+            return _Frame(self.module, inner, self.operands(instruction)).value(inner.root)
+        return self.integer(instruction)
+
+    def integer(self, instruction: hlo.Instruction) -> int:
+        """The value of a comparison or of arithmetic."""
+        opcode = instruction.opcode
+        operation = _COMPARE[instruction.attributes["direction"]] if opcode == "compare" else None
+        operation = operation or _UNARY.get(opcode) or _BINARY.get(opcode)
+        if operation is None:
+            raise UnknownError
+        values = [operand() for operand in self.operands(instruction)]
+        integers = [value for value in values if isinstance(value, int)]
+        if len(integers) < len(values):
+            raise UnknownError
+        return int(operation(*integers))
+
+    def operands(self, instruction: hlo.Instruction) -> list[_Thunk]:
+        """The values of its operands, computed when they are read."""
+
+        def thunk(name: str) -> _Thunk:
+            return lambda: self.value(self.computation[name])
+
+        return [thunk(name) for name in instruction.operands]

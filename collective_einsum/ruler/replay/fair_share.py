@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Generic, TypeVar
+
+Resource = TypeVar("Resource", bound=Hashable)
 
 
 @dataclasses.dataclass(eq=False)
-class Flow:
+class Flow(Generic[Resource]):
     """A transfer in flight.
 
-    `left` bytes remain; each takes `uses[r]` bytes of resource r. `cap` is the fastest it could go
-    alone, in bytes/s; `latency` passes after the last byte. `end` is when the last byte left, once
-    it has.
+    Attributes:
+      name: in errors.
+      left: bytes that remain.
+      uses: bytes of a resource that are taken by a byte of the transfer.
+      cap: bytes/s at most, even alone.
+      latency: seconds from when the last byte leaves to when it arrives.
+      rate: bytes/s now.
+      end: seconds at which the last byte left; None until then.
     """
 
     name: str
     left: float
-    uses: Mapping[Any, float]
+    uses: Mapping[Resource, float]
     cap: float = math.inf
     latency: float = 0.0
     rate: float = 0.0
@@ -33,19 +40,19 @@ class Flow:
         return self.end + self.latency
 
 
-class Network:
+class Network(Generic[Resource]):
     """Resources with capacities in bytes/s, a clock, and the flows now sharing them.
 
     Rates are max-min fair in bytes/s: all grow together until a flow meets its cap or a resource is
     full, and the rest go on (Bertsekas and Gallager, Data Networks, section 6.5.2).
     """
 
-    def __init__(self, capacities: Mapping[Any, float]):
+    def __init__(self, capacities: Mapping[Resource, float]):
         self.capacities = dict(capacities)
         self.now = 0.0
-        self.flows: list[Flow] = []
+        self.flows: list[Flow[Resource]] = []
 
-    def start(self, flow: Flow) -> Flow:
+    def start(self, flow: Flow[Resource]) -> Flow[Resource]:
         """Adds a flow; one that needs nothing ends at once."""
         if flow.left <= 0 or (not flow.uses and flow.cap == math.inf):
             flow.end = self.now
@@ -64,15 +71,15 @@ class Network:
             self._move(at, first)
         self._move(until, None)
 
-    def wait(self, flow: Flow) -> None:
+    def wait(self, flow: Flow[Resource]) -> None:
         """Moves the clock to the arrival of a flow, if that is still to come."""
         while flow.end is None:
-            first = min(self.flows, key=lambda each: each.left / each.rate)
+            first = min(self.flows, key=lambda flow: flow.left / flow.rate)
             self._move(self.now + first.left / first.rate, first)
         if flow.arrival > self.now:
             self.advance(flow.arrival)
 
-    def _move(self, at: float, ending: Flow | None) -> None:
+    def _move(self, at: float, ending: Flow[Resource] | None) -> None:
         for flow in self.flows:
             flow.left = max(0.0, flow.left - flow.rate * (at - self.now))
         self.now = max(at, self.now)
@@ -87,7 +94,7 @@ class Network:
         level = 0.0
         while open_flows:
             step = min(flow.cap - level for flow in open_flows)
-            demand: dict[Hashable, float] = {}
+            demand: dict[Resource, float] = {}
             for flow in open_flows:
                 for resource, use in flow.uses.items():
                     demand[resource] = demand.get(resource, 0.0) + use

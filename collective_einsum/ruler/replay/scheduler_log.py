@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from collective_einsum.ruler.compile.targets import LIBTPU_ENVIRONMENT
 from collective_einsum.ruler.replay.tables import table
@@ -62,29 +61,29 @@ class Verdict:
     @property
     def wasted_cycles(self) -> float:
         """Cycles spent waiting, every computation counted once."""
-        return sum(each.wasted_cycles for each in self.computations)
+        return sum(verdict.wasted_cycles for verdict in self.computations)
 
     @property
     def total_cycles(self) -> float:
         """All cycles, every computation counted once."""
-        return sum(each.total_cycles for each in self.computations)
+        return sum(verdict.total_cycles for verdict in self.computations)
 
     def __str__(self) -> str:
         if not self.computations:
             return "the scheduler says nothing: there are no asynchronous ops"
         rows = [
             (
-                each.computation,
-                f"{each.wasted_before:.0f}",
-                f"{each.wasted_cycles:.0f}",
-                f"{each.total_cycles:.0f}",
+                verdict.computation,
+                f"{verdict.wasted_before:.0f}",
+                f"{verdict.wasted_cycles:.0f}",
+                f"{verdict.total_cycles:.0f}",
             )
-            for each in self.computations
+            for verdict in self.computations
         ]
         return table(("scheduler's cycles", "wasted before", "wasted", "total"), rows)
 
 
-def scheduler_verdict(entry: str, *args: Any, timeout_seconds: float = 300) -> Verdict:
+def scheduler_verdict(entry: str, *args: object, timeout_seconds: float = 300) -> Verdict:
     """Compiles one program in a process of its own and reads its scheduler's log.
 
     Args:

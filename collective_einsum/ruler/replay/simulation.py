@@ -10,8 +10,6 @@ a start and a done with nothing between. Nothing is fitted to measurements.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
-from typing import Any
 
 import jax
 
@@ -24,12 +22,15 @@ from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.timeline import Timeline
-from collective_einsum.ruler.torus import Torus
+from collective_einsum.ruler.torus import Link, Torus
 
 _HBM = "hbm"
+_Resource = str | Link
 
 
-def replay(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip | None = None) -> Timeline:
+def replay(
+    compiled: jax.stages.Compiled | str, mesh: jax.sharding.Mesh, chip: Chip | None = None
+) -> Timeline:
     """Replays a compiled program on the torus of a mesh.
 
     Args:
@@ -43,7 +44,7 @@ def replay(compiled: Any, mesh: jax.sharding.Mesh, chip: Chip | None = None) -> 
     Raises:
       ValueError: if the text is no scheduled TPU module, or does not fit the mesh.
     """
-    module = hlo.parse(compiled if isinstance(compiled, str) else compiled.as_text())
+    module = hlo.parse(compiled if isinstance(compiled, str) else compiled.as_text() or "")
     chip = chip or chip_for(mesh.devices.flat[0].device_kind)
     return replay_module(module, Torus.of_mesh(mesh, chip), chip)
 
@@ -66,7 +67,7 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
         for instruction in computation
         if instruction.opcode.startswith("collective-permute")
     )
-    walk = _Walk(module, torus.telling(permutes), chip)
+    walk = _Walk(module, torus.distinguish(permutes), chip)
     walk.computation(module.entry)
     return Timeline(
         name=module.name,
@@ -86,7 +87,7 @@ class _Transfer:
     """An asynchronous operation between its start and its done; bytes by the row they show on."""
 
     instruction: hlo.Instruction
-    flow: Flow
+    flow: Flow[_Resource]
     kind: str
     rows: dict[str, float]
     start: float
@@ -97,8 +98,8 @@ class _Walk:
 
     def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
         self.module, self.torus, self.chip = module, torus, chip
-        links = dict.fromkeys(torus.told, chip.link_bandwidth)
-        self.network = Network({**links, _HBM: chip.hbm_bandwidth})
+        links = dict.fromkeys(torus.distinguished_links, chip.link_bandwidth)
+        self.network: Network[_Resource] = Network({**links, _HBM: chip.hbm_bandwidth})
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
         self.notes: list[str] = []
@@ -201,7 +202,7 @@ class _Walk:
         collective: transfers.Collective | None,
     ) -> _Transfer:
         """Sets a transfer going: a collective, or a copy between memories."""
-        uses: dict[Hashable, float] = {}
+        uses: dict[_Resource, float] = {}
         if collective is None:
             kind = "copy"
             moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
@@ -221,7 +222,7 @@ class _Walk:
             rows: dict[str, float] = {}
             for link, load in route.loads.items():
                 row = self.torus.link_name(link)
-                carried = load * route.bytes * self.torus.share(link)
+                carried = load * route.bytes * self.torus.fraction(link)
                 rows[row] = rows.get(row, 0.0) + carried
         if moved:
             uses[_HBM] = moved / size

@@ -75,12 +75,13 @@ class Timeline:
         """Seconds in which the chip waits for its own memory, by instruction."""
         return self._waiting("copy")
 
-    def _waiting(self, what: str) -> Mapping[str, float]:
-        found: dict[str, float] = {}
+    def _waiting(self, kind: str) -> Mapping[str, float]:
+        """Seconds of the stalls of one kind, by instruction; the longest first."""
+        seconds: dict[str, float] = {}
         for event in self.events:
-            if event.row == STALL_ROW and event.kind == what:
-                found[event.name] = found.get(event.name, 0.0) + event.seconds
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+            if event.row == STALL_ROW and event.kind == kind:
+                seconds[event.name] = seconds.get(event.name, 0.0) + event.seconds
+        return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
     @property
     def exposed_seconds(self) -> float:
@@ -130,7 +131,7 @@ class Timeline:
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
         """Seconds that each collective-permute shares with a dot, where it shares some."""
         dots = _union((e.start, e.end) for e in self.events if e.kind == "dot")
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         seen = set()
         for event in self.events:
             key = (event.name, event.start)
@@ -141,8 +142,8 @@ class Timeline:
                 max(0.0, min(event.end, end) - max(event.start, start)) for start, end in dots
             )
             if shared > 0:
-                found[event.name] = found.get(event.name, 0.0) + shared
-        return found
+                seconds[event.name] = seconds.get(event.name, 0.0) + shared
+        return seconds
 
     def save_png(self, path: str | os.PathLike[str], *, title: str = "", layers: int = 1) -> None:
         """Draws the rows that have events: compute, stalls, axes and directions, DMA.

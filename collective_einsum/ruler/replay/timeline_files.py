@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from collective_einsum.ruler.replay.events import STALL_ROW, Event
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # By kind of event; the colours of Okabe and Ito, which the colour-blind can tell apart.
 _COLOURS = {
@@ -23,7 +26,7 @@ _STALL_COLOURS = {"collective": "#CC79A7", "copy": "#F0E442"}
 _US = 1e6
 
 
-def figure_class() -> Any:
+def figure_class() -> type[Figure]:
     """matplotlib's Figure, which needs no display.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
@@ -94,14 +97,14 @@ def save_trace(
 
     Transfers that overlap on one link stand on threads of their own, as threads must nest.
     """
-    trace: list[dict[str, Any]] = [_metadata("process_name", 0, {"name": process})]
+    trace: list[dict[str, object]] = [_metadata("process_name", 0, {"name": process})]
     thread = 0
     for row, in_row in _by_row(rows, events).items():
-        for place, apart in enumerate(_threads(in_row)):
+        for place, consecutive in enumerate(_threads(in_row)):
             name = row if place == 0 else f"{row} ({place + 1})"
             trace.append(_metadata("thread_name", thread, {"name": name}))
             trace.append(_metadata("thread_sort_index", thread, {"sort_index": thread}))
-            trace += [_complete(event, thread) for event in apart]
+            trace += [_complete(event, thread) for event in consecutive]
             thread += 1
     document = {"traceEvents": trace, "displayTimeUnit": "ns"}
     Path(path).write_text(json.dumps(document), encoding="utf-8")
@@ -109,10 +112,10 @@ def save_trace(
 
 def _by_row(rows: Sequence[str], events: Iterable[Event]) -> dict[str, list[Event]]:
     """The events of each row, in their order; rows without events too."""
-    of: dict[str, list[Event]] = {row: [] for row in rows}
+    by_row: dict[str, list[Event]] = {row: [] for row in rows}
     for event in events:
-        of[event.row].append(event)
-    return of
+        by_row[event.row].append(event)
+    return by_row
 
 
 def _threads(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
@@ -127,11 +130,11 @@ def _threads(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
     return threads
 
 
-def _metadata(name: str, thread: int, args: dict[str, Any]) -> dict[str, Any]:
+def _metadata(name: str, thread: int, args: Mapping[str, object]) -> dict[str, object]:
     return {"ph": "M", "pid": 0, "tid": thread, "name": name, "args": args}
 
 
-def _complete(event: Event, thread: int) -> dict[str, Any]:
+def _complete(event: Event, thread: int) -> dict[str, object]:
     return {
         "ph": "X",
         "pid": 0,
