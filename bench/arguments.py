@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl.flags import argparse_flags
 
@@ -89,7 +89,7 @@ def folder(text: str) -> str:
     return text
 
 
-def check_unused(options: argparse.Namespace, reason: str, **defaults: Any) -> None:
+def check_unused(options: argparse.Namespace, reason: str, **defaults: object) -> None:
     """Refuses arguments that would have no effect.
 
     Args:

@@ -33,35 +33,52 @@ _ROWS, _IN, _OUT = 16, 64, 128
 _XY = ("x", "y")
 
 
+Operand = jax.Array | ce.Quantized | list[jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A function of shards and a schedule, its operands and how they lie, and what it must equal.
+    """A function under test, with its operands and the result it must give.
 
-    The label or dimension that "chunked" cuts is `cut`; None if the function has nothing to cut.
+    Attributes:
+      name: in tables.
+      function: of the operands' shards, or of global arrays, and a schedule.
+      operands: global arrays.
+      in_specs, out_specs: of the shard_map around `function`.
+      expected: the result of plain einsum.
+      split: the label that the schedule "chunked" splits; None if it has a single chunk.
+      global_arrays: whether `function` takes global arrays, and needs no shard_map.
     """
 
     name: str
-    function: Callable[..., Any]
-    operands: tuple[Any, ...]
-    in_specs: tuple[Any, ...]
-    out_specs: Any
-    expected: Any
-    cut: str | None = None
+    function: Callable[..., object]
+    operands: tuple[Operand, ...]
+    in_specs: tuple[P, ...]
+    out_specs: P | None
+    expected: jax.Array | list[jax.Array]
+    split: str | None = None
     global_arrays: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a check gave under a schedule.
+    """The result of a check under a schedule.
 
-    `error` is the largest difference over the largest expected value, `sent` bytes of the busiest
-    device; both None if the schedule cannot serve.
+    Attributes:
+      check, schedule: names.
+      error: the largest difference over the largest expected value; None if the schedule cannot serve.
+      sent: bytes that the busiest device sends; likewise.
     """
 
     check: str
     schedule: str
     error: float | None
     sent: int | None
+
+    @property
+    def served(self) -> bool:
+        """Whether the schedule can serve the function."""
+        return self.error is not None
 
     @property
     def passed(self) -> bool:
@@ -76,14 +93,14 @@ def run(target: Target) -> Iterator[Outcome]:
         for name in SCHEDULES:
             schedule: str | ce.Schedule = name
             if name == "chunked":
-                schedule = ce.Schedule("chunked", chunks=2 if check.cut else 1, label=check.cut)
+                schedule = ce.Schedule("chunked", chunks=2 if check.split else 1, label=check.split)
             yield _outcome(check, name, schedule, mesh)
 
 
 def _outcome(
     check: Check, name: str, schedule: str | ce.Schedule, mesh: jax.sharding.Mesh
 ) -> Outcome:
-    def function(*operands: Any) -> Any:
+    def function(*operands: Operand) -> object:
         return check.function(*operands, schedule)
 
     if not check.global_arrays:
@@ -109,11 +126,11 @@ def _outcome(
 def print_outcomes(outcomes: Sequence[Outcome]) -> str:
     """Two tables: largest errors, and kilobytes that the busiest device sent."""
     names = list(dict.fromkeys(outcome.check for outcome in outcomes))
-    found = {(outcome.check, outcome.schedule): outcome for outcome in outcomes}
+    by_name = {(outcome.check, outcome.schedule): outcome for outcome in outcomes}
 
     def cells(format_: Callable[[Outcome], str]) -> list[tuple[str, ...]]:
         return [
-            (n, *("-" if found[n, s].error is None else format_(found[n, s]) for s in SCHEDULES))
+            (n, *(format_(by_name[n, s]) if by_name[n, s].served else "-" for s in SCHEDULES))
             for n in names
         ]
 
@@ -146,12 +163,12 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
     y, z = einsum("mk,kn->mn", x, w), einsum("mk,kn->mn", x, w2)
     options: dict[str, Any] = {"precision": lax.Precision.HIGHEST}
 
-    def gather(spec: str, label: str, axes: Any = _XY) -> Callable[..., Any]:
+    def gather(spec: str, label: str) -> Callable[..., object]:
         return lambda a, b, schedule: ce.all_gather_einsum(
-            spec, a, b, axis_name=axes, gather=label, schedule=schedule, **options
+            spec, a, b, axis_name=_XY, gather=label, schedule=schedule, **options
         )
 
-    def both(a: Any, b: Any, schedule: Any) -> Any:
+    def both(a: jax.Array, b: jax.Array, schedule: str | ce.Schedule) -> jax.Array:
         return ce.all_gather_einsum_reduce_scatter(
             "mk,kn->mn",
             a,
@@ -164,8 +181,8 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
             **options,
         )
 
-    def fold(a: Any, b: Any, schedule: Any) -> Any:
-        def put(h: Any, arrived: Any, index: Any) -> Any:
+    def fold(a: jax.Array, b: jax.Array, schedule: str | ce.Schedule) -> jax.Array:
+        def put(h: jax.Array, arrived: jax.Array, index: jax.Array) -> jax.Array:
             return h.at[index].set(jnp.tanh(einsum("mk,kn->mn", a, arrived)))
 
         h = jnp.zeros((8, a.shape[0], b.shape[1]), a.dtype)
@@ -179,14 +196,14 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
         **options,
     }
 
-    def door(a: Any, b: Any, schedule: Any) -> Any:
+    def global_einsum(a: jax.Array, b: jax.Array, schedule: str | ce.Schedule) -> jax.Array:
         return ce.einsum("mk,kn->mn", a, b, schedule=schedule, **placed)
 
-    def dots(a: Any, b: Any, schedule: Any) -> Any:
+    def dots(a: jax.Array, b: jax.Array, schedule: str | ce.Schedule) -> jax.Array:
         return ce.dot_general(a, b, (((1,), (0,)), ((), ())), schedule=schedule, **placed)
 
     columns, rows = P(None, _XY), P(_XY)
-    scatter_specs: tuple[Any, ...] = (columns, rows)
+    scatter_specs = (columns, rows)
     stack = normal(*(8 * n for n in (1, 2, 1)))
     summed = stack.reshape(8, 1, *stack.shape[1:]).sum(0)
     return [
@@ -275,7 +292,9 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
             y,
             "m",
         ),
-        Check("einsum (global arrays)", door, (x, w), (), None, y, "m", global_arrays=True),
+        Check(
+            "einsum (global arrays)", global_einsum, (x, w), (), None, y, "m", global_arrays=True
+        ),
         Check("dot_general (global arrays)", dots, (x, w), (), None, y, global_arrays=True),
         Check(
             "all_gather",
@@ -323,5 +342,5 @@ def _checks(mesh: jax.sharding.Mesh) -> list[Check]:
 
 
 def largest_error(outcomes: Sequence[Outcome]) -> float:
-    """Of all that ran."""
+    """The largest error of all outcomes that ran; NaN if none did."""
     return max((o.error for o in outcomes if o.error is not None), default=math.nan)

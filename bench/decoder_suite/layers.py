@@ -20,7 +20,7 @@ from bench.tables import legend
 from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
 from collective_einsum.ruler.replay import Timeline, replay, table
 
-# Named by hand: an outermost stall is worth reading, a tail of small ones is not.
+# The longest waits of a row that are printed.
 OPS_SHOWN = 3
 # Scopes of a step that are not its layers'.
 OUTSIDE = frozenset(("embed", "unembed"))
@@ -31,7 +31,7 @@ class LayerRow:
     """A phase on a target, predicted; seconds are those of one layer.
 
     Attributes:
-      phase, target: what was compiled, and for what.
+      phase, target: of the programs.
       seconds: of a layer.
       parts: of those: matmul, attention, exposed communication, the rest.
       exposed_by_op: of the exposed ones, by the op that is waited for.
@@ -39,7 +39,7 @@ class LayerRow:
       mfu: of the layers alone, without padding.
       chip_bytes: of memory on a chip, by the compiler: arguments, results and temporaries.
       compile_seconds: for the whole model.
-      refused: why it cannot be; numbers are 0 then.
+      refused: why it cannot be compiled, or does not fit; numbers are 0 then.
     """
 
     phase: Phase
@@ -126,14 +126,15 @@ def ends_of(timeline: Timeline) -> Timeline:
 
 
 def _exposed_by_op(long: Timeline, short: Timeline, layers: int) -> dict[str, float]:
-    """Waiting for collectives, by the end of their name in the program; of one layer."""
-    found: dict[str, float] = {}
+    """Seconds of one layer that wait for a collective, by the end of its name in the program."""
+    waiting: dict[str, float] = {}
     for timeline, sign in ((long, 1), (short, -1)):
         for event in timeline.events:
             if event.row == "stall" and event.kind == "collective":
                 name = "/".join(event.op_name.split("/")[-2:]) or event.name
-                found[name] = found.get(name, 0.0) + sign * event.seconds / layers
-    return dict(sorted(((n, s) for n, s in found.items() if s > 1e-8), key=lambda item: -item[1]))
+                waiting[name] = waiting.get(name, 0.0) + sign * event.seconds / layers
+    shown = ((name, seconds) for name, seconds in waiting.items() if seconds > 1e-8)
+    return dict(sorted(shown, key=lambda item: -item[1]))
 
 
 def measure_all(

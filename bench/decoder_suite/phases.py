@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import layouts
 from collective_einsum.ops import as_schedule
+from collective_einsum.ruler.replay import Timeline
 from layouts import ModelConfig, Partitioning
 from layouts.decoding import Program
 from layouts.models import params_shapes
@@ -95,7 +96,7 @@ class Phase:
         dataclasses.replace(self, layers=1, schedule="blocking", unrolled=False).lower(mesh)
 
     def compiler_options(self, mesh: Mesh) -> dict[str, bool | int | str]:
-        """That its program is compiled under."""
+        """The options that its program is compiled under."""
         if self.kind == "sample":
             return {}
         params = params_shapes(
@@ -126,15 +127,19 @@ class Phase:
 def _lower_sample(config: ModelConfig, mesh: Mesh, batch: int) -> jax.stages.Lowered:
     """A greedy draw from logits [batch, vocab], sharded as a step leaves them."""
     axes = vocab_axes(config, dict(mesh.shape))
-    whole, split = PartitionSpec(), PartitionSpec(None, axes or None)
+    replicated, sharded = PartitionSpec(), PartitionSpec(None, axes or None)
 
     def draw(logits: jax.Array, seeds: jax.Array) -> jax.Array:
         return sample(logits, layouts.Sampling(), seeds=seeds, positions=seeds, axes=axes)
 
-    mapped = jax.jit(jax.shard_map(draw, mesh=mesh, in_specs=(split, whole), out_specs=whole))
+    mapped = jax.jit(
+        jax.shard_map(draw, mesh=mesh, in_specs=(sharded, replicated), out_specs=replicated)
+    )
     return mapped.lower(
-        jax.ShapeDtypeStruct((batch, config.vocab), "float32", sharding=NamedSharding(mesh, split)),
-        jax.ShapeDtypeStruct((batch,), "int32", sharding=NamedSharding(mesh, whole)),
+        jax.ShapeDtypeStruct(
+            (batch, config.vocab), "float32", sharding=NamedSharding(mesh, sharded)
+        ),
+        jax.ShapeDtypeStruct((batch,), "int32", sharding=NamedSharding(mesh, replicated)),
     )
 
 
@@ -204,14 +209,14 @@ def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
     return flops / (chips * peak_flops * seconds)
 
 
-def split(timeline: Any) -> Mapping[str, float]:
-    """Seconds of a timeline by what they are spent on; attention is all of its named scope."""
-    found = {"matmul": 0.0, "attention": 0.0, "exposed": 0.0, "rest": 0.0}
+def split(timeline: Timeline) -> Mapping[str, float]:
+    """Seconds of a timeline: matmul, attention (all of its named scope), exposed, and the rest."""
+    seconds = {"matmul": 0.0, "attention": 0.0, "exposed": 0.0, "rest": 0.0}
     for event in timeline.events:
         if event.row == "stall":
-            found["exposed" if event.kind == "collective" else "rest"] += event.seconds
+            seconds["exposed" if event.kind == "collective" else "rest"] += event.seconds
         elif event.row == "compute":
             scored = "attend" in event.op_name.split("/")
             dot = "matmul" if event.kind == "dot" else "rest"
-            found["attention" if scored else dot] += event.seconds
-    return found
+            seconds["attention" if scored else dot] += event.seconds
+    return seconds

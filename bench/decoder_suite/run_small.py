@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import layouts
 from bench.decoder_suite.phases import ATTENTIONS, FEEDFORWARDS
@@ -18,7 +18,7 @@ from collective_einsum.ruler.compile import Target
 from collective_einsum.ruler.replay import table
 from layouts import ModelConfig, Partitioning
 from layouts.mesh import AXES
-from layouts.models import TINY_MULTIQUERY
+from layouts.models import TINY_MULTIQUERY, Params
 from layouts.partitionings import misfit
 from layouts.reference import decode_step as plain_decode_step
 from layouts.reference import prefill as plain_prefill
@@ -59,7 +59,7 @@ class Case:
       config: the model.
       sizes: of the mesh axes.
       batch: sequences.
-      prompt: tokens of each.
+      prompt: tokens of a sequence.
     """
 
     config: ModelConfig
@@ -115,12 +115,12 @@ def run(target: Target) -> Iterator[RunRow]:
     )
     want = _expected(case, params, tokens)
     for pair in case.pairs():
-        found, prefilling, decoding = _steps(case, mesh, params, tokens, pair)
-        error = float(np.abs(found - want).max() / np.abs(want).max())
+        logits, prefilling, decoding = _steps(case, mesh, params, tokens, pair)
+        error = float(np.abs(logits - want).max() / np.abs(want).max())
         yield RunRow(*pair, error, prefilling, decoding)
 
 
-def _expected(case: Case, params: Any, tokens: np.ndarray) -> np.ndarray:
+def _expected(case: Case, params: Params, tokens: np.ndarray) -> np.ndarray:
     """The reference's last logits, of one device."""
     local, config = jax.device_get(params), case.config
     lengths = jnp.full((case.batch,), case.prompt, jnp.int32)
@@ -132,12 +132,12 @@ def _expected(case: Case, params: Any, tokens: np.ndarray) -> np.ndarray:
 
 
 def _steps(
-    case: Case, mesh: Any, params: Any, tokens: np.ndarray, pair: tuple[str, str]
+    case: Case, mesh: Mesh, params: Params, tokens: np.ndarray, pair: tuple[str, str]
 ) -> tuple[np.ndarray, float, float]:
     """The last logits, and the fastest prefill and decode step."""
     config, (reader, plan) = case.config, case.plans(pair)
     prefills, decodes = [], []
-    logits: Any = None
+    logits = jnp.zeros(())
     for _ in range(REPEATS):
         cache = layouts.init_cache(
             config, mesh, case.batch, tokens.shape[1], plan=reader, dtype=jnp.float32

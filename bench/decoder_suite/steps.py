@@ -17,7 +17,7 @@ class StepRow:
     """A phase on a slice, predicted by a replay.
 
     Attributes:
-      phase, target: what was compiled, and for what.
+      phase, target: of the program.
       layers_seconds: of the step, less what its embedding and unembedding take.
       parts: of those: matmul, attention, exposed communication, the rest.
       step_seconds: of the whole step.

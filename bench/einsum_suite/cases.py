@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,26 @@ from jax import lax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 import collective_einsum as ce
 from collective_einsum.cost import GATHERED_CHUNKS
+from collective_einsum.ops import Direction
 from collective_einsum.ruler.compile import Target
 
 D_MODEL, D_FF = 18432, 73728
-# Weights of several layers are scanned over, as in a model, so that none is on the chip beforehand.
+# A scan over the weights of several layers, as in a model, so that none is in on-chip memory beforehand.
 LAYERS = 4
 ROWS = (1, 8, 64, 256, 512, 2048, 8192)
 GATHERED_ROWS = 2048
 WEIGHTS = ("bf16", "int8")
 CHUNKS = (1, 2, 4, 8)
-# What is compiled by `jax.jit`, and its schedule; all else is by `ce.jit`.
+# Variants compiled by `jax.jit`, with their schedules; `ce.jit` compiles all others.
 IN_JIT = {"blocking": "blocking", "auto in jit": "auto", "ours in jit": "ours"}
+
+
+Weights = jax.Array | ce.Quantized
+Carry = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +111,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return self.form
 
     @property
     def layers(self) -> int:
-        """How often the timed program does it."""
+        """Layers of the timed program, one einsum each."""
         return LAYERS
 
     @property
@@ -119,7 +125,7 @@ class Case:
         return "m" not in _moving(FORMS[self.form])
 
     def variants(self) -> tuple[str | ce.Schedule, ...]:
-        """Auto, and every schedule and number of chunks to be tried; some may not serve."""
+        """ "auto", and every schedule and number of chunks to be tried; some cannot serve the einsum."""
         # Chunks are rows of the operand or result that moves, or of the weights that do.
         label = "e" if self.moves_weights else "m"
         return (
@@ -133,11 +139,11 @@ class Case:
                 ce.Schedule("chunked", chunks=chunks, label=label if chunks > 1 else None)
                 for chunks in CHUNKS
             ),
-            *self._direct(),
+            *self._async(),
         )
 
-    def _direct(self) -> Iterator[ce.Schedule]:
-        """What goes directly, in chunks: of a gather, all that "auto" weighs."""
+    def _async(self) -> Iterator[ce.Schedule]:
+        """The async schedules, of any number of chunks; for a gather, all that "auto" considers."""
         gather = FORMS[self.form].gather
         yield ce.Schedule("chunked", "async")
         # Weights are gathered in pieces of their shards.
@@ -153,7 +159,7 @@ class Case:
         form, jit = FORMS[self.form], jit_of(schedule, mesh)
         schedule = schedule_of(schedule)
 
-        def einsum(x: jax.Array, w: Any) -> jax.Array:
+        def einsum(x: jax.Array, w: Weights) -> jax.Array:
             if form.gather is not None:
                 label, axes = form.gather
                 return ce.all_gather_einsum(
@@ -169,10 +175,10 @@ class Case:
                 form.spec, x, w, axis_name=_axes(axes, mesh), scatter=label, schedule=schedule
             )
 
-        def program(x: jax.Array, weights: Any) -> jax.Array:
+        def program(x: jax.Array, weights: Weights) -> jax.Array:
             like = jax.eval_shape(einsum, x, jax.tree.map(lambda w: w[0], weights))
 
-            def layer(carry: tuple[jax.Array, jax.Array], w: Any) -> tuple[Any, None]:
+            def layer(carry: Carry, w: Weights) -> tuple[Carry, None]:
                 # Behind the barrier x is new in each layer, and no layer's result is left out.
                 x, _ = lax.optimization_barrier(carry)
                 return (x, einsum(x, w)), None
@@ -192,10 +198,10 @@ class Case:
         return jit(mapped, out_shardings=Format(Layout.AUTO)).lower(x, w)
 
     def choice(self, mesh: Mesh, chip: ce.Chip) -> ce.Choice:
-        """What the cost model says of every schedule, on one device."""
+        """The cost model's ranking of all schedules, on one device."""
         form = FORMS[self.form]
 
-        def local(array: Any, lead: int) -> jax.ShapeDtypeStruct:
+        def local(array: jax.ShapeDtypeStruct, lead: int) -> jax.ShapeDtypeStruct:
             shape = array.sharding.shard_shape(array.shape)[lead:]
             return jax.ShapeDtypeStruct(shape, array.dtype)
 
@@ -212,8 +218,10 @@ class Case:
             chip=chip,
         )
 
-    def _operands(self, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, Any]:
-        """lhs, and the rhs of all layers."""
+    def _operands(
+        self, mesh: Mesh
+    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | ce.Quantized]:
+        """The lhs, and the rhs of all layers, stacked."""
         form = FORMS[self.form]
         sizes = {"m": self.rows, "e": D_MODEL, "f": D_FF}
         lhs, rhs = form.spec.partition("->")[0].split(",")
@@ -226,7 +234,7 @@ class Case:
         scale = _array([LAYERS, 1, shape[2]], jnp.float32, P(None, None, spec[1]), mesh)
         return x, ce.Quantized(values, scale)
 
-    def options(self, variant: str | ce.Schedule, mesh: Mesh) -> Mapping[str, Any]:
+    def options(self, variant: str | ce.Schedule, mesh: Mesh) -> Mapping[str, bool | int | str]:
         """The compiler's options: its defaults, or those of `ce.jit`."""
         return {} if variant in IN_JIT else ce.compiler_options(chip_of(mesh))
 
@@ -236,8 +244,8 @@ def schedule_of(variant: str | ce.Schedule) -> str | ce.Schedule:
     return IN_JIT.get(variant, variant) if isinstance(variant, str) else variant
 
 
-def jit_of(variant: str | ce.Schedule, mesh: Mesh) -> Callable[..., Any]:
-    """What compiles a variant: `jax.jit` or `ce.jit`."""
+def jit_of(variant: str | ce.Schedule, mesh: Mesh) -> Callable[..., jax.stages.Wrapped]:
+    """The function that compiles a variant: `jax.jit` or `ce.jit`."""
     return jax.jit if variant in IN_JIT else functools.partial(ce.jit, chip=chip_of(mesh))
 
 
@@ -274,15 +282,15 @@ def parse_schedule(text: str) -> str | ce.Schedule:
     if kind != "chunked" or not rest:
         return text
     chunks, label, direction, *more = [*rest, "", ""][: max(3, len(rest))]
-    shares = chunks.split("+")
-    if not all(share.isdecimal() for share in shares) or more:
+    fractions = chunks.split("+")
+    if not all(fraction.isdecimal() for fraction in fractions) or more:
         raise ValueError(
             f"schedule {text!r} is not chunked:CHUNKS[:LABEL[:DIRECTION]], such as chunked:4:m or, "
             "of which the second is three times as large, chunked:1+3:m:async"
         )
-    given: Any = direction or "latency"
-    parts = tuple(map(int, shares)) if len(shares) > 1 else int(chunks)
-    return ce.Schedule("chunked", given, parts, label or None)
+    sizes = tuple(map(int, fractions)) if len(fractions) > 1 else int(chunks)
+    # `Schedule` refuses other words.
+    return ce.Schedule("chunked", cast(Direction, direction or "latency"), sizes, label or None)
 
 
 def _moving(form: Form) -> str:
@@ -303,5 +311,5 @@ def _spec(labels: str, sharded: Mapping[str, str], mesh: Mesh) -> P:
     return P(*(_axes(sharded.get(label, ""), mesh) or None for label in labels))
 
 
-def _array(shape: list[int], dtype: Any, spec: P, mesh: Mesh) -> jax.ShapeDtypeStruct:
+def _array(shape: list[int], dtype: DTypeLike, spec: P, mesh: Mesh) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(mesh, spec))

@@ -26,10 +26,10 @@ from collective_einsum.cost import WORTHWHILE
 from layouts.cost import TokenShardedFeedForward, split_seconds
 from layouts.layers import split_feedforward
 
-# The shardings that the compiler is given for the hidden dimension, one after the other. To ask for
-# x at once makes it gather weights.
+# The shardings of the hidden dimension that the compiler is given, one after the other. Where x is asked
+# for at once, it gathers weights.
 HIDDEN = {"xyz": ("yz", "yzx", "yz"), "yz": ("yz",), "free": ()}
-# Those that libtpu 0.0.42.1 knows for looped ("windowed") einsums.
+# Options of libtpu 0.0.42.1 for looped ("windowed") einsums.
 WINDOWED = {
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "0",
     "xla_tpu_enable_windowed_einsum_for_all_gather": "true",
@@ -38,17 +38,22 @@ WINDOWED = {
     "xla_tpu_spmd_bidirectional_windowed_einsum": "true",
 }
 COMPILER = tuple(
-    f"compiler {hidden}{how}" for how in ("", " windowed", " asynchronous") for hidden in HIDDEN
+    f"compiler {hidden}{options}"
+    for options in ("", " windowed", " asynchronous")
+    for hidden in HIDDEN
 )
 
 DESCRIPTION = "gather yz, up and gate, scatter x, swiglu, gather x, down, scatter yz"
 _IN, _OUT = "me,ef->mf", "mf,fe->me"
-# Rows of which the layers are also written out one by one, which compiles for long.
+# Rows for which the layers are also unrolled, which compiles for long.
 UNROLLED_ROWS = (64, 512)
-# What x cuts of the hidden dimension where its sums are all-reduced, and where it comes in two parts.
-WHOLE, PARTS = "none", "rows of parts"
+# Forms of the hidden activation that no label names: unsharded after an all-reduce over x, and computed
+# in two halves of d_ff.
+UNSHARDED, HALVES = "unsharded", "halves"
 
 Layer = Callable[..., jax.Array]
+Axes = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 def blocking(
@@ -56,8 +61,8 @@ def blocking(
     w_up: jax.Array,
     w_gate: jax.Array,
     w_out: jax.Array,
-    x: tuple[str, ...],
-    yz: tuple[str, ...],
+    x: Axes,
+    yz: Axes,
 ) -> jax.Array:
     """The plain collectives of lax around plain einsums, on local shards.
 
@@ -81,68 +86,87 @@ def ours(
     w_up: jax.Array,
     w_gate: jax.Array,
     w_out: jax.Array,
-    x: tuple[str, ...],
-    yz: tuple[str, ...],
+    x: Axes,
+    yz: Axes,
     rows: bool = False,
 ) -> jax.Array:
     """The same with collective einsums; arguments and result as `blocking`.
 
     With `rows`, c and the result are [m/yz, E/x] instead: rows are contiguous, so that no collective
-    has blocks to move apart. Whether the hidden dimension lies in rows or columns between the
-    einsums, or whole after an all-reduce over x, or comes in two parts, is what the cost model says
-    of the four.
+    has blocks to move apart. The cost model decides which of four forms the hidden activation has
+    between the einsums: sharded over x by tokens or by features, unsharded after an all-reduce over x,
+    or computed in two halves of d_ff.
     """
     edge = "m" if rows else "e"
-    operands = c, [w_up, w_gate], w_out
-    hidden = _hidden(*operands, x, yz, edge)
-    if hidden == PARTS:
+    hidden = _hidden(c, [w_up, w_gate], w_out, x, yz, edge)
+    if hidden == HALVES:
         return split_feedforward(c, [w_up, w_gate], w_out, _swiglu, x, yz)
-    up, gate = _up(*operands[:2], x, yz, edge, hidden)
-    if hidden == WHOLE:
+    up, gate = _einsum(_IN, c, [w_up, w_gate], **_before(x, yz, edge, hidden))
+    if hidden == UNSHARDED:
         up, gate = lax.psum((up, gate), x)
-    return _down(_swiglu((up, gate)), w_out, x, yz, edge, hidden)
+    return _einsum(_OUT, _swiglu((up, gate)), w_out, **_after(x, yz, edge, hidden))
 
 
-def _up(c: Any, w: list[Any], x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
-    """The projections into the hidden dimension, or what `of`, such as `choose_schedule`, says.
+def _before(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
+    """The collectives of the einsum into the hidden activation, as arguments of `choose_schedule`.
 
-    What stays whole is still to be summed over x.
+    Where it is unsharded, its sum over x is left to be taken.
     """
-    if hidden == WHOLE:
-        return (of or ce.all_gather_einsum)(_IN, c, w, axis_name=yz, gather=edge)
-    ends = {"gather_axis_name": yz, "gather": edge, "scatter_axis_name": x, "scatter": hidden}
-    return (of or ce.all_gather_einsum_reduce_scatter)(_IN, c, w, **ends)
+    if hidden == UNSHARDED:
+        return {"axis_name": yz, "gather": edge}
+    return {
+        "gather_axis_name": yz,
+        "gather": edge,
+        "scatter_axis_name": x,
+        "scatter": hidden,
+    }
 
 
-def _down(h: Any, w: Any, x: Any, yz: Any, edge: str, hidden: str, of: Any = None) -> Any:
-    """The projection out of the hidden dimension, likewise."""
-    if hidden == WHOLE:
-        return (of or ce.einsum_reduce_scatter)(_OUT, h, w, axis_name=yz, scatter=edge)
-    ends = {"gather_axis_name": x, "gather": hidden, "scatter_axis_name": yz, "scatter": edge}
-    return (of or ce.all_gather_einsum_reduce_scatter)(_OUT, h, w, **ends)
+def _after(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
+    """The collectives of the einsum out of the hidden activation, likewise."""
+    if hidden == UNSHARDED:
+        return {"axis_name": yz, "scatter": edge}
+    return {
+        "gather_axis_name": x,
+        "gather": hidden,
+        "scatter_axis_name": yz,
+        "scatter": edge,
+    }
 
 
-def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> str:
-    """What x cuts of the hidden dimension, its label "m" or "f", `WHOLE` or `PARTS`: the fastest."""
+def _einsum(spec: str, lhs: jax.Array, rhs: jax.Array | list[jax.Array], **collectives: Any) -> Any:
+    """The collective einsum that the names of `collectives` stand for; a list for a list of rhs."""
+    if "gather_axis_name" in collectives:
+        return ce.all_gather_einsum_reduce_scatter(spec, lhs, rhs, **collectives)
+    if "gather" in collectives:
+        return ce.all_gather_einsum(spec, lhs, rhs, **collectives)
+    return ce.einsum_reduce_scatter(spec, lhs, rhs, **collectives)
+
+
+def _hidden(
+    c: jax.Array, w_in: list[jax.Array], w_out: jax.Array, x: Axes, yz: Axes, edge: str
+) -> str:
+    """The fastest form of the hidden activation: the label that x shards, "m" or "f", `UNSHARDED` or
+    `HALVES`."""
     n = math.prod(lax.axis_size(axis) for axis in x)
     m = c.shape[0] * (math.prod(lax.axis_size(axis) for axis in yz) if edge == "m" else 1)
     sizes = {axis: lax.axis_size(axis) for axis in (*x, *yz)}
-    of = functools.partial(ce.choose_schedule, axis_size=sizes, chip=traced_chip())
+    choose = functools.partial(ce.choose_schedule, axis_size=sizes, chip=traced_chip())
     w_up, width = [_shape(w) for w in w_in], w_out.shape[0]
-    shapes = {"f": (m, width // n), "m": (m // n, width), WHOLE: (m, width)}
+    shapes = {"f": (m, width // n), "m": (m // n, width), UNSHARDED: (m, width)}
     if m % n:
         del shapes["m"]
     seconds = {}
     for hidden, shape in shapes.items():
         between = jax.ShapeDtypeStruct(shape, c.dtype)
-        up = _up(_shape(c), w_up, x, yz, edge, hidden, of)
-        down = _down(between, _shape(w_out), x, yz, edge, hidden, of)
+        up = choose(_IN, _shape(c), w_up, **_before(x, yz, edge, hidden))
+        down = choose(_OUT, between, _shape(w_out), **_after(x, yz, edge, hidden))
         seconds[hidden] = up.rows[0].seconds + down.rows[0].seconds
     gathered = jax.ShapeDtypeStruct((m, w_in[0].shape[0]), c.dtype)
-    sums = of(_IN, gathered, w_up, axis_name=x).rows
-    seconds[WHOLE] += next(row.exposed for row in sums if row.schedule.kind == "blocking")
-    # As with "blocking": fewer collectives unless more pay, for each has small passes around it.
-    seconds[WHOLE] /= 1 + WORTHWHILE
+    sums = choose(_IN, gathered, w_up, axis_name=x).rows
+    seconds[UNSHARDED] += next(row.exposed for row in sums if row.schedule.kind == "blocking")
+    # As "blocking" is preferred: fewer collectives unless more pay, since small passes surround each.
+    seconds[UNSHARDED] /= 1 + WORTHWHILE
     if edge == "m":
         around, between = (tuple(sizes[axis] for axis in axes) for axes in (x, yz))
         feedforward = TokenShardedFeedForward(
@@ -154,12 +178,12 @@ def _hidden(c: Any, w_in: list[Any], w_out: Any, x: Any, yz: Any, edge: str) -> 
             yz=between,
             chip=traced_chip(),
         )
-        seconds[PARTS] = split_seconds(feedforward) or math.inf
+        seconds[HALVES] = split_seconds(feedforward) or math.inf
     return min(seconds, key=lambda hidden: seconds[hidden])
 
 
 def _swiglu(inner: Sequence[jax.Array], lo: int = 0) -> jax.Array:
-    """What stands between the matrices, of any columns of them."""
+    """The nonlinearity between the matrices, of any columns of them."""
     del lo
     up, gate = inner
     return jax.nn.silu(gate) * up
@@ -171,7 +195,7 @@ def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """The feedforward, with rows on each chip and the dtype of its weights, all bf16 here.
+    """The feedforward, with rows on every chip and the dtype of its weights, bf16 only.
 
     Its layers are scanned, or, if `unrolled`, written out, each with arrays of its own: the compiler
     then brings weights to on-chip memory ahead of their matmuls.
@@ -183,24 +207,24 @@ class FeedForward:
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return "feedforward unrolled" if self.unrolled else "feedforward"
 
     @property
     def layers(self) -> int:
-        """How often the timed program does it."""
+        """Layers of the timed program, one feedforward each."""
         return LAYERS
 
     def variants(self) -> tuple[str, ...]:
-        """All ways to write it."""
+        """Names of all its forms."""
         return ("blocking", "ours", *(() if self.unrolled else ("ours in jit", *COMPILER)))
 
-    def lower(self, mesh: Mesh, variant: str) -> jax.stages.Lowered:
+    def lower(self, mesh: Mesh, variant: str | ce.Schedule) -> jax.stages.Lowered:
         """The program: `LAYERS` layers.
 
         Raises ValueError if there is no such variant.
         """
-        if variant not in self.variants():
+        if not isinstance(variant, str) or variant not in self.variants():
             raise ValueError(
                 f"there is no {self.name} {variant!r}; choose one of {self.variants()}"
             )
@@ -220,7 +244,7 @@ class FeedForward:
             def layer(c: jax.Array, *w: jax.Array) -> jax.Array:
                 return written(c, *w, x=x, yz=yz)
 
-        def stack(c: jax.Array, weights: Any) -> jax.Array:
+        def stack(c: jax.Array, weights: Sequence[Any]) -> jax.Array:
             if self.unrolled:
                 return functools.reduce(lambda c, w: layer(c, *w), weights, c)
             return lax.scan(lambda c, w: (layer(c, *w), None), c, weights)[0]
@@ -228,7 +252,7 @@ class FeedForward:
         matrices = ((D_MODEL, D_FF), (D_MODEL, D_FF), (D_FF, D_MODEL))
         if self.unrolled:
             of_weights = (tuple(P(*spec[1:]) for spec in (w_in, w_in, w_out)),) * LAYERS
-            shapes: Any = (matrices,) * LAYERS
+            shapes: tuple[Shape, ...] | tuple[tuple[Shape, ...], ...] = (matrices,) * LAYERS
         else:
             of_weights = (w_in, w_in, w_out)
             shapes = tuple((LAYERS, *matrix) for matrix in matrices)
@@ -249,11 +273,12 @@ class FeedForward:
         jit = jax.jit if variant in COMPILER else jit_of(variant, mesh)
         return jit(function, out_shardings=NamedSharding(mesh, activations)).lower(*arguments)
 
-    def options(self, variant: str, mesh: Mesh) -> Mapping[str, Any]:
+    def options(self, variant: str | ce.Schedule, mesh: Mesh) -> Mapping[str, bool | int | str]:
         """The compiler's options: its defaults, with einsums looped, or those of `ce.jit`."""
-        if variant.endswith("windowed"):
+        words = str(variant).split()
+        if words[-1] == "windowed":
             return WINDOWED
-        if variant.endswith("asynchronous") or variant == "ours":
+        if words[-1] == "asynchronous" or words == ["ours"]:
             return ce.compiler_options(chip_of(mesh))
         return {}
 
@@ -271,7 +296,7 @@ def _left_to_compiler(mesh: Mesh, hidden: tuple[str, ...], activations: P) -> La
         spec = P(None, tuple(name for name in axes if name in mesh.axis_names))
         return lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
 
-    def layer(c: Any, w_up: Any, w_gate: Any, w_out: Any) -> jax.Array:
+    def layer(c: jax.Array, w_up: jax.Array, w_gate: jax.Array, w_out: jax.Array) -> jax.Array:
         h = sharded(c, "x") if hidden else c
         up, gate = (_dot(h, w) for w in (w_up, w_gate))
         for axes in hidden[:2]:

@@ -7,7 +7,6 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -28,6 +27,7 @@ from collective_einsum.ruler.compile import (
 from collective_einsum.ruler.replay import Timeline, replay
 
 AnyCase = Case | FeedForward
+Options = Mapping[str, bool | int | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,17 @@ class Row:
     """One case under one schedule, predicted; seconds and bytes are those of one layer.
 
     Attributes:
-      case, rows, weights, target: what was compiled, and for what.
-      schedule: as asked for.
-      program: hash of the program; schedules that come to the same have the same.
+      case, rows, weights, target: of the program.
+      schedule: its name, as asked for.
+      program: hash of the program, the same for all schedules that compile to it.
       total_seconds, dot_seconds, compute_seconds: as `Timeline`; other compute than dots counts in
         the last.
-      communication_seconds: in which something is under way between chips.
-      exposed_seconds: in which the chip waits for that.
+      communication_seconds: in which a transfer between chips is under way.
+      exposed_seconds: in which the chip waits for one.
       link_bytes: by axis and direction.
       mfu: flops over the bf16 peak.
-      modelled_seconds: what the cost model behind auto makes of `total_seconds`; 0 if it has no
-        such schedule.
-      compile_seconds: when it was compiled, perhaps beside other work.
+      modelled_seconds: the cost model's estimate of `total_seconds`; 0 if it has no such schedule.
+      compile_seconds: measured, perhaps while other programs were compiled.
       temporary_bytes: of HBM on a chip, beyond arguments and results.
       refused: why the schedule cannot serve; numbers are 0 then.
     """
@@ -74,7 +73,7 @@ class Row:
 
     @property
     def hidden_fraction(self) -> float:
-        """Share of the time of communication in which the chip does not wait for it."""
+        """The fraction of communication in which the chip does not wait for it."""
         if not self.communication_seconds:
             return 1.0
         return 1 - self.exposed_seconds / self.communication_seconds
@@ -128,9 +127,9 @@ def compiled(task: Task, cache: Cache) -> tuple[str, Program]:
     Raises ValueError if the schedule cannot serve the case.
     """
     name = source_name(SOURCES, task.target, task.case, task.schedule)
-    found = cache.recall(name)
-    if found is not None:
-        return found
+    kept = cache.recall(name)
+    if kept is not None:
+        return kept
     lowered, options = _lower(task)
     key = program_key(lowered, task.target, options)
     program = cache.load(key) or _compile(task, lowered, options)
@@ -146,13 +145,12 @@ def compile_task(task: Task) -> Program:
     return _compile(task, *_lower(task))
 
 
-def _lower(task: Task) -> tuple[jax.stages.Lowered, Mapping[str, str]]:
-    case: Any = task.case
+def _lower(task: Task) -> tuple[jax.stages.Lowered, Options]:
     mesh = mesh_of(_target(task.target))
-    return case.lower(mesh, task.schedule), case.options(task.schedule, mesh)
+    return task.case.lower(mesh, task.schedule), task.case.options(task.schedule, mesh)
 
 
-def _compile(task: Task, lowered: jax.stages.Lowered, options: Mapping[str, str]) -> Program:
+def _compile(task: Task, lowered: jax.stages.Lowered, options: Options) -> Program:
     start = time.perf_counter()
     binary = _target(task.target).compile(lowered, compiler_options=options)
     return Program.of(binary, time.perf_counter() - start)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bench.einsum_suite.cases import FORMS
 from bench.einsum_suite.feedforward_forms import DESCRIPTION
@@ -15,6 +15,9 @@ from bench.einsum_suite.measure import Row
 from bench.tables import legend
 from collective_einsum.ruler.compile import versions
 from collective_einsum.ruler.replay import table
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # The rows that `speedup` and `hidden` are taken over: where communication, done after the compute,
 # takes 30% to 100% of it, hiding it is both worth while and possible.
@@ -24,10 +27,15 @@ WORTHWHILE_ROWS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One case on one target: the plain collectives, what auto chose, and the best there is.
+    """One case on one target under several schedules.
 
-    `best` is the fastest of all that were tried; `baseline` the fastest that is not ours; `in_jit`
-    what auto comes to without the options of `ce.jit`, if that was tried.
+    Attributes:
+      blocking: lax's collectives before and after the einsum.
+      auto: the schedule that the cost model chooses.
+      best: the fastest of all schedules that were tried.
+      baseline: the fastest program that is not ours.
+      chosen: the name of the schedule that auto comes to.
+      in_jit: auto without the options of `ce.jit`, if that was tried.
     """
 
     blocking: Row
@@ -39,7 +47,7 @@ class Comparison:
 
     @property
     def limit_seconds(self) -> float:
-        """Compute or communication, the longer, each as in blocking."""
+        """The longer of blocking's compute and communication."""
         return max(self.blocking.compute_seconds, self.blocking.communication_seconds)
 
     @property
@@ -64,7 +72,7 @@ class Comparison:
 
     @property
     def hidden_fraction(self) -> float:
-        """Share of blocking's communication that auto does not wait for."""
+        """The fraction of blocking's communication that auto does not wait for."""
         communication = self.blocking.communication_seconds
         return 1 - self.auto.exposed_seconds / communication if communication else 1.0
 
@@ -72,17 +80,17 @@ class Comparison:
     def is_worthwhile(self) -> bool:
         """Whether it counts for the mean speedup and for what is hidden."""
         low, high = WORTHWHILE
-        share = self.blocking.communication_seconds / self.blocking.compute_seconds
-        return self.blocking.rows >= WORTHWHILE_ROWS and low <= share <= high
+        ratio = self.blocking.communication_seconds / self.blocking.compute_seconds
+        return self.blocking.rows >= WORTHWHILE_ROWS and low <= ratio <= high
 
 
 def comparisons(rows: Iterable[Row]) -> list[Comparison]:
     """One for each case that has both a blocking row and one of ours, in the order of the rows."""
-    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    cases: dict[tuple[str, str, str, int], dict[str, Row]] = {}
     for row in rows:
         if not row.refused:
             cases.setdefault((row.target, row.weights, row.case, row.rows), {})[row.schedule] = row
-    found = []
+    compared = []
     for tried in cases.values():
         blocking, auto = tried.get("blocking"), tried.get("auto", tried.get("ours"))
         if blocking is None or auto is None:
@@ -91,7 +99,7 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
         others = [row for name, row in tried.items() if name.startswith("compiler")]
         # The whole feedforward has one form of ours; its rivals are baselines, not choices.
         choices = [row for row in tried.values() if row not in others]
-        found.append(
+        compared.append(
             Comparison(
                 blocking,
                 auto,
@@ -102,7 +110,7 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
                 tried.get(f"{auto.schedule} in jit"),
             )
         )
-    return found
+    return compared
 
 
 # Meanings of the columns of the tables, which stand below them.
@@ -231,9 +239,9 @@ def print_short(compared: Sequence[Comparison]) -> str:
 
 def print_summary(rows: Sequence[Row]) -> str:
     """The figures over all rows of one target."""
-    found = comparisons(rows)
-    einsums = [c for c in found if c.auto.schedule == "auto"]
-    layers = [c for c in found if c.auto.schedule == "ours"]
+    compared = comparisons(rows)
+    einsums = [c for c in compared if c.auto.schedule == "auto"]
+    layers = [c for c in compared if c.auto.schedule == "ours"]
     lines = []
     if einsums:
         worst = max(einsums, key=lambda c: c.against_baseline)
@@ -284,7 +292,7 @@ def print_summary(rows: Sequence[Row]) -> str:
         f"{_us(c.baseline.total_seconds)} us); limit {_us(c.limit_seconds)} us"
         for c in layers
     ]
-    for whose, some in (("any", rows), ("auto's", [c.auto for c in found])):
+    for whose, some in (("any", rows), ("auto's", [c.auto for c in compared])):
         slow = max(some, key=lambda row: row.compile_seconds, default=None)
         if slow is not None:
             lines.append(
@@ -293,15 +301,15 @@ def print_summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def save_json(path: str, **found: Any) -> None:
+def save_json(path: str, **lists: Sequence[DataclassInstance]) -> None:
     """Writes lists of dataclasses by name, with the versions of jax and libtpu."""
-    document: dict[str, Any] = {"versions": versions()}
-    for name, values in found.items():
+    document: dict[str, object] = {"versions": versions()}
+    for name, values in lists.items():
         document[name] = [_as_dict(value) for value in values]
     Path(path).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def _as_dict(value: Any) -> Mapping[str, Any]:
+def _as_dict(value: DataclassInstance) -> Mapping[str, object]:
     fields = dataclasses.asdict(value)
     if isinstance(value, Row):
         fields |= {"kind": "predicted", "hidden_fraction": value.hidden_fraction}

@@ -23,13 +23,13 @@ TOKENS, D_MODEL, D_FF = 2048, 16384, 65536
 
 def volumes(tokens: float) -> dict[str, float]:
     """Bytes that a chip sends in the feedforward of figure 3, by layout."""
-    found = {"WS 2D": paper_closed_forms.weight_stationary_2d(tokens, D_MODEL, D_FF, SIZES)}
+    sent = {"WS 2D": paper_closed_forms.weight_stationary_2d(tokens, D_MODEL, D_FF, SIZES)}
     for count in range(1, len(AXES) + 1):
         axes = AXES[:count]
-        found[f"WG {''.join(axes).upper()}"] = paper_closed_forms.weight_gathered(
+        sent[f"WG {''.join(axes).upper()}"] = paper_closed_forms.weight_gathered(
             tokens, D_MODEL, D_FF, SIZES, axes
         )
-    return found
+    return sent
 
 
 def longest_context(attention: str, batch: int) -> float:
@@ -48,7 +48,7 @@ def longest_context(attention: str, batch: int) -> float:
 
 
 def conclusions() -> list[tuple[str, str, Plan]]:
-    """What the paper concludes of PaLM 540B on 64 chips, and what `plan` chooses: words and plans."""
+    """The paper's choices for PaLM 540B on 64 chips, in words, and the plans of `plan`."""
     asked: list[tuple[str, str, dict[str, Any]]] = [
         (
             "decode, batch 512",
@@ -72,29 +72,29 @@ def conclusions() -> list[tuple[str, str, Plan]]:
         ),
     ]
     return [
-        (name, words, plan(layouts.PALM_540B, mesh_shape=(4, 4, 4), **how))
-        for name, words, how in asked
+        (name, words, plan(layouts.PALM_540B, mesh_shape=(4, 4, 4), **arguments))
+        for name, words, arguments in asked
     ]
 
 
 def prefill_crossovers(batches: Sequence[int] = (4, 16, 64, 256, 512)) -> list[tuple[int, str]]:
     """The feedforward layout that `plan` chooses for prompts of 2048 tokens, PaLM 540B, bf16."""
-    found = []
+    chosen = []
     for batch in batches:
         best = plan(
             layouts.PALM_540B, mesh_shape=(4, 4, 4), phase="prefill", batch=batch, length=2048
         )
-        found.append((batch, best.best.feedforward if best.feasible else "none fits"))
-    return found
+        chosen.append((batch, best.best.feedforward if best.feasible else "none fits"))
+    return chosen
 
 
 def sections() -> list[str]:
-    """The Markdown of all of these."""
+    """The Markdown of all results that are formulas."""
     return [_figure_3(), _table_1(), _conclusions()]
 
 
-def document() -> dict[str, Any]:
-    """Their numbers."""
+def document() -> dict[str, object]:
+    """The numbers of all sections."""
     return {
         "volumes": volumes(TOKENS),
         "crossovers": paper_closed_forms.crossovers(D_MODEL, D_FF, SIZES),
@@ -107,14 +107,14 @@ def document() -> dict[str, Any]:
 
 
 def _figure_3() -> str:
-    found, crossings = volumes(TOKENS), paper_closed_forms.crossovers(D_MODEL, D_FF, SIZES)
+    sent, crossings = volumes(TOKENS), paper_closed_forms.crossovers(D_MODEL, D_FF, SIZES)
     rows = [
         (
             f"{name}, GB at {TOKENS} tokens",
             f"{ours / 1e9:.4g}",
             f"{published.VOLUMES[name] / 1e9:.4g}",
         )
-        for name, ours in found.items()
+        for name, ours in sent.items()
     ]
     rows += [
         (f"tokens from which WG {name} sends least", f"{ours:,.0f}", f"{theirs:,}")
@@ -145,8 +145,8 @@ def _table_1() -> str:
 
 def _conclusions() -> str:
     rows = []
-    for name, words, found in conclusions():
-        best = found.best
+    for name, words, planned in conclusions():
+        best = planned.best
         rows.append((name, words, f"{best.feedforward}, {best.attention}"))
     chosen = ", ".join(f"{batch}: {layout}" for batch, layout in prefill_crossovers())
     table = markdown_table(("PaLM 540B, 64 chips", "the paper", "`layouts.plan`"), rows)

@@ -14,9 +14,9 @@ class Line:
     """A line of the report; seconds are of a step's layers.
 
     Attributes:
-      entry: what it is about.
-      analytical: of the paper's layouts, without overlap, by the analytical model.
-      blocking, best: replays; None for what was not compiled.
+      entry: its programs and its published figure.
+      analytical: cost of the paper's layouts, without overlap, by the analytical model.
+      blocking, best: replays; None where nothing was compiled.
     """
 
     entry: Entry
@@ -30,7 +30,7 @@ class Line:
         return self.entry.published_seconds
 
     def seconds(self, which: str) -> float | None:
-        """Of the column "analytical", "blocking" or "best"; None where there are none."""
+        """Seconds in the column "analytical", "blocking" or "best"; None where there are none."""
         if which == "analytical":
             return self.analytical.seconds
         row: StepRow | None = getattr(self, which)
@@ -38,5 +38,7 @@ class Line:
 
     def error(self, which: str) -> float | None:
         """A column over the published figure, less 1."""
-        found = self.seconds(which)
-        return None if found is None or self.published is None else found / self.published - 1
+        seconds = self.seconds(which)
+        if seconds is None or self.published is None:
+            return None
+        return seconds / self.published - 1

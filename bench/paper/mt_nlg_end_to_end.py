@@ -22,9 +22,9 @@ class Workload:
 
     Attributes:
       batch: sequences.
-      tokens_in, tokens_out: of each.
+      tokens_in, tokens_out: of a sequence.
       prefill, decode: the steps, each with its blocking and its best program.
-      sample: the program that draws a token of each.
+      sample: the program that draws a token for every sequence.
     """
 
     batch: int
@@ -36,13 +36,13 @@ class Workload:
 
     @property
     def tasks(self) -> list[Task]:
-        """What is compiled for it."""
+        """The programs compiled for it."""
         phases = (*self.prefill.phases, *self.decode.phases, self.sample)
         return [(phase, SLICE) for phase in phases]
 
     def seconds(self, rows: Mapping[Task, StepRow], which: str) -> float | None:
-        """Of the whole: a prefill, a step of decoding for each token but the first, and as many
-        draws as tokens; embedding and unembedding included. None if something does not fit.
+        """Seconds of the workload: a prefill, a step of decoding for each token but the first, and as
+        many draws as tokens; embedding and unembedding included. None if a program does not fit.
 
         `which` is "blocking" or "best".
         """
@@ -57,13 +57,13 @@ class Workload:
 
 
 def workloads() -> list[Workload]:
-    """All of them."""
-    found = []
+    """Every batch with all lengths."""
+    loads = []
     for tokens_in, tokens_out in LENGTHS:
         for batch in BATCHES:
             prefill = Phase(MODEL, "prefill", batch, tokens_in, "bf16", attention="heads")
             decode = Phase(MODEL, "decode", batch, tokens_in + tokens_out, attention="heads")
-            found.append(
+            loads.append(
                 Workload(
                     batch,
                     tokens_in,
@@ -73,4 +73,4 @@ def workloads() -> list[Workload]:
                     Phase(MODEL, "sample", batch, 1),
                 )
             )
-    return found
+    return loads

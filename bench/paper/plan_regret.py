@@ -1,4 +1,4 @@
-"""What it costs to trust the plan: the layouts it chooses against the best of those replayed."""
+"""The regret of `plan`: the layouts it chooses against the best of those replayed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.paper.rows import CONTEXT, SLICES
 from collective_einsum.ruler.replay import table
 from layouts import Option, Plan, plan
 
-# What plan may lose on most points, and on any.
+# The fraction that the plan may lose at most points, and at any.
 MOST, ANY = 0.05, 0.15
 # Candidates are the options that the model puts first, up to so many times its best.
 CANDIDATES, WITHIN = 5, 1.5
@@ -43,7 +43,7 @@ _POINTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What is asked of `plan`."""
+    """The arguments of a call of `plan`."""
 
     model: str
     chips: int
@@ -69,9 +69,9 @@ class Point:
         )
 
     def task(self, option: Option) -> Task:
-        """What is compiled for one of its options."""
-        what = (self.model, self.kind, self.batch, CONTEXT, self.weights)
-        return Phase(*what, option.feedforward, option.attention), self.target
+        """The program compiled for one of its options."""
+        sizes = (self.model, self.kind, self.batch, CONTEXT, self.weights)
+        return Phase(*sizes, option.feedforward, option.attention), self.target
 
     def candidates(self) -> list[Option]:
         """The options that are replayed, the chosen one first."""
@@ -86,7 +86,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Regret:
-    """What the chosen layouts lose at a point; seconds are predicted, of a step's layers."""
+    """The loss of the chosen layouts at a point; seconds are predicted, of a step's layers."""
 
     point: Point
     chosen: str
@@ -102,23 +102,23 @@ class Regret:
 
 
 def points() -> list[Point]:
-    """All of them."""
-    found = []
+    """All points."""
+    asked = []
     for model, chips, kind, batches in _POINTS:
-        for each in batches.split(", "):
-            batch, weights = each.split()
-            found.append(Point(model, chips, kind, int(batch), weights))
-    return found
+        for words in batches.split(", "):
+            batch, weights = words.split()
+            asked.append(Point(model, chips, kind, int(batch), weights))
+    return asked
 
 
 def tasks() -> list[Task]:
-    """What is compiled for all points."""
+    """The programs compiled for all points."""
     return [point.task(option) for point in points() for option in point.candidates()]
 
 
 def regrets(rows: Mapping[Task, StepRow]) -> list[Regret]:
     """The regret at each point whose candidates have rows."""
-    found = []
+    lost = []
     for point in points():
         options = point.candidates()
         replayed = [(option, rows.get(point.task(option))) for option in options]
@@ -130,29 +130,29 @@ def regrets(rows: Mapping[Task, StepRow]) -> list[Regret]:
         chosen = f"{options[0].feedforward}, {options[0].attention}"
         if chosen in seconds:
             best = min(seconds, key=lambda name: seconds[name])
-            found.append(Regret(point, chosen, seconds[chosen], best, seconds[best], len(seconds)))
-    return found
+            lost.append(Regret(point, chosen, seconds[chosen], best, seconds[best], len(seconds)))
+    return lost
 
 
-def print_regrets(found: Sequence[Regret]) -> str:
+def print_regrets(lost: Sequence[Regret]) -> str:
     """How many are within bounds, and all the misses."""
-    within = sum(each.regret <= MOST for each in found)
-    worst = max((each.regret for each in found), default=0.0)
+    within = sum(one.regret <= MOST for one in lost)
+    worst = max((one.regret for one in lost), default=0.0)
     lines = [
-        f"{within} of {len(found)} points within {MOST:.0%} of the best replayed layouts "
-        f"({within / max(1, len(found)):.1%}); the worst loses {worst:.1%}",
+        f"{within} of {len(lost)} points within {MOST:.0%} of the best replayed layouts "
+        f"({within / max(1, len(lost)):.1%}); the worst loses {worst:.1%}",
     ]
     rows = [
         (
-            str(each.point),
-            each.chosen,
-            f"{each.chosen_seconds * 1e3:.2f}",
-            each.best,
-            f"{each.best_seconds * 1e3:.2f}",
-            f"{each.regret:.1%}",
+            str(one.point),
+            one.chosen,
+            f"{one.chosen_seconds * 1e3:.2f}",
+            one.best,
+            f"{one.best_seconds * 1e3:.2f}",
+            f"{one.regret:.1%}",
         )
-        for each in sorted(found, key=lambda each: -each.regret)
-        if each.regret > 0
+        for one in sorted(lost, key=lambda one: -one.regret)
+        if one.regret > 0
     ]
     if rows:
         head = ("not the best at", "chosen", "ms", "best replayed", "ms", "regret")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import layouts
 from bench.paper import formulas as paper_forms
 from bench.paper.lines import Line
 from layouts import pareto, sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MODELS = (layouts.PALM_8B, layouts.PALM_62B, layouts.PALM_540B)
 _CHIPS = (8, 16, 32, 64, 128, 256)
@@ -23,14 +27,14 @@ def save_all(folder: Path, lines: Sequence[Line]) -> dict[str, str]:
     """
     from collective_einsum.ruler.replay import figure_class
 
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
 
-    def save(name: str, title: str, draw: Callable[[Any], None], width: float = 7) -> None:
+    def save(name: str, title: str, draw: Callable[[Figure], None], width: float = 7) -> None:
         figure = figure_class()(figsize=(width, 4.5), layout="constrained")
         draw(figure)
         figure.suptitle(title, fontsize=10)
         figure.savefig(folder / name, dpi=120)
-        found[title] = name
+        names[title] = name
 
     save(
         "figure_1.png",
@@ -48,12 +52,12 @@ def save_all(folder: Path, lines: Sequence[Line]) -> dict[str, str]:
         chosen = [line for line in lines if line.entry.section.startswith(start)]
         if chosen:
             save(name, f"{title}; ms of a step's layers", lambda f, c=chosen: _lines(f, c))
-    return found
+    return names
 
 
-def _sweep(figure: Any) -> None:
+def _sweep(figure: Figure) -> None:
     columns = figure.subplots(1, 3)
-    panels: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    panels: tuple[tuple[str, str, dict[str, int], str], ...] = (
         ("decode", "int8", {"context": 2048}, "decode, int8, context 2048: ms a step"),
         ("decode", "bf16", {"context": 2048}, "decode, bf16, context 2048: ms a step"),
         ("prefill", "bf16", {"length": 2048}, "prefill, bf16, 2048 tokens: ms"),
@@ -77,7 +81,7 @@ def _sweep(figure: Any) -> None:
         axes.legend(fontsize=8)
 
 
-def _volumes(figure: Any) -> None:
+def _volumes(figure: Figure) -> None:
     axes = figure.subplots()
     tokens = [2.0**power for power in range(9, 23)]
     for name, colour in zip(paper_forms.volumes(1), _COLOURS, strict=False):
@@ -88,7 +92,7 @@ def _volumes(figure: Any) -> None:
     axes.legend(fontsize=8)
 
 
-def _lines(figure: Any, lines: Sequence[Line]) -> None:
+def _lines(figure: Figure, lines: Sequence[Line]) -> None:
     """One line for each kind of row, a point for each of its sizes, by column of the report."""
     axes = figure.subplots()
     kinds: dict[str, list[Line]] = {}
@@ -116,7 +120,7 @@ def _lines(figure: Any, lines: Sequence[Line]) -> None:
     axes.legend(fontsize=7)
 
 
-def _plain_numbers(axes: Any, across: Sequence[float]) -> None:
+def _plain_numbers(axes: Axes, across: Sequence[float]) -> None:
     """Ticks at the sizes `across`, and numbers without powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.decoder_suite.phases import Phase, mfu
 from bench.decoder_suite.steps import StepRow, Task, step_all
@@ -56,11 +55,11 @@ def report(
     Returns what to print: the summary.
     """
     start = time.perf_counter()
-    wanted = [each for each in entries() if full or each.quick]
+    wanted = [entry for entry in entries() if full or entry.quick]
     loads = workloads() if full else []
     tasks: dict[Task, None] = {}
-    for each in wanted:
-        tasks |= dict.fromkeys((phase, each.target) for phase in each.phases)
+    for entry in wanted:
+        tasks |= dict.fromkeys((phase, entry.target) for phase in entry.phases)
     for workload in loads:
         tasks |= dict.fromkeys(workload.tasks)
     if full:
@@ -72,28 +71,28 @@ def report(
         progress(f"replayed {len(rows)} of {len(ordered)}: {row.phase} on {row.target}")
     lines = [
         Line(
-            each,
-            analytical(each.blocking, each.target),
-            rows.get((each.blocking, each.target)),
-            rows.get((each.best, each.target)),
+            entry,
+            analytical(entry.blocking, entry.target),
+            rows.get((entry.blocking, entry.target)),
+            rows.get((entry.best, entry.target)),
         )
-        for each in wanted
+        for entry in wanted
     ]
-    found = regrets(rows) if full else []
+    lost = regrets(rows) if full else []
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = paper_plots.save_all(folder, lines)
-    summary = [*_errors(lines), *([print_regrets(found)] if found else [])]
+    summary = [*_errors(lines), *([print_regrets(lost)] if lost else [])]
     text = _markdown(lines, loads, rows, summary, pictures, full)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    _save_json(folder / "report.json", lines, found, loads, rows)
+    _save_json(folder / "report.json", lines, lost, loads, rows)
     took = time.perf_counter() - start
     return "\n".join([*summary, f"{folder / 'report.md'}, written in {took:.0f} s (measured)"])
 
 
 def _errors(lines: Sequence[Line]) -> list[str]:
-    """How far two columns are from the published figures."""
-    found = []
+    """The errors of two columns against the published figures, a sentence a column."""
+    sentences = []
     for which, allowed in (("blocking", MEDIAN_ALLOWED), ("analytical", MODEL_ALLOWED)):
         errors = {line.entry.label: e for line in lines if (e := line.error(which)) is not None}
         if errors:
@@ -101,11 +100,11 @@ def _errors(lines: Sequence[Line]) -> list[str]:
             median = statistics.median(map(abs, errors.values()))
             bounds = f"wanted {allowed:.0%}"
             far = f", wanted {WORST_ALLOWED:.0%}" if which == "blocking" else ""
-            found.append(
+            sentences.append(
                 f"{which} against {len(errors)} published figures: median error {median:.1%} "
                 f"({bounds}), worst {errors[worst]:+.1%} ({worst}{far})"
             )
-    return found
+    return sentences
 
 
 _INTRODUCTION = """\
@@ -182,11 +181,11 @@ def _end_to_end(loads: Sequence[Workload], rows: Mapping[Task, StepRow]) -> str:
 
     cells = [
         (
-            f"{each.tokens_in} in, {each.tokens_out} out, batch {each.batch}",
-            text(each.seconds(rows, "blocking")),
-            text(each.seconds(rows, "best")),
+            f"{workload.tokens_in} in, {workload.tokens_out} out, batch {workload.batch}",
+            text(workload.seconds(rows, "blocking")),
+            text(workload.seconds(rows, "best")),
         )
-        for each in loads
+        for workload in loads
     ]
     return (
         "## Section 5: MT-NLG 530B on 64 chips, bf16, from tokens to tokens\n\n"
@@ -198,11 +197,11 @@ def _end_to_end(loads: Sequence[Workload], rows: Mapping[Task, StepRow]) -> str:
 def _save_json(
     path: Path,
     lines: Sequence[Line],
-    found: Sequence[Regret],
+    lost: Sequence[Regret],
     loads: Sequence[Workload],
     rows: Mapping[Task, StepRow],
 ) -> None:
-    def of(line: Line) -> dict[str, Any]:
+    def as_dict(line: Line) -> dict[str, object]:
         columns = ("analytical", "blocking", "best")
         return {
             "section": line.entry.section,
@@ -216,17 +215,17 @@ def _save_json(
 
     document = {
         "versions": versions(),
-        "lines": [of(line) for line in lines],
-        "regrets": [dataclasses.asdict(each) | {"regret": each.regret} for each in found],
+        "lines": [as_dict(line) for line in lines],
+        "regrets": [dataclasses.asdict(one) | {"regret": one.regret} for one in lost],
         "end_to_end": [
             {
-                "batch": each.batch,
-                "tokens_in": each.tokens_in,
-                "tokens_out": each.tokens_out,
-                "blocking_seconds": each.seconds(rows, "blocking"),
-                "best_seconds": each.seconds(rows, "best"),
+                "batch": workload.batch,
+                "tokens_in": workload.tokens_in,
+                "tokens_out": workload.tokens_out,
+                "blocking_seconds": workload.seconds(rows, "blocking"),
+                "best_seconds": workload.seconds(rows, "best"),
             }
-            for each in loads
+            for workload in loads
         ],
         **paper_forms.document(),
     }

@@ -82,8 +82,8 @@ def test_the_feedforward() -> None:
 @pytest.mark.parametrize(
     ("hidden", "rows"),
     [
-        *itertools.product(["m", "f", feedforward.WHOLE], [False, True]),
-        (feedforward.PARTS, True),
+        *itertools.product(["m", "f", feedforward.UNSHARDED], [False, True]),
+        (feedforward.HALVES, True),
     ],
 )
 def test_the_feedforward_is_right(hidden: str, rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -42,9 +44,8 @@ def test_a_wrong_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     slice_ = target("cpu:8")
     mesh = slice_.mesh((2, 4), ("x", "y"))
     right = next(check for check in correctness._checks(mesh) if check.name == "all_gather")
-    wrong = correctness.Check(
-        "wrong", right.function, right.operands, right.in_specs, right.out_specs, right.expected + 1
-    )
+    expected = jax.tree.map(lambda result: result + 1, right.expected)
+    wrong = dataclasses.replace(right, name="wrong", expected=expected)
     monkeypatch.setattr(correctness, "_checks", lambda _: [wrong])
     outcomes = list(correctness.run(slice_))
     assert not outcomes[0].passed
