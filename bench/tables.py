@@ -1,4 +1,4 @@
-"""What every suite's tables share: the packages that a kept row depends on, and legends."""
+"""Helpers of every suite's tables: the packages that a kept row depends on, and legends."""
 
 from __future__ import annotations
 

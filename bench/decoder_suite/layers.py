@@ -1,8 +1,8 @@
-"""`python -m bench layers`: what a layer of a decoder costs, per phase and layout.
+"""`python -m bench layers`: the time of a decoder's layer, by phase and layout.
 
-A step is compiled and replayed with two numbers of layers; what a layer costs is the difference,
-so that embedding and unembedding are not in it. Unrolled, a program of fewer layers is no part of one
-of more: there a step's embedding and unembedding are left out by their names.
+A step is compiled and replayed with two numbers of layers; a layer's time is the difference over the
+number of layers between, so that embedding and unembedding are not in it. Unrolled layers differ with
+their number: there the embedding and unembedding of one step are left out by their names.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class LayerRow:
     Attributes:
       phase, target: of the programs.
       seconds: of a layer.
-      parts: of those: matmul, attention, exposed communication, the rest.
-      exposed_by_op: of the exposed ones, by the op that is waited for.
+      parts: those of matmuls, attention, exposed communication and the rest.
+      exposed_by_op: the exposed ones, by the op that the chip waits for.
       step_seconds: of the whole step with all its layers, embedding and unembedding.
       mfu: of the layers alone, without padding.
       chip_bytes: of memory on a chip, by the compiler: arguments, results and temporaries.
@@ -69,24 +69,24 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     row = LayerRow(phase, target_name)
     mesh = mesh_of(target_name)
     cache = Cache(cache_directory)
-    whole = phase.config.layers
-    rest = 0 if phase.unrolled else whole // 2
+    layers = phase.config.layers
+    fewer = 0 if phase.unrolled else layers // 2
     try:
         long, program = replayed(phase, mesh, target_name, cache)
         if phase.unrolled:
-            short = ends_of(long)
+            short = outside_layers(long)
         else:
-            fewer = dataclasses.replace(phase, layers=rest)
-            short, _ = replayed(fewer, mesh, target_name, cache)
+            part = dataclasses.replace(phase, layers=fewer)
+            short, _ = replayed(part, mesh, target_name, cache)
     except ValueError as error:
         return dataclasses.replace(row, refused=str(error))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        # The compiler's account: what it takes, and what there is.
+        # The compiler's account of the memory that the program takes and the chip has.
         reason = str(error).splitlines()[0].partition(": ")[2]
         return dataclasses.replace(row, refused=f"does not fit: {reason}")
-    between = whole - rest
+    between = layers - fewer
     parts, less = split(long), split(short)
     seconds = (long.total_seconds - short.total_seconds) / between
     if phase.unrolled:
@@ -99,7 +99,7 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
         parts={name: (parts[name] - less[name]) / between for name in parts},
         exposed_by_op=_exposed_by_op(long, short, between),
         step_seconds=long.total_seconds,
-        mfu=mfu(phase, mesh.size, peak, seconds * whole),
+        mfu=mfu(phase, mesh.size, peak, seconds * layers),
         chip_bytes=program.chip_bytes,
         compile_seconds=program.compile_seconds,
     )
@@ -119,8 +119,8 @@ def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timelin
     return replay(program.text, mesh), program
 
 
-def ends_of(timeline: Timeline) -> Timeline:
-    """The events of a step's embedding and unembedding."""
+def outside_layers(timeline: Timeline) -> Timeline:
+    """The timeline of a step's embedding and unembedding alone."""
     kept = tuple(e for e in timeline.events if OUTSIDE & set(e.op_name.split("/")))
     return dataclasses.replace(timeline, events=kept)
 
@@ -150,7 +150,7 @@ def measure_all(
 
 
 def print_rows(rows: Sequence[LayerRow]) -> str:
-    """The rows as a table, below it the ops that each waits for, and the meaning of the columns."""
+    """The rows as a table; below it the ops that a row waits for, and the meaning of the columns."""
     head = ("predicted, us a layer", "feedforward", "attention", "schedule", *_MEANINGS)
     us = 1e6
     cells, notes = [], []

@@ -24,7 +24,7 @@ from layouts.reference import decode_step as plain_decode_step
 from layouts.reference import prefill as plain_prefill
 
 STEPS = 3
-# Of the largest logit, in float32: sums are taken in another order than the reference's.
+# A fraction of the largest logit, in float32: the reference adds in another order.
 TOLERANCE = 1e-4
 REPEATS = 5
 
@@ -94,7 +94,7 @@ class Case:
         return list(dict.fromkeys([*first, *fitting]))
 
     def plans(self, pair: tuple[str, str]) -> tuple[Partitioning, Partitioning]:
-        """To prefill and to decode in: a step of one token has no positions to cut."""
+        """The partitionings of prefill and decode: a step of one token has no positions to shard."""
         prefill = Partitioning(FEEDFORWARDS[pair[0]], ATTENTIONS[pair[1]])
         if not prefill.feedforward.position_axes:
             return prefill, prefill

@@ -1,4 +1,4 @@
-"""A step of a decoder from one program: what its layers take, and what the whole does."""
+"""A step of a decoder from one program: the time of its layers, and of the step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.decoder_suite.layers import ends_of, mesh_of, replayed
+from bench.decoder_suite.layers import mesh_of, outside_layers, replayed
 from bench.decoder_suite.phases import Phase, split
 from bench.tables import SOURCES
 from collective_einsum.ruler.compile import Cache, in_processes, source_name
@@ -18,8 +18,8 @@ class StepRow:
 
     Attributes:
       phase, target: of the program.
-      layers_seconds: of the step, less what its embedding and unembedding take.
-      parts: of those: matmul, attention, exposed communication, the rest.
+      layers_seconds: of the step without its embedding and unembedding.
+      parts: those of matmuls, attention, exposed communication and the rest.
       step_seconds: of the whole step.
       chip_bytes: of memory on a chip, by the compiler.
       compile_seconds: measured.
@@ -58,8 +58,8 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
             raise
         row = dataclasses.replace(row, refused=str(error).splitlines()[0])
     else:
-        whole, ends = split(timeline), split(ends_of(timeline))
-        parts = {name: whole[name] - ends[name] for name in whole}
+        step, outside = split(timeline), split(outside_layers(timeline))
+        parts = {name: step[name] - outside[name] for name in step}
         row = dataclasses.replace(
             row,
             layers_seconds=sum(parts.values()),

@@ -146,7 +146,7 @@ class Case:
         """The async schedules, of any number of chunks; for a gather, all that "auto" considers."""
         gather = FORMS[self.form].gather
         yield ce.Schedule("chunked", "async")
-        # Weights are gathered in pieces of their shards.
+        # Slices of the weights' shards are gathered one after another.
         label = "f" if self.moves_weights else "m"
         for chunks in (*CHUNKS[1:], *(GATHERED_CHUNKS if gather is not None else ())):
             yield ce.Schedule("chunked", "async", chunks, label)
@@ -179,7 +179,7 @@ class Case:
             like = jax.eval_shape(einsum, x, jax.tree.map(lambda w: w[0], weights))
 
             def layer(carry: Carry, w: Weights) -> tuple[Carry, None]:
-                # Behind the barrier x is new in each layer, and no layer's result is left out.
+                # Behind the barrier x differs by layer, so that no layer's result is eliminated.
                 x, _ = lax.optimization_barrier(carry)
                 return (x, einsum(x, w)), None
 
@@ -190,11 +190,11 @@ class Case:
             program,
             mesh=mesh,
             in_specs=jax.tree.map(lambda array: array.sharding.spec, (x, w)),
-            # Results are left where they are: only what one device does is timed.
+            # Results stay on their devices: only the work of one device is timed.
             out_specs=P(mesh.axis_names),
             check_vma=False,
         )
-        # The result may lie as it comes: after the last layer alone it would be copied.
+        # Any layout of the result: with a given one, it would be copied after the last layer alone.
         return jit(mapped, out_shardings=Format(Layout.AUTO)).lower(x, w)
 
     def choice(self, mesh: Mesh, chip: ce.Chip) -> ce.Choice:

@@ -1,4 +1,4 @@
-"""A whole feedforward, weight-stationary in two dimensions, written in three ways.
+"""A feedforward, weight-stationary in two dimensions, written in three ways.
 
 PaLM 540B's shapes, with the two input projections of SwiGLU: gather over yz, multiply twice,
 scatter over x, `silu(gate) * up`, gather over x, multiply, scatter over yz (section 3.2.2 of Pope
@@ -93,7 +93,7 @@ def ours(
     """The same with collective einsums; arguments and result as `blocking`.
 
     With `rows`, c and the result are [m/yz, E/x] instead: rows are contiguous, so that no collective
-    has blocks to move apart. The cost model decides which of four forms the hidden activation has
+    has to reorder blocks. The cost model decides which of four forms the hidden activation has
     between the einsums: sharded over x by tokens or by features, unsharded after an all-reduce over x,
     or computed in two halves of d_ff.
     """
@@ -110,7 +110,7 @@ def ours(
 def _before(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
     """The collectives of the einsum into the hidden activation, as arguments of `choose_schedule`.
 
-    Where it is unsharded, its sum over x is left to be taken.
+    Where it is unsharded, the einsum's result is still to be summed over x.
     """
     if hidden == UNSHARDED:
         return {"axis_name": yz, "gather": edge}
@@ -197,8 +197,8 @@ def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
 class FeedForward:
     """The feedforward, with rows on every chip and the dtype of its weights, bf16 only.
 
-    Its layers are scanned, or, if `unrolled`, written out, each with arrays of its own: the compiler
-    then brings weights to on-chip memory ahead of their matmuls.
+    Its layers are scanned, or, if `unrolled`, written out, with weights in arrays of their own: the
+    compiler then brings weights to on-chip memory ahead of their matmuls.
     """
 
     rows: int

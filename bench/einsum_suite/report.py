@@ -97,13 +97,13 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
             continue
         same = [r.schedule for r in tried.values() if r.program == auto.program and r is not auto]
         others = [row for name, row in tried.items() if name.startswith("compiler")]
-        # The whole feedforward has one form of ours; its rivals are baselines, not choices.
+        # The feedforward has one form of ours; all other forms are baselines, not choices.
         choices = [row for row in tried.values() if row not in others]
         compared.append(
             Comparison(
                 blocking,
                 auto,
-                # Auto comes to one of the others, which names it better.
+                # Auto compiles to the program of another schedule, whose name says more.
                 min(choices, key=lambda row: (row.total_seconds, "auto" in row.schedule)),
                 min((blocking, *others), key=lambda row: row.total_seconds),
                 same[0] if same else auto.schedule,

@@ -33,7 +33,7 @@ def volumes(tokens: float) -> dict[str, float]:
 
 
 def longest_context(attention: str, batch: int) -> float:
-    """Positions that fit in `CACHE_SHARE` of a chip's memory."""
+    """Positions that fit in `CACHE_FRACTION` of a chip's memory."""
     multihead = dataclasses.replace(
         VARIANTS["palm-540b multihead"], layers=layouts.PALM_540B.layers
     )
@@ -44,7 +44,7 @@ def longest_context(attention: str, batch: int) -> float:
     stored = padded_capacity(1)
     asked = load("decode", batch=batch, context=stored)
     position = cache_bytes(config, partitioning, SIZES, asked) / stored
-    return published.CACHE_SHARE * TPU_V4.hbm_bytes / position
+    return published.CACHE_FRACTION * TPU_V4.hbm_bytes / position
 
 
 def conclusions() -> list[tuple[str, str, Plan]]:
@@ -152,9 +152,10 @@ def _conclusions() -> str:
     table = markdown_table(("PaLM 540B, 64 chips", "the paper", "`layouts.plan`"), rows)
     return (
         f"## The paper's choices and the planner's\n\n{table}\n\n"
-        "WS 2D batch is 2D weight-stationary with the same bytes cut by rows. For prompts of 2048 "
-        f"tokens in bf16 the planner chooses by batch: {chosen}. By figure 3's formula, which counts "
-        "bytes of the feedforward alone, WG X begins at a batch of 8, WG XY at 32 and WG XYZ at 384. "
+        "WS 2D batch is 2D weight-stationary with token-sharded activations: the same bytes. "
+        f"For prompts of 2048 tokens in bf16 the planner chooses by batch: {chosen}. By figure 3's "
+        "formula, which counts bytes of the feedforward alone, WG X begins at "
+        "a batch of 8, WG XY at 32 and WG XYZ at 384. "
         "The order is the same; the planner comes to WG XYZ sooner where the matmuls hide the "
         "gathering of weights and nothing hides the collectives of activations, which WG XYZ has none "
         "of."

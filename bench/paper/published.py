@@ -29,7 +29,7 @@ PREFILL_MFU = {64: (0.403, 0.285), 128: (0.401, 0.546), 256: (0.401, 0.740), 512
 LOW_LATENCY_PREFILL, LOW_LATENCY_DECODE = 0.29, 1.82
 HIGH_THROUGHPUT_PREFILL, HIGH_THROUGHPUT_DECODE = 85.2, 6.0
 DECODED_TOKENS = 64
-# Section 4.3: what a serial block adds to a step of decoding at batch 512.
+# Section 4.3: the fraction that a serial block adds to a step of decoding at batch 512.
 SERIAL_COST = 0.14
 # Figure 3: bytes that a chip sends at 2048 tokens, E = 16384, F = 65536, X = Y = Z = 4, 2 bytes; and
 # the tokens from which each layout sends less than the one before it.
@@ -45,7 +45,7 @@ LONGEST_CONTEXT = {
     ("multiquery, batch", 128): 43_000,
     ("multiquery, batch", 512): 10_700,
 }
-CACHE_SHARE = 0.3
+CACHE_FRACTION = 0.3
 
 
 def seconds_of(mfu: float, tokens: int) -> float:

@@ -22,7 +22,7 @@ SLICES = {
 }
 CONTEXT = 2048
 ONE_WAY = "Figure 7 again: batch 64, its weights gathered in rings of one direction"
-# What is said below a section.
+# Sentences below a section.
 NOTES = {
     ONE_WAY: "In this section *blocking* stands for rings of one direction. Gathering all weights on "
     "all three axes at once is faster than what was published for batch 64: 28 s is 38 GB/s for the "

@@ -1,4 +1,4 @@
-"""The torus under a mesh: where each device stands, and which links a transfer takes.
+"""The torus under a mesh: the coordinates of its devices, and the links that a transfer takes.
 
 A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the
 first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
@@ -26,8 +26,10 @@ Pairs = Sequence[tuple[int, int]]
 class Route:
     """A transfer on the torus.
 
-    `bytes` moves over each link of `loads`, times its load (how many messages share the most loaded
-    link of that axis and direction); the last byte is `hops` links behind.
+    Attributes:
+      bytes: that move over a link of `loads`, times its load.
+      loads: by axis and direction, the number of messages on the most loaded link.
+      hops: links between the farthest sender and receiver.
     """
 
     bytes: float

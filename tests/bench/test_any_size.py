@@ -9,7 +9,7 @@ import functools
 import pytest
 
 import layouts
-from bench.decoder_suite.layers import ends_of, mesh_of
+from bench.decoder_suite.layers import mesh_of, outside_layers
 from bench.decoder_suite.phases import split
 from collective_einsum.ruler.replay.simulation import replay
 from layouts.planning.defaults import default_reader
@@ -32,7 +32,7 @@ def layers_seconds(phase: str, batch: int, positions: int) -> float:
         plan = default_reader(whole, mesh, batch, positions, positions)
         lowered = layouts.lower_prefill(CONFIG, mesh, batch=batch, length=positions, plan=plan)
     timeline = replay(lowered.compile(), mesh)
-    return sum(split(timeline).values()) - sum(split(ends_of(timeline)).values())
+    return sum(split(timeline).values()) - sum(split(outside_layers(timeline)).values())
 
 
 @pytest.mark.parametrize(("batch", "larger", "context"), [(257, 320, 2048), (300, 512, 512)])

@@ -36,7 +36,7 @@ class Program:
 
     @classmethod
     def of(cls, binary: jax.stages.Compiled, compile_seconds: float) -> Program:
-        """The parts of a compiled program that are stored."""
+        """The text, the compile time and the memory of a compiled program."""
         memory = binary.memory_analysis()
         temporary = chip = 0
         if memory is not None:
@@ -47,10 +47,10 @@ class Program:
 
 
 class Cache:
-    """A folder of programs, each under the hash of all that determines it.
+    """A folder of programs, under hashes of all that determines them.
 
-    A program is also remembered by a name for what it was made from, so that one that is there
-    already need not even be traced again. Processes may share a folder: files appear whole.
+    A program has a second name, for its sources and arguments, by which `recall` finds it without
+    tracing. Processes may use one folder at the same time: a file is complete once it has its name.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -109,7 +109,7 @@ def program_key(
 
 
 def source_name(packages: Sequence[str], target: str, *determinants: object) -> str:
-    """A name for what a program is made from, which is known before the program is traced.
+    """A name for the sources and arguments of a program, known before the program is traced.
 
     Args:
       packages: names of the packages whose source files determine the program's text or its replay.

@@ -23,7 +23,7 @@ from collective_einsum.chips.compiler_figures import CompilerOption
 from collective_einsum.chips.known_chips import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 from collective_einsum.chips.names import chip_for
 
-# Without a TPU, libtpu would ask the cloud who it is, and let in one process at a time.
+# Without a TPU, libtpu would query the cloud's metadata server, and allow one process at a time.
 LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -63,10 +63,10 @@ class Target:
     """Devices to run on or to compile for.
 
     Attributes:
-      name: as given to `target`.
+      name: the argument of `target`.
       kind: "emulated", "attached" or "topology"; only the first two can run.
-      chip: what one device can do; None for emulated devices.
-      devices: all of them.
+      chip: rates and bandwidths of a device; None for emulated devices.
+      devices: of the target.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Target:
         return self.kind != "topology"
 
     def mesh(self, axis_sizes: Sequence[int], axis_names: Sequence[str]) -> jax.sharding.Mesh:
-        """A mesh (Auto axes) that lies well on the torus; a topology must be used whole.
+        """A mesh (Auto axes) whose axes lie along those of the torus; of a topology, of all devices.
 
         Raises ValueError if the sizes do not fit the devices.
         """
@@ -109,7 +109,7 @@ class Target:
         *args: object,
         compiler_options: Mapping[str, CompilerOption] | None = None,
     ) -> jax.stages.Compiled:
-        """Compiles a function, jitted or not, or what lowering it gave.
+        """Compiles a function, jitted or not, or a lowered one.
 
         `args` are ShapeDtypeStructs whose shardings name a mesh of this target; none for a
         function that is lowered already.

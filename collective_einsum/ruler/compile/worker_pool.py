@@ -42,5 +42,5 @@ def in_processes(
 
 
 def _leave_interrupts_to_the_parent() -> None:
-    # A terminal sends Ctrl-C to all; a worker that compiles could only print a traceback, much later.
+    # A terminal sends Ctrl-C to all processes; a compiling worker would print a traceback much later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

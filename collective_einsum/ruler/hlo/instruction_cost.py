@@ -1,7 +1,7 @@
 """The flops and the HBM bytes of one instruction of a scheduled module.
 
-A fusion is charged for what it really reads: a dynamic slice of a stacked parameter reads the
-slice, and an update in place writes the update. Counting follows OpenXLA's `HloCostAnalysis`
+A fusion is charged for the bytes that it reads and writes: for a dynamic slice of a stacked parameter
+the slice, for an update in place the update. Counting follows OpenXLA's `HloCostAnalysis`
 (`xla/service/hlo_cost_analysis.cc`).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
 
-# They name, group or reinterpret values and move nothing.
+# Opcodes that name, group or reinterpret values and move nothing.
 FREE = frozenset(
     (
         "parameter",
@@ -35,8 +35,7 @@ FREE = frozenset(
 _ALIASES = ("bitcast", "reshape", "get-tuple-element", "opt-barrier", "convert")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
-
-# Collectives move data over the links; `collective_einsum.ruler.hlo.transfers` says how much.
+# Opcodes that move data over the links; `collective_einsum.ruler.hlo.transfers` counts their bytes.
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -46,7 +45,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# Custom calls that only name memory, or get ready for what follows.
+# Targets of custom calls that allocate memory, or prepare an asynchronous call.
 _FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
 
 
@@ -102,17 +101,17 @@ def flops(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Ins
 
 
 def in_hbm(shape: shapes.AnyShape) -> bool:
-    """Whether any part of a shape stands in HBM."""
+    """Whether any array of a shape is in HBM."""
     return any(leaf.memory_space == shapes.HBM for leaf in shapes.leaves(shape))
 
 
 def bytes_in_hbm(shape: shapes.AnyShape) -> int:
-    """Bytes of the parts of a shape that stand in HBM."""
+    """Bytes of the arrays of a shape that are in HBM."""
     return sum(leaf.bytes for leaf in shapes.leaves(shape) if leaf.memory_space == shapes.HBM)
 
 
 def total_bytes(shape: shapes.AnyShape) -> int:
-    """Bytes of all parts of a shape, wherever they stand."""
+    """Bytes of all arrays of a shape, in any memory."""
     return sum(leaf.bytes for leaf in shapes.leaves(shape))
 
 
@@ -128,7 +127,7 @@ def _operand_read(user: hlo.Instruction, place: int, operand: hlo.Instruction) -
 
 def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instruction) -> int:
     """Bytes of `value`, in HBM, that its users inside a fused computation read."""
-    whole = total_bytes(value.shape)
+    size = total_bytes(value.shape)
     read = 0
     for user in computation.users[value.name]:
         for place, operand in enumerate(user.operands):
@@ -139,18 +138,18 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
             elif user.opcode in ("dynamic-update-slice", "scatter") and place == 0:
                 read += 0
             elif user.opcode in _ALIASES:
-                read += min(_read(module, computation, user), whole)
+                read += min(_read(module, computation, user), size)
             elif "output_to_operand_aliasing" in user.attributes:
-                # The same bytes seen in other tiles, by an int8 operand's reader.
-                read += min(_read(module, computation, user), whole)
+                # An alias of the same bytes in other tiles, for the reader of an int8 operand.
+                read += min(_read(module, computation, user), size)
             elif user.opcode in ("fusion", "call"):
                 inner = module.computations[user.calls[0]]
                 read += _read(module, inner, inner.parameters[place])
             elif user.opcode in COLLECTIVES or (user.opcode == "tuple" and user.is_root):
                 read += 0
             else:
-                read += whole
-    return min(read, whole)
+                read += size
+    return min(read, size)
 
 
 def _written(

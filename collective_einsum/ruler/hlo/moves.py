@@ -1,8 +1,8 @@
 """The seconds of moving data within a chip, where the compiler gives no estimate.
 
 A `dynamic-update-slice` that stands alone, and a copy or reshape between on-chip memories, have no
-`estimated_cycles`, yet each is a loop over vector registers in the code that the compiler emits. It
-is charged what the same compiler estimates for a slice of as many elements.
+`estimated_cycles`, though the compiler emits a loop over vector registers for them. The replay charges
+them the compiler's estimate for a slice of as many elements.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def move_seconds(
 ) -> float | None:
     """Seconds of a movement that has no estimate; None for any other instruction.
 
-    An update of HBM counts too: its data passes the same registers. A copy to or from HBM does not,
-    since that is a DMA, which is charged by its bytes.
+    An update of HBM counts too, since its data passes the same registers. A copy to or from HBM does
+    not: it is a DMA, which is charged by its bytes.
     """
     if instruction.estimated_cycles is not None:
         return None
@@ -52,7 +52,7 @@ def move_seconds(
 
 
 def _seconds(chip: Chip, shape: shapes.Shape) -> float:
-    # What has one element, or stands outside the vector memories, never fills a vector register.
+    # A single element, or an array outside the vector memories, never fills a vector register.
     if shape.size <= 1 or shape.memory_space not in (shapes.HBM, shapes.VMEM, shapes.CMEM):
         return 0.0
     by_width = _SLICE_CYCLES.get(chip.name)

@@ -2,8 +2,7 @@
 
 The order of the lines of a scheduled module is the order in which a chip executes them, and most of
 the instructions of a TPU module carry the compiler's own estimate of their cycles. This file turns
-the text into frozen values; `instruction_cost` says what an
-instruction costs.
+the text into frozen values; `instruction_cost` counts the flops and bytes of an instruction.
 
 Sources: the HLO text printer and parser of OpenXLA (`xla/hlo/ir/hlo_instruction.cc`,
 `xla/shape_util.cc`, `xla/hlo/parser/hlo_parser.cc`).
@@ -63,7 +62,7 @@ class Instruction:
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """Names of the computations it calls."""
+        """Names of the computations that the instruction calls."""
         names: list[str] = []
         for key in (
             "calls",
@@ -119,7 +118,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> Mapping[str, tuple[Instruction, ...]]:
-        """The instructions that read each instruction."""
+        """The instructions that read an instruction, by its name."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self:
             for operand in dict.fromkeys(instruction.operands):

@@ -18,7 +18,7 @@ def parse_replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
     """Reads the groups of a collective; none means that all devices form one group.
 
     The three forms are `{{0,1},{2,3}}`; `[2,2]<=[2,2]T(1,0)`, a reshaped and transposed iota; and
-    `mesh['a'=2,'b'=4],device_ids=([4,2]T(1,0)) {'a','b':(2)2}`, axes and parts of axes of a mesh.
+    `mesh['a'=2,'b'=4],device_ids=([4,2]T(1,0)) {'a','b':(2)2}`, axes and sub-axes of a mesh.
 
     Raises ValueError if it is none of them.
     """
@@ -45,23 +45,23 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """Reads `mesh['a'=2,'b'=8],device_ids=(...) {'b':(2)4}`; `(2)4` is 4 after the first 2."""
+    """Reads `mesh['a'=2,'b'=8],device_ids=(...) {'b':(2)4}`; `(2)4` is the sub-axis of size 4 behind a
+    major one of size 2."""
     head, _, grouped = text.rpartition("{")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", head)}
     ids = np.arange(math.prod(sizes.values()))
     if match := re.search(r"device_ids=\((.*)\)", head):
         ids = _iota(match[1]).reshape(-1) if "[" in match[1] else np.array(integers(match[1]))
-    parts: dict[str, list[int]] = {name: [] for name in sizes}
+    bounds = {name: {1, size} for name, size in sizes.items()}
     chosen: list[tuple[str, int, int]] = []
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", grouped):
-        part = (name, int(before or 1), int(size or sizes[name]))
-        chosen.append(part)
-        parts[name] += [part[1], part[1] * part[2]]
+        major, minor = int(before or 1), int(size or sizes[name])
+        chosen.append((name, major, minor))
+        bounds[name] |= {major, major * minor}
     shape: list[int] = []
     place: dict[tuple[str, int], int] = {}
-    for name, whole in sizes.items():
-        cuts = sorted({1, whole, *parts[name]})
-        for low, high in itertools.pairwise(cuts):
+    for name in sizes:
+        for low, high in itertools.pairwise(sorted(bounds[name])):
             place[name, low] = len(shape)
             shape.append(high // low)
     inside = [place[name, before] for name, before, size in chosen if size > 1]

@@ -15,8 +15,8 @@ def sent_bytes(text: str) -> int:
 
     A collective-permute sends its operand once for each pair with another device. The compiler's
     own collectives are counted as rings: over n devices an all-gather sends (n - 1)/n of its result
-    from each, a reduce-scatter and an all-to-all that share of their operand, and an all-reduce
-    twice that. A loop counts as often as it runs, a conditional by its first branch.
+    from each device, a reduce-scatter and an all-to-all that fraction of their operand, and an
+    all-reduce twice that. A loop counts as often as it runs, a conditional by its first branch.
 
     Raises ValueError if `text` is no HLO module.
     """

@@ -1,6 +1,6 @@
-"""The instructions that move data between chips or memories, and where a transfer starts and ends.
+"""The instructions that move data between chips or memories; the start and the done of a transfer.
 
-A collective has three forms in a TPU schedule, which look alike: a synchronous instruction, an
+A collective has one of three forms in a TPU schedule: a synchronous instruction, an
 asynchronous start and its done, and a compute fusion that carries the collective along ("async
 collective fusion", on v5e).
 """
@@ -52,7 +52,7 @@ class Collective:
 def collective_in(
     module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
 ) -> Collective | None:
-    """The collective that an instruction is, starts, ends or carries along, if any."""
+    """The collective that an instruction runs, starts, finishes or carries along, or None."""
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
     if kind in work.COLLECTIVES:
@@ -81,7 +81,7 @@ def collective_in(
 
 
 def result(instruction: hlo.Instruction) -> shapes.AnyShape:
-    """The shape of the result: of a start, what the matching done returns."""
+    """The shape of an instruction's result; for a start, that of its done."""
     opcode, shape = instruction.opcode, instruction.shape
     is_start = opcode.endswith("-start") or instruction.name.startswith("async-collective-start")
     if not is_start or opcode == "all-reduce-start" or not isinstance(shape, shapes.TupleShape):
@@ -124,9 +124,9 @@ def start_of(done: hlo.Instruction, computation: hlo.Computation, begun: set[str
 
 
 def _carried(source: hlo.Instruction, index: str, computation: hlo.Computation) -> hlo.Instruction:
-    """Where an element of a tuple comes from, if `source` only carries a collective's state along."""
+    """The source of a tuple's element, if `source` only carries a collective's state along."""
     if source.opcode == "while":
-        # From what the loop begins with to its result, at the same place.
+        # The initial value at the same place of the loop's state.
         before = computation[source.operands[0]]
         return computation[before.operands[int(index)]] if before.opcode == "tuple" else before
     if source.opcode == "fusion":

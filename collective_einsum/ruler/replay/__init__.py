@@ -1,4 +1,4 @@
-"""Replaying a compiled schedule on the slice's torus: its timeline, and what it waits for."""
+"""Replaying a compiled schedule on the slice's torus: its timeline and its waits."""
 
 from .scheduler_log import scheduler_verdict as scheduler_verdict
 from .simulation import replay as replay

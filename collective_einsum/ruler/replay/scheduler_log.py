@@ -1,4 +1,4 @@
-"""The TPU compiler's own account of a schedule, from its log: a second ruler next to the replay.
+"""The TPU scheduler's own account of a schedule, from its log: a second ruler next to the replay.
 
 Its latency-hiding scheduler logs, for every computation with asynchronous ops in it, the cycles
 that it expects to waste waiting for them, and all cycles. Synchronous collectives are not among
@@ -42,7 +42,7 @@ _CYCLES = re.compile(r"(Total wasted cycles|Wasted cycles for ([\w -]+)|Total cy
 class ComputationVerdict:
     """The scheduler's account of one computation, in cycles, after scheduling.
 
-    `wasted_before` is what would be wasted in the order before it.
+    `wasted_before` are the cycles wasted in the order before scheduling.
     """
 
     computation: str
@@ -89,7 +89,7 @@ def scheduler_verdict(entry: str, *args: object, timeout_seconds: float = 300) -
     Args:
       entry: "module:function" that compiles one program for a TPU topology when called.
       args: its arguments; anything that JSON can carry.
-      timeout_seconds: of the whole process.
+      timeout_seconds: seconds after which the process is ended.
 
     Raises:
       ValueError: if `entry` is not of that form.

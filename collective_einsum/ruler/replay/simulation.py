@@ -1,8 +1,8 @@
 """Replay a scheduled HLO module on one chip of a torus.
 
-Every chip of an SPMD program does the same at the same time, so one chip is followed. Ops run in
-the order of the schedule and take the compiler's `estimated_cycles`, or what `ruler.hlo.moves` says
-where it gives none; asynchronous copies and collectives overlap with them and divide the links and
+All chips of an SPMD program do the same at the same time, so the replay follows one. Ops run in the
+order of the schedule and take the compiler's `estimated_cycles`, or, where it gives none, the estimate
+of `ruler.hlo.moves`; asynchronous copies and collectives overlap with them and divide the links and
 HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous collective is
 a start and a done with nothing between. Nothing is fitted to measurements.
 """
@@ -34,9 +34,9 @@ def replay(
     """Replays a compiled program on the torus of a mesh.
 
     Args:
-      compiled: what `jax.jit(f).lower(...).compile()` returned for a TPU topology, or its text.
+      compiled: the result of `jax.jit(f).lower(...).compile()` for a TPU topology, or its text.
       mesh: the mesh it was compiled for; its flat order gives the meaning of device ids.
-      chip: what the chip can do; by default that of the mesh's device kind.
+      chip: rates and bandwidths; by default those of the mesh's device kind.
 
     Returns:
       The predicted timeline, in seconds.
@@ -84,7 +84,7 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
 
 @dataclasses.dataclass(frozen=True)
 class _Transfer:
-    """An asynchronous operation between its start and its done; bytes by the row they show on."""
+    """An asynchronous operation between its start and its done; `rows` are its bytes by row."""
 
     instruction: hlo.Instruction
     flow: Flow[_Resource]
@@ -135,7 +135,7 @@ class _Walk:
     def loop(self, loop: hlo.Instruction, computation: hlo.Computation) -> None:
         """Runs a loop.
 
-        An iteration that begins and ends with nothing in flight is repeated exactly by the rest.
+        The iterations after one that starts and finishes with nothing in flight repeat it exactly.
         """
         count = scalars.trip_count(self.module, loop, computation)
         if count is None:
@@ -206,7 +206,7 @@ class _Walk:
         if collective is None:
             kind = "copy"
             moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
-            # A copy between on-chip memories is taken to be no faster than one from HBM.
+            # Assumed: a copy between on-chip memories is no faster than one from HBM.
             size = moved or work.total_bytes(transfers.result(instruction))
             cap, latency = self.chip.hbm_bandwidth, 0.0
             rows = {DMA_ROW: float(moved)}

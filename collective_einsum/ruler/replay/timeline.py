@@ -1,4 +1,4 @@
-"""The result of a replay: events on rows, and what they add up to, printed as a table."""
+"""The result of a replay: events on rows, their sums, and a table of these."""
 
 from __future__ import annotations
 
@@ -125,11 +125,11 @@ class Timeline:
 
     @property
     def mfu(self) -> float:
-        """Flops over the chip's bf16 peak for the whole time."""
+        """`flops` over the chip's bf16 peak times `total_seconds`."""
         return self.flops / (self.peak_flops * self.total_seconds) if self.total_seconds else 0.0
 
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
-        """Seconds that each collective-permute shares with a dot, where it shares some."""
+        """Seconds in which a collective-permute overlaps with a dot, by name; those that do."""
         dots = _union((e.start, e.end) for e in self.events if e.kind == "dot")
         seconds: dict[str, float] = {}
         seen = set()
@@ -150,7 +150,7 @@ class Timeline:
 
         Args:
           path: of the PNG file.
-          title: what was compiled, above the picture; by default, the module's name.
+          title: of the picture; by default, the module's name.
           layers: how many layers alike the program has; their boundaries are marked.
 
         Raises:
@@ -216,7 +216,7 @@ class Timeline:
 
 
 def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same time, as intervals that do not overlap."""
+    """The union of intervals, as intervals that do not overlap."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:

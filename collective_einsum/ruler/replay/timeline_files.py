@@ -13,7 +13,7 @@ from collective_einsum.ruler.replay.events import STALL_ROW, Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# By kind of event; the colours of Okabe and Ito, which the colour-blind can tell apart.
+# By kind of event; the palette of Okabe and Ito, which the colour-blind can distinguish.
 _COLOURS = {
     "dot": "#0072B2",
     "compute": "#56B4E9",
@@ -21,7 +21,7 @@ _COLOURS = {
     "collective": "#D55E00",
     "copy": "#999999",
 }
-# Names of the stalls, by what they wait for.
+# Stalls, by the kind of transfer that they wait for.
 _STALL_COLOURS = {"collective": "#CC79A7", "copy": "#F0E442"}
 _US = 1e6
 
@@ -95,7 +95,7 @@ def save_trace(
 ) -> None:
     """Writes the events in the Trace Event Format, complete events ("X") on one thread a row.
 
-    Transfers that overlap on one link stand on threads of their own, as threads must nest.
+    Transfers that overlap on one link get threads of their own, since the events of a thread must nest.
     """
     trace: list[dict[str, object]] = [_metadata("process_name", 0, {"name": process})]
     thread = 0
@@ -111,7 +111,7 @@ def save_trace(
 
 
 def _by_row(rows: Sequence[str], events: Iterable[Event]) -> dict[str, list[Event]]:
-    """The events of each row, in their order; rows without events too."""
+    """The events of all rows in order, also of rows without events."""
     by_row: dict[str, list[Event]] = {row: [] for row in rows}
     for event in events:
         by_row[event.row].append(event)
