@@ -143,6 +143,8 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> str:
             "",
             "counted: kB that each device sent, from the collectives of the compiled program",
             table(("", *SCHEDULES), cells(lambda o: f"{(o.sent or 0) / 1e3:.1f}")),
+            "",
+            'Columns: the schedule; -: the function refuses it, "auto" and "blocking" serve always.',
         ]
     )
 

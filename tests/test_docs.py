@@ -6,10 +6,6 @@ import fnmatch
 import runpy
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.tpu
-
 DOCS = Path(__file__).parent.parent / "docs"
 
 

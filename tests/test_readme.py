@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.tpu
-
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -56,7 +54,11 @@ def outputs(page: Path) -> list[tuple[str, str | None]]:
     return [(text, said or None) for text, (_, said) in zip(printed, blocks, strict=True)]
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=page_name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.tpu] * (p.name == "ruler.md")) for p in PAGES_WITH_CODE],
+    ids=page_name,
+)
 def test_code_runs_and_prints_what_it_says(page: Path) -> None:
     for printed, said in outputs(page):
         assert printed == (said or ""), "`python -m tests.test_readme` writes it"

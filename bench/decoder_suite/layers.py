@@ -16,9 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from bench.decoder_suite.phases import Phase, mfu, split
-from bench.tables import legend
 from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
-from collective_einsum.ruler.replay import Timeline, replay, table
+from collective_einsum.ruler.replay import Timeline, legend, replay, table, wrapped
 
 # The longest waits of a row that are printed.
 OPS_SHOWN = 3
@@ -151,13 +150,13 @@ def measure_all(
 
 def print_rows(rows: Sequence[LayerRow]) -> str:
     """The rows as a table; below it the ops that a row waits for, and the meaning of the columns."""
-    head = ("predicted, us a layer", "feedforward", "attention", "schedule", *_MEANINGS)
+    head = ("predicted, us a layer", *_MEANINGS)
     us = 1e6
-    cells, notes = [], []
+    cells, notes = [], [""]
     for row in rows:
         phase = row.phase
         if row.refused:
-            notes.append(f"{phase}: {row.refused}")
+            notes += wrapped(f"{phase}: {row.refused}")
             continue
         cells.append(
             (
@@ -174,11 +173,14 @@ def print_rows(rows: Sequence[LayerRow]) -> str:
         waits = list(row.exposed_by_op.items())[:OPS_SHOWN]
         if waits:
             ops = ", ".join(f"{name} {seconds * us:.1f} us" for name, seconds in waits)
-            notes.append(f"{phase.name} {phase.weights} {phase.schedule_name} waits for {ops}")
-    return "\n".join([table(head, cells), *notes, legend(_MEANINGS), _conclusion(rows)])
+            notes += wrapped(f"{phase.name} {phase.weights} {phase.schedule_name} waits for {ops}")
+    return "\n".join([table(head, cells), *notes, "", legend(_MEANINGS), "", *_conclusion(rows)])
 
 
 _MEANINGS = {
+    "feedforward": "its layout",
+    "attention": "its layout",
+    "schedule": "of every einsum with a collective",
     "total": "time of one layer, the sum of the next four",
     "matmul": "in matmuls other than attention's",
     "attend": "in attention's scores and values",
@@ -189,16 +191,18 @@ _MEANINGS = {
 }
 
 
-def _conclusion(rows: Sequence[LayerRow]) -> str:
-    """One sentence: the fastest row of every phase."""
-    best: dict[str, LayerRow] = {}
+def _conclusion(rows: Sequence[LayerRow]) -> list[str]:
+    """A sentence for every phase: its fastest row, and what it gains over the slowest."""
+    phases: dict[str, list[LayerRow]] = {}
     for row in rows:
-        name = f"{row.phase.name} {row.phase.weights}"
-        if not row.refused and (name not in best or row.seconds < best[name].seconds):
-            best[name] = row
-    fastest = [
-        f"{name}: {row.phase.feedforward}, {row.phase.attention}, {row.phase.schedule} "
-        f"({row.seconds * 1e6:.1f} us)"
-        for name, row in best.items()
-    ]
-    return "Fastest " + "; ".join(fastest) if fastest else "No row could be compiled."
+        if not row.refused:
+            phases.setdefault(f"{row.phase.name} {row.phase.weights}", []).append(row)
+    lines = []
+    for name, of_phase in phases.items():
+        best = min(of_phase, key=lambda row: row.seconds)
+        gain = max(row.seconds for row in of_phase) / best.seconds
+        others = f", {gain:.2f} times as fast as the slowest" if len(of_phase) > 1 else ""
+        layouts = f"{best.phase.feedforward}, {best.phase.attention}, {best.phase.schedule}"
+        seconds = f"{best.seconds * 1e6:.1f} us a layer"
+        lines += wrapped(f"So {name} is predicted fastest with {layouts}: {seconds}{others}.")
+    return lines or ["No row could be compiled."]

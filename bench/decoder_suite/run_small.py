@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 
 import layouts
 from bench.decoder_suite.phases import ATTENTIONS, FEEDFORWARDS
-from bench.tables import legend
 from collective_einsum.ruler.compile import Target
-from collective_einsum.ruler.replay import table
+from collective_einsum.ruler.replay import legend, table
 from layouts import ModelConfig, Partitioning
 from layouts.mesh import AXES
 from layouts.models import TINY_MULTIQUERY, Params

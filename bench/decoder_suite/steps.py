@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.decoder_suite.layers import mesh_of, outside_layers, replayed
 from bench.decoder_suite.phases import Phase, split
-from bench.tables import SOURCES
+from bench.sources import SOURCES
 from collective_einsum.ruler.compile import Cache, in_processes, source_name
 
 

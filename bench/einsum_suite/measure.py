@@ -12,7 +12,7 @@ import jax
 
 from bench.einsum_suite.cases import IN_JIT, Case, mesh_of, schedule_of
 from bench.einsum_suite.feedforward_forms import FeedForward
-from bench.tables import SOURCES
+from bench.sources import SOURCES
 from collective_einsum import Schedule
 from collective_einsum.ops import as_schedule
 from collective_einsum.ruler.compile import (

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from bench.einsum_suite.cases import FORMS
 from bench.einsum_suite.feedforward_forms import DESCRIPTION
 from bench.einsum_suite.measure import Row
-from bench.tables import legend
 from collective_einsum.ruler.compile import versions
-from collective_einsum.ruler.replay import table
+from collective_einsum.ruler.replay import legend, table
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -115,18 +114,20 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
 
 # Meanings of the columns of the tables, which stand below them.
 _MEANINGS = {
+    "rows": "size of label m",
     "compute": "time in which the chip computes",
     "comm": "time in which something is under way between chips, as in blocking",
     "blocking": "lax's collectives before and after the einsum, by jax.jit",
     "exposed": "time of the column before in which the chip waits for communication",
     "in jit": "auto by jax.jit, without the compiler options of ce.jit",
     "auto": 'schedule="auto" by ce.jit; of the feedforward, its form "ours"',
-    "hidden": "fraction of blocking's comm that auto does not wait for",
+    "hidden": "fraction of that communication which auto does not wait for",
     "speedup": "blocking / auto",
-    "limit": "compute or comm of blocking, the longer: no overlap of the two can be faster",
+    "limit": "compute or communication of blocking, the longer: no overlap of the two can be faster",
     "above it": "auto / limit - 1; negative where another program has less to do than blocking",
 }
 _CHOICE_MEANINGS = {
+    "rows": "size of label m",
     "chose": "the schedule that auto comes to",
     "best": "the fastest of all that were tried, by its replay",
     "which": "the schedule of best",
@@ -193,11 +194,11 @@ def choices_legend() -> str:
 
 
 def _cases_legend(compared: Sequence[Comparison]) -> str:
-    """The einsum and the collective of every case, one a line; rows: size of the label m."""
+    """The einsum and the collective of every case, one a line."""
     names = dict.fromkeys(c.auto.case for c in compared)
     lines = [f"  {name}: {FORMS[name].description}" for name in names if name in FORMS]
     lines += [f"  {n}: PaLM's feedforward, {DESCRIPTION}" for n in names if n not in FORMS]
-    return "\n".join(["Cases, rows being the size of label m:", *lines])
+    return "\n".join(["Cases:", *lines])
 
 
 def print_conclusion(compared: Sequence[Comparison]) -> str:

@@ -9,7 +9,7 @@ import layouts
 from bench.decoder_suite.phases import Phase
 from bench.decoder_suite.steps import StepRow, Task
 from bench.paper.rows import CONTEXT, SLICES
-from collective_einsum.ruler.replay import table
+from collective_einsum.ruler.replay import legend, table
 from layouts import Option, Plan, plan
 
 # The fraction that the plan may lose at most points, and at any.
@@ -134,6 +134,15 @@ def regrets(rows: Mapping[Task, StepRow]) -> list[Regret]:
     return lost
 
 
+_MEANINGS = {
+    "not the best at": "model, chips, phase, batch and weights",
+    "chosen": "the planner's first layouts",
+    "ms": "of the layers of a step, predicted: replayed",
+    "best replayed": "the fastest of all layouts that fit",
+    "regret": "chosen / best - 1",
+}
+
+
 def print_regrets(lost: Sequence[Regret]) -> str:
     """How many are within bounds, and all the misses."""
     within = sum(one.regret <= MOST for one in lost)
@@ -156,5 +165,5 @@ def print_regrets(lost: Sequence[Regret]) -> str:
     ]
     if rows:
         head = ("not the best at", "chosen", "ms", "best replayed", "ms", "regret")
-        lines.append(table(head, rows))
+        lines += [table(head, rows), legend(_MEANINGS)]
     return "\n".join(lines)

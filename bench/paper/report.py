@@ -20,7 +20,7 @@ from bench.paper.plan_regret import Regret, print_regrets, regrets
 from bench.paper.plan_regret import tasks as regret_tasks
 from bench.paper.rows import NOTES, entries
 from collective_einsum.ruler.compile import target, versions
-from collective_einsum.ruler.replay import markdown_table
+from collective_einsum.ruler.replay import markdown_table, wrapped
 from layouts.cost import Cost, cost, load
 
 MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
@@ -87,7 +87,10 @@ def report(
     (folder / "report.md").write_text(text, encoding="utf-8")
     _save_json(folder / "report.json", lines, lost, loads, rows)
     took = time.perf_counter() - start
-    return "\n".join([*summary, f"{folder / 'report.md'}, written in {took:.0f} s (measured)"])
+    names = ", ".join(["report.md", "report.json", *pictures.values()])
+    return "\n".join(
+        [*summary, *wrapped(f"written to {folder} in {took:.0f} s (measured): {names}")]
+    )
 
 
 def _errors(lines: Sequence[Line]) -> list[str]:

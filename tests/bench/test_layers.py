@@ -68,6 +68,7 @@ def test_unrolled_layers_are_a_step_without_its_ends() -> None:
     assert "auto, unrolled" in layers.print_rows([found])
 
 
+@pytest.mark.tpu
 def test_the_table_shows_the_row_and_what_it_waits_for() -> None:
     text = layers.print_rows([row()])
     assert text.startswith("predicted")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import re
 import shlex
 import signal
 import subprocess
@@ -16,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import correctness
-from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
+from bench import command_line, correctness
+from tests.bench.users import run_as_user
 
 pytestmark = pytest.mark.tpu
 
@@ -26,22 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m bench` with arguments, in a process whose environment is a user's."""
-    ours = ("XLA_FLAGS", "TPU_", "JAX_", "ALLOW_MULTIPLE_LIBTPU_LOAD")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def _documents() -> str:
-    """README and all pages."""
-    files = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return run_as_user([sys.executable, "-m", "bench", *arguments], ROOT)
 
 
 def test_help() -> None:
@@ -73,32 +56,6 @@ def test_collectives_and_timeline(tmp_path: Path) -> None:
     assert "scheduler's cycles" in found.stdout
     assert Path(png).read_bytes().startswith(b"\x89PNG")
     assert json.loads(Path(trace).read_text())["traceEvents"]
-
-
-def test_layers_on_emulated_devices_as_the_readme_writes_it() -> None:
-    line = "python -m bench layers --target cpu:8"
-    assert f"\n{line}\n" in _documents()
-    found = run(*line.removeprefix("python -m bench ").split())
-    assert found.returncode == 0, found.stderr
-    above, _, below = found.stdout.strip().partition("\n\n")
-    title, head, *rows = above.splitlines()
-    assert below.startswith("Columns: measured: layout of the feedforward")
-    assert below.endswith("pairs of layouts: all are right.")
-    assert title.startswith("a mesh 2x2x2 of cpu")
-    assert head.startswith("measured")
-    for name in (*FEEDFORWARDS, *ATTENTIONS):
-        assert any(name in row for row in rows), found.stdout
-    assert len(rows) == len(FEEDFORWARDS) + len(ATTENTIONS) - 1
-    assert "WRONG" not in found.stdout
-
-
-def test_every_command_of_the_readme_is_one() -> None:
-    """Its words are understood; the functions behind the commands have tests of their own."""
-    lines = re.findall(r"python -m bench[^\n`]*", _documents())
-    assert len(lines) > 5
-    for line in lines:
-        options = command.argument_parser().parse_args(shlex.split(line)[3:])
-        assert callable(options.run)
 
 
 def test_without_libtpu(
@@ -185,7 +142,7 @@ def test_flags_of_a_file(tmp_path: Path) -> None:
     """absl's flags are known, before and after the command."""
     path = tmp_path / "flags"
     path.write_text("--rows\n64\n--verbosity=1\n")
-    options = command.argument_parser().parse_args(["collectives", f"--flagfile={path}"])
+    options = command_line.parser().parse_args(["collectives", f"--flagfile={path}"])
     assert options.rows == (64,)
 
 
@@ -204,6 +161,40 @@ def test_ctrl_c_is_answered_while_workers_compile(tmp_path: Path) -> None:
             # The first progress line; workers compile the next programs by then.
             assert process.stderr is not None
             assert "compiled 1 of" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert time.monotonic() - start < 5
+    assert process.returncode == 130
+    assert "run the command again to go on" in errors
+
+
+def test_ctrl_c_is_answered_while_the_main_thread_is_in_a_compiler() -> None:
+    """A hash of a minute stands for it: one call that returns to Python at its end alone."""
+    code = (
+        "import hashlib\n"
+        "from bench import interrupts\n"
+        "interrupts.answer_interrupts()\n"
+        "print('started', flush=True)\n"
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
             process.send_signal(signal.SIGINT)
             start = time.monotonic()
             _, errors = process.communicate(timeout=30)

@@ -47,6 +47,7 @@ def test_compiles_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         measure.measure(Task(CASE, "unidirectional", TARGET), tmp_path)
 
 
+@pytest.mark.tpu
 def test_refused(tmp_path: Path) -> None:
     task = Task(CASE, ce.Schedule("chunked", chunks=2, label="f"), TARGET)
     row = measure.measure(task, tmp_path)
@@ -54,6 +55,7 @@ def test_refused(tmp_path: Path) -> None:
     assert row.total_seconds == 0
 
 
+@pytest.mark.tpu
 def test_in_other_processes(tmp_path: Path) -> None:
     tasks = [Task(CASE, schedule, TARGET) for schedule in ("blocking", "nonsense")]
     rows = dict(measure_all(tasks, tmp_path, workers=1))

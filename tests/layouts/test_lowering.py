@@ -63,6 +63,7 @@ def test_a_decode_step_holds_one_cache(int8_cache: bool) -> None:
     assert memory.temp_size_in_bytes < cache / 4
 
 
+@pytest.mark.tpu
 def test_no_copy_of_the_cache_in_the_loop() -> None:
     """Nothing inside the loop over layers makes an array as large as one layer's keys."""
     module = hlo.parse(decode().as_text() or "")

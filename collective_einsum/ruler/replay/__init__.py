@@ -3,17 +3,23 @@
 from .scheduler_log import scheduler_verdict as scheduler_verdict
 from .simulation import replay as replay
 from .simulation import replay_module as replay_module
+from .tables import WIDTH as WIDTH
+from .tables import legend as legend
 from .tables import markdown_table as markdown_table
 from .tables import table as table
+from .tables import wrapped as wrapped
 from .timeline import Timeline as Timeline
 from .timeline_files import figure_class as figure_class
 
 __all__ = [
+    "WIDTH",
     "Timeline",
     "figure_class",
+    "legend",
     "markdown_table",
     "replay",
     "replay_module",
     "scheduler_verdict",
     "table",
+    "wrapped",
 ]

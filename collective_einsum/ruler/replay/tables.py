@@ -1,8 +1,12 @@
-"""Plain text tables."""
+"""Plain text tables, and the legends below them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+# Columns of a terminal that tables and legends fit.
+WIDTH = 120
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -22,3 +26,15 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same table in Markdown."""
     lines = [head, ["---", *(["---:"] * (len(head) - 1))], *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def legend(meanings: Mapping[str, str], subject: str = "Columns") -> str:
+    """The meaning of every column of a table, to stand below it: `Columns: column: meaning; ...`,
+    wrapped at `WIDTH`."""
+    text = "; ".join(f"{column}: {meaning}" for column, meaning in meanings.items())
+    return "\n".join(wrapped(f"{subject}: {text}."))
+
+
+def wrapped(text: str) -> list[str]:
+    """The lines of a paragraph, wrapped at `WIDTH`; those after the first are indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")

@@ -9,7 +9,20 @@ from collections.abc import Iterable, Mapping
 
 from collective_einsum.ruler.replay import timeline_files as drawing
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
-from collective_einsum.ruler.replay.tables import table
+from collective_einsum.ruler.replay.tables import legend, table
+
+_MEANINGS = {
+    "total": "from start to end",
+    "compute": "the chip computes; dots: in ops that contain a dot",
+    "communication": "at least one transfer between chips is under way",
+    "exposed": "the chip waits for such a transfer",
+    "share": "of the total",
+    "MFU": "flops over the chip's bf16 peak for the total",
+    "link": "an axis of the slice's torus and a direction",
+    "MB": "over its most loaded link",
+    "busy us": "it has a transfer",
+    "exposed by": "the instructions that the chip waits longest for",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +225,7 @@ class Timeline:
                     [(n, f"{s * us:.2f}") for n, s in list(self.exposed_by_op.items())[:10]],
                 )
             )
+        lines += ["", legend(_MEANINGS, "Rows and columns")]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
