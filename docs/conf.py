@@ -47,6 +47,41 @@ def _join_names(
             lines[i : i + 2] = [f"{lines[i]} {lines[i + 1].lstrip()}"]
 
 
+# Napoleon's fields of an "Attributes" section: `:ivar name, name: text`.
+_ATTRIBUTES = re.compile(r":ivar (\w+(?:, \w+)+):(.*)")
+
+
+def _split_attributes(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Splits such a field by name, in place: Sphinx takes all names but the last for a type."""
+    del app, what, name, obj, options
+    i = 0
+    while i < len(lines):
+        field = _ATTRIBUTES.fullmatch(lines[i])
+        end = i + 1
+        while field and end < len(lines) and lines[end].startswith(" "):
+            end += 1
+        if field:
+            text = lines[i + 1 : end]
+            names = field[1].split(", ")
+            lines[i:end] = [line for name in names for line in (f":ivar {name}:{field[2]}", *text)]
+        i += 1
+
+
+def _keep_sentences(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Joins the sentence of a property, in place: Napoleon takes its words before a colon for a type."""
+    del app, name, obj, options
+    if what == "property" and any(line.startswith(":type:") for line in lines):
+        at = next(i for i, line in enumerate(lines) if line.startswith(":type:"))
+        lines[0] = f"{lines[at].removeprefix(':type:').strip()}: {lines[0]}"
+        del lines[at]
+
+
 def setup(app: Sphinx) -> None:
-    """Registers the hook ahead of Napoleon's."""
+    """Registers hooks ahead of Napoleon's and behind it."""
     app.connect("autodoc-process-docstring", _join_names, priority=100)
+    app.connect("autodoc-process-docstring", _split_attributes, priority=900)
+    app.connect("autodoc-process-docstring", _keep_sentences, priority=900)

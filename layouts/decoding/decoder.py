@@ -74,7 +74,7 @@ def prefill(
 
     Raises:
       ValueError: in words, before anything runs, for sizes or tokens that do not fit. Inside a jit,
-      what depends on values cannot be seen.
+        what depends on values cannot be seen.
     """
     config = checks.as_given(config, mesh, params)
     checks.check_cache(cache, mesh)

@@ -130,8 +130,8 @@ def target(name: str) -> Target:
     initialises jax's backends.
 
     Raises:
-      ValueError: if there is no such target, or the topology cannot be, or the devices are not
-      there. ModuleNotFoundError: if a topology is asked for and libtpu is not installed.
+      ValueError: if there is no such target, or the topology cannot be, or the devices are not there.
+      ModuleNotFoundError: if a topology is asked for and libtpu is not installed.
     """
     if name == "attached":
         return _attached()
