@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from collective_einsum.text import as_dtype as any_dtype
 from collective_einsum.text import did_you_mean
 
+# Token ids, [batch, length] or [batch]: an array, or lists of numbers.
+Tokens = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
 
-def as_size(name: str, value: Any, whose: str = "") -> int:
+
+def as_size(name: str, value: object, whose: str = "") -> int:
     """A positive integer, numpy's included, as an int.
 
     Args:
@@ -48,10 +52,10 @@ def as_size(name: str, value: Any, whose: str = "") -> int:
     raise ValueError(given + hint)
 
 
-def as_sizes(name: str, value: Any, whose: str = "") -> tuple[int, ...]:
+def as_sizes(name: str, value: npt.ArrayLike, whose: str = "") -> tuple[int, ...]:
     """One size, or several, as a tuple; `name` and `whose` as in `as_size`."""
-    several = np.ndim(value) > 0 and isinstance(value, Iterable)
-    return tuple(as_size(name, size, whose) for size in (value if several else (value,)))
+    sizes = value if np.ndim(value) > 0 and isinstance(value, Iterable) else (value,)
+    return tuple(as_size(name, size, whose) for size in sizes)
 
 
 def check_word(name: str, word: object, words: Sequence[str]) -> None:
@@ -75,7 +79,7 @@ def as_flag(name: str, value: object) -> bool:
     raise ValueError(f"{name}={value!r} must be True or False")
 
 
-def as_dtype(value: DTypeLike, int8: str) -> np.dtype[Any]:
+def as_dtype(value: DTypeLike, int8: str) -> np.dtype:
     """A floating dtype, from a dtype or its name.
 
     Args:
@@ -92,7 +96,7 @@ def as_dtype(value: DTypeLike, int8: str) -> np.dtype[Any]:
     raise ValueError(f"dtype={dtype} must be a floating dtype, such as jnp.bfloat16{hint}")
 
 
-def as_key(key: Any) -> jax.Array | np.ndarray:
+def as_key(key: object) -> jax.Array | np.ndarray:
     """One key of jax.random: of `jax.random.key`, or of `jax.random.PRNGKey` ([2] uint32).
 
     Raises:
@@ -111,7 +115,7 @@ def as_key(key: Any) -> jax.Array | np.ndarray:
     )
 
 
-def as_prompts(tokens: ArrayLike | Sequence[Sequence[int]]) -> jax.Array | np.ndarray:
+def as_prompts(tokens: Tokens) -> jax.Array | np.ndarray:
     """Tokens [batch, length], an array or lists, as an array of integers.
 
     Raises:
@@ -127,7 +131,7 @@ def as_prompts(tokens: ArrayLike | Sequence[Sequence[int]]) -> jax.Array | np.nd
     return x
 
 
-def as_next_tokens(tokens: ArrayLike | Sequence[int]) -> jax.Array | np.ndarray:
+def as_next_tokens(tokens: Tokens) -> jax.Array | np.ndarray:
     """One token for each sequence, [batch] or [batch, 1], as an array [batch].
 
     Raises:
@@ -148,7 +152,7 @@ def as_next_tokens(tokens: ArrayLike | Sequence[int]) -> jax.Array | np.ndarray:
     )
 
 
-def as_integers(x: Any, name: str) -> jax.Array | np.ndarray:
+def as_integers(x: object, name: str) -> jax.Array | np.ndarray:
     """An array of integers, numpy's or jax's. Lists become an array, of jax if an item is traced.
 
     Raises:
@@ -169,7 +173,7 @@ def as_integers(x: Any, name: str) -> jax.Array | np.ndarray:
     return x
 
 
-def values_of(x: Any) -> np.ndarray | None:
+def values_of(x: object) -> np.ndarray | None:
     """The numbers of an array; None if it is traced, a shape, or of other processes.
 
     The transfer from a device is explicit, so that a transfer guard allows it.
@@ -199,9 +203,9 @@ def _joined(x: Sequence[Any], name: str) -> jax.Array | np.ndarray:
         raise ValueError(f"{name} are no array of integers: {error}") from error
 
 
-def _integer(value: Any) -> int | None:
+def _integer(value: object) -> int | None:
     """An integer, numpy's included, as an int; None for a bool or anything else."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
     try:
         return operator.index(value)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from .mesh.axis_collectives import ScheduleLike
 from .mesh.shard_map_entry import layer_on_mesh, on_auto, weight_specs_of
 from .models.config import ModelConfig, as_config
 from .models.params import standing_for
+from .models.stacked_params import LayerWeights
 from .partitionings.attention_layouts import AttentionLayout
 from .partitionings.attention_placement import place
 from .partitionings.cache_specs import layer_specs
@@ -32,8 +32,7 @@ from .partitionings.param_specs import block_specs
 from .partitionings.row_order import check_rows, from_rows, to_rows
 from .planning.schedule_layers import LayerSizes
 
-Weights = Mapping[str, Any]
-Layer = Callable[[jax.Array, Weights, Step, Past | None, Past | None], tuple[jax.Array, Past]]
+Layer = Callable[[jax.Array, LayerWeights, Step, Past | None, Past | None], tuple[jax.Array, Past]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class LayerCall:
     """
 
     layer: Layer
-    decide: Callable[[LayerSizes, Weights], LayerSchedules]
+    decide: Callable[[LayerSizes, LayerWeights], LayerSchedules]
     names: Sequence[str]
     config: ModelConfig | str
     layout: FeedForwardLayout | str
@@ -61,7 +60,7 @@ class LayerCall:
     def __call__(
         self,
         x: jax.Array,
-        weights: Weights,
+        weights: LayerWeights,
         lengths: jax.Array | None,
         past: Past | None,
         prefix: Past | None,
@@ -102,7 +101,7 @@ class LayerCall:
         layout: FeedForwardLayout,
         attention: AttentionLayout,
         x: jax.Array,
-        weights: Weights,
+        weights: LayerWeights,
         lengths: jax.Array | None,
         past: Past | None,
         prefix: Past | None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ from .sampling.sampling import Sampling, sample
 
 __all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill"]
 
-Cache = dict[str, Any]
+Cache = dict[str, jax.Array]
 
 _draw = jax.jit(sample)
 

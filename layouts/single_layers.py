@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -23,6 +21,7 @@ from .mesh.shard_map_entry import layer_on_mesh, on_auto, weight_specs_of
 from .models.config import ModelConfig, as_config
 from .models.functions import add_bias
 from .models.params import standing_for
+from .models.stacked_params import LayerWeights
 from .partitionings.attention_layouts import AttentionLayout
 from .partitionings.feedforward_layout import FeedForwardLayout, boundary_shard, boundary_spec
 from .partitionings.named_layouts import as_feedforward
@@ -37,7 +36,7 @@ from .planning.schedule_layers import (
 
 def feedforward(
     x: jax.Array,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig | str,
     layout: FeedForwardLayout | str,
     *,
@@ -83,7 +82,7 @@ def feedforward(
 
 def _feedforward(
     x: jax.Array,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
@@ -111,7 +110,7 @@ def _feedforward(
 
 def attention(
     x: jax.Array,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig | str,
     layout: FeedForwardLayout | str,
     attention_layout: AttentionLayout | str,
@@ -166,7 +165,7 @@ def attention(
 
 def parallel_block(
     x: jax.Array,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig | str,
     layout: FeedForwardLayout | str,
     attention_layout: AttentionLayout | str,
@@ -211,7 +210,7 @@ def parallel_block(
 
 def serial_block(
     x: jax.Array,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig | str,
     layout: FeedForwardLayout | str,
     attention_layout: AttentionLayout | str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,7 @@ class _Operand(NamedTuple):
     """An operand's sizes by label, in the order of its dimensions, and its dtype."""
 
     sizes: dict[str, int]
-    dtype: np.dtype[Any]
+    dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:

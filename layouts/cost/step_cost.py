@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from collective_einsum.chips import Chip, as_chip
 from collective_einsum.cost import hops, links
@@ -20,7 +20,7 @@ from collective_einsum.text import Shown, did_you_mean
 from .. import tuning
 from ..arguments import as_size, check_word
 from ..mesh.axis_collectives import AXES, size
-from ..mesh.slice_meshes import as_shape, shape_name
+from ..mesh.slice_meshes import ShapeLike, as_shape, shape_name
 from ..models.config import ModelConfig, as_config
 from ..partitionings.padded_sizes import padded_batch, padded_capacity, padded_length
 from ..partitionings.param_specs import vocab_axes
@@ -204,7 +204,7 @@ def load(
 def cost(
     config: ModelConfig | str,
     plan: PlanLike,
-    sizes: Any,
+    sizes: ShapeLike,
     asked: Load,
     chip: Chip | str,
     overlap: Overlap = "auto",

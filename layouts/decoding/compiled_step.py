@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
 
 import collective_einsum as ce
 from collective_einsum.chips import Chip, for_chip, options_on
@@ -21,7 +22,7 @@ from ..mesh.shard_map_entry import on_mesh
 from ..models.cache import Cache
 from ..models.config import ModelConfig
 from ..models.params import Params
-from ..models.stacked_params import is_unrolled
+from ..models.stacked_params import Tree, is_unrolled
 from ..partitionings.attention_placement import Placement, place
 from ..partitionings.cache_specs import placed_specs
 from ..partitionings.mesh_fit import round_up
@@ -136,7 +137,7 @@ class Program:
             options += chip.no_prefetch_options
         return options_on(kind_of(self.mesh), options)
 
-    def jit(self, function: Callable[..., Any], **arguments: Any) -> Any:
+    def jit(self, function: Callable[..., object], **arguments: Any) -> Wrapped:
         """`function` compiled for the mesh, under `compiler_options`; `arguments` are jax.jit's."""
         options = self.compiler_options
         if not options and self.chip is None:
@@ -145,14 +146,14 @@ class Program:
         return ce.jit(function, chip=chip, compiler_options=options, **arguments)
 
     def shard_map(
-        self, function: Callable[..., Any], in_specs: Any, out_specs: Any
-    ) -> Callable[..., Any]:
+        self, function: Callable[..., Tree], in_specs: object, out_specs: object
+    ) -> Callable[..., Tree]:
         """`function` of local shards as one of global arrays, traced for the chip.
 
         `in_specs` and `out_specs` are pytrees of partition specs.
         """
 
-        def for_its_chip(*arrays: Any) -> Any:
+        def for_its_chip(*arrays: object) -> Tree:
             with for_chip(self.chip):
                 return function(*arrays)
 

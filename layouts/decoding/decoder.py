@@ -8,22 +8,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
+from jax.tree_util import KeyPath
 from jax.typing import ArrayLike
 
 from collective_einsum.chips import Chip, traced_chip
 
 from .. import tuning
-from ..arguments import as_next_tokens, as_prompts
+from ..arguments import Tokens, as_next_tokens, as_prompts
 from ..layers.block import block, normed
 from ..layers.embedding import embed, unembed
 from ..layers.kv_cache import append, begin, empty_cache, fill, stored_like, with_stored_batch
-from ..layers.layer_context import Step, make_step
+from ..layers.layer_context import Past, Step, make_step
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
@@ -39,13 +40,16 @@ from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
 from .compiled_step import Program
 
+# Activations, the keys and values of all layers, and the number of the next layer.
+Filled = tuple[jax.Array, Entries, Entries, jax.Array]
+
 
 def prefill(
     config: ModelConfig | str,
     mesh: MeshLike,
     params: Params,
     cache: Cache,
-    tokens: ArrayLike | Sequence[Any],
+    tokens: Tokens,
     *,
     lengths: ArrayLike | Sequence[int] | None = None,
     plan: PlanLike | None = None,
@@ -97,7 +101,7 @@ def decode_step(
     mesh: MeshLike,
     params: Params,
     cache: Cache,
-    tokens: ArrayLike | Sequence[Any],
+    tokens: Tokens,
     *,
     plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
@@ -127,7 +131,7 @@ def decode_step(
 
 
 @functools.lru_cache(maxsize=256)
-def extender(program: Program, holder: Program | None = None) -> Any:
+def extender(program: Program, holder: Program | None = None) -> Wrapped:
     """The jitted step: (params, cache, tokens [batch, T], counts [batch], reads=...).
 
     `reads` says whether there can be anything in the cache but a prefix. The cache is donated. It is
@@ -289,7 +293,7 @@ def _vectors_cut(blocks: Params, step: Step) -> Params:
     layer."""
     size = step.config.d_model
 
-    def cut(path: Any, x: jax.Array) -> jax.Array:
+    def cut(path: KeyPath, x: jax.Array) -> jax.Array:
         names = {str(getattr(entry, "key", entry)) for entry in path}
         if names & {"norm", "norm_ffn", "b_o", "b_out"}:
             return boundary_shard(step.feedforward, x, size)
@@ -308,7 +312,9 @@ def _append(
     step = steps[0]
     own = ax.own_block(counts, step.placement.batch_axes, 0)
 
-    def one(x: jax.Array, layer: Any, step: Step = step) -> Any:
+    def one(
+        x: jax.Array, layer: tuple[Params, Past, Past | None], step: Step = step
+    ) -> tuple[jax.Array, Past]:
         weights, past, prefix = layer
         return block(x, weights, step, past, prefix)
 
@@ -339,7 +345,9 @@ def _fill(
     """All blocks on an empty cache, each layer's part written as it is made; `steps` as `_append`."""
     del counts
 
-    def one(carry: Any, layer: Any, step: Step = steps[0]) -> Any:
+    def one(
+        carry: Filled, layer: tuple[Params, Past | None], step: Step = steps[0]
+    ) -> tuple[Filled, None]:
         x, k, v, index = carry
         weights, prefix = layer
         x, (new_k, new_v) = block(x, weights, step, None, prefix)
@@ -356,5 +364,5 @@ def _fill(
     return x, k, v
 
 
-def _prefix(cache: Cache) -> Any:
+def _prefix(cache: Cache) -> Past | None:
     return None if cache.prefix is None else (cache.prefix.k, cache.prefix.v)

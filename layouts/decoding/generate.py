@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence, Set
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.stages import Wrapped
 from jax.typing import ArrayLike
 
 from collective_einsum.chips import Chip
 
-from ..arguments import as_flag, as_prompts, as_size, values_of
+from ..arguments import Tokens, as_flag, as_prompts, as_size, values_of
 from ..layers.kv_cache import empty_cache
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import MeshLike
@@ -39,12 +39,15 @@ from . import step_checks as checks
 from .compiled_step import Program
 from .decoder import check_covers, extend, read
 
+# Step, last tokens, which sequences go on, tokens, how many each sequence drew, and the cache.
+State = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, Cache]
+
 
 def generate(
     config: ModelConfig | str,
     mesh: MeshLike,
     params: Params,
-    tokens: ArrayLike | Sequence[Any],
+    tokens: Tokens,
     *,
     max_new_tokens: int,
     lengths: ArrayLike | Sequence[int] | None = None,
@@ -130,7 +133,7 @@ def generate(
     return run(params, tokens, counts, sampling, seeds, prefix)
 
 
-def _as_token(x: Any) -> int:
+def _as_token(x: object) -> int:
     """The token after the end, as an int.
 
     Raises:
@@ -142,7 +145,7 @@ def _as_token(x: Any) -> int:
     return int(found)
 
 
-def _as_tokens(given: Any) -> tuple[int, ...]:
+def _as_tokens(given: object) -> tuple[int, ...]:
     """One end token, or any collection of them, in ascending order.
 
     Raises:
@@ -165,7 +168,7 @@ def generator(
     end_tokens: tuple[int, ...],
     pad_token: int,
     int8_cache: bool,
-) -> Any:
+) -> Wrapped:
     """The jitted function behind `generate`."""
 
     def run(
@@ -225,7 +228,7 @@ def _generate(
         with jax.named_scope("sample"):
             return sample(logits, sampling, seeds=seeds, positions=positions, axes=axes)
 
-    def put(state: Any, drawn: jax.Array) -> Any:
+    def put(state: State, drawn: jax.Array) -> State:
         step, _, running, out, drew, cache = state
         kept = jnp.where(running, drawn, pad_token)
         out = lax.dynamic_update_slice_in_dim(out, kept[:, None], step, axis=1)
@@ -234,11 +237,11 @@ def _generate(
         running = running & ~jnp.isin(drawn, ends) if end_tokens else running
         return step + 1, kept, running, out, drew, cache
 
-    def goes_on(state: Any) -> jax.Array:
+    def goes_on(state: State) -> jax.Array:
         step, _, running, *_ = state
         return (step < max_new_tokens) & jnp.any(running)
 
-    def go_on(state: Any) -> Any:
+    def go_on(state: State) -> State:
         _, last, running, *_, cache = state
         # A sequence that has ended appends nothing.
         logits, cache = extend(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Wrapped
 from jax.typing import DTypeLike
 
 from collective_einsum.chips import Chip
@@ -56,21 +56,21 @@ def init(
     config = as_config(config)
     checks.check_weights(weights, ("plain", "int8"))
     checks.check_mesh_for(config, mesh)
-    key = checks.brought(as_key(key), mesh)
-    how = (config, mesh, as_dtype(dtype, 'weights="int8"'), weights == "int8")
+    root = checks.brought(as_key(key), mesh)
+    drawn = (config, mesh, as_dtype(dtype, 'weights="int8"'), weights == "int8")
     if not as_flag("unrolled", unrolled):
-        return _initializer(params.init, *how)(key)
+        return _initializer(params.init, *drawn)(root)
     blocks = [
-        _initializer(params.init_layer, *how)(*checks.brought((key, np.int32(layer)), mesh))
+        _initializer(params.init_layer, *drawn)(*checks.brought((root, np.int32(layer)), mesh))
         for layer in range(config.layers)
     ]
-    return _initializer(params.init_ends, *how)(key) | {"blocks": blocks}
+    return _initializer(params.init_ends, *drawn)(root) | {"blocks": blocks}
 
 
 @functools.lru_cache(maxsize=64)
 def _initializer(
     draw: Callable[..., Params], config: ModelConfig, mesh: MeshLike, dtype: DTypeLike, int8: bool
-) -> Any:
+) -> Wrapped:
     """`draw`, one of those in `params`, jitted."""
 
     def make(*numbers: jax.Array) -> Params:

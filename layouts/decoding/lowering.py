@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -17,6 +15,7 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike, check_devices
 from ..models.config import ModelConfig, as_config
 from ..models.params import params_shapes
+from ..models.stacked_params import Tree
 from ..partitionings.param_specs import shardings
 from ..partitionings.partitioning import PlanLike, as_plan
 from ..planning.defaults import default_decode, default_reader
@@ -164,7 +163,7 @@ def _lower(
     )
 
 
-def _placed(shapes: Any, placed: Any) -> Any:
+def _placed(shapes: Tree, placed: object) -> Tree:
     """Shapes with shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from collective_einsum.text import did_you_mean, shown
 
@@ -19,10 +20,14 @@ from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models.cache import Cache, Prefix
 from ..models.config import ModelConfig, as_config
 from ..models.param_checks import check_params
+from ..models.params import Params
+from ..models.stacked_params import Tree
 from ..partitionings.partitioning import check_model
 
 if TYPE_CHECKING:
     from .compiled_step import Program
+
+Array = jax.Array | np.ndarray
 
 
 def check_weights(weights: str, words: Sequence[str]) -> None:
@@ -67,7 +72,7 @@ def check_prefix(cache: Cache) -> None:
         )
 
 
-def as_given(config: Any, mesh: MeshLike, params: Any) -> ModelConfig:
+def as_given(config: ModelConfig | str, mesh: MeshLike, params: Params) -> ModelConfig:
     """The config, or that of the named model, of which `params` are, on the mesh.
 
     Raises:
@@ -88,7 +93,7 @@ def as_given(config: Any, mesh: MeshLike, params: Any) -> ModelConfig:
     return config
 
 
-def check_cache(cache: Any, mesh: MeshLike | None = None) -> None:
+def check_cache(cache: object, mesh: MeshLike | None = None) -> None:
     """Refuses what is no cache, or one that has been donated or is elsewhere.
 
     Raises:
@@ -110,7 +115,7 @@ def check_cache(cache: Any, mesh: MeshLike | None = None) -> None:
     )
 
 
-def check_prefix_of(prefix: Any, config: ModelConfig, mesh: MeshLike) -> None:
+def check_prefix_of(prefix: object, config: ModelConfig, mesh: MeshLike) -> None:
     """Refuses what is no prefix, or that of another model, or one that is elsewhere.
 
     Raises:
@@ -139,7 +144,9 @@ def check_prefix_of(prefix: Any, config: ModelConfig, mesh: MeshLike) -> None:
         )
 
 
-def _check_held(name: str, tree: Any, mesh: MeshLike | None, deleted: str, elsewhere: str) -> None:
+def _check_held(
+    name: str, tree: object, mesh: MeshLike | None, deleted: str, elsewhere: str
+) -> None:
     """Refuses arrays that are deleted or donated, or on other devices than the mesh's.
 
     Args:
@@ -175,14 +182,14 @@ def _is_elsewhere(x: jax.Array, mesh: Mesh) -> bool:
     return own != mesh and isinstance(own, Mesh) and list(own.devices.flat) != [*mesh.devices.flat]
 
 
-def brought(x: Any, mesh: MeshLike) -> Any:
+def brought(x: Tree, mesh: MeshLike) -> Tree:
     """A pytree of small arrays and numbers, replicated on all devices of the mesh.
 
     An explicit transfer: jit makes an implicit one, but not under a transfer guard, nor of arrays that
     are committed to other devices. On a mesh of several processes, only the latter are moved.
     """
 
-    def one(x: Any) -> Any:
+    def one(x: object) -> object:
         if isinstance(x, Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return x
         bound = False
@@ -195,7 +202,9 @@ def brought(x: Any, mesh: MeshLike) -> Any:
     return jax.tree.map(one, x)
 
 
-def check_step(program: Program, cache: Cache, tokens: Any, counts: Any) -> tuple[Any, Any]:
+def check_step(
+    program: Program, cache: Cache, tokens: Array, counts: ArrayLike | Sequence[int] | None
+) -> tuple[Array, Array]:
     """Refuses a step whose arrays do not fit the model, the mesh, the layouts or each other.
 
     Args:
@@ -242,7 +251,9 @@ def _check_cache(cache: Cache, config: ModelConfig, batch: int, length: int) -> 
         )
 
 
-def _check_values(config: ModelConfig, cache: Cache, tokens: Any, counts: Any, length: int) -> None:
+def _check_values(
+    config: ModelConfig, cache: Cache, tokens: Array, counts: Array, length: int
+) -> None:
     ids, new, have = values_of(tokens), values_of(counts), values_of(cache.lengths)
     if ids is not None and (ids.min() < 0 or ids.max() >= config.vocab):
         bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
@@ -271,7 +282,7 @@ def has_past(cache: Cache) -> bool:
     return have is None or bool(have.any())
 
 
-def check_prompts(counts: Any) -> None:
+def check_prompts(counts: Array) -> None:
     """Refuses empty prompts.
 
     Raises:

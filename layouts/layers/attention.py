@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
 from ..models.cache import Entries
 from ..models.functions import add_bias, rotate, scale_rows
+from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import FeatureSharding
 from ..partitionings.feedforward_layout import Outgoing, boundary_shard, feature_bias
 from ..partitionings.weight_stationary import project_in_token_sharded
@@ -22,7 +22,7 @@ from .layer_context import Past, Step
 
 
 def attention(
-    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+    x: jax.Array, weights: LayerWeights, step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
     """Attention without its norm; x is [rows, E over the rest]."""
     columns, _ = project_heads(x, weights, step, None, [])
@@ -33,10 +33,10 @@ def attention(
 
 def project_heads(
     c: jax.Array,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     step: Step,
     factor: jax.Array | None,
-    others: Sequence[Any],
+    others: Sequence[Weight],
     overlap_seconds: float = 0.0,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Columns of q and kv, and of `others`, which are stored like the feedforward's.
@@ -79,7 +79,7 @@ def project_heads(
     return [scale_rows(y, factor) for y in columns], rest
 
 
-def add_output_bias(y: jax.Array, weights: Mapping[str, Any], step: Step, *names: str) -> jax.Array:
+def add_output_bias(y: jax.Array, weights: LayerWeights, step: Step, *names: str) -> jax.Array:
     """y plus those of its biases [E] that there are."""
     for name in names:
         if name in weights:
@@ -89,7 +89,7 @@ def add_output_bias(y: jax.Array, weights: Mapping[str, Any], step: Step, *names
 
 def attend_columns(
     projected: list[jax.Array],
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     step: Step,
     past: Past | None,
     prefix: Past | None,
@@ -137,7 +137,7 @@ def attend_columns(
 
 
 def _biased(
-    y: jax.Array, weights: Mapping[str, Any], name: str, step: Step, columns: FeatureSharding
+    y: jax.Array, weights: LayerWeights, name: str, step: Step, columns: FeatureSharding
 ) -> jax.Array:
     if name not in weights:
         return y

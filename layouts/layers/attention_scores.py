@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,8 +124,8 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     top = tops[0]
     for each in tops[1:]:
         top = jnp.maximum(top, each)
-    total: Any = 0.0
-    result: Any = 0.0
+    total: jax.Array | float = 0.0
+    result: jax.Array | float = 0.0
     for s, segment in zip(scores, segments, strict=True):
         powers = jnp.exp2(s - top)
         total = total + jnp.sum(powers, axis=-1)
@@ -140,7 +139,9 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
             preferred_element_type=s.dtype,
         )
     # Otherwise the TPU compiler divides and rounds after what reshapes this, in passes of their own.
-    rows = lax.optimization_barrier((result / total[..., None]).astype(q.dtype))[:, :, : t * g]
+    rows = lax.optimization_barrier((result / jnp.expand_dims(total, -1)).astype(q.dtype))[
+        :, :, : t * g
+    ]
     return jnp.swapaxes(rows.reshape(b, k, t, g, d), 1, 2)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax import lax
 
 from ..mesh import axis_collectives as ax
 from ..models.functions import norm_factors, norm_moments, normalize, wide
+from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, gather_features
 from .attention import add_output_bias, attend_columns, project_heads
 from .feedforward import columns_out, projected
@@ -18,7 +18,7 @@ from .streamed_feedforward import stream
 
 
 def block(
-    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+    x: jax.Array, weights: LayerWeights, step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
     """The block that the config says."""
     kind = parallel if step.config.block == "parallel" else serial
@@ -26,7 +26,7 @@ def block(
 
 
 def parallel(
-    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+    x: jax.Array, weights: LayerWeights, step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
     """x + attention(norm(x)) + feedforward(norm(x)); x is [rows, E over the rest].
 
@@ -55,7 +55,7 @@ def parallel(
 
 
 def serial(
-    x: jax.Array, weights: Mapping[str, Any], step: Step, past: Past | None, prefix: Past | None
+    x: jax.Array, weights: LayerWeights, step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
     """y = x + attention(norm(x)), then y + feedforward(norm_ffn(y)); x is [rows, E over the rest]."""
     layout, schedules = step.feedforward, step.schedules

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 
@@ -11,6 +10,7 @@ from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike
 from ..models.config import ModelConfig
 from ..models.functions import BIASES, hidden, scale_rows
+from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
     Outgoing,
@@ -25,7 +25,7 @@ from .two_part_feedforward import Between, split_feedforward
 def projected(
     c: jax.Array,
     factor: jax.Array | None,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedules: LayerSchedules,
@@ -59,7 +59,7 @@ def projected(
 def columns_out(
     inner: Sequence[jax.Array],
     factor: jax.Array | None,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
@@ -71,7 +71,7 @@ def columns_out(
 
 def _between(
     factor: jax.Array | None,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedule: ScheduleLike,

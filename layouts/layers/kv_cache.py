@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from .. import tuning
 from ..models.cache import Cache, Entries, Prefix
@@ -29,12 +29,14 @@ from ..partitionings.padded_sizes import padded_capacity
 # Positions of a tile of int8 on a TPU, which are written whole: H12 in docs/compiler.md.
 INT8_TILE = 32
 
+Index = jax.Array | int
+
 
 def empty_cache(
     config: ModelConfig,
     batch: int,
     max_length: int,
-    dtype: Any = jnp.bfloat16,
+    dtype: DTypeLike = jnp.bfloat16,
     *,
     int8: bool = False,
     prefix: Prefix | None = None,
@@ -149,15 +151,15 @@ def append(
         tile = INT8_TILE if buffer.dtype == jnp.int8 and size % INT8_TILE == 0 else 1
         span = min(size, -(-(t + tile - 1) // tile) * tile)
 
-        def one(b: Any, buffer: jax.Array) -> jax.Array:
+        def one(b: Index, buffer: jax.Array) -> jax.Array:
             start = lax.dynamic_index_in_dim(starts, b, keepdims=False)
             count = lax.dynamic_index_in_dim(counts, b, keepdims=False)
             first = jnp.minimum(start // tile, (size - span) // tile)
             window = first * tile
             own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
-            at: list[Any] = [layer, *[0] * (buffer.ndim - 1)]
-            at[1], at[dim] = b, first
-            at = _starts(at)
+            places: list[Index] = [layer, *[0] * (buffer.ndim - 1)]
+            places[1], places[dim] = b, first
+            at = _starts(places)
             shape = [span if d == dim else n for d, n in enumerate(own.shape)]
             cut = _tiled(shape, dim, tile)
             old = lax.dynamic_slice(buffer, at, cut).reshape(shape)
@@ -183,11 +185,12 @@ def append(
     new = new.first(entries.size)
     scale = entries.scale
     if scale is not None:
+        assert new.scale is not None
         scale = write(scale, new.scale, 3)
     return Entries(write(entries.values, new.values, 3), scale)
 
 
-def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
+def fill(entries: Entries, new: Entries, layer: Index) -> Entries:
     """Writes the first positions of one layer, of all sequences, in place where XLA may.
 
     Args:
@@ -198,7 +201,7 @@ def fill(entries: Entries, new: Entries, layer: Any) -> Entries:
     return begin(entries, jax.tree.map(lambda rows: rows[None], new), layer)
 
 
-def begin(entries: Entries, new: Entries, layer: Any = 0) -> Entries:
+def begin(entries: Entries, new: Entries, layer: Index = 0) -> Entries:
     """Writes the first positions of several layers, of all sequences, in place where XLA may.
 
     Args:
@@ -214,7 +217,7 @@ def begin(entries: Entries, new: Entries, layer: Any = 0) -> Entries:
     return jax.tree.map(write, entries, new.first(entries.size))
 
 
-def _starts(at: Sequence[Any]) -> list[Any]:
+def _starts(at: Sequence[Index]) -> list[Index | np.int32]:
     """Where a slice begins, in 32 bits even where the user has enabled 64: lax mixes no dtypes."""
     return [np.int32(i) if isinstance(i, int) else i for i in at]
 

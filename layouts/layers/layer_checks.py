@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from collective_einsum.text import shown
 
@@ -21,7 +22,7 @@ SERIAL = (*PARALLEL, "norm_ffn")
 
 
 def check_layer(
-    config: ModelConfig, x: Any, weights: Any, names: Sequence[str], *, whole: bool
+    config: ModelConfig, x: jax.Array, weights: object, names: Sequence[str], *, whole: bool
 ) -> None:
     """Refuses activations and weights that are not those of a layer.
 
@@ -55,7 +56,9 @@ def check_layer(
     check_layer_weights(weights, config, names, whole=whole)
 
 
-def check_past(past: Any, prefix: Any, lengths: Any, batch: int | None) -> Any:
+def check_past(
+    past: object, prefix: object, lengths: ArrayLike | Sequence[int] | None, batch: int | None
+) -> jax.Array | None:
     """Refuses keys and values that are not a layer's, and lengths that are not the batch's.
 
     Args:
@@ -69,8 +72,7 @@ def check_past(past: Any, prefix: Any, lengths: Any, batch: int | None) -> Any:
       ValueError: one of them is something else, or past has no lengths.
     """
     for name, given, sizes in (("past", past, "[B, K, S, D]"), ("prefix", prefix, "[K, P, D]")):
-        pair = isinstance(given, tuple | list) and len(given) == 2
-        if given is not None and not (pair and all(isinstance(each, Entries) for each in given)):
+        if given is not None and not _is_past(given):
             raise ValueError(
                 f"{name}={shown(given)} must be the keys and values of one layer, a pair of "
                 f"layouts.Entries(array {sizes})"
@@ -85,3 +87,9 @@ def check_past(past: Any, prefix: Any, lengths: Any, batch: int | None) -> Any:
             f"lengths of shape {lengths.shape} must be ({batch or 'batch'},), one per sequence"
         )
     return lengths
+
+
+def _is_past(given: object) -> bool:
+    """Whether it is the keys and the values of one layer."""
+    pair = given if isinstance(given, tuple | list) and len(given) == 2 else (None, None)
+    return all(isinstance(entries, Entries) for entries in pair)

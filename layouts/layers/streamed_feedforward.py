@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,11 +18,15 @@ from jax import lax
 import collective_einsum as ce
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes
+from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
 from ..models.config import ModelConfig
 from ..models.functions import BIASES, hidden, scale_rows
+from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import FeedForwardLayout, Outgoing
 from ..partitionings.weight_gathered import WeightGathered
+
+# The next column of the hidden activations, these, and the output matrices, as far as they are there.
+Carry = tuple[jax.Array | np.int32, jax.Array, dict[str, jax.Array]]
 
 
 def gathered_columns(layout: FeedForwardLayout, sizes: Mapping[str, int]) -> Axes:
@@ -35,7 +38,7 @@ def gathered_columns(layout: FeedForwardLayout, sizes: Mapping[str, int]) -> Axe
 def stream(
     c: jax.Array,
     factor: jax.Array | None,
-    weights: Mapping[str, Any],
+    weights: LayerWeights,
     config: ModelConfig,
     layout: FeedForwardLayout,
     before: Sequence[Outgoing],
@@ -59,7 +62,7 @@ def stream(
     columns = shards["w_out"].shape[0]
     h = lax.empty((c.shape[0], columns * ax.size(axes)), c.dtype)
 
-    def arrive(carry: Any, groups: Any, index: jax.Array) -> Any:
+    def arrive(carry: Carry, groups: Sequence[LayerWeights], index: jax.Array) -> Carry:
         number, h, whole = carry
         shards = {name: shard for group in groups for name, shard in group.items()}
         inner = [ax.local_einsum("me,ef->mf", c, shards[name]).astype(c.dtype) for name in names]
@@ -88,14 +91,14 @@ def stream(
     ]
 
 
-def _groups(shards: Mapping[str, Any], dots: int) -> list[dict[str, Any]]:
+def _groups(shards: LayerWeights, dots: int) -> list[LayerWeights]:
     """Shards in groups that travel one after the other, each beside one of so many dots."""
     pairs = list(shards.items())
     groups = [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
     return [group for group in groups if group]
 
 
-def _with_values(w: Any, values: jax.Array) -> Any:
+def _with_values(w: Weight, values: jax.Array) -> Weight:
     """`w` with other values; the scales of an output matrix are those of E, alike on all shards."""
     return dataclasses.replace(w, values=values) if isinstance(w, ce.Quantized) else values
 

@@ -11,7 +11,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from jax import lax
@@ -21,6 +21,8 @@ from jax.sharding import PartitionSpec as P
 from collective_einsum.text import shown
 
 Axes = tuple[str, ...]
+# A pytree of partition specs.
+Specs = TypeVar("Specs")
 
 AXES: Axes = ("x", "y", "z")
 # Feedforward weights are stored E_x F_yz, attention weights E_x H_yz.
@@ -117,7 +119,7 @@ def naming(axes: AxesLike) -> Iterator[None]:
         _IN_SCOPE.reset(token)
 
 
-def named(specs: Any) -> Any:
+def named(specs: Specs) -> Specs:
     """A pytree of partition specs over axes of a layout, translated to the axes of the mesh."""
     return jax.tree.map(mesh_axes().spec, specs, is_leaf=lambda x: isinstance(x, P))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from collective_einsum.execution import local_product
 from collective_einsum.ops import as_schedule
 
 from ..models.functions import wide
+from ..models.stacked_params import Weight as Weight
 from .axes import AXES as AXES
 from .axes import WEIGHT_AXES as WEIGHT_AXES
 from .axes import Axes as Axes
@@ -35,7 +36,8 @@ from .axes import names as names
 from .axes import size as size
 
 ScheduleLike = str | ce.Schedule
-Weight = jax.Array | ce.Quantized
+# The product of activations with one weight, or those with several.
+Products = jax.Array | list[jax.Array]
 SomeWeight = TypeVar("SomeWeight", jax.Array, ce.Quantized, Weight)
 
 
@@ -166,6 +168,24 @@ def local_einsum(spec: str, lhs: jax.Array, w: Weight) -> jax.Array:
     return y * w.scale[0] if isinstance(w, ce.Quantized) else y
 
 
+@overload
+def all_gather_einsum(
+    spec: str,
+    lhs: jax.Array,
+    w: Weight,
+    axes: str | Sequence[str],
+    gather: str,
+    schedule: ScheduleLike,
+) -> jax.Array: ...
+@overload
+def all_gather_einsum(
+    spec: str,
+    lhs: jax.Array,
+    w: Sequence[Weight],
+    axes: str | Sequence[str],
+    gather: str,
+    schedule: ScheduleLike,
+) -> list[jax.Array]: ...
 def all_gather_einsum(
     spec: str,
     lhs: jax.Array,
@@ -173,7 +193,7 @@ def all_gather_einsum(
     axes: str | Sequence[str],
     gather: str,
     schedule: ScheduleLike,
-) -> Any:
+) -> Products:
     """`collective_einsum.all_gather_einsum` over axes of a layout; `gather` is a label of `spec`.
 
     Returns an array, or a list of them if w is a list.
@@ -185,6 +205,26 @@ def all_gather_einsum(
     )
 
 
+@overload
+def einsum_reduce_scatter(
+    spec: str,
+    lhs: jax.Array,
+    w: Weight,
+    axes: str | Sequence[str],
+    scatter: str,
+    schedule: ScheduleLike,
+    overlap_seconds: float = ...,
+) -> jax.Array: ...
+@overload
+def einsum_reduce_scatter(
+    spec: str,
+    lhs: jax.Array,
+    w: Sequence[Weight],
+    axes: str | Sequence[str],
+    scatter: str,
+    schedule: ScheduleLike,
+    overlap_seconds: float = ...,
+) -> list[jax.Array]: ...
 def einsum_reduce_scatter(
     spec: str,
     lhs: jax.Array,
@@ -193,7 +233,7 @@ def einsum_reduce_scatter(
     scatter: str,
     schedule: ScheduleLike,
     overlap_seconds: float = 0.0,
-) -> Any:
+) -> Products:
     """`collective_einsum.einsum_reduce_scatter`, likewise."""
     if not names(axes):
         return _alone(spec, lhs, w)
@@ -208,6 +248,26 @@ def einsum_reduce_scatter(
     )
 
 
+@overload
+def all_gather_einsum_reduce_scatter(
+    spec: str,
+    lhs: jax.Array,
+    w: Weight,
+    gather: tuple[str | Sequence[str], str],
+    scatter: tuple[str | Sequence[str], str],
+    schedule: ScheduleLike,
+    overlap_seconds: float = ...,
+) -> jax.Array: ...
+@overload
+def all_gather_einsum_reduce_scatter(
+    spec: str,
+    lhs: jax.Array,
+    w: Sequence[Weight],
+    gather: tuple[str | Sequence[str], str],
+    scatter: tuple[str | Sequence[str], str],
+    schedule: ScheduleLike,
+    overlap_seconds: float = ...,
+) -> list[jax.Array]: ...
 def all_gather_einsum_reduce_scatter(
     spec: str,
     lhs: jax.Array,
@@ -216,7 +276,7 @@ def all_gather_einsum_reduce_scatter(
     scatter: tuple[str | Sequence[str], str],
     schedule: ScheduleLike,
     overlap_seconds: float = 0.0,
-) -> Any:
+) -> Products:
     """`collective_einsum.all_gather_einsum_reduce_scatter`, likewise; each of `gather` and `scatter`
     is a pair of axes and a label."""
     if not names(gather[0]):
@@ -236,7 +296,11 @@ def all_gather_einsum_reduce_scatter(
     )
 
 
-def _alone(spec: str, lhs: jax.Array, w: Weight | Sequence[Weight]) -> Any:
+@overload
+def _alone(spec: str, lhs: jax.Array, w: Weight) -> jax.Array: ...
+@overload
+def _alone(spec: str, lhs: jax.Array, w: Sequence[Weight]) -> list[jax.Array]: ...
+def _alone(spec: str, lhs: jax.Array, w: Weight | Sequence[Weight]) -> Products:
     """The einsum without collectives, in the dtype of lhs; a list of results if w is a list."""
     if isinstance(w, Sequence):
         return [_alone(spec, lhs, one) for one in w]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -14,12 +13,13 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from collective_einsum.global_arrays import explicit_axes, explicit_spec, on_auto_axes
 
+from ..models.stacked_params import LayerWeights, Params, Tree
 from .axes import AXES, BATCH, MeshAxes, MeshLike, mesh_axes, named, names, naming
 
 
 def on_mesh(
-    mesh: MeshLike, function: Callable[..., Any], in_specs: Any, out_specs: Any
-) -> Callable[..., Any]:
+    mesh: MeshLike, function: Callable[..., Tree], in_specs: object, out_specs: object
+) -> Callable[..., Tree]:
     """`function` of local shards as a function of global arrays, on a mesh with Auto or Explicit axes.
 
     Arrays are replicated over the axes that their spec does not name.
@@ -32,12 +32,12 @@ def on_mesh(
 
 def layer_on_mesh(
     mesh: MeshLike,
-    function: Callable[..., Any],
+    function: Callable[..., Tree],
     x: jax.Array,
-    rest: tuple[Any, ...],
-    specs: tuple[Any, ...],
-    out_specs: Callable[[P], Any],
-) -> Any:
+    rest: tuple[object, ...],
+    specs: tuple[P, *tuple[object, ...]],
+    out_specs: Callable[[P], P | tuple[object, ...]],
+) -> Tree:
     """Calls `function(x, *rest)`, a function of local shards, on global arrays.
 
     Further axes of the mesh shard the batch, where the `MeshAxes` in scope or the type of x says so.
@@ -84,8 +84,8 @@ def layer_on_mesh(
 
 
 def on_auto(
-    function: Callable[..., Any], out_specs: Callable[[P], Any], x: jax.Array, *rest: Any
-) -> Any:
+    function: Callable[..., Tree], out_specs: Callable[[P], object], x: jax.Array, *rest: object
+) -> Tree:
     """Calls `function(x, *rest)` inside shard_map, with axes that are Explicit there as Auto ones.
 
     `out_specs` gives the partition specs of the results over these axes, from the one of x.
@@ -95,7 +95,7 @@ def on_auto(
     return on_auto_axes(function, out_specs(explicit_spec(x)), x, *rest)
 
 
-def _with_batch(mesh: MeshLike, x: Any) -> MeshAxes:
+def _with_batch(mesh: MeshLike, x: jax.Array) -> MeshAxes:
     """The `MeshAxes` in scope; its batch axes are those that shard dimension 0 in the type of x, beyond
     x, y and z, unless it names some."""
     scope, own = mesh_axes(), _typed(x, mesh)
@@ -106,7 +106,7 @@ def _with_batch(mesh: MeshLike, x: Any) -> MeshAxes:
     return dataclasses.replace(scope, batch=others)
 
 
-def _typed(x: Any, mesh: MeshLike) -> P | None:
+def _typed(x: jax.Array, mesh: MeshLike) -> P | None:
     """The partition spec in the type of x, over this mesh; None if its type has none."""
     if AxisType.Explicit not in mesh.axis_types:
         return None
@@ -125,12 +125,12 @@ def _longer(spec: P, mesh: MeshLike) -> list[tuple[str, ...]]:
     return longer
 
 
-def _laid_out(mesh: MeshLike, values: Any, specs: Any) -> Any:
+def _laid_out(mesh: MeshLike, values: Tree, specs: object) -> Tree:
     """Global arrays resharded to `specs` where the mesh has Explicit axes, since types must agree."""
     if AxisType.Explicit not in mesh.axis_types:
         return values
 
-    def reshard(spec: P, x: Any) -> Any:
+    def reshard(spec: P, x: jax.Array) -> jax.Array:
         own = _typed(x, mesh)
         if own is not None and own == P(*spec, *[None] * (len(own) - len(spec))):
             return x
@@ -139,10 +139,10 @@ def _laid_out(mesh: MeshLike, values: Any, specs: Any) -> Any:
     return jax.tree.map(reshard, specs, values, is_leaf=lambda x: isinstance(x, P))
 
 
-def _check_divides(mesh: MeshLike, values: Any, specs: Any) -> None:
+def _check_divides(mesh: MeshLike, values: object, specs: object) -> None:
     """Refuses arrays of sizes that the mesh does not divide."""
 
-    def check(spec: P, x: Any) -> None:
+    def check(spec: P, x: jax.Array) -> None:
         for dim, entry in enumerate(spec):
             axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
             n = math.prod(mesh.shape[name] for name in axes)
@@ -156,12 +156,12 @@ def _check_divides(mesh: MeshLike, values: Any, specs: Any) -> None:
     jax.tree.map(check, specs, values, is_leaf=lambda x: isinstance(x, P))
 
 
-def spec_of(x: Any, spec: P) -> Any:
+def spec_of(x: object, spec: P) -> P | ce.Quantized:
     """The in_specs of an array or a Quantized whose values have the partition spec `spec`."""
     return x.partition_specs(spec) if isinstance(x, ce.Quantized) else spec
 
 
-def weight_specs_of(weights: Mapping[str, Any], by_name: Mapping[str, P]) -> dict[str, Any]:
+def weight_specs_of(weights: LayerWeights, by_name: Mapping[str, P]) -> Params:
     """The in_specs of one layer's weights, by name in `by_name`, nested dicts included; a weight of
     another name is replicated."""
     return {

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
 from collective_einsum.chips import Chip
 
 from ..arguments import as_size
+from .axes import MeshLike
 from .axis_collectives import AXES, check_mesh
+
+# The sizes of x, y and z: by name, in order, written as "4x4x4", or those of a mesh.
+ShapeLike = Mapping[str, int] | Sequence[int] | str | MeshLike
 
 
 def slice_sides(chips: int, dims: int) -> tuple[int, ...]:
@@ -51,7 +54,7 @@ def _factors(n: int, count: int) -> list[tuple[int, ...]]:
     ]
 
 
-def as_shape(name: str, value: Any) -> dict[str, int]:
+def as_shape(name: str, value: ShapeLike) -> dict[str, int]:
     """The sizes of x, y and z.
 
     Args:

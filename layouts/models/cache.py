@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jax import lax
@@ -29,8 +28,8 @@ class Entries:
       scale: [..., positions] float32, or None.
     """
 
-    values: Any
-    scale: Any = None
+    values: jax.Array
+    scale: jax.Array | None = None
 
     def __repr__(self) -> str:
         return brief(self)
@@ -102,7 +101,7 @@ class Cache:
 
     k: Entries
     v: Entries
-    lengths: Any
+    lengths: jax.Array
     prefix: Prefix | None = None
     positions: int | None = None
 

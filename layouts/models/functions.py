@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ LOG2_E = math.log2(math.e)
 BIASES = ("b_in", "b_gate")
 
 
-def wide(dtype: DTypeLike) -> np.dtype[Any]:
+def wide(dtype: DTypeLike) -> np.dtype:
     """The dtype in which functions of `dtype` are computed: float32, or `dtype` itself if wider."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 

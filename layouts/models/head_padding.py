@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +11,7 @@ from collective_einsum import Quantized
 from .config import ModelConfig
 from .param_checks import describe
 from .params import HEAD_DIM, KV_HEAD_DIM, Params
-from .stacked_params import is_unrolled
+from .stacked_params import LayerWeights, is_unrolled
 
 
 def pad_heads(params: Params, config: ModelConfig) -> Params:
@@ -36,7 +33,7 @@ def pad_heads(params: Params, config: ModelConfig) -> Params:
     return params | {"blocks": _padded(params["blocks"], config)}
 
 
-def _padded(given: Mapping[str, Any], config: ModelConfig) -> Params:
+def _padded(given: LayerWeights, config: ModelConfig) -> Params:
     """`pad_heads` of stacked blocks, or of one layer."""
     blocks = dict(given)
     real = np.array(config.real_heads)
@@ -60,7 +57,7 @@ def _padded(given: Mapping[str, Any], config: ModelConfig) -> Params:
     return blocks
 
 
-def _spread(x: Any, dim: int, heads: np.ndarray, width: int) -> jax.Array:
+def _spread(x: jax.Array, dim: int, heads: np.ndarray, width: int) -> jax.Array:
     """x with `width` indices of dimension `dim` for each of `heads`: the next of x, or zeros where a
     head is False."""
     present = np.repeat(heads, width)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from collective_einsum import Quantized
 
 from .config import ModelConfig
 from .params import HEAD_DIM, KV_HEAD_DIM, MATRICES, TABLES, key_of, params_shapes
-from .stacked_params import is_unrolled, layer_of
+from .stacked_params import LayerWeights, Params, Weight, is_unrolled, layer_of
 
 
-def check_params(params: Any, config: ModelConfig) -> None:
+def check_params(params: Params, config: ModelConfig) -> None:
     """Refuses parameters that do not fit `config`.
 
     Args:
@@ -47,7 +47,7 @@ def check_params(params: Any, config: ModelConfig) -> None:
 
 
 def _check_paths(
-    given: Mapping[str, Any], expected: Mapping[str, Any], config: ModelConfig
+    given: Mapping[str, Weight], expected: Mapping[str, Weight], config: ModelConfig
 ) -> None:
     """Refuses arrays that are missing or unknown to the config, and leaves that are no arrays."""
     for path in [*expected, *given]:
@@ -66,7 +66,7 @@ def _check_paths(
             raise ValueError(f"{config.name}: params[{path!r}]={x!r} must be an array")
 
 
-def _check_containers(params: Any, config: ModelConfig) -> None:
+def _check_containers(params: Params, config: ModelConfig) -> None:
     """Refuses params that are no mapping, and blocks that are neither a mapping nor a list."""
     name, value, kinds = "params", params, (Mapping,)
     if isinstance(params, Mapping):
@@ -79,7 +79,7 @@ def _check_containers(params: Any, config: ModelConfig) -> None:
 
 
 def check_layer_weights(
-    weights: Mapping[str, Any], config: ModelConfig, names: Sequence[str], *, whole: bool
+    weights: LayerWeights, config: ModelConfig, names: Sequence[str], *, whole: bool
 ) -> None:
     """Refuses weights that are not those of one layer of `config`.
 
@@ -112,7 +112,7 @@ def check_layer_weights(
             )
 
 
-def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:
+def _check_leaf(path: str, x: Weight, dtype: np.dtype, config: ModelConfig) -> None:
     name = path.rsplit("/", 1)[-1]
     if isinstance(x, Quantized):
         if name not in MATRICES and name not in TABLES:
@@ -135,7 +135,7 @@ def _check_leaf(path: str, x: Any, dtype: Any, config: ModelConfig) -> None:
         )
 
 
-def _leaves(params: Any) -> dict[str, Any]:
+def _leaves(params: Params) -> dict[str, Weight]:
     flat, _ = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda node: isinstance(node, Quantized)
     )
@@ -161,7 +161,7 @@ def _reason(path: str, config: ModelConfig) -> str:
     return ""
 
 
-def describe(x: Any) -> str:
+def describe(x: object) -> str:
     """The dtype and shape of an array, for a message."""
     kind = "Quantized standing for " if isinstance(x, Quantized) else ""
     return f"{kind}{getattr(x, 'dtype', type(x).__name__)} of shape {getattr(x, 'shape', ())}"

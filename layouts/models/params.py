@@ -23,19 +23,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import KeyPath
 from jax.typing import DTypeLike
 
 from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
 
 from .config import ModelConfig
-from .stacked_params import Params, layer_of, unroll
+from .stacked_params import Params, Tree, Weight, layer_of, unroll
 
 # A matmul sums over rows; columns are output channels.
 MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out")
@@ -108,7 +108,9 @@ def init(key: jax.Array, config: ModelConfig, dtype: DTypeLike = jnp.bfloat16) -
     return init_ends(key, config, dtype) | {"blocks": blocks}
 
 
-def init_layer(key: jax.Array, layer: Any, config: ModelConfig, dtype: DTypeLike) -> Params:
+def init_layer(
+    key: jax.Array, layer: jax.Array | int, config: ModelConfig, dtype: DTypeLike
+) -> Params:
     """The parameters of one layer that `init` makes."""
     shapes = layer_of(params_shapes(config, dtype, unrolled=True)["blocks"], 0)
     own = jax.random.fold_in(jax.random.fold_in(key, 0), layer)
@@ -122,8 +124,8 @@ def init_ends(key: jax.Array, config: ModelConfig, dtype: DTypeLike) -> Params:
     return _random(key, shapes, config)
 
 
-def _random(key: jax.Array, shapes: Any, config: ModelConfig) -> Any:
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+def _random(key: jax.Array, shapes: Params, config: ModelConfig) -> Params:
+    def leaf(path: KeyPath, shape: jax.ShapeDtypeStruct) -> jax.Array:
         # A number of its own for each array, so that adding one leaves the others as they were.
         own = int.from_bytes("/".join(map(key_of, path)).encode(), "big") % (2**31 - 1)
         x = _draw(jax.random.fold_in(key, own), _name(path), shape.shape, config)
@@ -174,7 +176,7 @@ def quantize(params: Params) -> Params:
     if not isinstance(params, Mapping):
         raise ValueError(f"quantize takes the parameters of a model, got {type(params).__name__}")
 
-    def leaf(path: Any, x: Any) -> Any:
+    def leaf(path: KeyPath, x: jax.Array) -> Weight:
         name = _name(path)
         # A table has a scale for each row, a matrix for each column.
         if name in TABLES:
@@ -184,24 +186,24 @@ def quantize(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def standing_for(weights: Any, dtype: DTypeLike) -> Any:
+def standing_for(weights: Tree, dtype: DTypeLike) -> Tree:
     """Weights in which each Quantized stands for `dtype`, whatever dtype its array had."""
 
-    def leaf(x: Any) -> Any:
+    def leaf(x: object) -> object:
         return dataclasses.replace(x, dtype=dtype) if isinstance(x, Quantized) else x
 
     return jax.tree.map(leaf, weights, is_leaf=lambda x: isinstance(x, Quantized))
 
 
-def activation_dtype(params: Mapping[str, Any]) -> np.dtype[Any]:
+def activation_dtype(params: Params) -> np.dtype:
     """The dtype of activations between layers: that of the norms' scales."""
     return params["final_norm"]["scale"].dtype
 
 
-def key_of(entry: Any) -> str:
+def key_of(entry: object) -> str:
     """The key of a dict, or the index of a list, in a path of jax.tree_util."""
     return str(getattr(entry, "key", entry))
 
 
-def _name(path: Any) -> str:
+def _name(path: KeyPath) -> str:
     return key_of(path[-1])

@@ -10,21 +10,28 @@ compile.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
 
+from collective_einsum import Quantized
+
+# A matrix or a bias.
+Weight = jax.Array | Quantized
 # A pytree of arrays, `Quantized` or ShapeDtypeStructs, see `params`; or one of their partition specs.
 Params = dict[str, Any]
+# The parameters of one layer, by name: a `Weight`, or a dict with the arrays of a norm.
+LayerWeights = Mapping[str, Any]
+Tree = TypeVar("Tree")
 
 
-def is_unrolled(params: Mapping[str, Any]) -> bool:
+def is_unrolled(params: Params) -> bool:
     """Whether each layer has arrays of its own."""
     return not isinstance(params.get("blocks", {}), Mapping)
 
 
-def at(tree: Any, layer: int) -> Any:
+def at(tree: Tree, layer: int) -> Tree:
     """A tree of arrays [layers, ...] at one layer."""
     return jax.tree.map(lambda x: x[layer], tree)
 

@@ -12,11 +12,16 @@ from ..mesh.axis_collectives import Axes
 from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig, as_config
 from .attention_placement import Placement
-from .partitioning import as_plan, placement
+from .partitioning import PlanLike, as_plan, placement
 
 
 def cache_specs(
-    config: ModelConfig | str, mesh: MeshLike, plan: Any, cache: Cache, *, axes: AxesLike = None
+    config: ModelConfig | str,
+    mesh: MeshLike,
+    plan: PlanLike,
+    cache: Cache,
+    *,
+    axes: AxesLike = None,
 ) -> Cache:
     """The partition spec of every array of a cache, as a cache.
 
@@ -37,14 +42,16 @@ def cache_specs(
 def placed_specs(cache: Cache, where: Placement) -> Cache:
     """The partition spec of every array of a cache, over the axes of a layout, from where attention
     happens."""
-    own = _specs(cache.k, None, where.batch_axes or None, where.kv_axes or None)
+    own = _specs(
+        None, where.batch_axes or None, where.kv_axes or None, int8=cache.k.scale is not None
+    )
     prefix = None if cache.prefix is None else prefix_specs(cache.prefix, where.kv_axes)
     return dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix)
 
 
 def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
     """The partition spec of every array of a prefix, as a prefix."""
-    own = _specs(prefix.k, None, kv_axes or None)
+    own = _specs(None, kv_axes or None, int8=prefix.k.scale is not None)
     return dataclasses.replace(prefix, k=own, v=own)
 
 
@@ -53,9 +60,10 @@ def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = 
     batch."""
     heads = kv_axes or None
     leading = (batch_axes or None, heads) if batched else (heads,)
-    return _specs(Entries(None, 0 if int8 else None), *leading)
+    return _specs(*leading, int8=int8)
 
 
-def _specs(entries: Entries, *leading: Any) -> Entries:
-    scale = None if entries.scale is None else P(*leading, None)
-    return Entries(P(*leading, None, None), scale)
+def _specs(*leading: Axes | None, int8: bool) -> Entries:
+    """Partition specs in the places of the arrays of keys or values."""
+    specs: Any = P(*leading, None, None), P(*leading, None) if int8 else None
+    return Entries(*specs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from collective_einsum.text import did_you_mean, plain, shown
 
@@ -12,6 +12,8 @@ from .attention_layouts import AttentionLayout, BatchSharded, HeadSharded
 from .feedforward_layout import FeedForwardLayout
 from .weight_gathered import WeightGathered
 from .weight_stationary import WeightStationary1D, WeightStationary2D
+
+Layout = TypeVar("Layout")
 
 FEEDFORWARDS: dict[str, FeedForwardLayout] = {
     "WS 2D": WeightStationary2D(),
@@ -31,7 +33,9 @@ ATTENTIONS: dict[str, AttentionLayout] = {
 }
 
 
-def as_feedforward(layout: Any) -> FeedForwardLayout:
+def as_feedforward(
+    layout: FeedForwardLayout | type[FeedForwardLayout] | str,
+) -> FeedForwardLayout:
     """A feedforward layout from a layout, its class or its name, such as "WS 2D".
 
     Raises:
@@ -40,14 +44,16 @@ def as_feedforward(layout: Any) -> FeedForwardLayout:
     if isinstance(layout, str):
         return _by_name(layout, FEEDFORWARDS, "feedforward")
     if is_feedforward(layout):
-        return instance(layout)
+        return layout() if isinstance(layout, type) else layout
     raise ValueError(
         f"{shown(layout)} is no feedforward layout{_other(layout)}; choose WeightStationary1D(), "
         "WeightStationary2D(), WeightGathered() or a name: " + names(FEEDFORWARDS)
     )
 
 
-def as_attention(layout: Any) -> AttentionLayout:
+def as_attention(
+    layout: AttentionLayout | type[AttentionLayout] | str,
+) -> AttentionLayout:
     """An attention layout from a layout, its class or its name, such as "heads".
 
     Raises:
@@ -56,14 +62,14 @@ def as_attention(layout: Any) -> AttentionLayout:
     if isinstance(layout, str):
         return _by_name(layout, ATTENTIONS, "attention")
     if is_attention(layout):
-        return instance(layout)
+        return layout() if isinstance(layout, type) else layout
     raise ValueError(
         f"{shown(layout)} is no attention layout{_other(layout)}; choose HeadSharded(), BatchSharded() "
         "or a name: " + names(ATTENTIONS)
     )
 
 
-def _by_name(name: str, layouts: Mapping[str, Any], kind: str) -> Any:
+def _by_name(name: str, layouts: Mapping[str, Layout], kind: str) -> Layout:
     for known, layout in layouts.items():
         if plain(known) == plain(name):
             return layout
@@ -73,24 +79,24 @@ def _by_name(name: str, layouts: Mapping[str, Any], kind: str) -> Any:
     )
 
 
-def names(layouts: Mapping[str, Any]) -> str:
+def names(layouts: Iterable[str]) -> str:
     return ", ".join(map(repr, layouts))
 
 
-def is_feedforward(layout: Any) -> bool:
+def is_feedforward(layout: object) -> bool:
     return hasattr(layout, "project_in")
 
 
-def is_attention(layout: Any) -> bool:
+def is_attention(layout: object) -> bool:
     return hasattr(layout, "batch_axes") and not is_feedforward(layout)
 
 
-def instance(layout: Any) -> Any:
+def instance(layout: object) -> object:
     """The layout itself, or a layout of the class."""
     return layout() if isinstance(layout, type) else layout
 
 
-def _other(layout: Any) -> str:
+def _other(layout: object) -> str:
     if is_feedforward(layout) or is_attention(layout):
         return f", but {'a feedforward' if is_feedforward(layout) else 'an attention'} layout"
     both = hasattr(layout, "feedforward") and hasattr(layout, "attention")

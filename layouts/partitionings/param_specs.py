@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import KeyPath
 
 import collective_einsum as ce
 
@@ -68,7 +69,7 @@ def placed_param_specs(config: ModelConfig, sizes: Mapping[str, int], params: Pa
     table = P(vocab_axes(config, sizes) or None, None)
     leading = () if is_unrolled(params) else (None,)
 
-    def spec(path: Any, x: Any) -> Any:
+    def spec(path: KeyPath, x: object) -> P | ce.Quantized:
         name = str(getattr(path[-1], "key", path[-1]))
         if name in ("embedding", "unembedding"):
             return spec_of(x, table)
@@ -81,7 +82,7 @@ def placed_param_specs(config: ModelConfig, sizes: Mapping[str, int], params: Pa
     )
 
 
-def shardings(mesh: MeshLike, specs: Any) -> Any:
+def shardings(mesh: MeshLike, specs: object) -> Any:
     """A pytree of partition specs as NamedShardings on a mesh, for out_shardings or device_put.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import collective_einsum as ce
 from collective_einsum.chips import Chip
@@ -21,6 +20,7 @@ from ..layers.streamed_feedforward import gathered_columns
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, size, values
 from ..models.cache import Entries
 from ..models.config import ModelConfig
+from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import Placement
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.weight_gathered import WeightGathered
@@ -67,13 +67,13 @@ class LayerSizes:
         return self.batch * self.new // size(axes, self.sizes)
 
 
-def attention_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+def attention_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """Those of attention by itself."""
     del weights
     return LayerSchedules(given=case.schedule, projections=_projections(case))
 
 
-def serial_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """Those of a serial block, or of a feedforward by itself.
 
     Args:
@@ -87,7 +87,7 @@ def serial_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSched
     return dataclasses.replace(schedules, weight_ring=ring)
 
 
-def parallel_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+def parallel_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """Those of a parallel block; arguments as `serial_schedules`."""
     schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
     ring = _weight_ring(case, weights, schedules.projections, ("w_o", "w_out"))
@@ -101,7 +101,7 @@ def parallel_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSch
     )
 
 
-def block_schedules(case: LayerSizes, weights: Mapping[str, Any]) -> LayerSchedules:
+def block_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """Those of the block that the config says; arguments as `serial_schedules`."""
     decide = parallel_schedules if case.config.block == "parallel" else serial_schedules
     return decide(case, weights)
@@ -114,7 +114,7 @@ def _projections(case: LayerSizes) -> ScheduleLike:
 
 
 def _weight_ring(
-    case: LayerSizes, weights: Mapping[str, Any], schedule: ScheduleLike, outgoing: Sequence[str]
+    case: LayerSizes, weights: LayerWeights, schedule: ScheduleLike, outgoing: Sequence[str]
 ) -> ce.Schedule | None:
     """The ring that brings the input and the `outgoing` matrices, where one does.
 
@@ -148,7 +148,7 @@ def _weight_ring(
     return None if saved is None else ce.Schedule("ring", "latency")
 
 
-def _splits_d_ff(case: LayerSizes, weights: Mapping[str, Any]) -> bool:
+def _splits_d_ff(case: LayerSizes, weights: LayerWeights) -> bool:
     """Whether "auto" computes a feedforward between layers in two fractions of d_ff.
 
     It does in token-sharded weight-stationary layouts with two input matrices in 16 bits, where the
@@ -199,7 +199,7 @@ def _overlapping_attention(case: LayerSizes) -> float:
     return attention_seconds(attention, case.chip)
 
 
-def _feedforward_last(case: LayerSizes, weights: Mapping[str, Any], attention: float) -> bool:
+def _feedforward_last(case: LayerSizes, weights: LayerWeights, attention: float) -> bool:
     """See `LayerSchedules.feedforward_last`.
 
     The last reduce-scatter over x, and the all-gather after the nonlinearity, are a chain that the

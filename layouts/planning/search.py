@@ -6,14 +6,14 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from collective_einsum.chips import TPU_V4, Chip, as_chip
 from collective_einsum.text import as_seconds
 
 from ..arguments import as_sizes, check_word
 from ..cost.step_cost import Load, Overlap, cost, load
-from ..mesh.slice_meshes import as_shape, meshes
+from ..mesh.slice_meshes import ShapeLike, as_shape, meshes
 from ..models.config import ModelConfig, as_config
 from ..partitionings.named_layouts import ATTENTIONS as ATTENTIONS
 from ..partitionings.named_layouts import FEEDFORWARDS as FEEDFORWARDS
@@ -29,7 +29,7 @@ def plan(
     config: ModelConfig | str,
     *,
     chip: Chip | str = TPU_V4,
-    mesh_shape: Any = None,
+    mesh_shape: ShapeLike | None = None,
     chips: int | Sequence[int] | None = None,
     phase: str,
     batch: int | Sequence[int] | None = None,
@@ -81,7 +81,7 @@ def plan(
     if not loads or not sizes:
         raise ValueError(f"batch={batch!r} and chips={chips!r} must each name at least one number")
     options: list[Option] = []
-    seen: set[Any] = set()
+    seen: set[object] = set()
     for asked, mesh, feedforward, attention in itertools.product(
         loads, sizes, FEEDFORWARDS, ATTENTIONS
     ):
@@ -97,7 +97,9 @@ def plan(
     return Plan(config, chip, phase, objective, max_seconds, tuple(options))
 
 
-def _meshes(chip: Chip, mesh_shape: Any, chips: int | Sequence[int] | None) -> list[dict[str, int]]:
+def _meshes(
+    chip: Chip, mesh_shape: ShapeLike | None, chips: int | Sequence[int] | None
+) -> list[dict[str, int]]:
     if mesh_shape is None:
         counts = CHIPS if chips is None else as_sizes("chips", chips)
         return [mesh for count in counts for mesh in meshes(count, chip)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -290,9 +289,9 @@ def _ordered(logits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(x), -jnp.inf, jnp.where(jnp.abs(x) < _TINY, 0, x))
 
 
-def _is_numbers(x: Any) -> bool:
+def _is_numbers(x: object) -> bool:
     """Whether x is a list or tuple of numbers."""
-    return type(x) in (list, tuple) and all(isinstance(item, _NUMBER) for item in x)
+    return (type(x) is list or type(x) is tuple) and all(isinstance(item, _NUMBER) for item in x)
 
 
 def _argmax(x: jax.Array, ids: jax.Array, axes: tuple[str, ...]) -> jax.Array:

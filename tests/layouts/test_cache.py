@@ -86,6 +86,7 @@ def test_int8_entries_have_a_scale_for_each_position() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 2, 3, 8)) * jnp.arange(1.0, 4)[:, None]
     stored = cache.k.like(x)
     assert stored.values.dtype == jnp.int8
+    assert stored.scale is not None
     assert stored.scale.shape == (2, 2, 3)
     back = stored.values.astype(jnp.float32) * stored.scale[..., None]
     assert (np.abs(back - x).max(-1) <= 0.51 * np.asarray(stored.scale)).all()

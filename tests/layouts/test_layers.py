@@ -128,7 +128,7 @@ def test_serial_block_inside_a_shard_map(mesh_of: Any, plan: Any) -> None:
     spec = layouts.activation_spec(plan[0])
     batch = ("x", "y", "z") if plan[1] == layouts.BatchSharded() else None
     kv = "y" if batch is None else None
-    held = Entries(P(batch, kv, None, None))
+    held = jax.tree.map(lambda _: P(batch, kv, None, None), past[0])
 
     def body(x: jax.Array, p: Any, lengths: jax.Array, past: Any) -> jax.Array:
         return layouts.serial_block(x, p, config, *plan, lengths=lengths, past=past)[0]
