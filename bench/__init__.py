@@ -1,1 +1,1 @@
-"""What collective einsums cost: compiled for a target and replayed, or run and timed."""
+"""Suites that time collective einsums and decoders: compiled and replayed, or run and timed."""

@@ -42,9 +42,9 @@ class Check:
 
     Attributes:
       name: in tables.
-      function: of the operands' shards, or of global arrays, and a schedule.
+      function: a function of the operands' shards, or of global arrays, and a schedule.
       operands: global arrays.
-      in_specs, out_specs: of the shard_map around `function`.
+      in_specs, out_specs: specs of the shard_map around `function`.
       expected: the result of plain einsum.
       split: the label that the schedule "chunked" splits; None if it has a single chunk.
       global_arrays: whether `function` takes global arrays, and needs no shard_map.

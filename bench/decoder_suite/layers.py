@@ -30,14 +30,14 @@ class LayerRow:
     """A phase on a target, predicted; seconds are those of one layer.
 
     Attributes:
-      phase, target: of the programs.
-      seconds: of a layer.
+      phase, target: what the programs compute, and the slice they are compiled for.
+      seconds: time of a layer.
       parts: those of matmuls, attention, exposed communication and the rest.
       exposed_by_op: the exposed ones, by the op that the chip waits for.
-      step_seconds: of the whole step with all its layers, embedding and unembedding.
-      mfu: of the layers alone, without padding.
-      chip_bytes: of memory on a chip, by the compiler: arguments, results and temporaries.
-      compile_seconds: for the whole model.
+      step_seconds: time of the step with all its layers, embedding and unembedding.
+      mfu: model FLOPS utilization of the layers alone, without padding.
+      chip_bytes: memory of a chip, by the compiler: arguments, results and temporaries.
+      compile_seconds: measured, for all layers.
       refused: why it cannot be compiled, or does not fit; numbers are 0 then.
     """
 

@@ -19,7 +19,7 @@ from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
 from layouts.sampling import sample
 
-# Of models with names, others that the paper compares with: section 4.3, and figure 8 with table 1.
+# Variants of named models that the paper compares with: section 4.3, and figure 8 with table 1.
 VARIANTS = {
     "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
     "palm-540b multihead": dataclasses.replace(
@@ -41,7 +41,7 @@ class Phase:
       length: positions of the cache (all read), or of the prompts.
       weights: "bf16" or "int8".
       feedforward, attention: keys of `FEEDFORWARDS` and `ATTENTIONS`.
-      schedule: of the collective einsums, "auto" or "blocking".
+      schedule: name of the collective einsums' schedule, "auto" or "blocking".
       layers: instead of the model's; 0 for those.
       unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
     """
@@ -201,9 +201,9 @@ def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
 
     Args:
       phase: whose tokens count.
-      chips: how many.
+      chips: number of chips.
       peak_flops: bf16 flop/s of one.
-      seconds: of all layers.
+      seconds: time of all layers.
     """
     flops = 2 * phase.config.layer_parameters * phase.tokens
     return flops / (chips * peak_flops * seconds)

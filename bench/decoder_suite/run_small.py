@@ -34,7 +34,7 @@ class RunRow:
 
     Attributes:
       feedforward, attention: by name.
-      error: of logits after a prefill and some decode steps, over the largest logit.
+      error: largest difference of logits after a prefill and some decode steps, over the largest logit.
       prefill_seconds, decode_seconds: measured, the fastest of a few; of the whole small model.
     """
 
@@ -56,7 +56,7 @@ class Case:
 
     Attributes:
       config: the model.
-      sizes: of the mesh axes.
+      sizes: sizes of the mesh axes.
       batch: sequences.
       prompt: tokens of a sequence.
     """

@@ -17,11 +17,11 @@ class StepRow:
     """A phase on a slice, predicted by a replay.
 
     Attributes:
-      phase, target: of the program.
-      layers_seconds: of the step without its embedding and unembedding.
+      phase, target: what the program computes, and the slice it is compiled for.
+      layers_seconds: time of the step without its embedding and unembedding.
       parts: those of matmuls, attention, exposed communication and the rest.
-      step_seconds: of the whole step.
-      chip_bytes: of memory on a chip, by the compiler.
+      step_seconds: time of the step.
+      chip_bytes: memory of a chip, by the compiler.
       compile_seconds: measured.
       refused: why it cannot be compiled, or does not fit; numbers are 0 then.
     """

@@ -35,7 +35,7 @@ class Row:
     """One case under one schedule, predicted; seconds and bytes are those of one layer.
 
     Attributes:
-      case, rows, weights, target: of the program.
+      case, rows, weights, target: what the program computes, and the slice it is compiled for.
       schedule: its name, as asked for.
       program: hash of the program, the same for all schedules that compile to it.
       total_seconds, dot_seconds, compute_seconds: as `Timeline`; other compute than dots counts in
@@ -46,7 +46,7 @@ class Row:
       mfu: flops over the bf16 peak.
       modelled_seconds: the cost model's estimate of `total_seconds`; 0 if it has no such schedule.
       compile_seconds: measured, perhaps while other programs were compiled.
-      temporary_bytes: of HBM on a chip, beyond arguments and results.
+      temporary_bytes: HBM of a chip beyond arguments and results.
       refused: why the schedule cannot serve; numbers are 0 then.
     """
 

@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def distance(self) -> float:
-        """How far auto is above its limit, as a fraction of it."""
+        """auto / limit - 1."""
         return self.auto.total_seconds / self.limit_seconds - 1
 
     @property
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def regret(self) -> float:
-        """How far auto is above the best, as a fraction of it."""
+        """auto / best - 1."""
         return self.auto.total_seconds / self.best.total_seconds - 1
 
     @property

@@ -1,4 +1,4 @@
-"""What is compiled for the tables: cases under schedules, in the order of the tables."""
+"""The programs compiled for the tables: cases under schedules, in the order of the tables."""
 
 from __future__ import annotations
 

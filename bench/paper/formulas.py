@@ -17,7 +17,7 @@ from layouts.mesh import AXES
 from layouts.partitionings import padded_capacity
 
 SIZES: Mapping[str, int] = {"x": 4, "y": 4, "z": 4}
-# Those of figure 3.
+# Sizes of figure 3.
 TOKENS, D_MODEL, D_FF = 2048, 16384, 65536
 
 

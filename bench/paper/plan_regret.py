@@ -97,7 +97,7 @@ class Regret:
 
     @property
     def regret(self) -> float:
-        """How much longer the chosen ones take than the best."""
+        """Seconds of the chosen layouts over those of the best, less 1."""
         return self.chosen_seconds / self.best_seconds - 1
 
 
@@ -144,7 +144,7 @@ _MEANINGS = {
 
 
 def print_regrets(lost: Sequence[Regret]) -> str:
-    """How many are within bounds, and all the misses."""
+    """The number of points within bounds, and all misses."""
     within = sum(one.regret <= MOST for one in lost)
     worst = max((one.regret for one in lost), default=0.0)
     lines = [

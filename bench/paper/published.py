@@ -1,6 +1,7 @@
-"""What "Efficiently Scaling Transformer Inference" (arXiv 2211.05102) measured on TPU v4: published
-figures, none of them ours. Where it gives a model FLOPS utilization, the seconds are worked out from
-that: 2 * parameters * tokens / (chips * peak * MFU), with all parameters and without padding.
+"""Published figures, none of them ours: measured on TPU v4 by the authors of "Efficiently Scaling
+Transformer Inference" (arXiv 2211.05102). Where they give a model FLOPS utilization, the seconds are
+worked out from that: 2 * parameters * tokens / (chips * peak * MFU), with all parameters and without
+padding.
 """
 
 from __future__ import annotations

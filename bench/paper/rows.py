@@ -38,11 +38,11 @@ class Entry:
 
     Attributes:
       section: the figure or table.
-      label: of the line.
+      label: name of the line.
       blocking: the paper's layouts, every schedule blocking.
       best: our program at its best; the layouts of `plan`, unless the line is about a layout.
       target: the slice.
-      published_seconds: of a step's layers; None where there is no figure.
+      published_seconds: time of a step's layers; None where there is no figure.
       quick: whether it is part of the quick report.
     """
 
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """What is compiled for it."""
+        """The programs compiled for the line."""
         return (self.blocking, self.best)
 
 

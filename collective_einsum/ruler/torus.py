@@ -27,7 +27,7 @@ class Route:
     """A transfer on the torus.
 
     Attributes:
-      bytes: that move over a link of `loads`, times its load.
+      bytes: size of a message; a link of `loads` carries it times its load.
       loads: by axis and direction, the number of messages on the most loaded link.
       hops: links between the farthest sender and receiver.
     """
@@ -42,10 +42,10 @@ class Torus:
     """The coordinates of the devices, in the mesh's flat order, and the links between them.
 
     Attributes:
-      coords: of every device.
+      coords: coordinates of every device.
       sizes: chips along every torus axis.
       wrapped: for every torus axis, whether its last chip has a link to its first.
-      names: of the torus axes, after the mesh axes that lie along them.
+      names: names of the torus axes, after the mesh axes that lie along them.
       distinguished: (coordinates where a link starts, its axis and direction) to the link's name.
     """
 

@@ -35,7 +35,7 @@ LIBTPU_ENVIRONMENT = {
 
 @runtime_checkable
 class _Lowerable(Protocol):
-    """What `jax.jit` and `ce.jit` return."""
+    """The functions that `jax.jit` and `ce.jit` return."""
 
     def lower(self, *args: object) -> jax.stages.Lowered: ...
 
@@ -66,7 +66,7 @@ class Target:
       name: the argument of `target`.
       kind: "emulated", "attached" or "topology"; only the first two can run.
       chip: rates and bandwidths of a device; None for emulated devices.
-      devices: of the target.
+      devices: all devices of the target.
     """
 
     name: str

@@ -30,11 +30,11 @@ class Timeline:
     """One chip of an SPMD program, replayed: a prediction, not a measurement.
 
     Attributes:
-      name: of the module.
+      name: name of the HLO module.
       chip: name of the chip.
       total_seconds: from start to end.
       hbm_bytes: bytes read from and written to HBM.
-      hbm_bandwidth: of the chip, bytes/s.
+      hbm_bandwidth: bytes/s of the chip's HBM.
       peak_flops: bf16 flop/s of the chip.
       links: names of all axes and directions that the torus has.
       events: in order of their start.
@@ -162,9 +162,9 @@ class Timeline:
         """Draws the rows that have events: compute, stalls, axes and directions, DMA.
 
         Args:
-          path: of the PNG file.
-          title: of the picture; by default, the module's name.
-          layers: how many layers alike the program has; their boundaries are marked.
+          path: name of the PNG file.
+          title: text above the picture; by default, the module's name.
+          layers: number of equal layers in the program; their boundaries are marked.
 
         Raises:
           ModuleNotFoundError: matplotlib is not installed.
