@@ -19,6 +19,7 @@ from typing import Any
 
 from collective_einsum.ruler.hlo.replica_groups import parse_replica_groups
 from collective_einsum.ruler.hlo.shapes import AnyShape, integers, parse_shape_at
+from collective_einsum.ruler.hlo.stack_frames import SourceLine, Stacks, parse_stacks
 
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
@@ -59,6 +60,20 @@ class Instruction:
         """The traced operation, with its named scopes, that the instruction was compiled from."""
         match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes.get("metadata", ""))
         return match[1] if match else ""
+
+    @property
+    def stack_frame(self) -> int:
+        """The number of the stack frame that the instruction was traced in; 0 where there is none."""
+        match = re.search(r"stack_frame_id=(\d+)", self.attributes.get("metadata", ""))
+        return int(match[1]) if match else 0
+
+    @property
+    def source_line(self) -> SourceLine | None:
+        """The line that the metadata itself names, as in modules without stack frames."""
+        metadata = self.attributes.get("metadata", "")
+        file = re.search(r'source_file="([^"]*)"', metadata)
+        line = re.search(r"source_line=(\d+)", metadata)
+        return SourceLine(file=file[1], line=int(line[1])) if file and line else None
 
     @property
     def calls(self) -> tuple[str, ...]:
@@ -135,6 +150,12 @@ class Module:
     num_partitions: int
     computations: Mapping[str, Computation]
     entry: Computation
+    stacks: Stacks = dataclasses.field(default_factory=dict, repr=False)
+
+    def stack_of(self, instruction: Instruction) -> tuple[SourceLine, ...]:
+        """The call stack that an instruction was traced in, the innermost line first; () if unknown."""
+        line = instruction.source_line
+        return self.stacks.get(instruction.stack_frame, () if line is None else (line,))
 
 
 def parse(text: str) -> Module:
@@ -163,6 +184,11 @@ def parse(text: str) -> Module:
         elif match := _LINE.match(line):
             body.append(_instruction(line, match))
     if entry is None:
+        if "is_scheduled=true" not in head:
+            raise ValueError(
+                "the HLO module has no ENTRY computation of a scheduled one, and is not scheduled; "
+                "pass the text of a compiled program, not of a lowered one."
+            )
         raise ValueError(
             "the HLO module has no ENTRY computation; pass the whole of `compiled.as_text()`."
         )
@@ -173,6 +199,7 @@ def parse(text: str) -> Module:
         int(partitions[1]) if partitions else 1,
         computations,
         entry,
+        parse_stacks(lines),
     )
 
 

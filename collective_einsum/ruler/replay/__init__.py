@@ -3,6 +3,7 @@
 from .scheduler_log import scheduler_verdict as scheduler_verdict
 from .simulation import replay as replay
 from .simulation import replay_module as replay_module
+from .source_lines import LineSeconds as LineSeconds
 from .tables import WIDTH as WIDTH
 from .tables import legend as legend
 from .tables import markdown_table as markdown_table
@@ -13,6 +14,7 @@ from .timeline_files import figure_class as figure_class
 
 __all__ = [
     "WIDTH",
+    "LineSeconds",
     "Timeline",
     "figure_class",
     "legend",

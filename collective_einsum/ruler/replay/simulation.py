@@ -19,6 +19,7 @@ from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import moves, transfers
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
+from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_line
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.timeline import Timeline
@@ -192,6 +193,7 @@ class _Walk:
                     op_name=instruction.op_name,
                     bytes=moved,
                     flops=flops,
+                    line=self.line(instruction),
                 )
             )
 
@@ -236,12 +238,29 @@ class _Walk:
         start = self.network.now
         self.network.wait(transfer.flow)
         name, op_name = transfer.instruction.name, transfer.instruction.op_name
+        line = self.line(transfer.instruction)
         arrival = transfer.flow.arrival
         for row, moved in transfer.rows.items():
             end = arrival - transfer.flow.latency
             self.events.append(
-                Event(row, name, transfer.start, end, transfer.kind, op_name, moved, arrival)
+                Event(
+                    row=row,
+                    name=name,
+                    start=transfer.start,
+                    end=end,
+                    kind=transfer.kind,
+                    op_name=op_name,
+                    bytes=moved,
+                    arrival=arrival,
+                    line=line,
+                )
             )
         if self.network.now > start:
             kind = "copy" if transfer.kind == "copy" else "collective"
-            self.events.append(Event(STALL_ROW, name, start, self.network.now, kind, op_name))
+            self.events.append(
+                Event(STALL_ROW, name, start, self.network.now, kind, op_name, line=line)
+            )
+
+    def line(self, instruction: hlo.Instruction) -> SourceLine | None:
+        """The caller's source line of an instruction."""
+        return callers_line(self.module.stack_of(instruction))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from collective_einsum.ruler.replay import timeline_files as drawing
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
+from collective_einsum.ruler.replay.source_lines import LineSeconds, by_line, print_lines
 from collective_einsum.ruler.replay.tables import legend, table
 
 _MEANINGS = {
@@ -141,6 +142,11 @@ class Timeline:
         """`flops` over the chip's bf16 peak times `total_seconds`."""
         return self.flops / (self.peak_flops * self.total_seconds) if self.total_seconds else 0.0
 
+    @functools.cached_property
+    def by_line(self) -> tuple[LineSeconds, ...]:
+        """Where the time goes by source line of the caller's program, the longest first."""
+        return by_line(self.events)
+
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
         """Seconds in which a collective-permute overlaps with a dot, by name; those that do."""
         dots = _union((e.start, e.end) for e in self.events if e.kind == "dot")
@@ -226,6 +232,8 @@ class Timeline:
                 )
             )
         lines += ["", legend(_MEANINGS, "Rows and columns")]
+        if any(row.line for row in self.by_line):
+            lines += ["", print_lines(self.by_line, self.total_seconds)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
