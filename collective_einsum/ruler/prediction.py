@@ -47,8 +47,8 @@ def predict(
     Args:
       program: a function, jitted or not, that is lowered with `args`; or what lowering or compiling it
         gave; or the text of a scheduled HLO module, such as a dump of a run has.
-      args: each an array or a `jax.ShapeDtypeStruct`, with a `NamedSharding` over a mesh that `mesh` made; for a
-        function only.
+      args: of a function, each an array or a `jax.ShapeDtypeStruct` with a `NamedSharding` over a mesh
+        that `mesh` made; none for all else.
       target: the slice, such as "v5e:4x4". Needed for the text of a module; otherwise it is the one
         that the mesh is of, and only checked.
       mesh_axes: for the text of a module, the axes of the mesh that it was compiled for, in order. The
