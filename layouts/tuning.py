@@ -1,9 +1,13 @@
 """Thresholds and constants that were set by hand, each with the chip and the command that showed it.
 
 All are for TPUs, and were seen by compiling for one and replaying its schedule. Where no compiler
-version is named, it is libtpu 0.0.42.1 with jax 0.10.2. Figures of sizes that are padded are
-microseconds per layer of PaLM 540B in bfloat16 on v4:4x4x4, with libtpu 0.0.50.1 and jax 0.12.0.1. In
-the root of the repository, for the first of them, with the constant set to 1 so that nothing is padded:
+version is named, it is libtpu 0.0.42.1 with jax 0.10.2. Options in a comment are those of
+`python -m bench layers`, run in the root of the repository, for PaLM 540B on v4:4x4x4; the comment names
+the column of the table to read.
+
+Figures of sizes that are padded are microseconds per layer of PaLM 540B in bfloat16 on v4:4x4x4, with
+libtpu 0.0.50.1 and jax 0.12.0.1; for the first of them, with the constant set to 1 so that nothing is
+padded:
 
   python -c "from layouts import tuning; tuning.STEP_TILE = 1
   from tests.bench.test_any_size import CONFIG, layers_seconds
@@ -64,7 +68,8 @@ D_FF_FRACTIONS = (5, 4)
 # A parallel block's feedforward waits for attention where its chain of collectives (the last
 # reduce-scatter over x and the all-gather after the nonlinearity) takes so many times as long. Steps of
 # 512 or 1024 tokens gain 4 to 6%; of up to 384 tokens, whose chain takes 1.77 times as long, they lose
-# up to 4%.
+# up to 4%. Column "total", with the constant at 0 (always) and at infinity (never):
+#   --phase decode --batch 384 --feedforward "WS 2D batch" --schedules auto
 CHAIN_TO_ATTENTION = 1.8
 
 # Embedding and cache -------------------------------------------------------------------------------
@@ -83,33 +88,47 @@ ON_CHIP_BYTES = 128 * 2**20
 
 # The cost model ------------------------------------------------------------------------------------
 #
-# Seen in replayed layers on v4; `python -m bench paper` prints what is predicted with them next to what
-# is replayed.
+# Fitted to replayed layers on v4; `python -m bench paper` prints what the model predicts with all of
+# them next to what is replayed. A constant's own figure is what remains of a column of `bench layers`
+# once the other terms of the model, in `cost.layer_cost` and `cost.step_cost`, are subtracted; figures
+# of libtpu 0.0.50.1 are from the rows in docs/results.md.
 
 # Fraction of the overlapped communication of activations by which a step is longer nevertheless: dots
 # that overlap it are slower, and slices of their operands are copied. Steps with rings, against replays
 # of their einsums alone.
 OVERLAP_LOSS = 0.2
 
-# Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill.
+# Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill. With libtpu
+# 0.0.50.1, 3.5 and 3.1 to 5.5 (blocking). Column "attend":
+#   --phase decode --batch 512 --feedforward "WS 2D batch" --schedules blocking
+#   --phase prefill --batch 1 --weights int8 --attention heads --schedules blocking
 SCORE_PASSES = 4.0
 
 # Further memory passes over sums too large for on-chip memory that are feature-sharded over several
-# axes: their matmuls write them column-major. 0.8 to 5.7 over 8192 to 32768 tokens.
+# axes: their matmuls write them column-major. 0.8 to 5.7 over 8192 to 32768 tokens. Column "rest":
+#   --phase prefill --batch 16 --weights int8 --attention heads --schedules blocking
 WIDE_SCATTER_PASSES = 1.5
 
 # Memory passes over activations between matmuls: norms, activation functions, rotary embedding, and the
-# sums of the residual stream. 64 to 131072 tokens.
+# sums of the residual stream. 64 to 131072 tokens. With libtpu 0.0.50.1, 0.46; with gathered
+# weights, 0.57. Column "rest":
+#   --phase prefill --batch 1 --weights int8 --attention heads --schedules blocking
+#   --phase prefill --batch 512 --feedforward "WG XYZ" --schedules blocking
 ACTIVATION_PASSES = 0.45
 
 # What a layer takes besides, however small: some 25 small operations one after another, in decoding.
-# The one figure for fixed overhead, the same for all models and layouts.
+# The one figure for fixed overhead, the same for all models and layouts. With libtpu 0.0.50.1, column
+# "rest", most of which it is, has 27 us (bf16) and 32 us (int8):
+#   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules blocking
 LAYER_SECONDS = 28e-6
 
 # The share of LAYER_SECONDS that goes to copies around the collectives between layers, and to sums of
-# their shards. Where tokens are replicated over y and z there are none. 64 tokens.
+# their shards. Where tokens are replicated over y and z there are none. 64 tokens; column "rest" of the
+# first against the second:
+#   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules auto --unrolled
+#   --phase decode --batch 64 --feedforward "WS 2D all-reduce" --schedules auto --unrolled
 BOUNDARY_SECONDS = 9e-6
 
 # Where tokens are replicated over y and z, norms and sums read or write all of them so many times. 64
-# tokens.
+# tokens; from the second row above.
 REPLICATED_PASSES = 7.0

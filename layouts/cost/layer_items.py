@@ -181,13 +181,13 @@ def transfer(
     kind: Kind,
     axes: Iterable[str],
     elements: float,
-    each: float,
+    element_bytes: float,
     sizes: Mapping[str, int],
 ) -> Iterator[Transfer]:
     """A collective of so many elements of `each` bytes on a chip; none over one chip."""
     axes = tuple(axis for axis in axes if sizes[axis] > 1)
     if axes:
-        yield Transfer(name, kind, axes, size(axes, sizes), elements * each)
+        yield Transfer(name, kind, axes, size(axes, sizes), elements * element_bytes)
 
 
 def gathered_weight(
@@ -199,7 +199,7 @@ def gathered_weight(
     way: Literal["in", "out"],
     axes: Axes,
     sizes: Mapping[str, int],
-    each: int,
+    element_bytes: int,
 ) -> Iterator[Item]:
     """A weight [e, columns], or back, gathered over x and then, with its matmul, over the rest.
 
@@ -209,8 +209,10 @@ def gathered_weight(
     left = columns // size(tuple(axis for axis in stored if axis not in axes), sizes)
     if over:
         part = e * columns / size(stored, sizes)
-        yield from transfer(name, "all-gather", ("x",), part, each, sizes)
-    gather = next(transfer(name, "all-gather", over or ("x",), e * left, each, sizes), None)
+        yield from transfer(name, "all-gather", ("x",), part, element_bytes, sizes)
+    gather = next(
+        transfer(name, "all-gather", over or ("x",), e * left, element_bytes, sizes), None
+    )
     inner, outer = (e, left) if way == "in" else (left, e)
     label = "f" if bool(over) == (way == "in") else "e"
-    yield Einsum((name,), m, inner, (outer,), each, gather and (label, gather), True)
+    yield Einsum((name,), m, inner, (outer,), element_bytes, gather and (label, gather), True)

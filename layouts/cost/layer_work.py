@@ -44,9 +44,9 @@ class _Layer:
         return tuple(axis for axis in axes if self.sizes[axis] > 1)
 
     def transfer(
-        self, name: str, kind: Kind, axes: Iterable[str], elements: float, each: float
+        self, name: str, kind: Kind, axes: Iterable[str], elements: float, element_bytes: float
     ) -> Iterator[Transfer]:
-        return transfer(name, kind, axes, elements, each, self.sizes)
+        return transfer(name, kind, axes, elements, element_bytes, self.sizes)
 
     def moved(self, name: str, kind: Kind, axes: Iterable[str], elements: float) -> Transfer | None:
         """The same, of activations."""
@@ -66,11 +66,11 @@ class _Layer:
     def inputs(self, names: Sequence[str]) -> list[tuple[str, int, Axes]]:
         """Matrices that features come from: name, columns, and the axes these are stored over."""
         config, where = self.config, self.placement
-        found = {
+        attention = {
             "w_q": (config.stored_heads * config.d_head, where.queries.stored),
             "w_kv": (2 * config.stored_kv_heads * config.d_head, where.keys.stored),
         }
-        return [(name, *found.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
+        return [(name, *attention.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
 
     def into(
         self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
@@ -83,8 +83,8 @@ class _Layer:
         if self.placement.keys_before_gather and "w_kv" in names:
             yield from self.keys_before_gather(m // self.n(self.layout.position_axes), e)
             names = [name for name in names if name != "w_kv"]
-        found = self.inputs(names)
-        f = tuple(columns // self.n(stored) for _, columns, stored in found)
+        matrices = self.inputs(names)
+        f = tuple(columns // self.n(stored) for _, columns, stored in matrices)
         apart = tuple(axis for axis in WEIGHT_AXES if axis not in self.layout.repeated_axes)
         gather = self.moved("activations", "all-gather", apart, m * e)
         scatters = self.scatters_x or token_sharded
@@ -129,9 +129,9 @@ class _Layer:
         self, name: str, m: int, e: int, columns: int, stored: Axes, way: Literal["in", "out"]
     ) -> Iterator[Item]:
         """`gathered_weight` of this layout."""
-        each = self.load.weight_bytes
+        element_bytes = self.load.weight_bytes
         axes = self.gathered_axes
-        return gathered_weight(name, m, e, columns, stored, way, axes, self.sizes, each)
+        return gathered_weight(name, m, e, columns, stored, way, axes, self.sizes, element_bytes)
 
     def out_of(self, names: Sequence[str]) -> Iterator[Item]:
         """`project_out` of some matrices: gathers over x, the matmuls, one sum over yz."""
@@ -222,8 +222,8 @@ def inputs(
     load: Load,
 ) -> Einsum:
     """The einsum of the feedforward's input matrices, where weights are stationary."""
-    found = _Layer(config, layout, where, sizes, load).into(config.input_names)
-    return next(item for item in found if isinstance(item, Einsum))
+    items = _Layer(config, layout, where, sizes, load).into(config.input_names)
+    return next(item for item in items if isinstance(item, Einsum))
 
 
 def layer_work(

@@ -69,12 +69,12 @@ def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> f
     keys = 2 * config.stored_kv_heads * config.d_head / size(stored_kv_axes(config, sizes), sizes)
     into = heads / yz + keys + (2 if config.gated else 1) * config.d_ff / yz
     out = heads / yz + config.d_ff / yz
-    found = config.d_model / x * (into + out) * load.weight_bytes
+    matrices = config.d_model / x * (into + out) * load.weight_bytes
     if load.weight_bytes == 1:
-        found += SCALE_BYTES * (into + 2 * config.d_model / x)
+        matrices += SCALE_BYTES * (into + 2 * config.d_model / x)
     norms = (2 if config.norm_bias else 1) * (1 if config.block == "parallel" else 2)
     biases = into + 2 * config.d_model if config.biases else 0
-    return found + (norms * config.d_model + biases) * ACTIVATION_BYTES
+    return matrices + (norms * config.d_model + biases) * ACTIVATION_BYTES
 
 
 def cache_bytes(

@@ -53,8 +53,8 @@ def crossovers(
     def line(index: int) -> tuple[float, float]:
         """Bytes without tokens, and for each token."""
         if index == 0:
-            each = weight_stationary_2d(1, d_model, d_ff, sizes, element_bytes=element_bytes)
-            return 0.0, each
+            per_token = weight_stationary_2d(1, d_model, d_ff, sizes, element_bytes=element_bytes)
+            return 0.0, per_token
         axes = AXES[:index]
         fixed, one = (
             weight_gathered(tokens, d_model, d_ff, sizes, axes, element_bytes=element_bytes)
@@ -62,14 +62,14 @@ def crossovers(
         )
         return fixed, one - fixed
 
-    found = {}
+    tokens_from = {}
     for index in range(1, len(AXES) + 1):
-        (fixed, each), (next_fixed, next_each) = line(index - 1), line(index)
-        saved = each - next_each
-        found["".join(AXES[:index]).upper()] = (
+        (fixed, per_token), (next_fixed, next_per_token) = line(index - 1), line(index)
+        saved = per_token - next_per_token
+        tokens_from["".join(AXES[:index]).upper()] = (
             (next_fixed - fixed) / saved if saved > 0 else math.inf
         )
-    return found
+    return tokens_from
 
 
 def best_x(chips: int, d_model: int, d_ff: int) -> float:

@@ -189,10 +189,10 @@ def load(
             f"phase={phase!r} is neither 'decode' nor 'prefill'{did_you_mean(phase, PHASES)}"
         )
     bytes_of = {"bf16": 2, "int8": 1}
-    for what, word in (("weights", weights), ("cache", cache)):
+    for argument, word in (("weights", weights), ("cache", cache)):
         if not isinstance(word, str) or word not in bytes_of:
             raise ValueError(
-                f"{what}={word!r} is neither 'bf16' nor 'int8'{did_you_mean(word, bytes_of)}"
+                f"{argument}={word!r} is neither 'bf16' nor 'int8'{did_you_mean(word, bytes_of)}"
             )
     batch = as_size("batch", batch, f"phase={phase!r}")
     name, given = ("context", context) if phase == "decode" else ("length", length)
@@ -250,7 +250,7 @@ def cost(
         cache_bytes=n * sum(i.streamed_bytes for i in items if isinstance(i, Attention)),
         activation_bytes=n * _total(items, "activation_bytes"),
         ici_bytes={axis: n * moved for axis, moved in ici_bytes(items, sizes, chip).items()},
-        hops=n * sum(_hops(each, sizes, chip) for each in transfers(items)),
+        hops=n * sum(_hops(transfer, sizes, chip) for transfer in transfers(items)),
         matmul_seconds=n * layer.matmul,
         attention_seconds=n * layer.attention,
         exposed_seconds=n * layer.exposed,
@@ -274,23 +274,23 @@ def padded_load(
 
 def transfers(items: tuple[Item, ...]) -> list[Transfer]:
     """All collectives, those at the ends of einsums included."""
-    found: list[Transfer] = []
+    collectives: list[Transfer] = []
     for item in items:
         if isinstance(item, Einsum):
-            found += item.transfers
+            collectives += item.transfers
         elif isinstance(item, Transfer):
-            found.append(item)
-    return found
+            collectives.append(item)
+    return collectives
 
 
 def ici_bytes(items: tuple[Item, ...], sizes: Mapping[str, int], chip: Chip) -> dict[str, float]:
     """Bytes that a chip sends, by axis."""
-    found = dict.fromkeys(AXES, 0.0)
-    for each in transfers(items):
-        shares = {axis: links(chip, sizes[axis]) for axis in each.axes}
+    by_axis = dict.fromkeys(AXES, 0.0)
+    for transfer in transfers(items):
+        shares = {axis: links(chip, sizes[axis]) for axis in transfer.axes}
         for axis, share in shares.items():
-            found[axis] += each.sent_bytes * share / sum(shares.values())
-    return found
+            by_axis[axis] += transfer.sent_bytes * share / sum(shares.values())
+    return by_axis
 
 
 def _hops(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> int:
@@ -304,16 +304,16 @@ def _outside_seconds(
     """The embedding's sums over chips, and the logits of the last positions."""
     axes = tuple(axis for axis in AXES if sizes[axis] > 1)
     rows = asked.tokens * config.d_model * ACTIVATION_BYTES
-    found = 0.0
+    embedding = 0.0
     if axes:
         sums = Transfer("embedded", "reduce-scatter", axes, size(axes, sizes), rows)
         last = dataclasses.replace(sums, kind="all-gather", bytes=rows / asked.new)
-        found = sum(transfer_seconds(each, sizes, chip) for each in (sums, last))
+        embedding = sum(transfer_seconds(transfer, sizes, chip) for transfer in (sums, last))
     tokens = config.vocab // size(vocab_axes(config, sizes), sizes)
     logits = Einsum(
         ("unembedding",), asked.batch, config.d_model, (tokens,), asked.weight_bytes, None
     )
-    return found + einsum_cost.seconds(logits, sizes, chip, "none").compute
+    return embedding + einsum_cost.seconds(logits, sizes, chip, "none").compute
 
 
 def _total(items: tuple[Item, ...], name: str) -> float:

@@ -38,10 +38,10 @@ def saving(
     if not all(ways) or not chip.torus_dims:
         return None
     apart = [_apart(item, sizes, chip) for item in items]
-    compute, exposed = (sum(each[i] for each in apart) for i in (0, 1))
+    compute, exposed = (sum(seconds[i] for seconds in apart) for i in (0, 1))
     together = _together(ways[0], ways[1], sizes, chip)
-    found = Seconds(compute - together.compute, exposed - together.exposed)
-    return found if sum(found) > worthwhile * (compute + exposed) else None
+    saved = Seconds(compute - together.compute, exposed - together.exposed)
+    return saved if sum(saved) > worthwhile * (compute + exposed) else None
 
 
 def _streamed(item: Item, names: Sequence[str]) -> bool:
@@ -69,16 +69,18 @@ def _together(
     dots = sum(
         matmul_seconds(
             chip,
-            2 * each.m * each.e * f / n,
-            sorted((each.m * each.e * ACTIVATION_BYTES, each.e * f / n * each.weight_bytes)),
-            each.m * f / n * ACTIVATION_BYTES,
-            widened=each.e * f / n if each.weight_bytes == 1 else 0,
+            2 * einsum.m * einsum.e * f / n,
+            sorted(
+                (einsum.m * einsum.e * ACTIVATION_BYTES, einsum.e * f / n * einsum.weight_bytes)
+            ),
+            einsum.m * f / n * ACTIVATION_BYTES,
+            widened=einsum.e * f / n if einsum.weight_bytes == 1 else 0,
         )
-        for each in into
-        for f in each.f
+        for einsum in into
+        for f in einsum.f
     )
-    arriving = sum(each.streamed_bytes / x for each in out)
-    hop = (sum(each.streamed_bytes for each in into) + arriving) / n / chip.link_bandwidth
+    arriving = sum(einsum.streamed_bytes / x for einsum in out)
+    hop = (sum(einsum.streamed_bytes for einsum in into) + arriving) / n / chip.link_bandwidth
     hop += chip.hop_seconds
     exposed, before = 0.0, 1
     ways = ring_directions(n, "latency", 1)
@@ -87,22 +89,28 @@ def _together(
         before = sum(way.hops >= number for way in ways)
     exposed += sum(
         einsum_cost.gather_seconds(gather, sizes, chip)
-        for each in into
-        if (gather := _over_x(each, each.streamed_bytes / n, sizes)) is not None
+        for einsum in into
+        if (gather := _over_x(einsum, einsum.streamed_bytes / n, sizes)) is not None
     )
     # What arrives of the output matrices is put into its place.
     compute = n * dots + 2 * arriving / chip.vector_bandwidth
-    for each in out:
-        gather = _over_x(each, each.streamed_bytes, sizes)
+    for einsum in out:
+        gather = _over_x(einsum, einsum.streamed_bytes, sizes)
         last = Einsum(
-            each.names, each.m, each.e, each.f, each.weight_bytes, gather and ("f", gather), True
+            einsum.names,
+            einsum.m,
+            einsum.e,
+            einsum.f,
+            einsum.weight_bytes,
+            gather and ("f", gather),
+            True,
         )
-        found = einsum_cost.seconds(last, sizes, chip, "auto")
-        compute, exposed = compute + found.compute, exposed + found.exposed
+        last_seconds = einsum_cost.seconds(last, sizes, chip, "auto")
+        compute, exposed = compute + last_seconds.compute, exposed + last_seconds.exposed
     return Seconds(compute, exposed)
 
 
-def _over_x(each: Einsum, size: float, sizes: Mapping[str, int]) -> Transfer | None:
+def _over_x(einsum: Einsum, size: float, sizes: Mapping[str, int]) -> Transfer | None:
     if sizes["x"] == 1:
         return None
-    return Transfer(each.names[0], "all-gather", ("x",), sizes["x"], math.ceil(size))
+    return Transfer(einsum.names[0], "all-gather", ("x",), sizes["x"], math.ceil(size))

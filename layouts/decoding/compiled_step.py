@@ -99,7 +99,7 @@ class Program:
     def padded_batch(self, batch: int, *others: Program) -> int:
         """The sequences of a step of `batch`, which these other programs can take too."""
         own = tiled_batch_multiple(batch, self.config, self.plan, self.sizes)
-        return round_up(batch, math.lcm(own, *(each.batch_multiple for each in others)))
+        return round_up(batch, math.lcm(own, *(other.batch_multiple for other in others)))
 
     def padded_length(self, new: int) -> int:
         """The positions of a step that reads `new` of each sequence."""

@@ -325,16 +325,16 @@ def _append(
     if isinstance(blocks, Mapping):
         x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
         return x, write(k, new_k), write(v, new_v)
-    made, early = [], max(each.nbytes for each in jax.tree.leaves((k, v))) < tuning.ON_CHIP_BYTES
+    made, early = [], max(array.nbytes for array in jax.tree.leaves((k, v))) < tuning.ON_CHIP_BYTES
     for layer, weights in enumerate(blocks):
         x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)), steps[layer])
         made.append(new)
         if early:
-            new = jax.tree.map(lambda each: each[None], new)
+            new = jax.tree.map(lambda array: array[None], new)
             x, k, v, (new_k, new_v) = lax.optimization_barrier((x, k, v, new))
             k, v = write(k, new_k, layer), write(v, new_v, layer)
     if not early:
-        new_k, new_v = jax.tree.map(lambda *each: jnp.stack(each), *made)
+        new_k, new_v = jax.tree.map(lambda *array: jnp.stack(array), *made)
         k, v = write(k, new_k), write(v, new_v)
     return x, k, v
 

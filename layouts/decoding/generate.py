@@ -139,10 +139,10 @@ def _as_token(x: object) -> int:
     Raises:
       ValueError: it is none.
     """
-    found = values_of(x)
-    if found is None or found.shape or found.dtype.kind not in "iu":
+    number = values_of(x)
+    if number is None or number.shape or number.dtype.kind not in "iu":
         raise ValueError(f"pad_token={x!r} must be one integer, known before anything is compiled")
-    return int(found)
+    return int(number)
 
 
 def _as_tokens(given: object) -> tuple[int, ...]:
@@ -151,13 +151,13 @@ def _as_tokens(given: object) -> tuple[int, ...]:
     Raises:
       ValueError: it is neither.
     """
-    found = values_of(list(given) if isinstance(given, Set) else given)
-    if found is None or (found.size and found.dtype.kind not in "iu") or found.ndim > 1:
+    numbers = values_of(list(given) if isinstance(given, Set) else given)
+    if numbers is None or (numbers.size and numbers.dtype.kind not in "iu") or numbers.ndim > 1:
         raise ValueError(
             f"end_tokens={given!r} must be one token, or a sequence of them, known before anything "
             "is compiled"
         )
-    return tuple(sorted({int(token) for token in found.ravel()}))
+    return tuple(sorted({int(token) for token in numbers.ravel()}))
 
 
 @functools.lru_cache(maxsize=256)

@@ -57,14 +57,14 @@ def init(
     checks.check_weights(weights, ("plain", "int8"))
     checks.check_mesh_for(config, mesh)
     root = checks.brought(as_key(key), mesh)
-    drawn = (config, mesh, as_dtype(dtype, 'weights="int8"'), weights == "int8")
+    options = (config, mesh, as_dtype(dtype, 'weights="int8"'), weights == "int8")
     if not as_flag("unrolled", unrolled):
-        return _initializer(params.init, *drawn)(root)
+        return _initializer(params.init, *options)(root)
     blocks = [
-        _initializer(params.init_layer, *drawn)(*checks.brought((root, np.int32(layer)), mesh))
+        _initializer(params.init_layer, *options)(*checks.brought((root, np.int32(layer)), mesh))
         for layer in range(config.layers)
     ]
-    return _initializer(params.init_ends, *drawn)(root) | {"blocks": blocks}
+    return _initializer(params.init_ends, *options)(root) | {"blocks": blocks}
 
 
 @functools.lru_cache(maxsize=64)

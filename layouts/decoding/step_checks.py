@@ -101,7 +101,7 @@ def check_cache(cache: object, mesh: MeshLike | None = None) -> None:
     """
     if not isinstance(cache, Cache):
         hint = "make one with layouts.init_cache"
-        if isinstance(cache, tuple) and any(isinstance(each, Cache) for each in cache):
+        if isinstance(cache, tuple) and any(isinstance(item, Cache) for item in cache):
             hint = "steps return (logits, cache); give the second"
         raise ValueError(f"cache must be a layouts.Cache, got {type(cache).__name__}; {hint}")
     _check_held(

@@ -122,8 +122,8 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     scores = [_scores(rows, s, places) for s in segments]
     tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     top = tops[0]
-    for each in tops[1:]:
-        top = jnp.maximum(top, each)
+    for other in tops[1:]:
+        top = jnp.maximum(top, other)
     total: jax.Array | float = 0.0
     result: jax.Array | float = 0.0
     for s, segment in zip(scores, segments, strict=True):

@@ -104,8 +104,8 @@ def _sizes(**given: int) -> tuple[int, ...]:
 def _decode(
     config: ModelConfig, shape: Shape, chip: Chip, batch: int, context: int
 ) -> Partitioning:
-    found = plan(config, chip=chip, mesh_shape=shape, phase="decode", batch=batch, context=context)
-    return _first(found.options).partitioning
+    ranked = plan(config, chip=chip, mesh_shape=shape, phase="decode", batch=batch, context=context)
+    return _first(ranked.options).partitioning
 
 
 @functools.lru_cache(maxsize=1024)
@@ -119,10 +119,10 @@ def _prefill(
     serves: Serves,
 ) -> Partitioning:
     decoder = _placement(config, shape, _decode(config, shape, chip, batch, context))
-    found = plan(config, chip=chip, mesh_shape=shape, phase="prefill", batch=batch, length=length)
+    ranked = plan(config, chip=chip, mesh_shape=shape, phase="prefill", batch=batch, length=length)
     served = [
         option
-        for option in found.options
+        for option in ranked.options
         if option.cost is not None
         and serves(_placement(config, shape, option.partitioning), decoder)
     ]

@@ -67,8 +67,8 @@ class Option:
         return f"Option({self}: {said})"
 
     def __str__(self) -> str:
-        what = f"{self.feedforward}, {self.attention}, {shape_name(self.sizes)}"
-        return f"{what}, batch {self.batch}"
+        layouts = f"{self.feedforward}, {self.attention}, {shape_name(self.sizes)}"
+        return f"{layouts}, batch {self.batch}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,9 @@ class Plan(Shown):
     @property
     def cost(self) -> Cost:
         """What the best option costs."""
-        found = self.best.cost
-        assert found is not None
-        return found
+        predicted = self.best.cost
+        assert predicted is not None
+        return predicted
 
     @property
     def fewest_chips(self) -> Option:
@@ -129,18 +129,18 @@ class Plan(Shown):
         head = f"no layout of {self.config.name} will do for this {self.phase}"
         if not costs:
             return f"{head}: {self.options[0]}: {self.options[0].excluded}"
-        fitting = [(option, each) for option, each in costs if each.fits]
+        fitting = [(option, predicted) for option, predicted in costs if predicted.fits]
         if fitting:
-            option, each = min(fitting, key=lambda pair: pair[1].step_seconds)
+            option, predicted = min(fitting, key=lambda pair: pair[1].step_seconds)
             return (
                 f"{head} within {as_milliseconds(self.max_seconds or 0)}: the nearest is {option}, "
-                f"which takes {as_milliseconds(each.step_seconds)}; allow more, ask for a smaller "
+                f"which takes {as_milliseconds(predicted.step_seconds)}; allow more, ask for a smaller "
                 "batch, or use more chips"
             )
-        option, each = min(costs, key=lambda pair: pair[1].memory.total)
+        option, predicted = min(costs, key=lambda pair: pair[1].memory.total)
         return (
-            f"{head}: the nearest is {option}, which needs {as_gibibytes(each.memory.total)} of the "
-            f"{as_gibibytes(self.chip.hbm_bytes)} of a {self.chip.name}; use more chips, a smaller "
+            f"{head}: the nearest is {option}, which needs {as_gibibytes(predicted.memory.total)} of "
+            f"the {as_gibibytes(self.chip.hbm_bytes)} of a {self.chip.name}; use more chips, a smaller "
             "batch, a shorter context, int8 weights or an int8 cache"
         )
 
@@ -189,10 +189,10 @@ def print_options(options: Sequence[Option]) -> str:
 
 def _one_a_reason(excluded: Sequence[Option]) -> list[Option]:
     """One for each reason and layout."""
-    found: dict[tuple[str, str], Option] = {}
+    by_reason: dict[tuple[str, str], Option] = {}
     for option in excluded:
-        found.setdefault((option.excluded, option.feedforward), option)
-    return list(found.values())[:ROWS_SHOWN]
+        by_reason.setdefault((option.excluded, option.feedforward), option)
+    return list(by_reason.values())[:ROWS_SHOWN]
 
 
 def _cost(option: Option) -> Cost:

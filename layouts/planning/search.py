@@ -123,23 +123,24 @@ def _option(
     why = misfit(config, sizes, option.partitioning)
     if why:
         return dataclasses.replace(option, excluded=why)
-    found = cost(config, option.partitioning, sizes, asked, chip, overlap)
-    if not found.fits:
-        why = f"needs {as_gibibytes(found.memory.total)} of {as_gibibytes(chip.hbm_bytes)} a chip"
-    elif max_seconds is not None and found.step_seconds > max_seconds:
+    predicted = cost(config, option.partitioning, sizes, asked, chip, overlap)
+    if not predicted.fits:
         why = (
-            f"takes {as_milliseconds(found.step_seconds)}, more than {as_milliseconds(max_seconds)}"
+            f"needs {as_gibibytes(predicted.memory.total)} of {as_gibibytes(chip.hbm_bytes)} a chip"
         )
-    return dataclasses.replace(option, cost=found, excluded=why)
+    elif max_seconds is not None and predicted.step_seconds > max_seconds:
+        takes = as_milliseconds(predicted.step_seconds)
+        why = f"takes {takes}, more than {as_milliseconds(max_seconds)}"
+    return dataclasses.replace(option, cost=predicted, excluded=why)
 
 
 def _rank(option: Option, objective: Objective) -> tuple[int, float]:
-    found = option.cost
-    if found is None:
+    predicted = option.cost
+    if predicted is None:
         return 2, 0.0
     by = {
-        "latency": found.step_seconds,
-        "throughput": found.step_seconds / found.load.tokens,
-        "cost": found.chips * found.step_seconds / found.load.tokens,
+        "latency": predicted.step_seconds,
+        "throughput": predicted.step_seconds / predicted.load.tokens,
+        "cost": predicted.chips * predicted.step_seconds / predicted.load.tokens,
     }
     return int(bool(option.excluded)), by[objective]

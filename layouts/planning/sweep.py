@@ -48,7 +48,7 @@ def sweep(
     Raises:
       ValueError: as `plan`.
     """
-    found: list[Option] = []
+    fastest: list[Option] = []
     for given, instead in (("batch", "batches="), ("mesh_shape", "chips=, or call layouts.plan")):
         if given in asked:
             raise ValueError(
@@ -59,8 +59,8 @@ def sweep(
     for count in as_sizes("chips", chips):
         for batch in sizes:
             options = plan(config, phase=phase, batch=batch, chips=count, **asked).feasible
-            found += options[:1]
-    return Options(found)
+            fastest += options[:1]
+    return Options(fastest)
 
 
 def pareto(options: Sequence[Option] | Plan) -> Options:
@@ -73,19 +73,19 @@ def pareto(options: Sequence[Option] | Plan) -> Options:
       ValueError: they are something else.
     """
     given = options.options if isinstance(options, Plan) else options
-    if not isinstance(given, Sequence) or not all(isinstance(each, Option) for each in given):
+    if not isinstance(given, Sequence) or not all(isinstance(option, Option) for option in given):
         raise ValueError(
             "options must be a sequence of Option, such as layouts.sweep returns, or a Plan, got "
             f"{type(options).__name__}"
         )
-    found: list[Option] = []
+    unbeaten: list[Option] = []
     least = float("inf")
-    for option in sorted((each for each in given if not each.excluded), key=_point):
+    for option in sorted((option for option in given if not option.excluded), key=_point):
         _, spent = _point(option)
         if spent < least:
-            found.append(option)
+            unbeaten.append(option)
             least = spent
-    return Options(found)
+    return Options(unbeaten)
 
 
 def _point(option: Option) -> tuple[float, float]:
