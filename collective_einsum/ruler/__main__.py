@@ -139,7 +139,7 @@ def _conclusion(timeline: Timeline) -> str:
     if not timeline.communication_seconds:
         return f"{text}, and nothing is sent between chips."
     text += f"; {timeline.hidden_fraction:.0%} of its communication is overlapped with compute"
-    waits = max(timeline.by_line, key=lambda row: row.exposed)
+    waits = max(timeline.by_line(), key=lambda row: row.exposed)
     if waits.exposed and waits.line is not None:
         text += f", and it waits longest at {waits.line}: {waits.exposed * 1e6:.1f} us"
     return f"{text}."

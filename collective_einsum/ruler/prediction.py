@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from collective_einsum.chips.chip import Chip
 from collective_einsum.ruler.compile.targets import target as target_of
@@ -17,7 +17,9 @@ from collective_einsum.ruler.replay.timeline import Timeline
 Program = Callable[..., Any] | jax.stages.Lowered | jax.stages.Compiled | str
 
 
-def mesh(target: str, axes: Mapping[str, int]) -> Mesh:
+def mesh(
+    target: str, axes: Mapping[str, int], axis_types: Sequence[AxisType] | None = None
+) -> Mesh:
     """A mesh of a TPU slice that is not there, to shard shapes over and to compile for.
 
     Call it before anything asks jax for devices: it sets what libtpu needs.
@@ -25,13 +27,21 @@ def mesh(target: str, axes: Mapping[str, int]) -> Mesh:
     Args:
       target: the slice, such as "v5e:4x4"; `python -m collective_einsum.ruler targets` lists them.
       axes: the size of each axis, such as {"data": 4, "model": 4}; their product is the slice's number
-        of devices. Axes are of type Auto.
+        of devices.
+      axis_types: the type of each axis, as `jax.make_mesh` takes them; all Auto by default.
 
     Raises:
-      ValueError: there is no such slice, or the sizes do not fill it.
+      ValueError: there is no such slice, or the sizes do not fill it, or the types are not one an axis.
       ModuleNotFoundError: libtpu is not installed.
     """
-    return target_of(target).mesh(tuple(axes.values()), tuple(axes))
+    if axis_types is not None and len(axis_types) != len(axes):
+        raise ValueError(
+            f"axis_types {tuple(axis_types)} and axes {dict(axes)} differ in length; give every axis "
+            "one type"
+        )
+    made = target_of(target).mesh(tuple(axes.values()), tuple(axes))
+    types = None if axis_types is None else tuple(axis_types)
+    return Mesh(made.devices, made.axis_names, axis_types=types)
 
 
 def predict(
@@ -58,7 +68,7 @@ def predict(
       chip: what the chip can do; by default that of the slice.
 
     Returns:
-      The timeline. `print` shows a table; `by_line` has the seconds of every source line of yours.
+      The timeline. `print` shows a table; `by_line()` has the seconds of every source line of yours.
 
     Raises:
       ValueError: the arguments do not say on which slice, or the text is no scheduled HLO module, or

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
@@ -77,7 +77,7 @@ def test_a_function_with_options_of_its_own() -> None:
 
 
 def test_time_and_waits_by_line() -> None:
-    rows = expected().by_line
+    rows = expected().by_line()
     assert sum(row.seconds for row in rows) == pytest.approx(expected().total_seconds, rel=1e-6)
     assert sum(row.exposed for row in rows) == pytest.approx(expected().exposed_seconds)
     source = Path(__file__).read_text().splitlines()
@@ -93,6 +93,32 @@ def test_time_and_waits_by_line() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def multiply(x: jax.Array, w: jax.Array) -> jax.Array:
+    return x @ w
+
+
+def test_a_line_that_is_called_twice() -> None:
+    def twice(x: jax.Array, w_in: jax.Array, w_out: jax.Array) -> jax.Array:
+        hidden = multiply(x, w_in)
+        return multiply(hidden, w_out)
+
+    timeline = ruler.predict(twice, *shapes())
+    (row,) = (row for row in timeline.by_line() if row.line and row.line.function == "multiply")
+    rows = [r for r in timeline.by_line(callers=1) if r.line is not None and r.line == row.line]
+    first = twice.__code__.co_firstlineno
+    assert {call.line - first for r in rows for call in r.callers} == {1, 2}
+    assert sum(r.seconds for r in rows) == pytest.approx(row.seconds)
+    assert re.search(r"test_predict.py:\d+ [\w.<>]*twice > \d+ multiply +\d", str(timeline))
+
+
+def test_axes_of_other_types() -> None:
+    explicit = ruler.mesh(SLICE, AXES, axis_types=(AxisType.Explicit,) * 2)
+    assert explicit.axis_types == (AxisType.Explicit,) * 2
+    assert mesh().axis_types == (AxisType.Auto,) * 2
+    with pytest.raises(ValueError, match="give every axis one type"):
+        ruler.mesh(SLICE, AXES, axis_types=(AxisType.Explicit,))
+
+
 def test_a_line_that_calls_the_library() -> None:
     def gathered(x: jax.Array, w: jax.Array) -> jax.Array:
         return ce.all_gather_einsum("me,ef->mf", x, w, axis_name="data", gather="m")
@@ -104,7 +130,7 @@ def test_a_line_that_calls_the_library() -> None:
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh(), spec))
         for shape, spec in (((2048, 1024), P("data")), ((1024, 1024), P()))
     ]
-    rows = ruler.predict(function, *args).by_line
+    rows = ruler.predict(function, *args).by_line()
     longest = next(row for row in rows if row.line is not None)
     assert longest.line is not None
     assert longest.line.file == __file__
@@ -194,7 +220,7 @@ def test_the_command_predicts_a_function_of_yours(tmp_path: Path) -> None:
     (tmp_path / "yours.py").write_text(MODULE)
     run = command(tmp_path, "predict", "yours:step", "--target", "v5e:2x2", "--png", "t.png")
     assert run.returncode == 0, run.stderr
-    assert re.search(r"\nyours.py:15 step.<locals>.<lambda> +\d", run.stdout)
+    assert re.search(r"\n.*15 step.<locals>.<lambda> +\d", run.stdout)
     assert "So the program is predicted to take " in run.stdout
     assert "picture written to t.png" in run.stdout
     assert (tmp_path / "t.png").stat().st_size > 1000

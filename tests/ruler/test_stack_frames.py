@@ -8,7 +8,7 @@ import pytest
 
 import collective_einsum
 from collective_einsum.ruler.hlo import parse as hlo
-from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_line, parse_stacks
+from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines, parse_stacks
 
 PACKAGE = Path(collective_einsum.__file__).parent
 TABLES = f"""
@@ -73,13 +73,13 @@ def test_the_metadata_of_older_modules() -> None:
 @pytest.mark.parametrize("frame", [1, 2, 3])
 def test_the_callers_line_is_outside_this_library(frame: int) -> None:
     """Also where the module was traced with the library in another folder."""
-    assert callers_line(stack(f"stack_frame_id={frame}")) == MODEL
+    assert callers_lines(stack(f"stack_frame_id={frame}")) == (MODEL,)
 
 
 def test_where_all_is_the_librarys_its_innermost_line_stands() -> None:
     own = stack("stack_frame_id=2")[:1]
-    assert callers_line(own) == own[0]
-    assert callers_line(()) is None
+    assert callers_lines(own) == own
+    assert callers_lines(()) == ()
 
 
 def test_tables_that_were_cut() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -79,14 +80,15 @@ def parse_stacks(lines: Iterable[str]) -> Stacks:
     return stacks
 
 
-def callers_line(stack: Sequence[SourceLine]) -> SourceLine | None:
-    """The innermost line of a call stack that is not in `collective_einsum`: the caller's own code.
+def callers_lines(stack: Sequence[SourceLine]) -> tuple[SourceLine, ...]:
+    """The lines of a call stack that are not in `collective_einsum`: the caller's own code.
 
     Returns:
-      The line; the innermost of all where every line is the library's; None for an empty stack.
+      Those lines, the innermost first; the innermost of all where every line is the library's.
     """
-    callers = (line for line in stack if not _is_own(line.file))
-    return next(callers, stack[0] if stack else None)
+    lines = (line for line in stack if not _is_own(line.file))
+    # jit puts the line that is being traced on the stack twice.
+    return tuple(line for line, _ in itertools.groupby(lines)) or tuple(stack[:1])
 
 
 @functools.cache

@@ -16,7 +16,7 @@ class Event:
     `row` is "compute", "stall", "dma", or the name of an axis and direction such as "x+"; `kind` is
     "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are those that move over
     the link or to and from HBM. `arrival` is when the last byte of a transfer has passed its hops.
-    `line` is the caller's source line that the instruction was traced from; None if unknown.
+    `lines` are the caller's source lines that the instruction was traced from, the innermost first.
     """
 
     row: str
@@ -28,7 +28,7 @@ class Event:
     bytes: float = 0.0
     arrival: float | None = None
     flops: float = 0.0
-    line: SourceLine | None = None
+    lines: tuple[SourceLine, ...] = ()
 
     @property
     def seconds(self) -> float:

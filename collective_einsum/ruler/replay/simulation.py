@@ -19,7 +19,7 @@ from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import moves, transfers
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
-from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_line
+from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.timeline import Timeline
@@ -193,7 +193,7 @@ class _Walk:
                     op_name=instruction.op_name,
                     bytes=moved,
                     flops=flops,
-                    line=self.line(instruction),
+                    lines=self.lines(instruction),
                 )
             )
 
@@ -238,7 +238,7 @@ class _Walk:
         start = self.network.now
         self.network.wait(transfer.flow)
         name, op_name = transfer.instruction.name, transfer.instruction.op_name
-        line = self.line(transfer.instruction)
+        lines = self.lines(transfer.instruction)
         arrival = transfer.flow.arrival
         for row, moved in transfer.rows.items():
             end = arrival - transfer.flow.latency
@@ -252,15 +252,15 @@ class _Walk:
                     op_name=op_name,
                     bytes=moved,
                     arrival=arrival,
-                    line=line,
+                    lines=lines,
                 )
             )
         if self.network.now > start:
             kind = "copy" if transfer.kind == "copy" else "collective"
             self.events.append(
-                Event(STALL_ROW, name, start, self.network.now, kind, op_name, line=line)
+                Event(STALL_ROW, name, start, self.network.now, kind, op_name, lines=lines)
             )
 
-    def line(self, instruction: hlo.Instruction) -> SourceLine | None:
-        """The caller's source line of an instruction."""
-        return callers_line(self.module.stack_of(instruction))
+    def lines(self, instruction: hlo.Instruction) -> tuple[SourceLine, ...]:
+        """The caller's source lines of an instruction, the innermost first."""
+        return callers_lines(self.module.stack_of(instruction))

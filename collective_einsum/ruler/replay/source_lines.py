@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,8 @@ from collective_einsum.ruler.replay.tables import legend, table
 # The longest lines that are printed.
 _SHOWN = 12
 _MEANINGS = {
-    "line": "the innermost line outside collective_einsum that the ops were traced from",
+    "line": "the innermost line outside collective_einsum that the ops were traced from, after the line "
+    "that calls its function",
     "us": "the sum of the next three",
     "compute": "the chip computes",
     "exposed": "it waits for a transfer between chips",
@@ -28,12 +30,14 @@ class LineSeconds:
 
     Attributes:
       line: the line; None for ops that the compiler made, or of a module without such metadata.
+      callers: the lines of the calls that led there, the innermost first, as many as were asked for.
       compute: in which the chip computes.
       exposed: in which it waits for a transfer between chips.
       copies: in which it waits for its own memory.
     """
 
     line: SourceLine | None
+    callers: tuple[SourceLine, ...] = ()
     compute: float
     exposed: float
     copies: float
@@ -44,22 +48,29 @@ class LineSeconds:
         return self.compute + self.exposed + self.copies
 
 
-def by_line(events: Iterable[Event]) -> tuple[LineSeconds, ...]:
-    """The seconds of every source line, the longest first; together they are the total."""
-    lines: dict[SourceLine | None, dict[str, float]] = {}
+def by_line(events: Iterable[Event], callers: int = 0) -> tuple[LineSeconds, ...]:
+    """The seconds of every source line, the longest first; together they are the total.
+
+    Args:
+      events: of a timeline.
+      callers: how many calls that led to a line tell it from the same line called elsewhere.
+    """
+    lines: dict[tuple[SourceLine, ...], dict[str, float]] = {}
     for event in events:
         if event.row not in (COMPUTE_ROW, STALL_ROW):
             continue
-        seconds = lines.setdefault(event.line, {"compute": 0.0, "collective": 0.0, "copy": 0.0})
+        key = event.lines[: callers + 1]
+        seconds = lines.setdefault(key, {"compute": 0.0, "collective": 0.0, "copy": 0.0})
         seconds["compute" if event.row == COMPUTE_ROW else event.kind] += event.seconds
     rows = [
         LineSeconds(
-            line=line,
+            line=key[0] if key else None,
+            callers=key[1:],
             compute=seconds["compute"],
             exposed=seconds["collective"],
             copies=seconds["copy"],
         )
-        for line, seconds in lines.items()
+        for key, seconds in lines.items()
     ]
     return tuple(sorted(rows, key=lambda row: -row.seconds))
 
@@ -69,7 +80,7 @@ def print_lines(rows: Sequence[LineSeconds], total_seconds: float) -> str:
     us, total = 1e6, total_seconds or 1.0
     cells = [
         (
-            _named(row.line),
+            _named(row),
             *(f"{s * us:.2f}" for s in (row.seconds, row.compute, row.exposed, row.copies)),
             f"{row.seconds / total:.1%}",
         )
@@ -84,12 +95,22 @@ def print_lines(rows: Sequence[LineSeconds], total_seconds: float) -> str:
     return f"{table(tuple(_MEANINGS), cells)}\n\n{legend(_MEANINGS)}"
 
 
-def _named(line: SourceLine | None) -> str:
-    """A line by its path from the working directory, or by the end of its path, and its function."""
-    if line is None:
+def _named(row: LineSeconds) -> str:
+    """A line with its function, after the line of its caller."""
+    if row.line is None:
         return "(of no line)"
+    lines = [*reversed(row.callers), row.line]
+    names = [_path(lines[0])]
+    for caller, line in itertools.pairwise(lines):
+        # The file is not said twice.
+        names.append(str(line.line) if caller.file == line.file else _path(line))
+    named = zip(names, lines, strict=True)
+    return " > ".join(f"{name} {line.function}".strip() for name, line in named)
+
+
+def _path(line: SourceLine) -> str:
+    """A line by its path from the working directory, or by the end of its path."""
     path = os.path.relpath(line.file)
     if path.startswith(".."):
         path = "/".join(line.file.split("/")[-2:])
-    text = f"{path}:{line.line}"
-    return f"{text} {line.function}" if line.function else text
+    return f"{path}:{line.line}"

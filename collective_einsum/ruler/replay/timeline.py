@@ -142,10 +142,14 @@ class Timeline:
         """`flops` over the chip's bf16 peak times `total_seconds`."""
         return self.flops / (self.peak_flops * self.total_seconds) if self.total_seconds else 0.0
 
-    @functools.cached_property
-    def by_line(self) -> tuple[LineSeconds, ...]:
-        """Where the time goes by source line of the caller's program, the longest first."""
-        return by_line(self.events)
+    def by_line(self, callers: int = 0) -> tuple[LineSeconds, ...]:
+        """Where the time goes by source line of the caller's program, the longest first.
+
+        Args:
+          callers: how many calls that led to a line tell it from the same line called elsewhere, such
+            as a matmul in a function that all layers call.
+        """
+        return by_line(self.events, callers)
 
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
         """Seconds in which a collective-permute overlaps with a dot, by name; those that do."""
@@ -232,8 +236,9 @@ class Timeline:
                 )
             )
         lines += ["", legend(_MEANINGS, "Rows and columns")]
-        if any(row.line for row in self.by_line):
-            lines += ["", print_lines(self.by_line, self.total_seconds)]
+        rows = self.by_line(callers=1)
+        if any(row.line for row in rows):
+            lines += ["", print_lines(rows, self.total_seconds)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
