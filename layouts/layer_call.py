@@ -73,7 +73,7 @@ class LayerCall:
         """
         config = as_config(self.config)
         layout, attention = as_feedforward(self.layout), as_attention(self.attention)
-        check_layer(config, x, weights, self.names, whole=mesh is not None)
+        check_layer(config, x, weights, self.names, is_global=mesh is not None)
         lengths = check_past(past, prefix, lengths, None if mesh is None else x.shape[0])
         local = functools.partial(self._local, config, layout, attention)
         with for_chip(self.chip), naming(self.axes):

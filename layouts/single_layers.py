@@ -70,7 +70,7 @@ def feedforward(
       ValueError: while tracing, in words, for sizes that do not fit.
     """
     config, layout = as_config(config), as_feedforward(layout)
-    check_layer(config, x, weights, FEEDFORWARD, whole=mesh is not None)
+    check_layer(config, x, weights, FEEDFORWARD, is_global=mesh is not None)
     local = functools.partial(_feedforward, config=config, layout=layout, schedule=schedule)
     with naming(axes), for_chip(chip):
         if mesh is None:

@@ -94,8 +94,10 @@ ON_CHIP_BYTES = 128 * 2**20
 # of libtpu 0.0.50.1 are from the rows in docs/results.md.
 
 # Fraction of the overlapped communication of activations by which a step is longer nevertheless: dots
-# that overlap it are slower, and slices of their operands are copied. Steps with rings, against replays
-# of their einsums alone.
+# that overlap it are slower, and slices of their operands are copied. Column "total" of the first,
+# against replays of its einsums alone, which the second command prints:
+#   --phase decode --batch 512 --feedforward "WS 2D batch" --schedules auto
+#   python -m bench collectives --full
 OVERLAP_LOSS = 0.2
 
 # Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill. With libtpu

@@ -1,4 +1,4 @@
-"""What a layer is made of, on one chip: matmuls, transfers and attention, from sizes alone.
+"""The items of a layer on one chip, as data: einsums, collectives and attention, from sizes alone.
 
 Letters are those of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102).
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..mesh.axis_collectives import Axes, size
 
-# Of activations, on the chip and on the links: bfloat16.
+# Bytes of an element of activations, on the chip and on the links: bfloat16.
 ACTIVATION_BYTES = 2
 
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
@@ -22,12 +22,13 @@ class Transfer:
     """A collective between chips.
 
     Attributes:
-      name: what moves.
-      kind: what it is.
+      name: of the array that moves.
+      kind: the collective.
       axes: mesh axes, of sizes above 1.
-      chips: along them all.
-      bytes: on each chip, on the larger side: what a gather makes, what the others begin with.
-      of_lanes: whether a sum by itself is scattered by columns, which a TPU has to move apart.
+      chips: the product of their sizes.
+      bytes: on each chip, of the larger array: the result of an all-gather, the operand of the others.
+      of_lanes: whether a reduce-scatter by itself scatters the last dimension, the lanes of a TPU's
+        tile, which takes memory passes.
     """
 
     name: str
@@ -39,35 +40,35 @@ class Transfer:
 
     @property
     def of_weight(self) -> bool:
-        """Whether what moves is a weight: those are there before they are needed."""
+        """Whether a weight moves, which is in memory before it is needed."""
         return self.name.startswith("w_")
 
     def joins(self, other: Transfer) -> bool:
-        """Whether compilers make one all-reduce of this and `other`, next to each other."""
+        """Whether the compiler combines this and the next item `other` into one all-reduce."""
         return self.kind == other.kind == "all-reduce" and self.axes == other.axes
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that a chip sends: (K - 1)/K of those above over K chips, an all-reduce twice that
-        (appendix A.1)."""
+        """Bytes that a chip sends over K chips: (K - 1)/K of `bytes`, an all-reduce twice that (appendix
+        A.1)."""
         share = (self.chips - 1) / self.chips
         return self.bytes * share * (2 if self.kind == "all-reduce" else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Einsum:
-    """Activations [m, e] times weights [e, f] on one chip, with the collectives at its ends.
+    """Activations [m, e] times weights [e, f] on one chip, with the collectives before and after it.
 
     Attributes:
       names: of the weights.
       m, e: sizes of the matmuls themselves, after a gather and before a scatter.
-      f: of each weight.
+      f: size f of every weight.
       weight_bytes: of one element of a weight.
-      gather: the label, "m", "e" or "f", that is gathered, and how.
-      gathers_weight: whether the weight is what is gathered.
-      scatter: the label that is scattered, and how.
-      gather_shared: whether an einsum before this one has made the same gather; the compiler then
-        makes one of both, unless it is hidden.
+      gather: the gathered label, "m", "e" or "f", and the collective; None for no gather.
+      gathers_weight: whether the weight is gathered, rather than the activations.
+      scatter: the scattered label, and the collective; None for no scatter.
+      gather_shared: whether an einsum before this one makes the same gather; the compiler then combines
+        both, unless a schedule overlaps it.
     """
 
     names: tuple[str, ...]
@@ -83,8 +84,8 @@ class Einsum:
     @property
     def moves_tokens(self) -> bool:
         """Whether its collectives gather and scatter tokens, rather than features."""
-        ends = [end[0] for end in (self.gather, self.scatter) if end is not None]
-        return bool(ends) and set(ends) == {"m"}
+        labels = {end[0] for end in (self.gather, self.scatter) if end is not None}
+        return labels == {"m"}
 
     @property
     def flops(self) -> float:
@@ -98,12 +99,12 @@ class Einsum:
 
     @property
     def activation_bytes(self) -> float:
-        """Bytes read and written beside the weights."""
+        """Bytes of activations that the matmuls read and write."""
         return self.m * (self.e + sum(self.f)) * ACTIVATION_BYTES
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:
-        """Those at its ends, but for a shared gather."""
+        """The collectives before and after it, without a shared gather."""
         # H10 in docs/compiler.md.
         ends = (None if self.gather_shared else self.gather, self.scatter)
         return tuple(end[1] for end in ends if end is not None)
@@ -114,12 +115,12 @@ class Attention:
     """Scores, softmax and the weighted sum of values, on one chip.
 
     Attributes:
-      sequences: whose queries are here.
-      queries: of each, that are here.
-      new: new positions of each, of which every query sees those up to its own.
-      heads, kv_heads: that are here.
+      sequences: those that this chip attends for.
+      queries: new positions of one sequence whose queries this chip has.
+      new: new positions of one sequence, on all chips; a query sees them up to its own.
+      heads, kv_heads: query and key-value heads on this chip.
       d_head: D.
-      past: cached positions that each query sees, beside the new ones up to its own.
+      past: cached positions of one sequence, which every query sees.
       cache_bytes: of one element of the cache.
     """
 
@@ -134,18 +135,18 @@ class Attention:
 
     @property
     def scores(self) -> float:
-        """How many there are: a query sees the cache, and half of the new positions on average."""
+        """Number of scores: a query sees the cache, and half of the new positions on average."""
         seen = self.past + (self.new + 1) / 2
         return self.sequences * self.heads * self.queries * seen
 
     @property
     def flops(self) -> float:
-        """Of q k and of the sum of v: 4 D for each score."""
+        """Multiplications and additions of q k and of the weighted sum of v: 4 D per score."""
         return 4 * self.scores * self.d_head
 
     @property
     def streamed_bytes(self) -> float:
-        """Bytes of keys and values in the cache, each read once."""
+        """Bytes of keys and values in the cache, read once."""
         return 2 * self.sequences * self.kv_heads * self.past * self.d_head * self.cache_bytes
 
 
@@ -154,12 +155,12 @@ Item = Einsum | Transfer | Attention
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What is asked of a layer.
+    """The workload of a step.
 
     Attributes:
       batch: sequences.
-      new: positions of each that are read in: 1 for decode, the length of the prompt for prefill.
-      past: positions that are in the cache already.
+      new: new positions of one sequence: 1 for decode, the length of the prompt for prefill.
+      past: positions of one sequence that are in the cache already.
       weight_bytes: of one element of a weight: 2 for bf16, 1 for int8.
       cache_bytes: of one element of the cache.
     """
@@ -184,7 +185,7 @@ def transfer(
     element_bytes: float,
     sizes: Mapping[str, int],
 ) -> Iterator[Transfer]:
-    """A collective of so many elements of `each` bytes on a chip; none over one chip."""
+    """A collective of `elements` elements of `element_bytes` on a chip; none over one chip."""
     axes = tuple(axis for axis in axes if sizes[axis] > 1)
     if axes:
         yield Transfer(name, kind, axes, size(axes, sizes), elements * element_bytes)
@@ -201,9 +202,18 @@ def gathered_weight(
     sizes: Mapping[str, int],
     element_bytes: int,
 ) -> Iterator[Item]:
-    """A weight [e, columns], or back, gathered over x and then, with its matmul, over the rest.
+    """The all-gather over x of a weight, [e, columns] ("in") or [columns, e] ("out"), and its einsum,
+    with the all-gather over the other axes.
 
-    `axes` are those that weights are gathered over, `each` the bytes of an element.
+    Args:
+      name: of the weight.
+      m: rows of the activations.
+      e, columns: global sizes of the weight.
+      stored: the axes that shard its columns.
+      way: "in" or "out".
+      axes: those over which the layout gathers weights.
+      sizes: of the mesh axes.
+      element_bytes: of the weight.
     """
     over = tuple(axis for axis in stored if axis in axes and sizes[axis] > 1)
     left = columns // size(tuple(axis for axis in stored if axis not in axes), sizes)

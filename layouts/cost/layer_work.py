@@ -1,8 +1,8 @@
-"""What one layer does on one chip, from sizes alone: its matmuls, its transfers, its attention.
+"""The einsums, collectives and attention of one layer on one chip, from sizes alone.
 
-Counted as `block`, `projections` and `attention` do it; letters and partitionings are those of
-"Efficiently Scaling Transformer Inference" (arXiv 2211.05102), sections 3.2 and 3.3. No array is
-made and nothing is traced.
+They are those that `layers.block`, `partitionings` and `layers.attention` trace; letters
+and partitionings are those of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102), sections
+3.2 and 3.3. No array is made and nothing is traced.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Layer:
         return transfer(name, kind, axes, elements, element_bytes, self.sizes)
 
     def moved(self, name: str, kind: Kind, axes: Iterable[str], elements: float) -> Transfer | None:
-        """The same, of activations."""
+        """`transfer` of activations; None over one chip."""
         return next(self.transfer(name, kind, axes, elements, ACTIVATION_BYTES), None)
 
     @property
@@ -64,7 +64,7 @@ class _Layer:
         return self.layout.moves_tokens or "x" in self.layout.features(())
 
     def inputs(self, names: Sequence[str]) -> list[tuple[str, int, Axes]]:
-        """Matrices that features come from: name, columns, and the axes these are stored over."""
+        """Input matrices: name, number of columns, and the axes that shard these."""
         config, where = self.config, self.placement
         attention = {
             "w_q": (config.stored_heads * config.d_head, where.queries.stored),
@@ -108,7 +108,7 @@ class _Layer:
                 yield from self.transfer("sums over x", kind, ("x",), m * columns, ACTIVATION_BYTES)
 
     def keys_before_gather(self, m: int, e: int) -> Iterator[Item]:
-        """w_kv times the rows between layers."""
+        """w_kv times a chip's own rows, before they are gathered: [m, e]."""
         ((_, columns, _),) = self.inputs(["w_kv"])
         yield Einsum(("w_kv",), m, e, (columns,), self.load.weight_bytes)
         axes = self.layout.inner_position_axes
@@ -134,7 +134,8 @@ class _Layer:
         return gathered_weight(name, m, e, columns, stored, way, axes, self.sizes, element_bytes)
 
     def out_of(self, names: Sequence[str]) -> Iterator[Item]:
-        """`project_out` of some matrices: gathers over x, the matmuls, one sum over yz."""
+        """`project_out` of some matrices: all-gathers over x, matmuls, one reduce-scatter or all-reduce
+        over y and z."""
         config, axes = self.config, self.gathered_axes
         features = {"w_o": config.stored_heads * config.d_head, "w_out": config.d_ff}
         if axes:
@@ -174,7 +175,8 @@ class _Layer:
             yield dataclasses.replace(sums, of_lanes=not self.layout.moves_tokens)
 
     def attention(self) -> Iterator[Item]:
-        """From columns to heads or sequences, the scores, and back."""
+        """All-to-alls or all-gathers from projected features to attention's sharding, attention, and
+        back."""
         config, where, load = self.config, self.placement, self.load
         heads, kv_heads = config.stored_heads, config.stored_kv_heads
         yield from self.columns("queries", heads * config.d_head, where.queries, back=False)
@@ -229,13 +231,13 @@ def inputs(
 def layer_work(
     config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
 ) -> tuple[Item, ...]:
-    """What one layer does on each chip, in order.
+    """The items of one layer on each chip, in order.
 
     Args:
       config: the model.
       plan: the layouts, as `layouts.decode_step` takes them.
       sizes: of the mesh axes x, y and z.
-      load: what is asked.
+      load: the workload of the step.
 
     Raises:
       ValueError: heads cannot be sharded over this mesh.

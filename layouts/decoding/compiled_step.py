@@ -39,9 +39,8 @@ class Program:
     Attributes:
       config, mesh, schedule: as `layouts.prefill`.
       plan: the layouts.
-      table_bytes: bytes of a chip's shard of the embedding table, where each layer's weights are
-        arrays of their own, which the compiler brings into on-chip memory ahead of their matmuls;
-        else 0.
+      embedding_bytes: bytes of the global embedding table, where each layer's weights are arrays of
+        their own, which the compiler brings into on-chip memory ahead of their matmuls; else 0.
       chip: the chip that the caller named, or None.
       sizes: of the mesh axes x, y and z.
       placement: where attention happens.
@@ -54,7 +53,7 @@ class Program:
     mesh: MeshLike
     plan: Partitioning
     schedule: ScheduleLike = "auto"
-    table_bytes: int = 0
+    embedding_bytes: int = 0
     chip: Chip | None = None
     sizes: Mapping[str, int] = dataclasses.field(init=False, compare=False)
     placement: Placement = dataclasses.field(init=False, compare=False)
@@ -77,17 +76,16 @@ class Program:
         chip: Chip | str | None = None,
     ) -> Program:
         """The program for parameters, of which only kinds and shapes matter."""
-        table_bytes = 0
+        embedding_bytes = 0
         if is_unrolled(params) and "embedding" in params:
-            table, sizes = values(params["embedding"]), check_mesh(mesh)
-            table_bytes = math.prod(table.shape) * table.dtype.itemsize
-            table_bytes //= size(vocab_axes(config, sizes), sizes)
+            table = values(params["embedding"])
+            embedding_bytes = math.prod(table.shape) * table.dtype.itemsize
         return cls(
             config=config,
             mesh=mesh,
             plan=as_plan(plan),
             schedule=schedule,
-            table_bytes=table_bytes,
+            embedding_bytes=embedding_bytes,
             chip=None if chip is None else ce.as_chip(chip),
         )
 
@@ -131,7 +129,8 @@ class Program:
             return {}
         chip = self.chip or chip_of(self.mesh)
         options = chip.compiler_options
-        if 0 < self.table_bytes <= chip.cmem_bytes:
+        shard_bytes = self.embedding_bytes // size(vocab_axes(self.config, self.sizes), self.sizes)
+        if 0 < shard_bytes <= chip.cmem_bytes:
             # Without a copy of the table for the next step, which takes the room of weights: H6 in
             # docs/compiler.md.
             options += chip.no_prefetch_options

@@ -1,10 +1,9 @@
 """The KV cache: what it holds, how it is sharded, and how it grows in place.
 
 Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
-of a matrix. Batch and positions are stored padded, see `padded_sizes`: sequences that nobody asked
-for stay empty, and positions that nobody asked for are behind the end of every sequence. A step reads
-the cache as it was and attends to its own keys besides; new entries are written afterwards, into the
-buffer of a donated cache.
+of a matrix. Batch and positions are stored padded, see `padded_sizes`: padded sequences stay empty, and
+padded positions lie behind the end of every sequence. A step attends to the cache as it was and to its
+own new keys; the new entries are written afterwards, into the buffer of the donated cache.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ def empty_cache(
     kv_heads: int | None = None,
     stored_batch: int | None = None,
 ) -> Cache:
-    """A cache without positions; under jit with out_shardings, made where it will be.
+    """An empty cache of zeros; under jit with out_shardings, every device makes its own shard.
 
     Args:
       config: the model.
       batch: sequences.
-      max_length: positions for each, the prefix not counted.
+      max_length: positions of one sequence, without the prefix.
       dtype: of keys and values.
-      int8: store them as int8, with a scale for each position and head.
+      int8: whether keys and values are stored as int8, with one float32 scale per position and head.
       prefix: what all sequences begin with.
-      kv_heads: of a shard; all of them unless given.
-      stored_batch: sequences that are stored, of a shard or with padding; `batch` unless given.
+      kv_heads: key-value heads of a shard; all of the model's unless given.
+      stored_batch: stored sequences, of a shard or with padding; `batch` unless given.
 
     Raises:
       ValueError: a size is not positive, or the prefix is stored in another way.
@@ -80,7 +79,7 @@ def empty_cache(
 
 
 def with_stored_batch(cache: Cache, stored: int) -> Cache:
-    """The cache with so many sequences stored: padding is added or left out. Global arrays."""
+    """The cache, of global arrays, with `stored` sequences: padding is added or dropped."""
     if cache.stored_batch == stored:
         return cache
     k, v = _sized((cache.k, cache.v), stored)
@@ -94,7 +93,7 @@ def _sized(entries: tuple[Entries, Entries], stored: int) -> tuple[Entries, Entr
     def one(x: jax.Array) -> jax.Array:
         sharding = _explicit(x)
         if sharding is not None:
-            # What is cut or joined there must not be sharded.
+            # A dimension that is padded and sliced must not be sharded.
             spec = P(*(None if dim == 1 else axes for dim, axes in enumerate(sharding.spec)))
             x = jax.reshard(x, NamedSharding(sharding.mesh, spec))
         more = max(0, stored - x.shape[1])
@@ -105,7 +104,7 @@ def _sized(entries: tuple[Entries, Entries], stored: int) -> tuple[Entries, Entr
 
 
 def stored_like(cache: Cache, given: Cache) -> Cache:
-    """The cache with as many sequences stored as `given`, sharded as that is if its type says so."""
+    """The cache with as many stored sequences as `given`, and with the sharding in its type, if any."""
     if cache.stored_batch == given.stored_batch:
         return cache
 
@@ -119,7 +118,7 @@ def stored_like(cache: Cache, given: Cache) -> Cache:
 
 
 def _explicit(x: jax.Array) -> NamedSharding | None:
-    """The sharding that is part of an array's type, on a mesh with Explicit axes."""
+    """The sharding in the type of an array on a mesh with Explicit axes; else None."""
     sharding = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
@@ -132,21 +131,22 @@ def is_int8(past: tuple[Entries, Entries] | None) -> bool:
 def append(
     entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array, layer: int = 0
 ) -> Entries:
-    """Writes some positions of each sequence, in place where XLA may.
+    """Writes consecutive positions of every sequence, in place where XLA may.
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [layers, B, K, T, D]; or of some layers, of which `layer` is the first.
-      starts: [B], the position of each sequence's first new entry.
-      counts: [B], how many of its T entries to write; those past S are not written either.
+      new: [n, B, K, T, D], of n consecutive layers.
+      starts: [B] int32, the position of each sequence's first new entry.
+      counts: [B] int32, the number of its T entries to write; entries past S are not written.
+      layer: the index of the first layer of `new` in `entries`.
     """
 
     # Not at the top: `import layouts` should bring little besides jax.
     from jax.experimental.layout import Layout, with_layout_constraint
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
-        # A window that holds all places, wherever it must begin to lie within the buffer; of tiles, so
-        # many whole ones.
+        # The smallest window that holds the T new positions wherever they start: T, or, where tiles are
+        # written whole, T + tile - 1 rounded up to tiles.
         size, t = buffer.shape[dim], rows.shape[dim]
         tile = INT8_TILE if buffer.dtype == jnp.int8 and size % INT8_TILE == 0 else 1
         span = min(size, -(-(t + tile - 1) // tile) * tile)
@@ -171,7 +171,8 @@ def append(
                 own = jnp.roll(jnp.pad(own, more), start - window, axis=dim)
             return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old).reshape(cut), at)
 
-        # The TPU compiler may copy a whole cache to have it in the order that it writes best.
+        # Without a fixed layout, the TPU compiler may copy the whole cache into the one that it writes
+        # fastest.
         shape = buffer.shape
         buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
         buffer = buffer.reshape(_tiled(shape, dim, tile))
@@ -191,24 +192,23 @@ def append(
 
 
 def fill(entries: Entries, new: Entries, layer: Index) -> Entries:
-    """Writes the first positions of one layer, of all sequences, in place where XLA may.
+    """Writes the first T positions of all sequences in one layer, in place where XLA may.
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [B, K, T, D]; those past S are not written.
-      layer: which.
+      new: [B, K, T, D]; positions past S are not written.
+      layer: the index of the layer.
     """
     return begin(entries, jax.tree.map(lambda rows: rows[None], new), layer)
 
 
 def begin(entries: Entries, new: Entries, layer: Index = 0) -> Entries:
-    """Writes the first positions of several layers, of all sequences, in place where XLA may.
+    """Writes the first T positions of all sequences in several layers, in place where XLA may.
 
     Args:
       entries: [layers, B, K, S, D].
-      new: [layers, B, K, T, D], or of some layers, of which `layer` is the first; positions past S are
-        not written.
-      layer: which.
+      new: [n, B, K, T, D], of n consecutive layers; positions past S are not written.
+      layer: the index of the first of them.
     """
 
     def write(buffer: jax.Array, rows: jax.Array) -> jax.Array:
@@ -218,11 +218,11 @@ def begin(entries: Entries, new: Entries, layer: Index = 0) -> Entries:
 
 
 def _starts(at: Sequence[Index]) -> list[Index | np.int32]:
-    """Where a slice begins, in 32 bits even where the user has enabled 64: lax mixes no dtypes."""
+    """Start indices in int32, even if jax_enable_x64 is set: lax wants one dtype for all of them."""
     return [np.int32(i) if isinstance(i, int) else i for i in at]
 
 
 def _tiled(shape: Sequence[int], dim: int, tile: int) -> list[int]:
-    """The shape with dimension `dim` cut into tiles of so many, if of more than one."""
+    """The shape with dimension `dim` split into [size / tile, tile]; as it is if `tile` is 1."""
     tiles = [shape[dim]] if tile == 1 else [shape[dim] // tile, tile]
     return [*shape[:dim], *tiles, *shape[dim + 1 :]]

@@ -22,7 +22,7 @@ SERIAL = (*PARALLEL, "norm_ffn")
 
 
 def check_layer(
-    config: ModelConfig, x: jax.Array, weights: object, names: Sequence[str], *, whole: bool
+    config: ModelConfig, x: jax.Array, weights: object, names: Sequence[str], *, is_global: bool
 ) -> None:
     """Refuses activations and weights that are not those of a layer.
 
@@ -30,14 +30,14 @@ def check_layer(
       config: the model.
       x: activations.
       weights: of one layer.
-      names: what it uses of them, if the config has it.
-      whole: whether these are global arrays, whose sizes are known.
+      names: the weights that the layer uses, as far as the config has them.
+      is_global: whether these are global arrays, whose sizes are known, rather than shards.
 
     Raises:
       ValueError: something is missing, or has another shape.
     """
     shape = tuple(jnp.shape(x))
-    if len(shape) != 3 or (whole and shape[2] != config.d_model):
+    if len(shape) != 3 or (is_global and shape[2] != config.d_model):
         raise ValueError(
             f"x of shape {shape} must be [batch, length, d_model], of {config.name} with "
             f"d_model={config.d_model}"
@@ -53,7 +53,7 @@ def check_layer(
             "weights are those of a whole model; give those of one layer, such as "
             "jax.tree.map(lambda w: w[0], params['blocks']) of stacked ones"
         )
-    check_layer_weights(weights, config, names, whole=whole)
+    check_layer_weights(weights, config, names, is_global=is_global)
 
 
 def check_past(
@@ -63,7 +63,7 @@ def check_past(
 
     Args:
       past, prefix, lengths: as `attention`.
-      batch: the whole one, if it is known.
+      batch: sequences on all chips, if their number is known; else None.
 
     Returns:
       lengths as an array, or None.

@@ -79,7 +79,7 @@ def _check_containers(params: Params, config: ModelConfig) -> None:
 
 
 def check_layer_weights(
-    weights: LayerWeights, config: ModelConfig, names: Sequence[str], *, whole: bool
+    weights: LayerWeights, config: ModelConfig, names: Sequence[str], *, is_global: bool
 ) -> None:
     """Refuses weights that are not those of one layer of `config`.
 
@@ -87,7 +87,7 @@ def check_layer_weights(
       weights: of one layer; those that `names` does not list are ignored.
       config: the model.
       names: the weights that the layer uses, as far as the config has them.
-      whole: whether they are global arrays, whose shapes are checked, rather than shards.
+      is_global: whether they are global arrays, whose shapes are checked, rather than shards.
 
     Raises:
       ValueError: an array is missing, one is given that the config does not have, or has another shape.
@@ -103,7 +103,7 @@ def check_layer_weights(
                 f"{'needs' if path not in given else 'does not use'}{_reason(path, config)}"
             )
         shape = tuple(given[path].shape)
-        if whole and shape != expected[path].shape:
+        if is_global and shape != expected[path].shape:
             stacked = shape[1:] == expected[path].shape
             hint = "; give those of one layer, such as w[0] of stacked ones" if stacked else ""
             raise ValueError(

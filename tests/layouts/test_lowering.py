@@ -214,3 +214,19 @@ def test_options_that_keep_a_table_out_of_on_chip_memory() -> None:
     assert options(tpu_mesh("v4:2x2x4"), unrolled=True) == plain
     assert options(tpu_mesh("v4:2x2x4"), unrolled=True, int8=True) != plain
     assert options(mesh, "blocking", unrolled=True) == {}
+
+
+def test_a_program_of_unrolled_weights_asks_the_mesh_for_its_sizes_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def check_mesh(mesh: Any) -> dict[str, int]:
+        asked.append(mesh)
+        return dict(zip(AXES, mesh.axis_sizes, strict=True))
+
+    monkeypatch.setattr("layouts.decoding.compiled_step.check_mesh", check_mesh)
+    params = params_shapes(layouts.PALM_62B, jnp.bfloat16, unrolled=True)
+    mesh = AbstractMesh((2, 4, 4), AXES)
+    Program.of(layouts.PALM_62B, mesh, "WS 2D, batch xyz", "auto", params)
+    assert asked == [mesh]
