@@ -68,8 +68,7 @@ D_FF_FRACTIONS = (5, 4)
 # A parallel block's feedforward waits for attention where its chain of collectives (the last
 # reduce-scatter over x and the all-gather after the nonlinearity) takes so many times as long. Steps of
 # 512 or 1024 tokens gain 4 to 6%; of up to 384 tokens, whose chain takes 1.77 times as long, they lose
-# up to 4%. Column "total", with the constant at 0 (always) and at infinity (never):
-#   --phase decode --batch 384 --feedforward "WS 2D batch" --schedules auto
+# up to 4%. The command of the comparison was not kept.
 CHAIN_TO_ATTENTION = 1.8
 
 # Embedding and cache -------------------------------------------------------------------------------
@@ -94,43 +93,39 @@ ON_CHIP_BYTES = 128 * 2**20
 # of libtpu 0.0.50.1 are from the rows in docs/results.md.
 
 # Fraction of the overlapped communication of activations by which a step is longer nevertheless: dots
-# that overlap it are slower, and slices of their operands are copied. Column "total" of the first,
-# against replays of its einsums alone, which the second command prints:
-#   --phase decode --batch 512 --feedforward "WS 2D batch" --schedules auto
-#   python -m bench collectives --full
+# that overlap it are slower, and slices of their operands are copied. Steps with rings, against
+# replays of their einsums alone; the command of the fit was not kept.
 OVERLAP_LOSS = 0.2
 
 # Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill. With libtpu
-# 0.0.50.1, 3.5 and 3.1 to 5.5 (blocking). Column "attend":
+# 0.0.50.1, 3.1 to 4.2 in decoding, 3.1 to 6.9 in a prefill, over ten rows. Column "attend", e.g.:
 #   --phase decode --batch 512 --feedforward "WS 2D batch" --schedules blocking
 #   --phase prefill --batch 1 --weights int8 --attention heads --schedules blocking
 SCORE_PASSES = 4.0
 
 # Further memory passes over sums too large for on-chip memory that are feature-sharded over several
-# axes: their matmuls write them column-major. 0.8 to 5.7 over 8192 to 32768 tokens. Column "rest":
-#   --phase prefill --batch 16 --weights int8 --attention heads --schedules blocking
+# axes: their matmuls write them column-major. 0.8 to 5.7 over 8192 to 32768 tokens. The
+# command of the fit was not kept.
 WIDE_SCATTER_PASSES = 1.5
 
 # Memory passes over activations between matmuls: norms, activation functions, rotary embedding, and the
-# sums of the residual stream. 64 to 131072 tokens. With libtpu 0.0.50.1, 0.46; with gathered
-# weights, 0.57. Column "rest":
+# sums of the residual stream. 64 to 131072 tokens. With libtpu 0.0.50.1,
+# -0.15 to 1.98 over ten rows: the constant fits that version badly. Column "rest", e.g.:
 #   --phase prefill --batch 1 --weights int8 --attention heads --schedules blocking
 #   --phase prefill --batch 512 --feedforward "WG XYZ" --schedules blocking
 ACTIVATION_PASSES = 0.45
 
 # What a layer takes besides, however small: some 25 small operations one after another, in decoding.
-# The one figure for fixed overhead, the same for all models and layouts. With libtpu 0.0.50.1, column
-# "rest", most of which it is, has 27 us (bf16) and 32 us (int8):
+# The one figure for fixed overhead, the same for all models and layouts. With libtpu 0.0.50.1, 24 us
+# (bf16) to 39 us (int8, WS 2D) over decoding of 64 tokens. Column "rest", e.g.:
 #   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules blocking
 LAYER_SECONDS = 28e-6
 
 # The share of LAYER_SECONDS that goes to copies around the collectives between layers, and to sums of
-# their shards. Where tokens are replicated over y and z there are none. 64 tokens; column "rest" of the
-# first against the second:
-#   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules auto --unrolled
-#   --phase decode --batch 64 --feedforward "WS 2D all-reduce" --schedules auto --unrolled
+# their shards. Where tokens are replicated over y and z there are none. 64 tokens. The
+# command of the fit was not kept, and libtpu 0.0.50.1 has not been compared.
 BOUNDARY_SECONDS = 9e-6
 
 # Where tokens are replicated over y and z, norms and sums read or write all of them so many times. 64
-# tokens; from the second row above.
+# tokens. As for BOUNDARY_SECONDS, the command was not kept.
 REPLICATED_PASSES = 7.0
