@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
+from jax.typing import DTypeLike
 
 from . import normalize as problem
 from .chips.chip import Chip
@@ -14,14 +14,15 @@ from .chips.known_chips import TPU_V4
 from .cost.choice import Choice
 from .ops.request import Ends, Options
 from .spec import sizes as checks
+from .spec.quantized import OperandLike, OperandsLike
 
 AxisName = str | tuple[str, ...]
 
 
 def choose_schedule(
     spec: str,
-    lhs: Any,
-    rhs: Any,
+    lhs: OperandLike | jax.ShapeDtypeStruct,
+    rhs: OperandsLike | jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
     *,
     axis_name: AxisName | None = None,
     gather: str | None = None,
@@ -29,8 +30,8 @@ def choose_schedule(
     gather_axis_name: AxisName | None = None,
     scatter_axis_name: AxisName | None = None,
     axis_size: int | Sequence[int] | Mapping[str, int],
-    preferred_element_type: Any = None,
-    wire_dtype: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     overlap_seconds: float = 0.0,
     chip: Chip | str = TPU_V4,
 ) -> Choice:
@@ -70,7 +71,7 @@ def choose_schedule(
     )
     used = [end[1] for end in (ends.gather, ends.scatter) if end is not None]
     used += [ends.reduce] if ends.reduce is not None else []
-    names = tuple(dict.fromkeys(name for each in used for name in checks.axis_names(each)))
+    names = tuple(dict.fromkeys(name for axes in used for name in checks.axis_names(axes)))
     sizes = _sizes(names, axis_size)
     options = Options(
         preferred_element_type=preferred_element_type,
@@ -78,29 +79,31 @@ def choose_schedule(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
-    found: list[Choice] = []
+    choices: list[Choice] = []
 
-    def look(lhs: Any, rhs: Any) -> None:
-        found.append(problem.rank(spec, lhs, rhs, ends, options))
+    def rank(lhs: OperandLike, rhs: OperandsLike) -> None:
+        choices.append(problem.rank(spec, lhs, rhs, ends, options))
 
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     everywhere = PartitionSpec()
     mapped = jax.shard_map(
-        look, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere, check_vma=False
+        rank, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere, check_vma=False
     )
     # No mesh but its own, also where it is called within somebody's shard_map.
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         jax.eval_shape(mapped, lhs, list(rhs) if isinstance(rhs, Sequence) else rhs)
-    return found[0]
+    return choices[0]
 
 
-def _named(what: str, axis_name: AxisName | None) -> AxisName:
+def _named(collective: str, axis_name: AxisName | None) -> AxisName:
     if axis_name is None:
-        raise ValueError(f"choose_schedule: give the axes of the {what}, as axis_name")
+        raise ValueError(f"choose_schedule: give the axes of the {collective}, as axis_name")
     return axis_name
 
 
-def _sizes(names: tuple[str, ...], axis_size: Any) -> dict[str, int]:
+def _sizes(
+    names: tuple[str, ...], axis_size: int | Sequence[int] | Mapping[str, int]
+) -> dict[str, int]:
     if isinstance(axis_size, Mapping):
         missing = [name for name in names if name not in axis_size]
         if missing:

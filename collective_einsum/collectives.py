@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ def all_gather(
     *,
     axis: int = 0,
     tiled: bool = True,
-    axis_index_groups: Any = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:
@@ -65,7 +66,7 @@ def reduce_scatter(
     *,
     scatter_dimension: int = 0,
     tiled: bool = True,
-    axis_index_groups: Any = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:
@@ -98,7 +99,7 @@ def all_to_all(
     concat_axis: int,
     *,
     tiled: bool = True,
-    axis_index_groups: Any = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:
@@ -130,7 +131,7 @@ def all_reduce(
     x: Any,
     axis_name: AxisName,
     *,
-    axis_index_groups: Any = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
     schedule: str | Schedule = "auto",
     chip: Chip | str | None = None,
 ) -> Any:

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from opt_einsum import parser as oe_parser
 
 from .chips.chip import Chip
 from .global_arrays.array_layouts import AnyMesh
 from .global_einsum import einsum
 from .ops.schedule import Schedule
-from .spec.quantized import Quantized
+from .spec.quantized import OperandLike, Quantized
+
+DimensionNumbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
 
 def dot_general(
-    lhs: Any,
-    rhs: Any,
-    dimension_numbers: Any,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    lhs: OperandLike,
+    rhs: OperandLike,
+    dimension_numbers: DimensionNumbers,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
     *,
     out_sharding: PartitionSpec | NamedSharding | None = None,
     mesh: AnyMesh | None = None,
     in_specs: Sequence[PartitionSpec] | None = None,
     schedule: str | Schedule = "auto",
-    accumulator_dtype: Any = None,
-    wire_dtype: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     chip: Chip | str | None = None,
 ) -> jax.Array:
     """`lax.dot_general` with its collectives hidden: an `einsum` whose labels are dimension numbers.
@@ -71,7 +74,7 @@ def dot_general(
     )
 
 
-def _formula(numbers: Any, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> str:
+def _formula(numbers: DimensionNumbers, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> str:
     """The einsum of dimension numbers."""
     where = f"dot_general of shapes {lhs} and {rhs} with dimension_numbers={numbers!r}"
     try:

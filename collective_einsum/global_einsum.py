@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from . import plain_einsum as plain
 from . import sharded_pairs as pairs
@@ -36,14 +38,14 @@ def einsum(
     mesh: AnyMesh | None = None,
     in_specs: Sequence[PartitionSpec] | None = None,
     out_sharding: PartitionSpec | NamedSharding | None = None,
-    optimize: Any = "auto",
+    optimize: object = "auto",
     schedule: str | Schedule = "auto",
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    accumulator_dtype: Any = None,
-    wire_dtype: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    accumulator_dtype: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     chip: Chip | str | None = None,
-    _dot_general: Callable[..., Any] | None = None,
+    _dot_general: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
     """`jnp.einsum(subscripts, *operands, out_sharding=out_sharding)` with overlapped collectives.
 
@@ -120,13 +122,13 @@ class _Call:
     """The arguments of an `einsum`."""
 
     text: str
-    operands: list[Any]
-    mesh: Any
-    in_specs: Any
-    out_sharding: Any
-    optimize: Any
+    operands: list[jax.Array | Quantized]
+    mesh: AnyMesh | None
+    in_specs: Sequence[PartitionSpec] | None
+    out_sharding: PartitionSpec | NamedSharding | None
+    optimize: object
     options: Options
-    dot_general: Any
+    dot_general: Callable[..., jax.Array] | None
 
     @functools.cached_property
     def parsed(self) -> tuple[list[str], str]:
@@ -134,12 +136,12 @@ class _Call:
         return specs.parse_terms(self.text, [x.shape for x in self.operands])
 
     @property
-    def name(self) -> Any:
+    def name(self) -> Spec | str:
         """The einsum, for messages."""
         terms, out = self.parsed
         return Spec(self.text, terms[0], terms[1], out) if len(terms) == 2 else repr(self.text)
 
-    def result(self) -> Any:
+    def result(self) -> jax.Array:
         """The result, by whichever way suits."""
         terms, out = self.parsed
         sizes = checks.sizes_of(self.name, terms, [x.shape for x in self.operands])
@@ -178,7 +180,7 @@ class _Call:
         promised = any(spec.reduced for spec in typed)
         return bool(asked or promised) and not any(spec.unreduced for spec in typed)
 
-    def _by_jnp(self, out_sharding: Any = None) -> Any:
+    def _by_jnp(self, out_sharding: PartitionSpec | NamedSharding | None = None) -> jax.Array:
         """`jnp.einsum`, of the same dtypes."""
         options = self.options
         arrays = [x.dequantize() if isinstance(x, Quantized) else x for x in self.operands]
@@ -197,7 +199,7 @@ class _Call:
             )
         return y.astype(checked.result)
 
-    def _dtypes(self, operands: list[Any]) -> dtypes.Dtypes:
+    def _dtypes(self, operands: Sequence[jax.Array | Quantized]) -> dtypes.Dtypes:
         terms, out = self.parsed
         sizes = checks.sizes_of(self.name, terms, [x.shape for x in operands])
         return dtypes.check_dtypes(
@@ -208,7 +210,7 @@ class _Call:
             accumulator=self.options.accumulator_dtype,
         )
 
-    def _by_others(self, mesh: AnyMesh | None, sizes: dict[str, int], whose: str) -> Any:
+    def _by_others(self, mesh: AnyMesh | None, sizes: dict[str, int], whose: str) -> jax.Array:
         """`jnp.einsum` with somebody else's dots, laid out as asked."""
         options = self.options
         named = {

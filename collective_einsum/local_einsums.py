@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax import lax
+from jax.typing import DTypeLike
+
 from . import plain_einsum as plain
 from .chips.chip import Chip
 from .normalize import run
 from .ops.request import AxisName, Ends, Options
 from .ops.schedule import Schedule
+from .spec.quantized import OperandLike, OperandsLike
 
 
 def all_gather_einsum(
     spec: str,
-    lhs: Any,
-    rhs: Any,
+    lhs: OperandLike,
+    rhs: OperandsLike,
     *,
     axis_name: AxisName,
     gather: str,
     schedule: str | Schedule = "auto",
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    accumulator_dtype: Any = None,
-    wire_dtype: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    accumulator_dtype: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
@@ -78,16 +82,16 @@ def all_gather_einsum(
 
 def einsum_reduce_scatter(
     spec: str,
-    lhs: Any,
-    rhs: Any,
+    lhs: OperandLike,
+    rhs: OperandsLike,
     *,
     axis_name: AxisName,
     scatter: str,
     schedule: str | Schedule = "auto",
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    accumulator_dtype: Any = None,
-    wire_dtype: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    accumulator_dtype: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
@@ -126,15 +130,15 @@ def einsum_reduce_scatter(
 
 def einsum_all_reduce(
     spec: str,
-    lhs: Any,
-    rhs: Any,
+    lhs: OperandLike,
+    rhs: OperandsLike,
     *,
     axis_name: AxisName,
     schedule: str | Schedule = "auto",
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    accumulator_dtype: Any = None,
-    wire_dtype: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    accumulator_dtype: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
@@ -168,18 +172,18 @@ def einsum_all_reduce(
 
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: Any,
-    rhs: Any,
+    lhs: OperandLike,
+    rhs: OperandsLike,
     *,
     gather_axis_name: AxisName,
     gather: str,
     scatter_axis_name: AxisName,
     scatter: str,
     schedule: str | Schedule = "auto",
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    accumulator_dtype: Any = None,
-    wire_dtype: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    accumulator_dtype: DTypeLike | None = None,
+    wire_dtype: DTypeLike | None = None,
     overlap_seconds: float = 0.0,
     chip: Chip | str | None = None,
 ) -> Any:
@@ -214,6 +218,6 @@ def all_gather_einsum_reduce_scatter(
     return _run(spec, lhs, rhs, ends, options)
 
 
-def _run(spec: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
+def _run(spec: str, lhs: OperandLike, rhs: OperandsLike, ends: Ends, options: Options) -> Any:
     plain.say_if_replaced(ends.name)
     return run(spec, lhs, rhs, ends, options)

@@ -25,12 +25,12 @@ from .scaled_chunks import run_scaled, scales_apart
 from .spec import dtypes
 from .spec import sizes as checks
 from .spec import spec as specs
-from .spec.quantized import Quantized, split_scale
+from .spec.quantized import OperandLike, OperandsLike, Quantized, split_scale
 
 Operand = jax.Array | Quantized
 
 
-def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
+def run(text: str, lhs: OperandLike, rhs: OperandsLike, ends: Ends, options: Options) -> Any:
     """An einsum with the collectives `ends`: what every public function comes down to."""
     if explicit_axes():
         out_specs = einsum_specs(text, lhs, rhs)
@@ -40,14 +40,17 @@ def run(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Any:
     return results if isinstance(rhs, Sequence) else results[0]
 
 
-def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Choice:
+def rank(text: str, lhs: OperandLike, rhs: OperandsLike, ends: Ends, options: Options) -> Choice:
     """The schedules that `run` chooses from, of results that it makes together.
 
     Raises ValueError if it makes them one by one.
     """
     group, *more = _groups(text, lhs, rhs, ends, options)
     if more:
-        shapes = ", ".join(str(tuple(x.shape)) for x in rhs)
+        rights = rhs if isinstance(rhs, Sequence) else [rhs]
+        shapes = ", ".join(
+            str(jnp.shape(x)) if not isinstance(x, Quantized) else str(x.shape) for x in rights
+        )
         raise ValueError(
             f"einsum {text!r} with rhs of {shapes}: each is an einsum of its own, with a schedule of "
             "its own, since they share no gather of lhs and differ in width; ask for one at a time"
@@ -60,7 +63,9 @@ def rank(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> Choice:
     return ranking.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
 
 
-def _groups(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> list[list[_Problem]]:
+def _groups(
+    text: str, lhs: OperandLike, rhs: OperandsLike, ends: Ends, options: Options
+) -> list[list[_Problem]]:
     """The einsums with every rhs, those together that can be one operation."""
     rights = list(rhs) if isinstance(rhs, Sequence) else [rhs]
     if not rights:
@@ -101,9 +106,9 @@ class _Problem:
     moves_lhs: bool
     lhs: Operand
     rhs: Operand
-    result: np.dtype[Any]
-    accumulator: np.dtype[Any]
-    wire: np.dtype[Any] | None
+    result: np.dtype
+    accumulator: np.dtype
+    wire: np.dtype | None
 
     def scaled(self, y: Any) -> Any:
         """`y` times the scales of quantized operands, in the dtype of the result."""
@@ -137,7 +142,9 @@ class _Problem:
         return given == "blocking" or (isinstance(given, Schedule) and given.kind == "blocking")
 
 
-def _problem(text: str, lhs: Any, rhs: Any, ends: Ends, options: Options) -> _Problem:
+def _problem(
+    text: str, lhs: OperandLike, rhs: OperandsLike, ends: Ends, options: Options
+) -> _Problem:
     """Checks an einsum with its collectives and brings it into normal form.
 
     Raises:
@@ -251,9 +258,9 @@ def _wire_dtype(
     operands: Sequence[Operand],
     gather: specs.Gather | None,
     scatter: specs.Scatter | None,
-    result: np.dtype[Any],
+    result: np.dtype,
     options: Options,
-) -> np.dtype[Any] | None:
+) -> np.dtype | None:
     """The dtype in which data is sent, checked; None for the dtype that it has anyway."""
     wire = options.wire_dtype
     if wire is None and isinstance(options.schedule, Schedule):

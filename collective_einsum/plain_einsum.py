@@ -35,7 +35,7 @@ def say_if_replaced(name: str) -> None:
         )
 
 
-def is_own(dot_general: Any) -> bool:
+def is_own(dot_general: object) -> bool:
     """Whether this is jax's own `lax.dot_general`."""
     return dot_general is None or dot_general is _OWN_DOT_GENERAL
 

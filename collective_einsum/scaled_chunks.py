@@ -47,7 +47,7 @@ def run_scaled(
     one_chunk = dataclasses.replace(op, schedule=unchunked)
     chunks = []
     with jax.named_scope(f"chunks[{op.schedule}]"):
-        for span in slicing.chunk_spans(x.shape[dim], op.schedule.shares, MATRIX_TILE):
+        for span in slicing.chunk_spans(x.shape[dim], op.schedule.proportions, MATRIX_TILE):
             results = apply(one_chunk, slicing.slice_dim(x, dim, span), *rhs)
             chunks.append([scale(y) for scale, y in zip(scaled, results, strict=True)])
         return [slicing.put_together(ys, out_dim) for ys in zip(*chunks, strict=True)]

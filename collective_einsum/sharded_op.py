@@ -130,98 +130,102 @@ class Sharded:
             schedule = Schedule("ring", schedule.direction, rolled=schedule.rolled)
         return {"schedule": schedule or "auto", "chip": self.options.chip}
 
-    def tangents(self, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
-        """One term for each operand that moves; see `primitive.Rules`."""
-        (lhs, rhs), (dlhs, drhs) = operands, tangents
-        pairs = [(dlhs, rhs), (lhs, drhs)]
-        terms = [apply(self, *pair)[0] for pair in pairs if all(x is not None for x in pair)]
-        return [sum(terms[1:], start=terms[0])]
 
-    def transpose(self, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        """The einsum with the result and one operand exchanged; see `primitive.Rules`."""
-        ((ct,), (lhs, rhs)), spec = (cotangents, operands), self.spec
-        left, right, out = self.layouts
-        if lhs is None:
-            spec = dataclasses.replace(spec, lhs=spec.out, out=spec.lhs)
-            mirrored = dataclasses.replace(self, spec=spec, layouts=(out, right, left))
-            return [mirrored._derived(ct, rhs), None]
-        spec = dataclasses.replace(spec, rhs=spec.out, out=spec.rhs)
-        mirrored = dataclasses.replace(self, spec=spec, layouts=(left, out, right))
-        return [None, mirrored._derived(lhs, ct)]
+def _tangents(op: Sharded, operands: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+    """One term for each operand that moves; see `primitive.Rules`."""
+    (lhs, rhs), (dlhs, drhs) = operands, tangents
+    pairs = [(dlhs, rhs), (lhs, drhs)]
+    terms = [apply(op, *pair)[0] for pair in pairs if all(x is not None for x in pair)]
+    return [sum(terms[1:], start=terms[0])]
 
-    def _derived(self, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        """The result; under "auto" if the schedule serves only what this is derived from."""
-        op = self
-        if as_schedule(self.options.schedule) is not None:
-            try:
-                jax.eval_shape(self.run, (lhs, rhs))
-            except ValueError:
-                op = dataclasses.replace(
-                    self, options=dataclasses.replace(self.options, schedule="auto")
-                )
-        return apply(op, lhs, rhs)[0]
 
-    def batched(
-        self, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
-    ) -> tuple[Sharded, list[Any]]:
-        """A new label, in front, sharded over the axes of `over`; see `primitive.Rules`."""
-        new = fresh_label(self.spec.lhs + self.spec.rhs)
-        pairs = list(zip(dims, operands, strict=True))
-        moved = [x if d is None else jnp.moveaxis(x, d, 0) for d, x in pairs]
-        terms = [
-            labels if d is None else new + labels
-            for d, labels in zip(dims, (self.spec.lhs, self.spec.rhs), strict=True)
-        ]
-        spec = dataclasses.replace(self.spec, lhs=terms[0], rhs=terms[1], out=new + self.spec.out)
-        size = next(x.shape[0] for d, x in zip(dims, moved, strict=True) if d is not None)
-        # A shard_map around this has divided its batch over manual axes already.
-        over = tuple(axis for axis in over if axis not in axes_of_type(self.mesh, AxisType.Manual))
-        self._check_batch(size, over)
-        # On Explicit axes the type of an operand says how the new dimension is sharded.
-        axes = [
-            () if d is None else over or _leading_axes(x) for d, x in zip(dims, moved, strict=True)
-        ]
-        left, right, out = self.layouts
-        layouts = (
-            left if dims[0] is None else (axes[0], *left),
-            right if dims[1] is None else (axes[1], *right),
-            (axes[0] or axes[1], *out),
-        )
-        return dataclasses.replace(self, spec=spec, layouts=layouts), moved
+def _transpose(op: Sharded, cotangents: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    """The einsum with the result and one operand exchanged; see `primitive.Rules`."""
+    ((ct,), (lhs, rhs)), spec = (cotangents, operands), op.spec
+    left, right, out = op.layouts
+    if lhs is None:
+        spec = dataclasses.replace(spec, lhs=spec.out, out=spec.lhs)
+        mirrored = dataclasses.replace(op, spec=spec, layouts=(out, right, left))
+        return [_derived(mirrored, ct, rhs), None]
+    spec = dataclasses.replace(spec, rhs=spec.out, out=spec.rhs)
+    mirrored = dataclasses.replace(op, spec=spec, layouts=(left, out, right))
+    return [None, _derived(mirrored, lhs, ct)]
 
-    def _check_batch(self, size: int, over: tuple[str, ...]) -> None:
-        """Raises ValueError if the batch of a vmap cannot be sharded over its spmd_axis_name."""
-        where = f"einsum {self.spec}, under a vmap of {size} with spmd_axis_name={over}"
-        sizes = dict(self.mesh.shape_tuple)
-        used = {axis for layout in self.layouts for axes in layout for axis in axes}
-        for axis in over:
-            if axis not in sizes:
-                raise ValueError(f"{where}: the mesh has no axis {axis!r}, only {tuple(sizes)}")
-            if axis in used:
-                raise ValueError(
-                    f"{where}: axis {axis!r} shards a dimension already; leave it out of in_specs "
-                    "and out_sharding, or give vmap another spmd_axis_name"
-                )
-        n = math.prod(sizes[axis] for axis in over)
-        if size % n:
-            raise ValueError(
-                f"{where}: {n} devices do not divide the batch; pad it to {-(-size // n) * n}"
+
+def _batched(
+    op: Sharded, dims: Sequence[int | None], operands: Sequence[Any], over: tuple[str, ...]
+) -> tuple[Sharded, list[Any]]:
+    """A new label, in front, sharded over the axes of `over`; see `primitive.Rules`."""
+    new = fresh_label(op.spec.lhs + op.spec.rhs)
+    pairs = list(zip(dims, operands, strict=True))
+    moved = [x if d is None else jnp.moveaxis(x, d, 0) for d, x in pairs]
+    terms = [
+        labels if d is None else new + labels
+        for d, labels in zip(dims, (op.spec.lhs, op.spec.rhs), strict=True)
+    ]
+    spec = dataclasses.replace(op.spec, lhs=terms[0], rhs=terms[1], out=new + op.spec.out)
+    size = next(x.shape[0] for d, x in zip(dims, moved, strict=True) if d is not None)
+    # A shard_map around this has divided its batch over manual axes already.
+    over = tuple(axis for axis in over if axis not in axes_of_type(op.mesh, AxisType.Manual))
+    _check_batch(op, size, over)
+    # On Explicit axes the type of an operand says how the new dimension is sharded.
+    axes = [() if d is None else over or _leading_axes(x) for d, x in zip(dims, moved, strict=True)]
+    left, right, out = op.layouts
+    layouts = (
+        left if dims[0] is None else (axes[0], *left),
+        right if dims[1] is None else (axes[1], *right),
+        (axes[0] or axes[1], *out),
+    )
+    return dataclasses.replace(op, spec=spec, layouts=layouts), moved
+
+
+def _dots(op: Sharded, operands: Sequence[Any]) -> list[Dot]:
+    """The einsum; see `primitive.Rules`."""
+    numbers = dimension_numbers(op.spec.lhs, op.spec.rhs, op.spec.out)
+    return [(operands[0], operands[1], numbers)]
+
+
+def _derived(sharded: Sharded, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The result; under "auto" if the schedule serves only what this is derived from."""
+    op = sharded
+    if as_schedule(sharded.options.schedule) is not None:
+        try:
+            jax.eval_shape(sharded.run, (lhs, rhs))
+        except ValueError:
+            op = dataclasses.replace(
+                sharded, options=dataclasses.replace(sharded.options, schedule="auto")
             )
+    return apply(op, lhs, rhs)[0]
 
-    def dots(self, operands: Sequence[Any]) -> list[Dot]:
-        """The einsum; see `primitive.Rules`."""
-        numbers = dimension_numbers(self.spec.lhs, self.spec.rhs, self.spec.out)
-        return [(operands[0], operands[1], numbers)]
+
+def _check_batch(op: Sharded, size: int, over: tuple[str, ...]) -> None:
+    """Raises ValueError if the batch of a vmap cannot be sharded over its spmd_axis_name."""
+    where = f"einsum {op.spec}, under a vmap of {size} with spmd_axis_name={over}"
+    sizes = dict(op.mesh.shape_tuple)
+    used = {axis for layout in op.layouts for axes in layout for axis in axes}
+    for axis in over:
+        if axis not in sizes:
+            raise ValueError(f"{where}: the mesh has no axis {axis!r}, only {tuple(sizes)}")
+        if axis in used:
+            raise ValueError(
+                f"{where}: axis {axis!r} shards a dimension already; leave it out of in_specs "
+                "and out_sharding, or give vmap another spmd_axis_name"
+            )
+    n = math.prod(sizes[axis] for axis in over)
+    if size % n:
+        raise ValueError(
+            f"{where}: {n} devices do not divide the batch; pad it to {-(-size // n) * n}"
+        )
 
 
 register(
     Sharded,
     Rules(
         run=Sharded.run,
-        tangents=Sharded.tangents,
-        transpose=Sharded.transpose,
-        batched=Sharded.batched,
-        dots=Sharded.dots,
+        tangents=_tangents,
+        transpose=_transpose,
+        batched=_batched,
+        dots=_dots,
     ),
 )
 

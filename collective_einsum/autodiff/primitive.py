@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, partial_eval
+from jax.typing import DTypeLike
 
+Results = TypeVar("Results")
 # The types of lhs and rhs, and the dimension numbers of `lax.dot_general`.
-Dot = tuple[Any, Any, Any]
+Dot = tuple[jax.Array | ShapedArray, jax.Array | ShapedArray, lax.DotDimensionNumbers]
 
 
 class Op(Protocol):
@@ -36,8 +38,12 @@ class Op(Protocol):
         ...
 
 
+OpKind = TypeVar("OpKind", bound=Op)
+Tangents = Sequence[jax.Array | None]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
+class Rules(Generic[OpKind]):
     """The functions of one kind of op; each takes the op first.
 
     Attributes:
@@ -51,36 +57,39 @@ class Rules:
         of operands).
     """
 
-    run: Callable[[Any, Sequence[Any]], list[Any]]
-    tangents: Callable[[Any, Sequence[Any], Sequence[Any]], list[Any]]
-    transpose: Callable[[Any, Sequence[Any], Sequence[Any]], list[Any]]
-    batched: Callable[
-        [Any, Sequence[int | None], Sequence[Any], tuple[str, ...]], tuple[Any, list[Any]]
+    run: Callable[[OpKind, Sequence[jax.Array]], list[jax.Array]]
+    tangents: Callable[[OpKind, Sequence[jax.Array], Tangents], list[jax.Array | None]]
+    transpose: Callable[
+        [OpKind, Sequence[jax.Array], Sequence[jax.Array | None]], list[jax.Array | None]
     ]
-    dots: Callable[[Any, Sequence[Any]], list[Dot]]
+    batched: Callable[
+        [OpKind, Sequence[int | None], Sequence[jax.Array], tuple[str, ...]],
+        tuple[OpKind, list[jax.Array]],
+    ]
+    dots: Callable[[OpKind, Sequence[Any]], list[Dot]]
 
 
-_RULES: dict[type, Rules] = {}
+_RULES: dict[type, Rules[Any]] = {}
 
 
-def register(kind: type, rules: Rules) -> None:
+def register(kind: type[OpKind], rules: Rules[OpKind]) -> None:
     """Gives the primitive the rules of a kind of op."""
     _RULES[kind] = rules
 
 
-def apply(op: Op, *operands: Any) -> list[Any]:
+def apply(op: Op, *operands: jax.Array | None) -> list[jax.Array]:
     """The results of `op`, with their derivatives. All operands come to vary over the same axes."""
     return _primitive().bind(*vary(operands, op.axes), op=op)
 
 
-def named(name: str, results: Any) -> Any:
+def named(name: str, results: Results) -> Results:
     """The results under a name for checkpoint policies, such as `save_only_these_names`."""
     from jax.ad_checkpoint import checkpoint_name
 
     return checkpoint_name(results, name)
 
 
-def vary(operands: Sequence[Any], axes: tuple[str, ...]) -> list[Any]:
+def vary(operands: Sequence[Any], axes: tuple[str, ...]) -> list[jax.Array]:
     """The operands typed as varying over `axes` and over all that any of them varies over."""
     if axes and not checks_vma(axes):
         return list(operands)
@@ -97,7 +106,7 @@ def checks_vma(axes: tuple[str, ...]) -> bool:
     return any(jax.typeof(lax.axis_index(axis)).manual_axis_type.varying for axis in axes)
 
 
-def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
+def _shape_of(aval: ShapedArray) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(
         aval.shape,
         aval.dtype,
@@ -106,13 +115,13 @@ def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
     )
 
 
-def _run(op: Op, *operands: Any) -> list[Any]:
+def _run(op: Op, *operands: jax.Array) -> list[jax.Array]:
     # Lowering is out of the caller's sight, whose promotion mode was obeyed when `op` was made.
     with jax.numpy_dtype_promotion("standard"):
         return _RULES[type(op)].run(op, operands)
 
 
-def _abstract(*avals: Any, op: Op) -> list[Any]:
+def _abstract(*avals: ShapedArray, op: Op) -> list[Any]:
     results = jax.make_jaxpr(_run, static_argnums=0)(op, *map(_shape_of, avals)).out_avals
     if not op.summed:
         return results
@@ -152,7 +161,7 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
     ]
 
 
-def _cast(ct: Any, dtype: Any) -> Any:
+def _cast(ct: Any, dtype: DTypeLike) -> jax.Array:
     """A cotangent in its operand's dtype: a real operand has that of its real part."""
     real = not jnp.issubdtype(dtype, jnp.complexfloating)
     return (ct.real if real else ct).astype(dtype)
@@ -167,11 +176,11 @@ def _batch(axis: Any, operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -
 
 
 @functools.partial(jax.jit, static_argnames="op")
-def _compiled(*operands: Any, op: Op) -> list[Any]:
+def _compiled(*operands: jax.Array, op: Op) -> list[jax.Array]:
     return _run(op, *operands)
 
 
-def _evaluate(*operands: Any, op: Op) -> list[Any]:
+def _evaluate(*operands: jax.Array, op: Op) -> list[jax.Array]:
     # As other primitives, which compile where nothing else does (jax_disable_jit).
     with jax.disable_jit(False):
         return _compiled(*operands, op=op)
@@ -217,7 +226,7 @@ def _is_saved(policy: Any, eqn: Any) -> bool:
     return any(answers and all(map(_saves, answers)) for answers in (asked, dots))
 
 
-def _saves(answer: Any) -> bool:
+def _saves(answer: object) -> bool:
     from jax.ad_checkpoint import Saveable
 
     return answer is Saveable or answer is True

@@ -75,7 +75,7 @@ def _chunked(
             continue
         split = [Schedule("chunked", direction, chunks=count, label=label) for count in chunks]
         size = chunk_length(work, label)
-        schedules += [s for s in split if size >= LEAST_LENGTH * sum(s.shares)]
+        schedules += [s for s in split if size >= LEAST_LENGTH * sum(s.proportions)]
     return schedules
 
 

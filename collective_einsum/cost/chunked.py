@@ -16,7 +16,7 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     Memory passes join the gathered chunks and slice the scattered ones. The first chunk's gather and
     the last one's scatter overlap with nothing.
     """
-    op, count = work.op, len(schedule.shares)
+    op, count = work.op, len(schedule.proportions)
     if count == 1 and op.scatter is not None:
         return _one_chunk(work, op.scatter, schedule)
     gather = scatter = passes = 0.0

@@ -119,7 +119,7 @@ def pass_seconds(work: Workload, moved: float) -> float:
 
 def chunk_fractions(schedule: Schedule, size: int) -> list[float]:
     """The chunks of a dimension of this size, as fractions of it; they begin and end between tiles."""
-    return [length / size for _, length in chunk_spans(size, schedule.shares, MATRIX_TILE)]
+    return [length / size for _, length in chunk_spans(size, schedule.proportions, MATRIX_TILE)]
 
 
 def chunk_dots(work: Workload, schedule: Schedule) -> list[float]:

@@ -37,7 +37,7 @@ def resolve(
         if symbolic:
             return Schedule("blocking")
         return rank(op, operands, chip_of(named), axes, overlap_seconds).schedule
-    if given.kind == "chunked" and len(given.shares) > 1 and given.label is None:
+    if given.kind == "chunked" and len(given.proportions) > 1 and given.label is None:
         if symbolic:
             raise ValueError(
                 f"schedule {str(given)!r} splits a label into chunks, and of shapes "
@@ -49,10 +49,10 @@ def resolve(
         if lengths and isinstance(schedule, str):
             # By name, it is as many chunks as the longest label can be split into.
             most = max(1, *lengths.values())
-            given = dataclasses.replace(given, chunks=min(most, len(given.shares)))
-        if len(given.shares) == 1:
+            given = dataclasses.replace(given, chunks=min(most, len(given.proportions)))
+        if len(given.proportions) == 1:
             return given
-        labels = [label for label, size in lengths.items() if size >= sum(given.shares)]
+        labels = [label for label, size in lengths.items() if size >= sum(given.proportions)]
         split = [dataclasses.replace(given, label=c) for c in labels]
         return min(split, key=lambda schedule: estimate(work, schedule).seconds, default=given)
     return given
@@ -88,7 +88,7 @@ def resolve_collective(
     """
     given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
     if given is not None:
-        if given.kind == "chunked" and (given.direction != "async" or len(given.shares) > 1):
+        if given.kind == "chunked" and (given.direction != "async" or len(given.proportions) > 1):
             raise ValueError(
                 f"schedule={schedule!r} splits an einsum into chunks, and a collective has none; "
                 "choose 'auto', 'blocking', 'unidirectional', 'bidirectional', 'latency' or 'async'"

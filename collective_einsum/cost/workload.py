@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class ShapedArray(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class Workload:
 
     op: Operation
     sizes: Mapping[str, int]
-    lhs_dtype: np.dtype[Any]
-    rhs_dtype: np.dtype[Any]
+    lhs_dtype: np.dtype
+    rhs_dtype: np.dtype
     rhs_count: float
     axis_sizes: Mapping[str, int]
     chip: Chip

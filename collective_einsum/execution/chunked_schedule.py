@@ -27,7 +27,7 @@ from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum
 def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
     """The local results of `op` under a chunked schedule, before the last conversion."""
     label, is_async = op.schedule.label, op.schedule.direction == "async"
-    if len(op.schedule.shares) == 1 and op.scatter is not None and not is_async:
+    if len(op.schedule.proportions) == 1 and op.scatter is not None and not is_async:
         return _one_chunk(op, op.scatter, lhs, rhs)
     if op.gather is not None and is_async and gathers_into_result(op, label):
         results = pieces_schedule.run(op, op.gather, lhs[0], rhs)
@@ -126,7 +126,7 @@ def _chunks_of(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> _Ch
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     spans = [Span(0, 0)]
     if label is not None:
-        spans = slicing.chunk_spans(sizes[label], op.schedule.shares, MATRIX_TILE)
+        spans = slicing.chunk_spans(sizes[label], op.schedule.proportions, MATRIX_TILE)
     return _Chunks(op=op, lhs=lhs, rhs=rhs, label=label, spans=spans)
 
 

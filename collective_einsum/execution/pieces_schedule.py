@@ -21,7 +21,7 @@ def run(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list[jax
     """The local results: a dot for the own shard, then one for every other device and slice."""
     dim, out_dim = op.lhs.index(end.label), op.out.index(end.label)
     shard, n, dtype = x.shape[dim], total(end.axes), x.dtype
-    spans = slicing.chunk_spans(shard, op.schedule.shares, MATRIX_TILE)
+    spans = slicing.chunk_spans(shard, op.schedule.proportions, MATRIX_TILE)
     own = lax.axis_index(end.axes)
     shards = ShardedDim(dim=out_dim, sizes=(n,), position=0)
 

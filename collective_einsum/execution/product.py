@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from opt_einsum import parser as oe_parser
 
 from ..chips.tiles import TILE_ROWS
@@ -18,8 +19,13 @@ LARGE = 2**16
 
 
 def product(
-    labels: tuple[str, str, str], lhs: Any, rhs: Any, *, accumulator: Any, precision: Any = None
-) -> Any:
+    labels: tuple[str, str, str],
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    accumulator: DTypeLike,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
     """The einsum of lhs and rhs, whose labels and those of the result are given, in `accumulator`.
 
     Operands of other dtypes are multiplied in that of the floating one where the other holds
@@ -45,7 +51,7 @@ def product(
     return y[0] if single else y
 
 
-def _is_one_row(labels: tuple[str, str, str], lhs: Any, rhs: Any) -> bool:
+def _is_one_row(labels: tuple[str, str, str], lhs: jax.Array, rhs: jax.Array) -> bool:
     """Whether one operand is a single row, and the other large."""
     sizes = dict(zip(labels[0] + labels[1], (*lhs.shape, *rhs.shape), strict=True))
     contracted = math.prod(n for label, n in sizes.items() if label not in labels[2])
@@ -57,17 +63,18 @@ def fresh_label(used: str) -> str:
     return next(c for c in map(oe_parser.get_symbol, itertools.count()) if c not in used)
 
 
-def dimension_numbers(lhs: str, rhs: str, out: str) -> Any:
+def dimension_numbers(lhs: str, rhs: str, out: str) -> lax.DotDimensionNumbers:
     """Those of `lax.dot_general`: the contracting and the batch dimensions of lhs and rhs."""
     both = [c for c in dict.fromkeys(lhs) if c in rhs]
     summed, batch = ([c for c in both if (c in out) == kept] for kept in (False, True))
-    return tuple(
-        tuple(tuple(labels.index(c) for c in chosen) for labels in (lhs, rhs))
-        for chosen in (summed, batch)
-    )
+
+    def dims(labels: str, chosen: list[str]) -> tuple[int, ...]:
+        return tuple(labels.index(c) for c in chosen)
+
+    return (dims(lhs, summed), dims(rhs, summed)), (dims(lhs, batch), dims(rhs, batch))
 
 
-def _common(lhs: Any, rhs: Any, accumulator: Any) -> Any:
+def _common(lhs: jnp.dtype, rhs: jnp.dtype, accumulator: DTypeLike) -> DTypeLike:
     """One dtype to multiply in, which holds every value of both, or of the floating one where the
     other holds integers."""
     floating = [d for d in (lhs, rhs) if not jnp.issubdtype(d, jnp.integer)]
@@ -83,7 +90,7 @@ def _common(lhs: Any, rhs: Any, accumulator: Any) -> Any:
     return jnp.promote_types(lhs, rhs)
 
 
-def _holds(wide: Any, narrow: Any) -> bool:
+def _holds(wide: jnp.dtype, narrow: jnp.dtype) -> bool:
     """Whether one floating dtype has all the finite values of the other."""
     a, b = jnp.finfo(wide), jnp.finfo(narrow)
     return a.nmant >= b.nmant and a.minexp <= b.minexp and a.maxexp >= b.maxexp

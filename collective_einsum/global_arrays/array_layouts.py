@@ -19,7 +19,7 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def find_mesh(
-    spec: Any, mesh: Any, operands: Sequence[jax.Array | Quantized], out_sharding: Any
+    spec: object, mesh: Any, operands: Sequence[jax.Array | Quantized], out_sharding: object
 ) -> AnyMesh | None:
     """The mesh to work on: the context's, or else the one given, or else that of the operands.
 
@@ -89,8 +89,11 @@ def axes_of_type(mesh: AnyMesh, kind: AxisType) -> Axes:
 
 
 def operand_specs(
-    spec: Any, operands: Sequence[jax.Array | Quantized], in_specs: Any, mesh: AnyMesh
-) -> list[Any] | None:
+    spec: object,
+    operands: Sequence[jax.Array | Quantized],
+    in_specs: Sequence[PartitionSpec] | None,
+    mesh: AnyMesh,
+) -> list[PartitionSpec | None] | None:
     """The PartitionSpecs of the operands: `in_specs`, or those of Explicit types or of arrays that
     are there; None if the mesh has Auto axes and an operand is traced, or lies on another mesh.
 
@@ -126,7 +129,7 @@ def _seen(x: jax.Array | Quantized, mesh: AnyMesh) -> PartitionSpec | None:
 
 
 def operand_layouts(
-    spec: Any,
+    spec: object,
     terms: Sequence[str],
     operands: Sequence[jax.Array | Quantized],
     given: Sequence[Any],
@@ -144,7 +147,7 @@ def operand_layouts(
     ]
 
 
-def unseen(spec: Any, mesh: AnyMesh | None, count: int) -> ValueError:
+def unseen(spec: object, mesh: AnyMesh | None, count: int) -> ValueError:
     """The error where the shardings of operands are needed and cannot be known."""
     if mesh is None:
         return ValueError(
@@ -160,7 +163,9 @@ def unseen(spec: Any, mesh: AnyMesh | None, count: int) -> ValueError:
     )
 
 
-def _operand_layout(spec: Any, side: str, labels: str, x: Any, given: Any, mesh: AnyMesh) -> Layout:
+def _operand_layout(
+    spec: object, side: str, labels: str, x: Any, given: object, mesh: AnyMesh
+) -> Layout:
     given_axes = layout(spec, side, given, labels, x.shape, mesh)
     explicit = axes_of_type(mesh, AxisType.Explicit)
     if not explicit:
@@ -178,7 +183,7 @@ def _operand_layout(spec: Any, side: str, labels: str, x: Any, given: Any, mesh:
 
 
 def layout(
-    spec: Any, side: str, given: Any, labels: str, shape: tuple[int, ...], mesh: AnyMesh
+    spec: object, side: str, given: object, labels: str, shape: tuple[int, ...], mesh: AnyMesh
 ) -> Layout:
     """The axes of each dimension of an array of `shape`, by the PartitionSpec `given`.
 
@@ -236,7 +241,7 @@ def layout(
 
 
 def result_layout(
-    spec: Any, out: str, out_sharding: Any, shape: tuple[int, ...], mesh: AnyMesh
+    spec: object, out: str, out_sharding: object, shape: tuple[int, ...], mesh: AnyMesh
 ) -> Layout | None:
     """The layout of the result by `out_sharding`, or None if that says nothing.
 

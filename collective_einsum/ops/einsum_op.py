@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from .schedule import Schedule
@@ -58,11 +59,10 @@ class Operation:
     scatter: End | None
     reduce: tuple[str, ...]
     schedule: Schedule
-    # A jax.lax.PrecisionLike, which has no public name.
-    precision: Any
+    precision: lax.PrecisionLike
     accumulator: DTypeLike
-    dtype: np.dtype[Any]
-    sum_wire: np.dtype[Any]
+    dtype: np.dtype
+    sum_wire: np.dtype
     closed: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -75,9 +75,13 @@ class Operation:
         """The labels that the gather and the scatter move."""
         return {end.label for end in self.ends}
 
-    @functools.cached_property
+    @property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes of the collectives."""
+        return self._axes
+
+    @functools.cached_property
+    def _axes(self) -> tuple[str, ...]:
         return sum((end.axes for end in self.ends), ()) + self.reduce
 
     @property

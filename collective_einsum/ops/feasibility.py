@@ -81,17 +81,17 @@ def _uncut(
         for label in dict.fromkeys(moved)
         if label not in taken and (label in spec.out or not summed)
     ]
-    label, shares = schedule.label, schedule.shares
-    instead = _instead({label: sizes[label] for label in fitting}, sum(shares))
+    label, proportions = schedule.label, schedule.proportions
+    instead = _instead({label: sizes[label] for label in fitting}, sum(proportions))
     if label is None:
-        if len(shares) == 1:
+        if len(proportions) == 1:
             return None
-        return f"no label is given to cut into {len(shares)} chunks; {instead}"
+        return f"no label is given to cut into {len(proportions)} chunks; {instead}"
     if label not in spec.labels:
         return f"it has no label {label!r} to cut; {instead}"
     if gather is not None and label == gather.label and _is_free(gather):
         if schedule.direction == "async":
-            return _uncuttable(f"the shards of {label!r} have", gather.shard, shares)
+            return _uncuttable(f"the shards of {label!r} have", gather.shard, proportions)
         instead += ", or direction='async'"
     if label in taken:
         word = "gathered" if gather is not None and label == gather.label else "scattered"
@@ -103,7 +103,7 @@ def _uncut(
         )
     if summed and label not in spec.out:
         return f"{label!r} is summed over, so each chunk would send the whole result; {instead}"
-    return _uncuttable(f"{label!r} has", sizes[label], shares)
+    return _uncuttable(f"{label!r} has", sizes[label], proportions)
 
 
 def _instead(sizes: Mapping[str, int], parts: int) -> str:
@@ -122,14 +122,14 @@ def _is_free(gather: Gather) -> bool:
     return gather.out_dim is not None and None in (gather.lhs_dim, gather.rhs_dim)
 
 
-def _uncuttable(whose: str, size: int, shares: tuple[int, ...]) -> str | None:
-    """The objection to making these shares of something of a size."""
-    parts = sum(shares)
+def _uncuttable(whose: str, size: int, proportions: tuple[int, ...]) -> str | None:
+    """The objection to splitting a dimension of `size` in these proportions."""
+    parts = sum(proportions)
     if parts <= max(size, 1):
         return None
-    if parts == len(shares):
+    if parts == len(proportions):
         return f"{whose} size {size}, which makes {max(size, 1)} chunks at most"
-    return f"{whose} size {size}, of which no {parts} parts can be made for {shares}"
+    return f"{whose} size {size}, of which no {parts} parts can be made for {proportions}"
 
 
 def gathers_into_result(op: Operation, label: str | None) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
@@ -19,7 +19,7 @@ class Options:
     """What the public functions take beside operands and collectives; see `all_gather_einsum`."""
 
     schedule: str | Schedule = "auto"
-    precision: Any = None
+    precision: lax.PrecisionLike = None
     preferred_element_type: DTypeLike | None = None
     accumulator_dtype: DTypeLike | None = None
     wire_dtype: DTypeLike | None = None

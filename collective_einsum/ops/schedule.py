@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from ..text.messages import as_dtype, did_you_mean, nearest
 
 Kind = Literal["blocking", "ring", "chunked"]
 Direction = Literal["unidirectional", "bidirectional", "latency", "async"]
-# Those of rings.
+# The directions of a ring.
 DIRECTIONS: tuple[Direction, ...] = ("unidirectional", "bidirectional", "latency")
 # From this many devices on, an unrolled ring makes programs that take long to compile.
 ROLL_FROM = 16
@@ -24,7 +25,7 @@ PERMUTED_DEVICES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How a collective einsum moves its data; hashable, and complete but for the shapes.
+    """How a collective einsum moves its data; hashable. All but `kind` and `direction` are keywords.
 
     Attributes:
       kind: "blocking" (lax's collective, then the einsum), "ring" (a dot for every hop of the ring),
@@ -49,10 +50,11 @@ class Schedule:
 
     kind: Kind = "ring"
     direction: Direction = "latency"
+    _: dataclasses.KW_ONLY
     chunks: int | tuple[int, ...] = 1
     label: str | None = None
     end: Literal["gather", "scatter"] = "scatter"
-    wire_dtype: Any = None
+    wire_dtype: DTypeLike | None = None
     rolled: bool | None = None
 
     def __post_init__(self) -> None:
@@ -72,15 +74,16 @@ class Schedule:
                 "Schedule(kind='ring', direction='async'): lax's own collective goes round no ring; "
                 "use kind='chunked'"
             )
-        shares = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
-        shares = tuple(int(n) if isinstance(n, np.integer) else n for n in shares)
-        if not shares or not all(type(share) is int and share > 0 for share in shares):
+        proportions = self.chunks if isinstance(self.chunks, tuple) else (self.chunks,)
+        proportions = tuple(int(n) if isinstance(n, np.integer) else n for n in proportions)
+        if not proportions or not all(type(n) is int and n > 0 for n in proportions):
             raise ValueError(
                 "Schedule chunks must be a positive integer, or a tuple of such for chunks of these "
                 f"proportions, got {self.chunks!r}"
             )
         # One spelling of everything, so that equal schedules hash alike.
-        object.__setattr__(self, "chunks", shares if isinstance(self.chunks, tuple) else shares[0])
+        chunks = proportions if isinstance(self.chunks, tuple) else proportions[0]
+        object.__setattr__(self, "chunks", chunks)
         if self.label is not None and (not isinstance(self.label, str) or len(self.label) != 1):
             raise ValueError(
                 f"Schedule label {self.label!r} is no label of an einsum; give one letter, or None"
@@ -90,7 +93,7 @@ class Schedule:
         if self.kind != "chunked" and (self.chunks != 1 or self.label is not None):
             raise ValueError(
                 f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
-                "kind='chunked' cuts into chunks"
+                "kind='chunked' splits into chunks"
             )
         if self.end not in ("gather", "scatter"):
             raise ValueError(
@@ -103,7 +106,7 @@ class Schedule:
             object.__setattr__(self, "rolled", bool(self.rolled))
 
     @staticmethod
-    def _instead(kind: Any, kinds: tuple[str, ...]) -> str:
+    def _instead(kind: str, kinds: tuple[str, ...]) -> str:
         """The end of a message about a kind that there is not."""
         if kind in (*DIRECTIONS, "async"):
             named = NAMED[kind]
@@ -111,7 +114,7 @@ class Schedule:
         return did_you_mean(kind, kinds)
 
     @property
-    def shares(self) -> tuple[int, ...]:
+    def proportions(self) -> tuple[int, ...]:
         """The sizes of the chunks, in proportion."""
         return self.chunks if isinstance(self.chunks, tuple) else (1,) * self.chunks
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from .spec import Spec, sides
 
@@ -59,7 +60,9 @@ def _dtype_of(operand: DTypeOrArray) -> jnp.dtype:
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.dtype(dtype)
 
 
-def result_dtype(*operands: DTypeOrArray, preferred_element_type: Any = None) -> jnp.dtype:
+def result_dtype(
+    *operands: DTypeOrArray, preferred_element_type: DTypeLike | None = None
+) -> jnp.dtype:
     """The dtype `jnp.einsum` would return, for arrays or dtypes.
 
     Raises:
@@ -71,7 +74,7 @@ def result_dtype(*operands: DTypeOrArray, preferred_element_type: Any = None) ->
     return jnp.dtype(jnp.result_type(*weak_or_not))
 
 
-def accumulator_dtype(result: Any) -> jnp.dtype:
+def accumulator_dtype(result: DTypeLike) -> jnp.dtype:
     """The dtype that partial sums are kept in: at least 32 bits, and otherwise the result's.
 
     float32 for bfloat16, float16 and float8 results; int32 (uint32) for integers under 32 bits.
@@ -90,11 +93,11 @@ def summed_terms(spec: Spec, sizes: dict[str, int], n: int = 1) -> int:
 
 
 def check_dtypes(
-    spec: Any,
+    spec: object,
     *operands: DTypeOrArray,
     terms: int,
-    preferred_element_type: Any = None,
-    accumulator: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    accumulator: DTypeLike | None = None,
 ) -> Dtypes:
     """The dtypes of an einsum, or an error for those that would lose a value silently.
 
@@ -154,7 +157,7 @@ def between(result: jnp.dtype, operands: Sequence[DTypeOrArray]) -> jnp.dtype:
         return accumulator_dtype(functools.reduce(jnp.promote_types, given))
 
 
-def _check_holds(spec: Any, keyword: str, dtype: jnp.dtype, given: Sequence[jnp.dtype]) -> None:
+def _check_holds(spec: object, keyword: str, dtype: jnp.dtype, given: Sequence[jnp.dtype]) -> None:
     """Refuses what dot_general refuses, and casts that would drop a sign or an imaginary part."""
     kind = _kind(max(given, key=_rank))
     loses_kind = _rank(dtype) < max(map(_rank, given))
@@ -176,7 +179,9 @@ def _of(given: Sequence[jnp.dtype]) -> str:
     return f"values of {names}" if len(given) == 1 else f"products of {names}"
 
 
-def _check_overflow(spec: Any, given: Sequence[jnp.dtype], result: jnp.dtype, terms: int) -> None:
+def _check_overflow(
+    spec: object, given: Sequence[jnp.dtype], result: jnp.dtype, terms: int
+) -> None:
     if _kind(result) != "integer" or not all(map(_is_small_integer, given)):
         return
     products = [math.prod(values) for values in itertools.product(*map(_range, given))]
@@ -198,19 +203,21 @@ def _check_overflow(spec: Any, given: Sequence[jnp.dtype], result: jnp.dtype, te
     )
 
 
-def _range(dtype: Any) -> tuple[int, int]:
+def _range(dtype: DTypeLike) -> tuple[int, int]:
     return int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
 
 
-def _fits(low: int, high: int, dtype: Any) -> bool:
+def _fits(low: int, high: int, dtype: DTypeLike) -> bool:
     return _range(dtype)[0] <= low and high <= _range(dtype)[1]
 
 
-def check_wire_dtype(what: Spec | str, wire_dtype: Any, moving: Any) -> jnp.dtype:
+def check_wire_dtype(
+    where: Spec | str, wire_dtype: DTypeLike | None, moving: DTypeLike
+) -> jnp.dtype:
     """The dtype in which `moving` values travel: `wire_dtype`, or `moving` itself if None.
 
     A narrower float or complex rounds each value once per hop where it is re-sent; integers may not
-    be narrowed. `what` is the einsum, or what else moves, for messages.
+    be narrowed. `where` is the einsum, or the collective, for messages.
 
     Raises:
       ValueError: a wire dtype of another kind than the values, or a narrower integer.
@@ -218,13 +225,13 @@ def check_wire_dtype(what: Spec | str, wire_dtype: Any, moving: Any) -> jnp.dtyp
     moving = jnp.dtype(moving)
     if wire_dtype is None:
         return moving
-    what = what if isinstance(what, str) else f"einsum {what}"
+    where = where if isinstance(where, str) else f"einsum {where}"
     wire = jnp.dtype(jax.dtypes.canonicalize_dtype(wire_dtype))
     if _kind(wire) != _kind(moving):
         raise ValueError(
-            f"{what}: wire_dtype={wire} cannot carry {moving} values; give a "
+            f"{where}: wire_dtype={wire} cannot carry {moving} values; give a "
             f"{_kind(moving)} dtype, or quantize the operand to send integers"
         )
     if _kind(wire) == "integer" and not _fits(*_range(moving), wire):
-        raise ValueError(f"{what}: wire_dtype={wire} overflows for {moving} values; leave it out")
+        raise ValueError(f"{where}: wire_dtype={wire} overflows for {moving} values; leave it out")
     return wire

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
 
 from ..text.showing import brief
 from .spec import Spec
@@ -39,7 +40,7 @@ class Quantized:
 
     values: Any
     scale: Any
-    dtype: Any = jnp.bfloat16
+    dtype: DTypeLike = jnp.bfloat16
 
     def __post_init__(self) -> None:
         # One spelling of a dtype, since jit compares the static part of a pytree by hash.
@@ -81,8 +82,17 @@ class Quantized:
         return Quantized(spec, scale_spec, self.dtype)
 
 
+# What einsums take: an operand, and a sequence of those that share the other one.
+OperandLike = ArrayLike | Quantized
+OperandsLike = OperandLike | Sequence[OperandLike]
+
+
 def quantize(
-    x: Any, axis: int | Sequence[int], *, dtype: Any = jnp.int8, stands_for: Any = None
+    x: ArrayLike,
+    axis: int | Sequence[int],
+    *,
+    dtype: DTypeLike = jnp.int8,
+    stands_for: DTypeLike | None = None,
 ) -> Quantized:
     """Rounds `x` to integers with one scale for all elements along `axis`.
 
@@ -128,8 +138,8 @@ def _axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
             f"axis={axis!r} must be a dimension of an array of shape {shape}, or several: those that "
             "the einsum sums over, as integers"
         )
-    given = tuple(operator.index(a) for a in given)
-    axes = tuple(a + len(shape) if a < 0 else a for a in given)
+    indices = tuple(operator.index(a) for a in given)
+    axes = tuple(a + len(shape) if a < 0 else a for a in indices)
     if not axes or len(set(axes)) != len(axes) or not all(0 <= a < len(shape) for a in axes):
         raise ValueError(
             f"axis={axis!r} must name one or more different dimensions of an array of shape "
@@ -140,7 +150,7 @@ def _axes(axis: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def split_scale(
     spec: Spec, operand_labels: str, q: Quantized, out_labels: str
-) -> tuple[Any, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """The values to multiply, and the scale shaped to multiply an output labelled `out_labels`
     afterwards.
 

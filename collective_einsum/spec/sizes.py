@@ -8,7 +8,6 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 from jax import lax
@@ -27,7 +26,7 @@ def check_sizes(
     Raises:
       ValueError: the operands disagree on a label.
     """
-    found: dict[str, list[int]] = collections.defaultdict(list)
+    sizes_of_label: dict[str, list[int]] = collections.defaultdict(list)
     for side, labels, shape in (("lhs", spec.lhs, lhs_shape), ("rhs", spec.rhs, rhs_shape)):
         if len(labels) != len(shape):
             raise ValueError(
@@ -43,17 +42,17 @@ def check_sizes(
                     f"within {side}, whose shape is {tuple(shape)}; a diagonal needs them equal"
                 )
         for label, size in own.items():
-            found[label].append(size)
-    return {label: _merge(spec, label, sizes, gather) for label, sizes in found.items()}
+            sizes_of_label[label].append(size)
+    return {label: _merge(spec, label, sizes, gather) for label, sizes in sizes_of_label.items()}
 
 
-def sizes_of(spec: Any, terms: Sequence[str], shapes: Sequence[Shape]) -> dict[str, int]:
+def sizes_of(spec: object, terms: Sequence[str], shapes: Sequence[Shape]) -> dict[str, int]:
     """The size of each label of an einsum of global arrays; 1 gives way to any other.
 
     Raises:
       ValueError: two operands, or two dimensions of one, disagree.
     """
-    found: dict[str, tuple[int, str]] = {}
+    size_and_operand: dict[str, tuple[int, str]] = {}
     for side, labels, shape in zip(sides(len(terms)), terms, shapes, strict=True):
         own: dict[str, int] = {}
         for label, size in zip(labels, shape, strict=True):
@@ -63,16 +62,16 @@ def sizes_of(spec: Any, terms: Sequence[str], shapes: Sequence[Shape]) -> dict[s
                     f"within {side}, whose shape is {tuple(shape)}; a diagonal needs them equal"
                 )
         for label, size in own.items():
-            before, whose = found.get(label, (1, ""))
+            before, whose = size_and_operand.get(label, (1, ""))
             here = f"{side}, of shape {tuple(shape)}"
             if 1 not in (before, size) and before != size:
                 raise ValueError(
                     f"einsum {spec}: label {label!r} is {before} in {whose}, and {size} in {here}; "
                     "global sizes must be equal"
                 )
-            if label not in found or size != 1:
-                found[label] = size, here
-    return {label: size for label, (size, _) in found.items()}
+            if label not in size_and_operand or size != 1:
+                size_and_operand[label] = size, here
+    return {label: size for label, (size, _) in size_and_operand.items()}
 
 
 def _merge(spec: Spec, label: str, sizes: list[int], gather: Gather | None) -> int:
@@ -113,13 +112,13 @@ def squeeze_broadcasts(
     return dataclasses.replace(spec, lhs=lhs, rhs=rhs), lhs_dims, rhs_dims
 
 
-def symbolic(*sizes: Any) -> bool:
+def symbolic(*sizes: object) -> bool:
     """Whether a size is no number but an expression, as in `jax.export` with symbolic shapes."""
     return not all(isinstance(size, numbers.Integral) for size in sizes)
 
 
 @contextlib.contextmanager
-def sizes_are_numbers(where: Any, schedule: Any) -> Iterator[None]:
+def sizes_are_numbers(where: object, schedule: object) -> Iterator[None]:
     """Says in words that a schedule cannot cut dimensions of symbolic sizes."""
     try:
         yield

@@ -5,21 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
 
 
-def did_you_mean(given: Any, words: Iterable[str]) -> str:
+def did_you_mean(given: object, words: Iterable[str]) -> str:
     """The end of a message that names the nearest of `words`; "" if none is near."""
     word = nearest(given, words)
     return f"; did you mean {word!r}?" if word is not None else ""
 
 
-def nearest(given: Any, words: Iterable[str]) -> str | None:
+def nearest(given: object, words: Iterable[str]) -> str | None:
     """The word that is spelt most like `given`; None if `given` is no string, or like none of them."""
     if not isinstance(given, str):
         return None
@@ -28,7 +28,7 @@ def nearest(given: Any, words: Iterable[str]) -> str | None:
     return by_letters[close[0]] if close else None
 
 
-def as_dtype(name: str, value: Any) -> np.dtype[Any]:
+def as_dtype(name: str, value: DTypeLike | None) -> np.dtype:
     """An argument as a dtype.
 
     Args:
@@ -50,7 +50,7 @@ def as_dtype(name: str, value: Any) -> np.dtype[Any]:
     raise ValueError(f"{name}={value!r} is no dtype; write {meant!r} or jnp.{meant}")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message: its repr, or its type and the beginning of a repr of more than 120
     characters."""
     text = repr(value)
@@ -62,7 +62,7 @@ def plain(word: str) -> str:
     return re.sub("[^a-z0-9]", "", word.lower())
 
 
-def as_seconds(name: str, value: Any) -> float:
+def as_seconds(name: str, value: object) -> float:
     """An argument as a number of seconds.
 
     Raises:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Shown:
@@ -21,7 +24,7 @@ class Shown:
         printer.text("..." if cycle else str(self))
 
 
-def brief(value: Any) -> str:
+def brief(value: DataclassInstance) -> str:
     """The `repr` of a dataclass of arrays: their dtypes and shapes.
 
     It has no numbers of arrays, which would be copied from the devices, and no field that has its
@@ -35,7 +38,7 @@ def brief(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(shown)})"
 
 
-def _of(x: Any) -> str:
+def _of(x: object) -> str:
     if isinstance(x, np.dtype):
         return x.name
     shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
@@ -44,7 +47,7 @@ def _of(x: Any) -> str:
     return f"{dtype}[{','.join(map(str, shape))}]"
 
 
-def _is(x: Any, default: Any) -> bool:
+def _is(x: object, default: object) -> bool:
     # Arrays are not compared.
     return x is default or (
         isinstance(x, type(default)) and not hasattr(x, "shape") and x == default

@@ -145,7 +145,9 @@ def test_schedules_by_name() -> None:
     assert parse_schedule("chunked:4:m:bidirectional") == ce.Schedule(
         "chunked", "bidirectional", chunks=4, label="m"
     )
-    assert parse_schedule("chunked:1+3:m:async") == ce.Schedule("chunked", "async", (1, 3), "m")
+    assert parse_schedule("chunked:1+3:m:async") == ce.Schedule(
+        "chunked", "async", chunks=(1, 3), label="m"
+    )
     for wrong in ("chunked:m", "chunked:1+:m", "chunked:4:m:latency:more"):
         with pytest.raises(ValueError, match="is not chunked:CHUNKS"):
             parse_schedule(wrong)

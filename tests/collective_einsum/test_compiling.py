@@ -159,9 +159,9 @@ def test_collectives_stand_beside_dots_under_options(v4: Target) -> None:
     ("gather", "schedule", "least"),
     [
         # Each piece of all shards beside the dots of the one before, the first beside the own dot.
-        ("n", ce.Schedule("chunked", "async", 3, "n"), 0.8),
+        ("n", ce.Schedule("chunked", "async", chunks=3, label="n"), 0.8),
         # A quarter of the rows is waited for.
-        ("k", ce.Schedule("chunked", "async", (1, 3), "m"), 0.6),
+        ("k", ce.Schedule("chunked", "async", chunks=(1, 3), label="m"), 0.6),
     ],
     ids=str,
 )

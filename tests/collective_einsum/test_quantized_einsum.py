@@ -206,7 +206,7 @@ def test_chunks_are_scaled_one_by_one(mesh_of: MeshOf) -> None:
     # So that the scale is a part of each chunk's dot; of the whole result it would be a pass.
     x, w, v = random((N, 2, 6, 4)), random((16, 8), 1), random((16, 8), 2)
     q, r = (quantize(jnp.asarray(each), 0) for each in (w, v))
-    schedule = ce.Schedule("chunked", "async", (1, 2), "m")
+    schedule = ce.Schedule("chunked", "async", chunks=(1, 2), label="m")
 
     def product(x: Any) -> Any:
         return ce.all_gather_einsum(

@@ -27,9 +27,9 @@ from collective_einsum.rings.slicing import chunk_spans
         ({"kind": "chunked", "chunks": ()}, "got ()"),
         ({"kind": "chunked", "chunks": (1, 0)}, "got (1, 0)"),
         ({"kind": "chunked", "chunks": [1, 3]}, "got [1, 3]"),
-        ({"chunks": 2}, "only kind='chunked' cuts into chunks"),
-        ({"chunks": (1, 1)}, "only kind='chunked' cuts into chunks"),
-        ({"kind": "blocking", "label": "m"}, "only kind='chunked' cuts into chunks"),
+        ({"chunks": 2}, "only kind='chunked' splits into chunks"),
+        ({"chunks": (1, 1)}, "only kind='chunked' splits into chunks"),
+        ({"kind": "blocking", "label": "m"}, "only kind='chunked' splits into chunks"),
         ({"end": "both"}, "end 'both' is neither 'gather' nor 'scatter'"),
     ],
 )
@@ -45,7 +45,7 @@ def test_what_is_refused(options: dict[str, Any], words: str) -> None:
         (Schedule("ring", "latency", end="gather", rolled=True), "latency, of the gather, rolled"),
         (Schedule("chunked", "async"), "chunked 1, async"),
         (Schedule("chunked", chunks=4, label="m"), "chunked 4 over 'm', latency"),
-        (Schedule("chunked", "async", (1, 3), "m"), "chunked 1+3 over 'm', async"),
+        (Schedule("chunked", "async", chunks=(1, 3), label="m"), "chunked 1+3 over 'm', async"),
         (Schedule(wire_dtype="bfloat16"), "latency, bfloat16 wire"),
     ],
 )
@@ -66,7 +66,7 @@ def test_equal_schedules_hash_alike() -> None:
     tile=st.sampled_from([1, 8, 128]),
 )
 def test_pieces_cover_all_in_proportion(size: int, shares: Any, tile: int) -> None:
-    parts = Schedule("chunked", chunks=shares).shares
+    parts = Schedule("chunked", chunks=shares).proportions
     if sum(parts) > size:
         return
     found = chunk_spans(size, shares, tile)
@@ -79,3 +79,9 @@ def test_pieces_cover_all_in_proportion(size: int, shares: Any, tile: int) -> No
         exact = size * sum(parts[:before]) / sum(parts)
         assert abs(lo - exact) <= tile
         assert lo % tile == 0 or size // tile < sum(parts)
+
+
+def test_only_kind_and_direction_are_positional() -> None:
+    arguments: tuple[Any, ...] = ("chunked", "async", 2)
+    with pytest.raises(TypeError, match="positional"):
+        Schedule(*arguments)
