@@ -149,7 +149,7 @@ class Case:
         # Slices of the weights' shards are gathered one after another.
         label = "f" if self.moves_weights else "m"
         for chunks in (*CHUNKS[1:], *(GATHERED_CHUNKS if gather is not None else ())):
-            yield ce.Schedule("chunked", "async", chunks, label)
+            yield ce.Schedule("chunked", "async", chunks=chunks, label=label)
 
     def lower(self, mesh: Mesh, schedule: str | ce.Schedule) -> jax.stages.Lowered:
         """The program: `LAYERS` times the einsum, each with weights of its own.
@@ -290,7 +290,8 @@ def parse_schedule(text: str) -> str | ce.Schedule:
         )
     sizes = tuple(map(int, fractions)) if len(fractions) > 1 else int(chunks)
     # `Schedule` refuses other words.
-    return ce.Schedule("chunked", cast(Direction, direction or "latency"), sizes, label or None)
+    where = cast(Direction, direction or "latency")
+    return ce.Schedule("chunked", where, chunks=sizes, label=label or None)
 
 
 def _moving(form: Form) -> str:

@@ -36,7 +36,7 @@ def check_params(params: Params, config: ModelConfig) -> None:
     expected = _leaves(params_shapes(config, unrolled=unrolled))
     given = _leaves(params)
     _check_paths(given, expected, config)
-    dtype = given["final_norm/scale"].dtype
+    dtype = jnp.dtype(given["final_norm/scale"].dtype)
     for path, x in given.items():
         if tuple(x.shape) != expected[path].shape:
             raise ValueError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from collective_einsum.ruler.compile.targets import target
 from collective_einsum.ruler.replay.simulation import replay
@@ -24,7 +26,11 @@ SLICES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2"}
 def seconds(chip: str, batch: int) -> float:
     slice_ = target(SLICES[chip])
     mesh = slice_.mesh([len(slice_.devices)], ("a",))
-    placed = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    # A shape stands for an array in what is lowered.
+    def placed(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        sharding = NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def entries(positions: int) -> Entries:
         shape = (LAYERS, batch, 1, positions, D)
