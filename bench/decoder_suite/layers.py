@@ -151,7 +151,6 @@ def measure_all(
 def print_rows(rows: Sequence[LayerRow]) -> str:
     """The rows as a table; below it the ops that a row waits for, and the meaning of the columns."""
     head = ("predicted, us a layer", *_MEANINGS)
-    us = 1e6
     cells, notes = [], [""]
     for row in rows:
         phase = row.phase
@@ -164,17 +163,23 @@ def print_rows(rows: Sequence[LayerRow]) -> str:
                 phase.feedforward,
                 phase.attention,
                 phase.schedule,
-                f"{row.seconds * us:.1f}",
-                *(f"{row.parts[n] * us:.1f}" for n in ("matmul", "attention", "exposed", "rest")),
+                _us(row.seconds),
+                *(_us(row.parts[n]) for n in ("matmul", "attention", "exposed", "rest")),
                 f"{row.mfu:.1%}",
                 f"{row.chip_bytes / 2**30:.2f}",
             )
         )
         waits = list(row.exposed_by_op.items())[:OPS_SHOWN]
         if waits:
-            ops = ", ".join(f"{name} {seconds * us:.1f} us" for name, seconds in waits)
+            ops = ", ".join(f"{name} {_us(seconds)} us" for name, seconds in waits)
             notes += wrapped(f"{phase.name} {phase.weights} {phase.schedule_name} waits for {ops}")
     return "\n".join([table(head, cells), *notes, "", legend(_MEANINGS), "", *_conclusion(rows)])
+
+
+def _us(seconds: float) -> str:
+    """Microseconds, with a decimal where there are few."""
+    us = seconds * 1e6
+    return f"{us:.1f}" if us < 1e4 else f"{us:.0f}"
 
 
 _MEANINGS = {
@@ -203,6 +208,6 @@ def _conclusion(rows: Sequence[LayerRow]) -> list[str]:
         gain = max(row.seconds for row in of_phase) / best.seconds
         others = f", {gain:.2f} times as fast as the slowest" if len(of_phase) > 1 else ""
         layouts = f"{best.phase.feedforward}, {best.phase.attention}, {best.phase.schedule}"
-        seconds = f"{best.seconds * 1e6:.1f} us a layer"
+        seconds = f"{_us(best.seconds)} us a layer"
         lines += wrapped(f"So {name} is predicted fastest with {layouts}: {seconds}{others}.")
     return lines or ["No row could be compiled."]

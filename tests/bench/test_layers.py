@@ -15,6 +15,7 @@ from bench.decoder_suite import layers, phases
 from bench.decoder_suite import run_small as layers_run
 from bench.decoder_suite.phases import Phase
 from collective_einsum.ruler.compile.targets import target
+from collective_einsum.ruler.replay import WIDTH
 from layouts.mesh.axis_collectives import AXES
 from layouts.partitionings.attention_placement import place
 from layouts.partitionings.partitioning import misfit
@@ -74,6 +75,18 @@ def test_the_table_shows_the_row_and_what_it_waits_for() -> None:
     assert text.startswith("predicted")
     for word in ("decode 8 x 256", "WS 2D batch", "MFU", "GiB a chip", "waits for"):
         assert word in text
+
+
+@pytest.mark.tpu
+def test_the_table_of_long_steps_fits_a_terminal() -> None:
+    """As wide as it gets: a prefill of the largest model, in the layout with the longest name."""
+    phase = dataclasses.replace(
+        PHASE, kind="prefill", batch=1024, length=32768, model="mt-nlg-530b"
+    )
+    phase = dataclasses.replace(phase, feedforward="WS 2D all-reduce")
+    parts = dict.fromkeys(row().parts, 987654.3e-6)
+    long = dataclasses.replace(row(), phase=phase, parts=parts, seconds=9876543.2e-6)
+    assert max(map(len, layers.print_rows([long]).splitlines())) <= WIDTH
 
 
 @pytest.mark.tpu
