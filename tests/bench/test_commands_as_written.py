@@ -65,14 +65,6 @@ def test_bench(tmp_path: Path) -> None:
     assert re.search(r"\ndone in \d+ s \(measured\)\n$", printed)
 
 
-def test_pytest_finds_the_tests(tmp_path: Path) -> None:
-    del tmp_path
-    printed = run(
-        "python -m pytest --collect-only -q -p no:cacheprovider tests/test_readme.py", ROOT
-    )
-    assert "tests/test_readme.py::" in printed
-
-
 def test_layers_on_emulated_devices(tmp_path: Path) -> None:
     line = "python -m bench layers --target cpu:8"
     assert f"\n{line}\n" in DOCUMENTS

@@ -108,7 +108,7 @@ def test_a_line_that_is_called_twice() -> None:
     first = twice.__code__.co_firstlineno
     assert {call.line - first for r in rows for call in r.callers} == {1, 2}
     assert sum(r.seconds for r in rows) == pytest.approx(row.seconds)
-    assert re.search(r"test_predict.py:\d+ [\w.<>]*twice > \d+ multiply +\d", str(timeline))
+    assert re.search(r"test_predict.py:\d+ twice > \d+ multiply +\d", str(timeline))
 
 
 def test_axes_of_other_types() -> None:
@@ -220,7 +220,7 @@ def test_the_command_predicts_a_function_of_yours(tmp_path: Path) -> None:
     (tmp_path / "yours.py").write_text(MODULE)
     run = command(tmp_path, "predict", "yours:step", "--target", "v5e:2x2", "--png", "t.png")
     assert run.returncode == 0, run.stderr
-    assert re.search(r"\n.*15 step.<locals>.<lambda> +\d", run.stdout)
+    assert re.search(r"\n.*15 <lambda> +\d", run.stdout)
     assert "So the program is predicted to take " in run.stdout
     assert "picture written to t.png" in run.stdout
     assert (tmp_path / "t.png").stat().st_size > 1000

@@ -13,6 +13,8 @@ from collective_einsum.ruler.replay.tables import legend, table
 
 # The longest lines that are printed.
 _SHOWN = 12
+# The table's other columns take the rest of a terminal.
+_NAME_WIDTH = 70
 _MEANINGS = {
     "line": "the innermost line outside collective_einsum that the ops were traced from, after the line "
     "that calls its function",
@@ -104,8 +106,12 @@ def _named(row: LineSeconds) -> str:
     for caller, line in itertools.pairwise(lines):
         # The file is not said twice.
         names.append(str(line.line) if caller.file == line.file else _path(line))
-    named = zip(names, lines, strict=True)
-    return " > ".join(f"{name} {line.function}".strip() for name, line in named)
+    text = " > ".join(
+        # Of nested functions, the innermost.
+        f"{name} {line.function.rpartition('<locals>.')[2]}".strip()
+        for name, line in zip(names, lines, strict=True)
+    )
+    return text if len(text) <= _NAME_WIDTH else f"...{text[3 - _NAME_WIDTH :]}"
 
 
 def _path(line: SourceLine) -> str:
