@@ -81,7 +81,7 @@ def collectives(options: argparse.Namespace) -> int:
     print(f"{options.target}\n")
     print(f"{report.print_comparisons(compared)}\n\n{report.comparisons_legend(compared)}\n")
     print(f"{report.print_choices(compared)}\n\n{report.choices_legend()}\n")
-    print(f"{report.print_summary(rows)}\n\n{report.print_conclusion(compared)}")
+    print(f"{_wrapped(report.print_summary(rows))}\n\n{report.print_conclusion(compared)}")
     _save_json(options, rows=rows)
     return 0
 
@@ -170,15 +170,14 @@ def paper(options: argparse.Namespace) -> int:
     def progress(text: str) -> None:
         _progress("%s", text)
 
-    print(
-        paper.report(
-            options.out,
-            options.cache,
-            progress=progress,
-            full=options.full,
-            workers=options.workers,
-        )
+    said = paper.report(
+        options.out,
+        options.cache,
+        progress=progress,
+        full=options.full,
+        workers=options.workers,
     )
+    print(_wrapped(said))
     return 0
 
 
@@ -236,6 +235,13 @@ def _save_json(options: argparse.Namespace, **rows: Any) -> None:
 
         report.save_json(options.json, **rows)
         print(f"\nrows written to {options.json}")
+
+
+def _wrapped(text: str) -> str:
+    """The same lines, those that are wider than a terminal wrapped."""
+    from collective_einsum.ruler.replay import wrapped
+
+    return "\n".join(part for line in text.splitlines() for part in wrapped(line) or [""])
 
 
 def _progress(text: str, *values: Any) -> None:

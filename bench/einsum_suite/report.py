@@ -128,7 +128,8 @@ _MEANINGS = {
 }
 _CHOICE_MEANINGS = {
     "rows": "size of label m",
-    "chose": "the schedule that auto comes to",
+    "chose": "the schedule whose program auto comes to; auto where no other has the same one, ce.jit's "
+    "options included",
     "best": "the fastest of all that were tried, by its replay",
     "which": "the schedule of best",
     "regret": "auto / best - 1",

@@ -15,6 +15,7 @@ import pytest
 
 from bench import __main__ as command
 from bench import command_line, correctness
+from collective_einsum.ruler.replay import WIDTH
 from tests.bench.users import run_as_user
 
 pytestmark = pytest.mark.tpu
@@ -41,6 +42,7 @@ def test_collectives_and_timeline(tmp_path: Path) -> None:
     found = run(*("collectives", "--only", "gather x", "--workers", "1", "--json", rows), *case)
     assert found.returncode == 0, found.stderr
     assert "gather x, W_out, bf16" in found.stdout
+    assert max(map(len, found.stdout.splitlines())) <= WIDTH
     assert "slowest against blocking" in found.stdout
     assert {row["schedule"] for row in json.loads(Path(rows).read_text())["rows"]} >= {
         "auto",
