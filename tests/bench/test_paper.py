@@ -81,6 +81,7 @@ def test_the_quick_report(tmp_path: Path, replays: dict[str, list[Task]]) -> Non
     assert len(seen) == len(replays["tasks"]) == len(set(replays["tasks"]))
     assert "blocking against" in text
     assert "analytical against" in text
+    assert "So our programs at their best are predicted to take " in text
     report = (tmp_path / "report.md").read_text()
     for words in (
         "Figure 3",
