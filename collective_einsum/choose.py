@@ -48,8 +48,8 @@ def choose_schedule(
       axis_name: mesh axes of the one collective.
       gather: the label that is gathered.
       scatter: the label that is scattered.
-      gather_axis_name: axes of the gather, with both ends.
-      scatter_axis_name: axes of the scatter, with both ends.
+      gather_axis_name: axes of the gather, with both collectives.
+      scatter_axis_name: axes of the scatter, with both collectives.
       axis_size: the size of the axis; a sequence for a tuple of axes; or sizes by name.
       preferred_element_type: dtype of the result.
       wire_dtype: dtype on the links.

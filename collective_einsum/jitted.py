@@ -1,4 +1,4 @@
-"""`jit`: `jax.jit` under the options with which a chip's compiler runs its collectives beside work."""
+"""`jit`: `jax.jit` under the options with which a chip's compiler overlaps collectives."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Jitted:
     ) -> None:
         self._chip, self._options = chip, dict(options)
         self._given = self._options.pop("compiler_options", None) or {}
-        # Where schedules are not told the chip, nor options, it is the function itself.
+        # The function itself, where neither schedules are given the chip nor the compiler options.
         told = function if chip is None else self._telling(function, chip, knows=False)
         self._inside: Any = jax.jit(told, **self._options)
         self._alone: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Jitted:
             yield jax.devices(backend)[0]
 
     def _for(self, kind: str) -> Any:
-        """What compiles for devices of this kind: the plain one where there are no options."""
+        """The jitted function for devices of this kind: the plain one where there are no options."""
         found = self._alone.get(kind)
         if found is None:
             found = self._alone[kind] = self._made_for(kind)
@@ -194,7 +194,7 @@ def _meshes_in(value: Any) -> Iterator[Any]:
 
 @functools.cache
 def _trace_state() -> tuple[Callable[[], Any], Any]:
-    """What gives the state of tracing, and that of no tracing; jax.extend is slow to import."""
+    """The function that gives the state of tracing, and the state of none; slow to import."""
     from jax.extend.core import get_opaque_trace_state
 
     with jax.ensure_compile_time_eval():

@@ -50,7 +50,7 @@ def all_gather_einsum(
       rhs: likewise, or a sequence of those that share lhs and its one gather.
       axis_name: mesh axis or axes to gather over. A tuple orders shards as lax does, major first.
       gather: the label whose shards are gathered. If both operands have it, the one that holds a
-        shard is told by its size.
+        shard is distinguished by its size.
       schedule: "auto" (`choose_schedule`), "blocking", "unidirectional", "bidirectional",
         "latency", "chunked", "async", or a `Schedule`. What is named is used or refused.
       precision: of the dots, as in `jnp.einsum`.
@@ -60,7 +60,7 @@ def all_gather_einsum(
       overlap_seconds: seconds of independent compute that can overlap the collective: the gather,
         or the scatter of the last result. Only schedule="auto" uses it, where the compiler makes
         lax's own collective asynchronous; see `compiler_options`.
-      chip: whose costs "auto" reckons with, itself or its name; by default told from the mesh.
+      chip: whose costs "auto" reckons with, itself or its name; by default that of the mesh.
 
     Returns:
       The result's local shard; a list of them if `rhs` is a sequence.

@@ -71,7 +71,7 @@ def _groups(
     if not rights:
         raise ValueError(f"einsum {text!r}: rhs is an empty sequence; give at least one operand")
     problems = [_problem(text, lhs, right, ends, options) for right in rights]
-    # Operands of different widths share a gather; without one, they are cut alike or not at all.
+    # Operands of different widths share a gather; without one, they are split alike or not at all.
     alike = {(p.spec, p.result, p.gather or tuple(map(p.sizes.get, p.spec.out))) for p in problems}
     if all(p.moves_lhs for p in problems) and len(alike) == 1:
         return [problems]

@@ -1,4 +1,4 @@
-"""Einsums that are left to `jnp.einsum`, and how it can be told that somebody replaced it."""
+"""Einsums that are left to `jnp.einsum`, and the test of whether somebody replaced it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import lax
 
 
 def _made_of(function: Any) -> Any:
-    """What an interceptor changes: the function, or its code in place."""
+    """The function and its code, one of which an interceptor replaces."""
     return function, getattr(function, "__code__", None)
 
 
@@ -44,7 +44,7 @@ def einsum(text: str, operands: Sequence[Any], *, dot_general: Any = None, **opt
     """`jnp.einsum`, by whoever it is now, with those of `options` that say something."""
     given = {key: value for key, value in options.items() if value is not None}
     if given.get("optimize") == "auto":
-        # What replaces it need not know the default.
+        # A replacement need not know the default.
         del given["optimize"]
     if not is_own(dot_general):
         given["_dot_general"] = dot_general

@@ -174,7 +174,7 @@ def _plain(
         if i < j:
             x, labels = _diagonal(x, i, j), labels[:j] + labels[j + 1 :]
             del axes[j]
-            # Of dimensions of size 1, jax's types forget the axes.
+            # jax's types forget the axes of dimensions of size 1.
             x = _laid_out(x, tuple(axes), mesh)
     alone = [d for d, c in enumerate(labels) if c not in others]
     if alone:

@@ -54,7 +54,7 @@ def feedforward(
       config: activation and gate.
       layout: WeightStationary1D(), WeightStationary2D() or WeightGathered(...).
       mesh: given outside of a shard_map, where x and weights are global arrays. It may have axes
-        beside x, y and z: Explicit ones that shard the batch of x go on doing so, and Auto ones are
+        other than x, y and z: Explicit ones that shard the batch of x go on doing so, and Auto ones are
         left to the compiler. An x whose type is that of `activation_spec` is not resharded.
       axes: what the mesh calls x, y and z, if something else, and which others shard the batch; a
         `MeshAxes`.
@@ -132,8 +132,8 @@ def attention(
       config: heads and rotary embedding.
       layout: of the projections, that of the block's feedforward.
       attention_layout: HeadSharded() or BatchSharded(...).
-      lengths: [whole batch] int32, the positions that precede x in `past`; None for none. Inside a
-        shard_map the whole is that over x, y and z, of which a data axis has a part.
+      lengths: [full batch] int32, the positions that precede x in `past`; None for none. Inside a
+        shard_map the full batch is that over x, y and z, of which a data axis has a shard.
       past: keys and values of this layer, `Entries` of [B, K, S, D], sharded over batch and heads
         as `place` says; positions from `lengths` on are not read.
       prefix: keys and values [K, P, D] that come before `past` in every sequence.

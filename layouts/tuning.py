@@ -82,7 +82,7 @@ LOOKUP_BYTES = TPU_V4.cmem_bytes
 UNROLLED_WRITES = 16
 
 # In an unrolled step, a cache of fewer bytes is written layer by layer: the TPU compiler would bring
-# it whole into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
+# all of it into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
 ON_CHIP_BYTES = 128 * 2**20
 
 # The cost model ------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ WIDE_SCATTER_PASSES = 1.5
 #   --phase prefill --batch 512 --feedforward "WG XYZ" --schedules blocking
 ACTIVATION_PASSES = 0.45
 
-# What a layer takes besides, however small: some 25 small operations one after another, in decoding.
-# The one figure for fixed overhead, the same for all models and layouts. With libtpu 0.0.50.1, 24 us
+# Seconds that a layer takes besides, however small: some 25 small operations one after another, in
+# decoding. The one figure for fixed overhead, the same for all models and layouts. With libtpu 0.0.50.1, 24 us
 # (bf16) to 39 us (int8, WS 2D) over decoding of 64 tokens. Column "rest", e.g.:
 #   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules blocking
 LAYER_SECONDS = 28e-6

@@ -82,7 +82,7 @@ def _rhs_cotangents(
     lhs: Sequence[jax.Array | None],
     wanted: Sequence[bool],
 ) -> list[jax.Array | None]:
-    """Those of `wanted` right operands; None for the others."""
+    """The gradients of the `wanted` right operands; None for the others."""
     if op.form == "sum":
         mirrored = dataclasses.replace(
             op,

@@ -25,7 +25,7 @@ Dot = tuple[jax.Array | ShapedArray, jax.Array | ShapedArray, lax.DotDimensionNu
 
 
 class Op(Protocol):
-    """What the primitive carries: a hashable description of an operation, with rules registered."""
+    """The parameter of the primitive: a hashable description of an operation, with rules registered."""
 
     @property
     def axes(self) -> tuple[str, ...]:

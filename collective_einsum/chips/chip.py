@@ -1,4 +1,4 @@
-"""What a chip can do: arithmetic, memory and links. `known_chips` holds those that are known."""
+"""The abilities of a chip: arithmetic, memory and links. `known_chips` holds those that are known."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class CompilerFigures:
       remote_dot_waits: time that a dot waits for a smaller operand in HBM, as a fraction of its
         arithmetic. The operand that a collective or another dot made is in on-chip memory.
       scatter_passes: memory passes over a result when lax scatters its last dimension and a row of
-        a block is no multiple of 512 bytes: with blocks of whole tiles, with other blocks, and with
+        a block is no multiple of 512 bytes: with blocks of full tiles, with other blocks, and with
         blocks that are a dimension of their own.
       scatter_fill_seconds: fixed cost of such a scatter, in seconds.
       exchange_passes: memory passes over a result whose last dimension an all-to-all scatters.

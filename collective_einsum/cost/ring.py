@@ -122,7 +122,7 @@ def _hops(
     Args:
       work: the einsum.
       ring: the ring.
-      shard_bytes: bytes that each device sends in a hop, over all streams, of whole shards.
+      shard_bytes: bytes that each device sends in a hop, over all streams, of full shards.
       own_dot: seconds of a stream's dot of the device's own shard.
       hop_dots: seconds of a stream's dot of what arrives from each direction.
     """

@@ -44,7 +44,7 @@ def products(op: Operation, lhs: Sequence[jax.Array], rhs: Sequence[jax.Array]) 
 
 
 def lax_gather(op: Operation, x: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
-    """`x` whole along `dim`, by `lax.all_gather`."""
+    """`x` with all shards along `dim`, by `lax.all_gather`."""
     return lax.all_gather(as_sent(op, x), axes, axis=dim, tiled=True).astype(x.dtype)
 
 
@@ -59,7 +59,7 @@ def psum_scatter(y: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
 
     Of a dimension of its own: along a dimension that is split over lanes, the TPU compiler makes an
     all-reduce and a slice of it, which move twice the bytes. It does so too with blocks that are no
-    whole tiles, if of rows; so those travel as rows of lanes.
+    full tiles, if of rows; so those travel as rows of lanes.
     """
     n = total(axes)
     if checks.symbolic(*y.shape):

@@ -1,4 +1,4 @@
-"""The einsum of two local pieces."""
+"""The einsum of two local operands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fresh_label(used: str) -> str:
 
 
 def dimension_numbers(lhs: str, rhs: str, out: str) -> lax.DotDimensionNumbers:
-    """Those of `lax.dot_general`: the contracting and the batch dimensions of lhs and rhs."""
+    """The dimension numbers of `lax.dot_general`: contracting and batch dimensions of lhs and rhs."""
     both = [c for c in dict.fromkeys(lhs) if c in rhs]
     summed, batch = ([c for c in both if (c in out) == kept] for kept in (False, True))
 

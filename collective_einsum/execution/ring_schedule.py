@@ -88,7 +88,7 @@ class _GatherDots:
     lhs: jax.Array
 
     def take(self, sent: jax.Array, stream: int, direction: RingDirection) -> jax.Array:
-        """What a stream sends in one direction."""
+        """The slice of a shard that a stream sends in one direction."""
         dim, size = self.op.lhs.index(self.label), self.spans[stream].size
         return slicing.slice_shards(sent, dim, size, direction.span)
 

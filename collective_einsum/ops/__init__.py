@@ -1,4 +1,4 @@
-"""What is to be run, as frozen data: schedules, einsums and collectives with their checks."""
+"""Frozen data that says what runs: schedules, einsums and collectives with their checks."""
 
 from .schedule import DIRECTIONS as DIRECTIONS
 from .schedule import NAMED as NAMED

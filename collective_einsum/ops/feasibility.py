@@ -43,10 +43,10 @@ def objection(
     """Why `schedule` cannot serve the einsum and what would; None if it can.
 
     Args:
-      schedule: with every choice made; a `label` of None stands for "not cut".
+      schedule: with every choice made; a `label` of None stands for "not split".
       spec: the einsum that runs, its size-1 broadcasting and diagonals out of the way.
       sizes: of each label on one device, after the gather and before the scatter.
-      gather, scatter: the collectives at its ends.
+      gather, scatter: the collectives before and after it.
       reduced: whether the result is all-reduced.
     """
     if schedule.kind == "blocking":
@@ -107,7 +107,7 @@ def _uncut(
 
 
 def _instead(sizes: Mapping[str, int], parts: int) -> str:
-    """What to write for so many parts, of labels that can be cut and their sizes."""
+    """The advice for so many chunks, from the labels that can be split and their sizes."""
     enough = [label for label, size in sizes.items() if size >= parts]
     if enough:
         return "choose label=" + " or ".join(map(repr, enough))

@@ -1,4 +1,4 @@
-"""What a caller asks of an einsum beside its operands, before it is checked."""
+"""The options and collectives of an einsum as a caller gives them, before they are checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AxisName = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the public functions take beside operands and collectives; see `all_gather_einsum`."""
+    """The options of the public functions, beyond operands and collectives; see `all_gather_einsum`."""
 
     schedule: str | Schedule = "auto"
     precision: lax.PrecisionLike = None
@@ -45,7 +45,7 @@ class Ends:
 
     @property
     def name(self) -> str:
-        """What checkpoint policies know the results by: the public function of these ends."""
+        """The results' name for checkpoint policies: the public function of these collectives."""
         words = [
             "all_gather" if self.gather else "",
             "einsum",

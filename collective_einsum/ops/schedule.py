@@ -31,8 +31,8 @@ class Schedule:
       kind: "blocking" (lax's collective, then the einsum), "ring" (a dot for every hop of the ring),
         or "chunked" (a dimension split into `chunks`, whose collectives overlap with the dots of other
         chunks; with one chunk each of several results is scattered during the next one's dot).
-      direction: of the ring. "unidirectional": whole shards one way, n - 1 hops. "bidirectional":
-        half a shard each way, n - 1 hops. "latency": whole shards each way, n // 2 hops. And for
+      direction: of the ring. "unidirectional": full shards one way, n - 1 hops. "bidirectional":
+        half a shard each way, n - 1 hops. "latency": full shards each way, n // 2 hops. And for
         "chunked" alone, "async": no ring, but lax's all-gather and all-to-all, for compilers that
         overlap these with compute; see `compiler_options`.
       chunks: how many chunks, for "chunked"; or their sizes in proportion, such as (1, 3), so that

@@ -75,7 +75,7 @@ class AxisRing:
 
 
 class HamiltonianRing(AxisRing):
-    """A ring through all devices of several axes, which send whole shards of a dimension."""
+    """A ring through all devices of several axes, which send full shards of a dimension."""
 
     def __init__(self, axes: tuple[str, ...], places: Sequence[Place]) -> None:
         """The ring that goes through `places`, whose indices are along `axes` in the mesh's order."""

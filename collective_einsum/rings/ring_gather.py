@@ -23,7 +23,7 @@ from .streams import RingDirection, Stream, hops_of
 # shard itself, for the device's own shard; the first carry is None.
 Consume = Callable[[Any, int, RingDirection | None, Index, Any], Any]
 
-# What each direction of each stream has in flight.
+# The slices that each direction of each stream has in flight.
 Flying = list[list[Any]]
 
 

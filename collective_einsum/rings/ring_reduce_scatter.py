@@ -27,7 +27,7 @@ from .streams import RingDirection, Stream, hops_of
 
 # partial(stream number, direction, offset, sums): this device's term for the shard of the device
 # `offset` places further along the stream's ring, added to the `sums` that arrived for it. The
-# direction is None for the whole of the device's own shard.
+# direction is None for all of the device's own shard.
 Partial = Callable[[int, RingDirection | None, Index, Sequence[jax.Array]], jax.Array]
 
 # join(stream number, own, arrivals): the stream's result, from the device's own term, or None where
@@ -145,7 +145,7 @@ class _Ring:
                 )
                 terms.append((yield from self._add(sender, offset, arrived)))
             if self.dots:
-                # What the turn before sent arrives before the next dot starts.
+                # The sums that the turn before sent arrive before the next dot starts.
                 terms, sums = yield terms, sums
             for sender, term in zip(turn, terms, strict=True):
                 step = self._direction(sender).step

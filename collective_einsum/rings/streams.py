@@ -36,8 +36,8 @@ def ring_directions(n: int, direction: Direction, size: int) -> tuple[RingDirect
 
     Args:
       n: the devices.
-      direction: of the schedule: "bidirectional" sends halves of every shard, "latency" whole shards
-        both ways; each other one whole shards in one direction.
+      direction: of the schedule: "bidirectional" sends halves of every shard, "latency" full shards
+        both ways; each other one full shards in one direction.
       size: the length of a shard in the dimension that may be halved.
     """
     if direction == "latency":

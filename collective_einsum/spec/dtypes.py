@@ -174,7 +174,7 @@ def _check_holds(spec: object, keyword: str, dtype: jnp.dtype, given: Sequence[j
 
 
 def _of(given: Sequence[jnp.dtype]) -> str:
-    """What is summed, in words."""
+    """The terms of the sum, in words."""
     names = " and ".join(map(str, given))
     return f"values of {names}" if len(given) == 1 else f"products of {names}"
 

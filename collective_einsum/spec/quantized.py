@@ -64,7 +64,7 @@ class Quantized:
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
     def partition_specs(self, spec: PartitionSpec) -> Quantized:
-        """The in_specs of the two parts when the array is sharded by `spec`.
+        """The in_specs of values and scale when the array is sharded by `spec`.
 
         Dimensions along which the scale is shared stay unsharded in it.
 
@@ -82,7 +82,7 @@ class Quantized:
         return Quantized(spec, scale_spec, self.dtype)
 
 
-# What einsums take: an operand, and a sequence of those that share the other one.
+# The operands that einsums take: one, and a sequence of those that share the other one.
 OperandLike = ArrayLike | Quantized
 OperandsLike = OperandLike | Sequence[OperandLike]
 
@@ -123,7 +123,7 @@ def quantize(
     axes = _axes(axis, x.shape)
     largest = int(jnp.iinfo(dtype).max)
     scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axes, keepdims=True) / largest
-    # Of the scale itself, not the maximum: a subnormal maximum has scale 0 as well.
+    # The scale itself decides, not the maximum: a subnormal maximum has scale 0 as well.
     scale = jnp.where(scale > 0, scale, 1)
     values = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -largest, largest).astype(dtype)
     return Quantized(values, scale, standing)

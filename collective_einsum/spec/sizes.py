@@ -119,7 +119,7 @@ def symbolic(*sizes: object) -> bool:
 
 @contextlib.contextmanager
 def sizes_are_numbers(where: object, schedule: object) -> Iterator[None]:
-    """Says in words that a schedule cannot cut dimensions of symbolic sizes."""
+    """Says in words that a schedule cannot split dimensions of symbolic sizes."""
     try:
         yield
     except jax.errors.InconclusiveDimensionOperation as error:

@@ -1,4 +1,4 @@
-"""What a two-operand einsum means, and what a gather or a scatter of one of its labels does to it.
+"""The meaning of a two-operand einsum, and the effect of a gather or a scatter of one of its labels.
 
 Everything here works from plain strings and shapes, so it needs no device and raises while tracing.
 """
@@ -48,7 +48,7 @@ class Spec:
         return dataclasses.replace(self, lhs=self.rhs, rhs=self.lhs)
 
     def role(self, label: str) -> Role:
-        """What happens to `label`; a `summed` label stands in one operand and not in the output.
+        """The fate of `label`; a `summed` label stands in one operand and not in the output.
 
         Raises:
           ValueError: neither operand has the label.
@@ -85,7 +85,7 @@ def parse(text: str, lhs_shape: Shape, rhs_shape: Shape) -> Spec:
 
 
 def sides(count: int) -> list[str]:
-    """What messages call the operands of an einsum of so many."""
+    """The names that messages give to the operands of an einsum of so many."""
     return ["lhs", "rhs"] if count == 2 else [f"operand {i}" for i in range(count)]
 
 
@@ -184,7 +184,7 @@ def _check_label(spec: Spec, label: str, keyword: Literal["gather", "scatter"]) 
 def resolve_gather(
     spec: Spec, label: str, lhs_shape: Shape, rhs_shape: Shape, *, n: int, axis_name: object
 ) -> Gather:
-    """Which operand a gather of `label` moves, from local shapes; `n` is the number of shards.
+    """The operand that a gather of `label` moves, from local shapes; `n` is the number of shards.
 
     A label in one operand moves that one. For a label in both, it is the operand whose local size
     times `n` is the other's local size; with `n == 1` and equal sizes, lhs.
@@ -207,7 +207,7 @@ def resolve_gather(
 
 
 def _smaller(where: str, label: str, lhs_size: int, rhs_size: int, n: int) -> Operand:
-    """The operand that holds one of `n` shards of what the other holds whole."""
+    """The operand that holds one of `n` shards of the label that the other holds in full."""
     if lhs_size == rhs_size and n > 1:
         raise ValueError(
             f"{where}: both operands hold {lhs_size} of {label!r}, so neither can be told to be "
@@ -228,7 +228,7 @@ def _smaller(where: str, label: str, lhs_size: int, rhs_size: int, n: int) -> Op
 def resolve_scatter(
     spec: Spec, label: str, lhs_shape: Shape, rhs_shape: Shape, *, n: int, axis_name: object
 ) -> Scatter:
-    """What a scatter of `label` leaves on each of `n` devices, from the shapes the einsum sees.
+    """The size of `label` that a scatter leaves on each of `n` devices, from the shapes the einsum sees.
 
     Raises:
       ValueError: no such label, one that is summed over or repeated, or a size that `n` does not

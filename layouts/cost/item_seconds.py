@@ -1,4 +1,4 @@
-"""What one item of a layer takes by itself: a collective, or attention."""
+"""Seconds of one item of a layer by itself: a collective, or attention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     the memory passes of the scores through the vector units."""
     computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
     streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
-    # Rows of a key-value head's scores fill whole tiles; of a prompt's, groups of queries share ends.
+    # Rows of a key-value head's scores fill full tiles; groups of a prompt's queries share their last
+    # keys.
     rows = item.queries * item.heads / item.kv_heads
     scores = item.scores * max(1, TILE_ROWS / rows)
     if item.new > 1:

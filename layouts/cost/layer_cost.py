@@ -1,4 +1,4 @@
-"""What a layer's matmuls, attention and collectives take, and which collectives stay exposed.
+"""Seconds of a layer's matmuls, attention and collectives, and which collectives stay exposed.
 
 The items of a layer run on two clocks: one of the chip, and one of the links that bring weights.
 """
@@ -23,7 +23,7 @@ TO_ATTENTION = ("queries", "keys and values")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSeconds:
-    """What a layer takes, but for its norms and sums.
+    """Seconds of a layer, but for its norms and sums.
 
     Attributes:
       matmul: seconds of matmuls, with what their schedules add to them.
@@ -47,7 +47,7 @@ def layer_seconds(
     chip: Chip,
     overlap: str,
 ) -> LayerSeconds:
-    """What the items of a layer take; `overlap` as in `cost.Cost`."""
+    """Seconds of the items of a layer; `overlap` as in `cost.Cost`."""
     clocks = _Clocks(config, items, sizes, chip, overlap)
     for item in _combined(_as_run(items, clocks.late_inputs)):
         clocks.run(item)
@@ -140,7 +140,7 @@ class _Clocks:
             overlapping = mates + self.spare
         spent = einsum_cost.seconds(item, self.sizes, self.served, overlap, overlapping)
         if overlapping:
-            # What overlaps attention already leaves the rest of it for others.
+            # Collectives that overlap attention already leave the rest of it for others.
             alone = einsum_cost.seconds(item, self.sizes, self.served, overlap, mates)
             self.spare = max(0.0, self.spare - (sum(alone) - sum(spent)))
         return spent

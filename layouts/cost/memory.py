@@ -109,8 +109,8 @@ def _temporary_bytes(
     load: Load,
     items: tuple[Item, ...],
 ) -> float:
-    """What the projections make, kept until the output matrices have read it, the residual stream
-    twice, the scores of a block of queries, and the two largest weights that are gathered."""
+    """Bytes of the results of the projections, kept until the output matrices have read them, of the
+    residual stream twice, the scores of a block of queries, and the two largest gathered weights."""
     einsums = [item for item in items if isinstance(item, Einsum)]
     made = sum(item.m * sum(item.f) for item in einsums if "w_o" not in item.names[0])
     outer = max(item.m * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out"))

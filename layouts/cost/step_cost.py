@@ -38,13 +38,13 @@ PHASES = ("decode", "prefill")
 
 @dataclasses.dataclass(frozen=True)
 class Cost(Shown):
-    """What one step of a phase costs, on each chip; of all layers, unless it says otherwise.
+    """The cost of one step of a phase, on each chip; of all layers, unless it says otherwise.
 
     Attributes:
       config, plan, sizes, load, chip: what it is the cost of.
       items: what a layer does.
       overlap: "none" (every collective by itself, as `schedule="blocking"`) or "auto" (hidden
-        behind the einsum beside it as far as the schedule that auto would choose hides it).
+        behind the einsum next to it as far as the schedule that auto would choose hides it).
       flops: of matmuls and attention.
       weight_bytes, cache_bytes, activation_bytes: moved between the chip and HBM.
       ici_bytes: that a chip sends, by mesh axis; a collective over several axes uses all their
@@ -90,7 +90,7 @@ class Cost(Shown):
 
     @property
     def seconds(self) -> float:
-        """Of the layers."""
+        """Seconds of the layers."""
         return (
             self.matmul_seconds + self.attention_seconds + self.exposed_seconds + self.rest_seconds
         )
@@ -122,7 +122,7 @@ class Cost(Shown):
 
     @property
     def step_seconds(self) -> float:
-        """Of the whole step: the layers, embedding and unembedding."""
+        """Seconds of the step: the layers, embedding and unembedding."""
         return self.seconds + self.outside_seconds
 
     @property
@@ -171,7 +171,7 @@ def load(
     weights: str = "bf16",
     cache: str = "bf16",
 ) -> Load:
-    """What a phase asks of each layer.
+    """The work that a phase asks of each layer.
 
     Args:
       phase: "decode", one token for each sequence after `context` positions, or "prefill", prompts
@@ -263,7 +263,7 @@ def cost(
 def padded_load(
     load: Load, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
 ) -> Load:
-    """What a step computes that is asked for `load`; as `batch_multiple`."""
+    """The load that a step computes when it is asked for `load`; as `batch_multiple`."""
     return dataclasses.replace(
         load,
         batch=padded_batch(load.batch, config, plan, sizes),
@@ -273,7 +273,7 @@ def padded_load(
 
 
 def transfers(items: tuple[Item, ...]) -> list[Transfer]:
-    """All collectives, those at the ends of einsums included."""
+    """All collectives, those before and after einsums included."""
     collectives: list[Transfer] = []
     for item in items:
         if isinstance(item, Einsum):

@@ -1,4 +1,4 @@
-"""What a feedforward takes whose gathered weights arrive while it multiplies; see `stream`."""
+"""Seconds of a feedforward whose gathered weights arrive while it multiplies; see `stream`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def saving(
     chip: Chip,
     worthwhile: float = WORTHWHILE,
 ) -> Seconds | None:
-    """What streaming these matrices saves of a layer's einsums and transfers, against one gather and
-    matmul after the other; None where that is a smaller share of them than is `worthwhile`, or nothing
-    is gathered."""
+    """Seconds that streaming these matrices saves of a layer's einsums and transfers, against one gather
+    and matmul after the other; None where that is a smaller fraction than is `worthwhile`, or nothing is
+    gathered."""
     items = [item for item in items if _streamed(item, (*into, *out))]
     ways = [
         [i for i in items if isinstance(i, Einsum) and i.names[0] in names] for names in (into, out)
@@ -63,7 +63,7 @@ def _apart(item: Item, sizes: Mapping[str, int], chip: Chip) -> Seconds:
 def _together(
     into: Sequence[Einsum], out: Sequence[Einsum], sizes: Mapping[str, int], chip: Chip
 ) -> Seconds:
-    """Hop by hop: one ring over all axes, a shard each way beside the dots of those before."""
+    """Hop by hop: one ring over all axes, a shard each way during the dots of those before."""
     assert out[0].gather is not None
     n, x = out[0].gather[1].chips, sizes["x"]
     dots = sum(
@@ -92,7 +92,7 @@ def _together(
         for einsum in into
         if (gather := _over_x(einsum, einsum.streamed_bytes / n, sizes)) is not None
     )
-    # What arrives of the output matrices is put into its place.
+    # Arriving slices of the output matrices are put into its place.
     compute = n * dots + 2 * arriving / chip.vector_bandwidth
     for einsum in out:
         gather = _over_x(einsum, einsum.streamed_bytes, sizes)

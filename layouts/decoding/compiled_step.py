@@ -1,4 +1,4 @@
-"""What a compiled step depends on beside its arrays' shapes."""
+"""Everything that a compiled step depends on, other than its arrays' shapes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..planning.defaults import chip_of, kind_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a compiled step depends on beside its arrays' shapes; hashable.
+    """Everything that a compiled step depends on, other than its arrays' shapes; hashable.
 
     Attributes:
       config, mesh, schedule: as `layouts.prefill`.
@@ -91,7 +91,7 @@ class Program:
 
     @property
     def batch_multiple(self) -> int:
-        """What the sequences of a step and of its cache are a multiple of."""
+        """The number that the sequences of a step and of its cache are a multiple of."""
         return batch_multiple(self.config, self.plan, self.sizes)
 
     def padded_batch(self, batch: int, *others: Program) -> int:

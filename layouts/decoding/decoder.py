@@ -289,7 +289,7 @@ def extend(
 
 
 def _vectors_cut(blocks: Params, step: Step) -> Params:
-    """The blocks, with this chip's part only of vectors [layers, E] or [E]: cut here, not in each
+    """The blocks, with this chip's slice only of vectors [layers, E] or [E]: sliced here, not in each
     layer."""
     size = step.config.d_model
 

@@ -105,7 +105,7 @@ def init_cache(
     Args:
       config, mesh: as `init`.
       batch: sequences.
-      max_length: positions for each, beside the prefix.
+      max_length: positions for each, after the prefix.
       plan: whose attention layout shards it; the default one for decoding unless given.
       dtype: of keys and values.
       int8: store them as int8, with a scale for each position and head.
@@ -139,7 +139,7 @@ def init_cache(
 
 
 def shared_prefix(cache: Cache) -> Prefix:
-    """What a cache of one sequence holds, for many sequences to begin with.
+    """The entries of a cache of one sequence, for many sequences to begin with.
 
     Args:
       cache: as `prefill` left it: one sequence, full to its last position.

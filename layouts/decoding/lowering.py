@@ -39,7 +39,7 @@ def lower_decode_step(
     unrolled: bool = False,
     chip: Chip | str | None = None,
 ) -> jax.stages.Lowered:
-    """What `decode_step` runs, lowered for a cache of `context` positions.
+    """The program of `decode_step`, lowered for a cache of `context` positions.
 
     Args:
       config: the model, or its name, such as "palm-8b".
@@ -94,7 +94,7 @@ def lower_prefill(
     unrolled: bool = False,
     chip: Chip | str | None = None,
 ) -> jax.stages.Lowered:
-    """What `prefill` runs, lowered for prompts that fill a new cache of `length` positions.
+    """The program of `prefill`, lowered for prompts that fill a new cache of `length` positions.
 
     Args:
       length: of the prompts and of the cache.

@@ -1,4 +1,4 @@
-"""What a step refuses before it runs, in words."""
+"""Checks of a step before it runs, which refuse in words."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def project_heads(
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
     elif place_.keys_before_gather:
-        # Of a chip's own rows, which it need not gather.
+        # A chip's own rows, which it need not gather.
         keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
         axes = [stored[0], *feature_axes]

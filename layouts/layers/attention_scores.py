@@ -51,7 +51,7 @@ class Segment:
             return x
         dim = self.keys.ndim - 2
         ends = self.lengths if dim == 2 else jnp.max(self.lengths, keepdims=True)
-        # Places of the whole shape, not a mask [B, S]: H4 in docs/compiler.md.
+        # Places of the full shape, not a mask [B, S]: H4 in docs/compiler.md.
         places = lax.broadcasted_iota(jnp.int32, x.shape, dim)
         return jnp.where(places < ends.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
 
@@ -162,7 +162,7 @@ def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
         positions = jnp.arange(segment.size, dtype=jnp.int32)
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
     if segment.lengths is not None:
-        # Of the whole shape, as in `present`.
+        # The full shape, as in `present`.
         places = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
         scores = jnp.where(places < segment.lengths[:, None, None, None], scores, -jnp.inf)
     return scores

@@ -94,7 +94,7 @@ def normed(
 
 
 def inner_rows(inverse: jax.Array | None, step: Step) -> jax.Array | None:
-    """What `normed` leaves to multiply by, of the rows that a chip has after `project_in`."""
+    """The factors that `normed` leaves to multiply by, of a chip's rows after `project_in`."""
     layout = step.feedforward
     if inverse is None or layout.batch_axes == layout.inner_batch_axes:
         return inverse

@@ -57,7 +57,7 @@ def embed(
 
     def look_up(ids: jax.Array) -> jax.Array:
         rows = _rows(table, ids, config, dtype)
-        # Of a dimension of its own: H11 in docs/compiler.md.
+        # A dimension of its own: H11 in docs/compiler.md.
         rows = ax.reduce_scatter(rows, row_axes, 0, alone).reshape(-1, rows.shape[-1])
         rows = ax.reduce_scatter_alone(rows, rest, 1, schedule)
         return ax.all_reduce(rows, layout.repeated_axes, schedule)
@@ -103,7 +103,7 @@ def unembed(
       schedule: of the gather.
 
     Returns:
-      [batch, vocab over `vocab_axes`] in the wide dtype, of the whole batch on every chip.
+      [batch, vocab over `vocab_axes`] in the wide dtype, of the full batch on every chip.
     """
     batch_axes, rest = ax.live(layout.batch_axes), ax.live(boundary_axes(layout))
     # The last gather goes with the einsum. The others come first, since one over all axes at once

@@ -25,7 +25,7 @@ from ..models.cache import Cache, Entries, Prefix
 from ..models.config import ModelConfig
 from ..partitionings.padded_sizes import padded_capacity
 
-# Positions of a tile of int8 on a TPU, which are written whole: H12 in docs/compiler.md.
+# Positions of a tile of int8 on a TPU, which are written together: H12 in docs/compiler.md.
 INT8_TILE = 32
 
 Index = jax.Array | int
@@ -146,7 +146,7 @@ def append(
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
         # The smallest window that holds the T new positions wherever they start: T, or, where tiles are
-        # written whole, T + tile - 1 rounded up to tiles.
+        # written together, T + tile - 1 rounded up to tiles.
         size, t = buffer.shape[dim], rows.shape[dim]
         tile = INT8_TILE if buffer.dtype == jnp.int8 and size % INT8_TILE == 0 else 1
         span = min(size, -(-(t + tile - 1) // tile) * tile)
@@ -171,7 +171,7 @@ def append(
                 own = jnp.roll(jnp.pad(own, more), start - window, axis=dim)
             return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old).reshape(cut), at)
 
-        # Without a fixed layout, the TPU compiler may copy the whole cache into the one that it writes
+        # Without a fixed layout, the TPU compiler may copy all of the cache into the one that it writes
         # fastest.
         shape = buffer.shape
         buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))

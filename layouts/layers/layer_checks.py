@@ -1,4 +1,4 @@
-"""What a layer that is called by itself refuses, in words."""
+"""Checks of a layer that is called by itself, which refuse in words."""
 
 from __future__ import annotations
 

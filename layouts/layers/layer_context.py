@@ -1,4 +1,4 @@
-"""What the layers of a step share."""
+"""The values that the layers of a step share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Past = tuple[Entries, Entries]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """What all layers of one step share.
+    """The values that all layers of one step share.
 
     Attributes:
       config, feedforward, placement: the model and its layouts.
@@ -75,7 +75,7 @@ def make_step(
     dtype: DTypeLike,
     sizes: Mapping[str, int],
 ) -> Step:
-    """A `Step` for `new` positions after `lengths` [whole batch], after a shared prefix.
+    """A `Step` for `new` positions after `lengths` [full batch], after a shared prefix.
 
     Raises:
       ValueError: the layouts cannot shard so many sequences or positions over axes of these `sizes`.

@@ -16,9 +16,9 @@ class LayerSchedules:
     Attributes:
       given: what the caller asked for, such as "auto"; that of collectives which no field below names.
       projections: the schedule of `project_in` and `project_out`; `given`, or "blocking" where the
-        compiler overlaps whole all-gathers of weights with the matmuls before.
+        compiler overlaps full all-gathers of weights with the matmuls before.
       weight_ring: the ring in which a weight-gathered feedforward's weights arrive while it
-        multiplies; None where each weight is gathered whole before its matmul.
+        multiplies; None where each weight is gathered in full before its matmul.
       splits_d_ff: whether the feedforward is computed in two fractions of d_ff, whose collectives
         over x overlap each other's matmuls.
       overlap_seconds: seconds of attention that the last reduce-scatter of the input projections can

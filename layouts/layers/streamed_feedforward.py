@@ -44,14 +44,14 @@ def stream(
     before: Sequence[Outgoing],
     schedule: ce.Schedule,
 ) -> list[Outgoing]:
-    """What `project_out` takes of a feedforward, after that of `before`.
+    """The operands of `project_out` of a feedforward, after those of `before`.
 
     Args:
-      c: [rows, E], the whole of each row.
+      c: [rows, E], all of each row.
       factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
       weights: of the feedforward, by name, as they are stored.
       before: other columns on their way out, whose matrices arrive meanwhile.
-      schedule: a ring that passes whole shards on.
+      schedule: a ring that sends full shards.
     """
     axes, names = gathered_columns(layout, ax.local_sizes()), config.input_names
     shards = {name: ax.all_gather(weights[name], ("x",), 0, schedule) for name in names}
@@ -68,7 +68,7 @@ def stream(
         inner = [ax.local_einsum("me,ef->mf", c, shards[name]).astype(c.dtype) for name in names]
         made = hidden([scale_rows(y, factor) for y in inner], shards, config)
         h = lax.dynamic_update_slice_in_dim(h, made, number * columns, 1)
-        # Those of `before` are in order; the rest stands as it came, at places known beforehand.
+        # The slices of `before` are in order; the rest stands as it came, at places known beforehand.
         whole = {
             name: lax.dynamic_update_slice_in_dim(
                 w, shards[name], (number if name == "w_out" else index) * shards[name].shape[0], 0
@@ -92,7 +92,7 @@ def stream(
 
 
 def _groups(shards: LayerWeights, dots: int) -> list[LayerWeights]:
-    """Shards in groups that travel one after the other, each beside one of so many dots."""
+    """Shards in groups that are sent one after the other, each during one of so many dots."""
     pairs = list(shards.items())
     groups = [*(dict([pair]) for pair in pairs[: dots - 1]), dict(pairs[dots - 1 :])]
     return [group for group in groups if group]

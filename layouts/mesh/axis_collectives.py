@@ -92,7 +92,7 @@ def reduce_scatter_alone(
     """`reduce_scatter` that no computation can overlap: a ring would only add steps, so that "auto"
     is lax's own.
 
-    The scattered dimension is split into [size(axes), -1] first: where slices are no whole tiles,
+    The scattered dimension is split into [size(axes), -1] first: where slices are no full tiles,
     the TPU compiler would make an all-reduce and a slice of it.
     """
     axes = live(axes)
@@ -116,7 +116,7 @@ def all_reduce_few(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) ->
     """Sums of few numbers over `axes`, in half the hops of an all-reduce.
 
     A ring all-reduce of n chips takes 2 (n - 1) hops to send few bytes; this is a reduce-scatter of n
-    copies, n - 1 hops, of which every chip receives one whole sum. The sums may differ from chip to
+    copies, n - 1 hops, of which every chip receives one full sum. The sums may differ from chip to
     chip by roundings.
     """
     for axis in live(axes):

@@ -78,7 +78,7 @@ def layer_on_mesh(
             check_vma=False,
             axis_names=ours,
         )
-        # What leaves some axes to the compiler needs one.
+        # A function that leaves some axes to the compiler needs one.
         mapped = jax.jit(mapped) if len(ours) < len(auto) else mapped
         return mapped(*_laid_out(mesh, (x, *rest), in_specs))
 

@@ -1,7 +1,7 @@
 """The pointwise mathematics of a transformer, the same for one device and for many.
 
 Functions compute in `wide(dtype)`, float32 for bfloat16, and return the dtype of their input, unless
-they say otherwise. None communicates: a function that needs a whole row of E takes, or returns, the sums
+they say otherwise. None communicates: a function that needs a full row of E takes, or returns, the sums
 that a caller with a slice of E all-reduces over devices.
 """
 
@@ -207,7 +207,7 @@ def softmax_base2(scores: jax.Array, visible: jax.Array | None = None, axis: int
 def causal_mask(
     query_positions: jax.Array, key_positions: jax.Array, key_lengths: jax.Array
 ) -> jax.Array:
-    """Which keys each query sees: none at a later position, and none at or after its sequence's length.
+    """The keys that a query sees: none at a later position, and none at or after its sequence's length.
 
     Args:
       query_positions: [batch, length] integers.

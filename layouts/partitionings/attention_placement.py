@@ -1,7 +1,7 @@
 """Where heads and sequences are during attention, worked out from sizes alone.
 
 After the projections, features (heads times D) are sharded over y and z and, where E was summed over x
-and features scattered, over x. Attention wants whole heads, and perhaps the batch sharded further:
+and features scattered, over x. Attention wants full heads, and perhaps the batch sharded further:
 queries go there by an all-to-all, which exchanges features for batch over the axes that are sharded by
 heads before and by batch in it. On a mesh whose axes are all longer than 1, with heads that divide,
 the batch and the heads of the queries are sharded so (B over the axes of `Placement.batch_axes`, H over
@@ -242,7 +242,7 @@ def _place(
 
 
 def _query_axes(config: ModelConfig, left: Axes, sizes: Mapping[str, int]) -> Axes:
-    """The axes of `left` that shard queries by whole heads."""
+    """The axes of `left` that shard queries by full heads."""
     heads_divide = config.stored_heads // size(WEIGHT_AXES, sizes) % sizes["x"] == 0
     return left if heads_divide else tuple(axis for axis in left if axis != "x")
 

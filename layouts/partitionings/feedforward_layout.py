@@ -1,5 +1,5 @@
-"""What every feedforward layout of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102) can
-do; sections 3.2.1 to 3.2.3.
+"""The methods of every feedforward layout of "Efficiently Scaling Transformer Inference" (arXiv
+2211.05102), sections 3.2.1 to 3.2.3.
 
 A layout decides how activations and weights meet. All layouts take weights stored E_x F_yz (and
 F_yz E_x), so that one copy serves prefill in one layout and decode in another. A layout is two steps:
@@ -45,7 +45,7 @@ class Outgoing(NamedTuple):
 
 
 class FeedForwardLayout(Protocol):
-    """What every feedforward layout can do, over the mesh axes x, y and z."""
+    """The methods of every feedforward layout, over the mesh axes x, y and z."""
 
     @property
     def batch_axes(self) -> Axes:

@@ -1,4 +1,4 @@
-"""Which meshes hold a model, and what to do where the mesh does not divide its sizes."""
+"""The meshes that hold a model, and the advice where the mesh does not divide its sizes."""
 
 from __future__ import annotations
 

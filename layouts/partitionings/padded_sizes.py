@@ -38,7 +38,7 @@ def batch_multiple(config: ModelConfig, plan: Partitioning, sizes: Mapping[str, 
 def tiled_batch_multiple(
     batch: int, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
 ) -> int:
-    """A multiple of `batch_multiple` that also leaves every chip whole tiles of tokens, if the batch is
+    """A multiple of `batch_multiple` that also leaves every chip full tiles of tokens, if the batch is
     padded to it; arguments and errors as there."""
     layout = plan.feedforward
     ways = [size(axes, sizes) for axes in (layout.batch_axes, layout.inner_batch_axes)]
@@ -67,8 +67,8 @@ def padded_length(
 
 
 def _length_tile(new: int, *, shared: bool) -> int:
-    """What `new` positions of a chip are padded to a multiple of: a power of two that adds no more than
-    new / 8 positions, or new / 4 up to `tuning.STEP_TILE` where chips share those of a sequence."""
+    """The number that `new` positions of a chip are padded to a multiple of: a power of two that adds no
+    more than new / 8 positions, or new / 4 up to `tuning.STEP_TILE` where chips share a sequence."""
     most = tuning.STEP_TILE
     if not shared:
         return min(most, _power_within(new // 8))

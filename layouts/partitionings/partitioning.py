@@ -59,7 +59,7 @@ class Partitioning:
 
 
 class HasPartitioning(Protocol):
-    """What has a pair of layouts, such as a `Plan` or an `Option`."""
+    """Anything with a pair of layouts, such as a `Plan` or an `Option`."""
 
     @property
     def partitioning(self) -> Partitioning:
@@ -67,7 +67,7 @@ class HasPartitioning(Protocol):
         ...
 
 
-# What a function takes as plan=; see `as_plan`.
+# The values that a function takes as plan=; see `as_plan`.
 PlanLike = Partitioning | HasPartitioning | str
 
 

@@ -28,7 +28,7 @@ class WeightStationary2D(FeedForwardLayout):
 
     Attributes:
       by_batch: collectives gather and scatter the batch, B_yz LE_x between layers and B_x LF_yz after
-        the input matrices: the same bytes, and a TPU moves whole rows without copies.
+        the input matrices: the same bytes, and a TPU moves full rows without copies.
       all_reduce: only with `by_batch`. Sums over yz are all-reduced, BLE_x between layers: the bytes of
         a reduce-scatter and the next layer's all-gather in one collective, without the copies around
         two of them. Norms and residual sums are then computed for all tokens on every chip along yz.

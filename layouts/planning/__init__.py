@@ -1,1 +1,1 @@
-"""Which partitioning: the planner, its table, the defaults, and the sweep over batches."""
+"""The choice of a partitioning: the planner, its table, the defaults, and the sweep over batches."""

@@ -31,7 +31,7 @@ def default_decode(
     *,
     chip: Chip | str | None = None,
 ) -> Partitioning:
-    """What `plan` chooses for decoding with bf16 weights and a cache of `context` positions.
+    """The choice of `plan` for decoding with bf16 weights and a cache of `context` positions.
 
     The same for other weights, so that one cache serves them all. On `chip`, itself or its name; by
     default that of the mesh.
@@ -52,7 +52,7 @@ def default_prefill(
     *,
     chip: Chip | str | None = None,
 ) -> Partitioning:
-    """What `plan` chooses for prompts of `length` tokens, rounded up to whole tiles of rows, of the
+    """The choice of `plan` for prompts of `length` tokens, rounded up to full tiles of rows, of the
     layouts that shard a cache of `context` positions as `default_decode` does.
 
     Raises:
@@ -70,8 +70,8 @@ def default_reader(
     *,
     chip: Chip | str | None = None,
 ) -> Partitioning:
-    """The same for an empty cache, which each chip can cut from what it has read: of a single sequence,
-    a cache may be sharded over padding, but prompts are read four times faster if they are not padded
+    """The same for an empty cache, which each chip can slice from what it has read. Of one sequence, a
+    cache may be sharded over padding, but prompts are read four times faster if they are not padded
     likewise.
     """
     return _reader(config, mesh, batch, length, context, chip, Placement.covers)

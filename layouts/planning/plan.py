@@ -1,4 +1,4 @@
-"""What the planner returns: options with their predicted cost, and a plan that prints as a table."""
+"""The results of the planner: options with their predicted cost, and a plan that prints as a table."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Plan(Shown):
 
     @property
     def cost(self) -> Cost:
-        """What the best option costs."""
+        """The cost of the best option."""
         predicted = self.best.cost
         assert predicted is not None
         return predicted
@@ -124,7 +124,7 @@ class Plan(Shown):
 
     @property
     def nearest(self) -> str:
-        """What comes nearest to being feasible, in words."""
+        """The option that comes nearest to being feasible, in words."""
         costs = [(option, option.cost) for option in self.options if option.cost is not None]
         head = f"no layout of {self.config.name} will do for this {self.phase}"
         if not costs:

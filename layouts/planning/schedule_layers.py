@@ -28,7 +28,7 @@ from ..partitionings.weight_gathered import WeightGathered
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSizes:
-    """What the schedules of a layer are decided from.
+    """The facts that the schedules of a layer are decided from.
 
     Attributes:
       config: the model.
@@ -68,13 +68,13 @@ class LayerSizes:
 
 
 def attention_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
-    """Those of attention by itself."""
+    """The schedules of attention by itself."""
     del weights
     return LayerSchedules(given=case.schedule, projections=_projections(case))
 
 
 def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
-    """Those of a serial block, or of a feedforward by itself.
+    """The schedules of a serial block, or of a feedforward by itself.
 
     Args:
       case: the sizes.
@@ -88,7 +88,7 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
 
 
 def parallel_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
-    """Those of a parallel block; arguments as `serial_schedules`."""
+    """The schedules of a parallel block; arguments as `serial_schedules`."""
     schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
     ring = _weight_ring(case, weights, schedules.projections, ("w_o", "w_out"))
     if ring is not None:
@@ -102,7 +102,7 @@ def parallel_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedule
 
 
 def block_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
-    """Those of the block that the config says; arguments as `serial_schedules`."""
+    """The schedules of the block that the config says; arguments as `serial_schedules`."""
     decide = parallel_schedules if case.config.block == "parallel" else serial_schedules
     return decide(case, weights)
 
@@ -118,8 +118,8 @@ def _weight_ring(
 ) -> ce.Schedule | None:
     """The ring that brings the input and the `outgoing` matrices, where one does.
 
-    A ring schedule that passes whole shards on does so. "auto" does where the model says that it is
-    faster; nowhere if the compiler overlaps whole all-gathers with other work.
+    A ring schedule that sends full shards does so. "auto" does where the model says that it is
+    faster; nowhere if the compiler overlaps full all-gathers with other work.
     """
     if not gathered_columns(case.layout, case.sizes):
         return None

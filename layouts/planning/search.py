@@ -1,4 +1,4 @@
-"""Which partitioning: every combination of layouts, ranked by the analytical model, with reasons."""
+"""The planner: every combination of layouts, ranked by the analytical model, with reasons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..partitionings.named_layouts import FEEDFORWARDS as FEEDFORWARDS
 from ..partitionings.partitioning import misfit
 from .plan import Objective, Option, Plan, as_gibibytes, as_milliseconds
 
-# What is searched where nothing is said.
+# The search where nothing is said.
 CHIPS = tuple(2**i for i in range(9))
 BATCHES = tuple(2**i for i in range(11))
 
@@ -92,7 +92,7 @@ def plan(
         if same is None or same not in seen:
             options.append(option)
             seen.add(same)
-    # Of options that cost the same, the one that comes first in the lists above.
+    # The first in the lists above stands for options that cost the same.
     options.sort(key=lambda option: _rank(option, objective))
     return Plan(config, chip, phase, objective, max_seconds, tuple(options))
 

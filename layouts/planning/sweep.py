@@ -64,7 +64,7 @@ def sweep(
 
 
 def pareto(options: Sequence[Option] | Plan) -> Options:
-    """Those that no other beats both in seconds and in chip-seconds a token, the fastest first.
+    """The points that no other beats both in seconds and in chip-seconds a token, the fastest first.
 
     Args:
       options: those of a `Plan`, or the plan itself; those that cannot be are left out.
