@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses a command line; leaves with status 2 and one line if it is wrong."""
+    """Parses a command line; exits with status 2 and a one-line message if it is wrong."""
     try:
         return command_line.parser().parse_args(argv[1:])
     except (ValueError, flags.Error) as error:
@@ -39,7 +39,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _execute(options: argparse.Namespace) -> int:
-    # A TPU slice is only compiled for, and correctness runs on the CPU.
+    # The bench only compiles for a TPU slice; the correctness checks run on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.INFO)

@@ -15,10 +15,10 @@ WEIGHTS = ("bf16", "int8")
 
 
 class Parser(argparse_flags.ArgumentParser):
-    """Also takes absl's flags; raises `ValueError` for what it refuses, instead of leaving."""
+    """A parser that also takes absl's flags, and raises `ValueError` where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuses arguments; an unknown word gets the nearest of those that there are."""
+        """Refuses arguments; the message for an unknown word suggests the nearest known one."""
         wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if wrong is not None:
             near = difflib.get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1)
@@ -29,14 +29,14 @@ class Parser(argparse_flags.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parses an integer of at least 1."""
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
 
 
 def positives(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, between commas."""
+    """Parses integers of at least 1, separated by commas."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no list of whole numbers of at least 1; write them as 64,512"
@@ -45,12 +45,12 @@ def positives(text: str) -> tuple[int, ...]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words between commas."""
+    """Parses words separated by commas."""
     return tuple(text.split(","))
 
 
 def weights(text: str) -> tuple[str, ...]:
-    """Dtypes of weights, between commas."""
+    """Parses dtypes of weights, separated by commas."""
     for word in words(text):
         if word not in WEIGHTS:
             raise argparse.ArgumentTypeError(
@@ -93,9 +93,9 @@ def check_unused(options: argparse.Namespace, reason: str, **defaults: object) -
     """Refuses arguments that would have no effect.
 
     Args:
-      options: what was parsed; an argument that was not given is None or False in it.
-      reason: why these have no effect, and what to write instead.
-      defaults: names of the arguments, each with the value that stands for not given.
+      options: the parsed arguments; an argument that was not given is None or False in it.
+      reason: why the arguments have no effect, and what to write instead.
+      defaults: names of the arguments, each with its value when it is not given.
 
     Raises:
       ValueError: one of them was given.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench import arguments, commands
 
 if TYPE_CHECKING:
-    # Generic for the type checker alone.
+    # Only the type checker knows this class as generic.
     _Subparsers = argparse._SubParsersAction[arguments.Parser]
 
 _DESCRIPTION = """\

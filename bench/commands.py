@@ -1,6 +1,7 @@
-"""What each command of `python -m bench` does with its parsed arguments; each returns its exit status.
+"""The commands of `python -m bench`: functions of the parsed arguments that return an exit status.
 
-Nothing here imports jax before the environment is set: the functions import what they run.
+This module does not import jax, since the environment has to be set first: each function imports
+what it runs.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def layers(options: argparse.Namespace) -> int:
         unrolled=options.unrolled,
     )
     if options.phase is not None:
-        # Schedules are alike in this.
+        # Whether the layouts fit does not depend on the schedule: one phase a pair is checked.
         for phase in {(p.feedforward, p.attention): p for p in wanted}.values():
             phase.check(layers.mesh_of(options.target))
     rows: dict[int, Any] = {}
@@ -210,7 +211,7 @@ def timeline(options: argparse.Namespace) -> int:
 
 
 def _measured(tasks: Sequence[Any], options: argparse.Namespace) -> list[Any]:
-    """The rows of all tasks, in the order of the tasks."""
+    """Measures all tasks; returns their rows in the order of the tasks."""
     from bench.einsum_suite.measure import measure_all
 
     rows: dict[int, Any] = {}
@@ -221,7 +222,7 @@ def _measured(tasks: Sequence[Any], options: argparse.Namespace) -> list[Any]:
 
 
 def _check_slice(name: str) -> None:
-    """Refuses a target that cannot be compiled for, or is no TPU slice, before anything else."""
+    """Refuses a target that is no TPU slice, or that libtpu cannot compile for."""
     from collective_einsum.ruler.compile import target
 
     if target(name).can_run:
@@ -245,5 +246,5 @@ def _wrapped(text: str) -> str:
 
 
 def _progress(text: str, *values: Any) -> None:
-    """Logs the first of these lines, and then one every `_EVERY_SECONDS`."""
+    """Logs the first line of progress, and then one every `_EVERY_SECONDS`."""
     logging.log_every_n_seconds(logging.INFO, text, _EVERY_SECONDS, *values)

@@ -1,4 +1,4 @@
-"""Every function under every schedule, on emulated devices, against plain einsum."""
+"""Checks every function under every schedule, on emulated devices, against plain einsum."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEDULES = (
     "chunked",
     "async",
 )
-# Sums of a few hundred products of normal numbers, in float32 on both sides.
+# The results are sums of a few hundred products of normal numbers, in float32 on both sides.
 TOLERANCE = 1e-5
 _ROWS, _IN, _OUT = 16, 64, 128
 _XY = ("x", "y")
@@ -41,7 +41,7 @@ class Check:
     """A function under test, with its operands and the result it must give.
 
     Attributes:
-      name: in tables.
+      name: its name in tables.
       function: a function of the operands' shards, or of global arrays, and a schedule.
       operands: global arrays.
       in_specs, out_specs: specs of the shard_map around `function`.
@@ -65,9 +65,9 @@ class Outcome:
     """The result of a check under a schedule.
 
     Attributes:
-      check, schedule: names.
+      check, schedule: names of the check and of the schedule.
       error: the largest difference over the largest expected value; None if the schedule cannot serve.
-      sent: bytes that the busiest device sends; likewise.
+      sent: bytes that the busiest device sends; None likewise.
     """
 
     check: str
@@ -124,7 +124,7 @@ def _outcome(
 
 
 def print_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """Two tables: largest errors, and kilobytes that the busiest device sent."""
+    """Formats two tables: largest errors, and kilobytes that the busiest device sent."""
     names = list(dict.fromkeys(outcome.check for outcome in outcomes))
     by_name = {(outcome.check, outcome.schedule): outcome for outcome in outcomes}
 

@@ -1,7 +1,8 @@
-"""The TPU compiler's estimates of dots by dtype and precision, on which chips' dot rates rest.
+"""The TPU compiler's estimates of dots by dtype and precision, the source of the chips' dot rates.
 
-`python -m bench.dot_rates v4:2x2x1` compiles them for a TPU slice, without a TPU, and prints a table.
-`tests/collective_einsum/test_dot_rates.py` compares a few of them with the rates.
+`python -m bench.dot_rates v4:2x2x1` compiles the dots for a TPU slice, without a TPU, and prints
+a table.
+`tests/collective_einsum/test_dot_rates.py` compares a few estimates with the rates.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def dot_cycles(slice_: Target, dot: Dot, rows: int, contracted: int, columns: in
 def cycles_per_row(
     slice_: Target, dot: Dot, rows: int = 4096, contracted: int = 4608, columns: int = 4608
 ) -> float:
-    """Cycles that each further row takes between `rows` and twice as many: no fixed cost is in them."""
+    """Cycles of each further row between `rows` and 2 * `rows`, which leaves out any fixed cost."""
     few, many = (dot_cycles(slice_, dot, n, contracted, columns) for n in (rows, 2 * rows))
     return (many - few) / rows
 

@@ -12,7 +12,7 @@ import time
 
 MESSAGE = "\ninterrupted: compiled programs are kept in the cache; run the command again to go on"
 STATUS = 130
-# Python answers Ctrl-C between two of its own instructions; a compiler may run for minutes in one.
+# Python handles Ctrl-C between two bytecode instructions, and a compiler may run for minutes in one.
 GRACE_SECONDS = 2.0
 
 

@@ -1,4 +1,4 @@
-"""The packages that a kept row depends on."""
+"""The packages that a cached row depends on."""
 
 # A compiled program and its replay are made from the sources of these packages.
 SOURCES = ("collective_einsum", "layouts", "bench")

@@ -1,8 +1,9 @@
 """`python -m bench layers`: the time of a decoder's layer, by phase and layout.
 
 A step is compiled and replayed with two numbers of layers; a layer's time is the difference over the
-number of layers between, so that embedding and unembedding are not in it. Unrolled layers differ with
-their number: there the embedding and unembedding of one step are left out by their names.
+number of layers between, so that embedding and unembedding are not in it. Unrolled layers are compiled
+differently for each number of layers: there one step is replayed, and the events in the named scopes
+of embedding and unembedding are left out.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from bench.decoder_suite.phases import Phase, mfu, split
 from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
 from collective_einsum.ruler.replay import Timeline, legend, replay, table, wrapped
 
-# The longest waits of a row that are printed.
+# The number of ops printed below a row: those with the longest waits.
 OPS_SHOWN = 3
-# Scopes of a step that are not its layers'.
+# Named scopes of a step outside its layers.
 OUTSIDE = frozenset(("embed", "unembed"))
 
 
@@ -32,8 +33,8 @@ class LayerRow:
     Attributes:
       phase, target: what the programs compute, and the slice they are compiled for.
       seconds: time of a layer.
-      parts: those of matmuls, attention, exposed communication and the rest.
-      exposed_by_op: the exposed ones, by the op that the chip waits for.
+      parts: seconds of matmuls, attention, exposed communication and the rest, by name.
+      exposed_by_op: seconds of exposed communication, by the op that the chip waits for.
       step_seconds: time of the step with all its layers, embedding and unembedding.
       mfu: model FLOPS utilization of the layers alone, without padding.
       chip_bytes: memory of a chip, by the compiler: arguments, results and temporaries.
@@ -82,7 +83,7 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        # The compiler's account of the memory that the program takes and the chip has.
+        # The first line of the error says how much memory the program needs and the chip has.
         reason = str(error).splitlines()[0].partition(": ")[2]
         return dataclasses.replace(row, refused=f"does not fit: {reason}")
     between = layers - fewer
@@ -105,7 +106,7 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
 
 
 def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
-    """The replay of a phase's program, which the cache may have."""
+    """Replays a phase's program, which is compiled if the cache does not have it."""
     lowered = phase.lower(mesh)
     key = program_key(lowered, name, phase.compiler_options(mesh))
     program = cache.load(key)
@@ -125,7 +126,7 @@ def outside_layers(timeline: Timeline) -> Timeline:
 
 
 def _exposed_by_op(long: Timeline, short: Timeline, layers: int) -> dict[str, float]:
-    """Seconds of one layer that wait for a collective, by the end of its name in the program."""
+    """Seconds in which one layer waits for a collective, by the end of its name in the program."""
     waiting: dict[str, float] = {}
     for timeline, sign in ((long, 1), (short, -1)):
         for event in timeline.events:
@@ -149,7 +150,7 @@ def measure_all(
 
 
 def print_rows(rows: Sequence[LayerRow]) -> str:
-    """The rows as a table; below it the ops that a row waits for, and the meaning of the columns."""
+    """Formats the rows as a table; below it the ops that a row waits for, and the columns' meaning."""
     head = ("predicted, us a layer", *_MEANINGS)
     cells, notes = [], [""]
     for row in rows:
@@ -177,7 +178,7 @@ def print_rows(rows: Sequence[LayerRow]) -> str:
 
 
 def _us(seconds: float) -> str:
-    """Microseconds, with a decimal where there are few."""
+    """Formats seconds as microseconds, with a decimal where there are few."""
     us = seconds * 1e6
     return f"{us:.1f}" if us < 1e4 else f"{us:.0f}"
 
@@ -197,7 +198,7 @@ _MEANINGS = {
 
 
 def _conclusion(rows: Sequence[LayerRow]) -> list[str]:
-    """A sentence for every phase: its fastest row, and what it gains over the slowest."""
+    """Writes a sentence for every phase: its fastest row, and the gain over the slowest."""
     phases: dict[str, list[LayerRow]] = {}
     for row in rows:
         if not row.refused:

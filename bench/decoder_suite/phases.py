@@ -41,8 +41,8 @@ class Phase:
       length: positions of the cache (all read), or of the prompts.
       weights: "bf16" or "int8".
       feedforward, attention: keys of `FEEDFORWARDS` and `ATTENTIONS`.
-      schedule: name of the collective einsums' schedule, "auto" or "blocking".
-      layers: instead of the model's; 0 for those.
+      schedule: name of the schedule of the collective einsums, "auto" or "blocking".
+      layers: number of layers; 0 for the model's own.
       unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
     """
 
@@ -96,7 +96,7 @@ class Phase:
         dataclasses.replace(self, layers=1, schedule="blocking", unrolled=False).lower(mesh)
 
     def compiler_options(self, mesh: Mesh) -> dict[str, bool | int | str]:
-        """The options that its program is compiled under."""
+        """The compiler options of its program."""
         if self.kind == "sample":
             return {}
         params = params_shapes(
@@ -168,10 +168,10 @@ def chosen(
     *,
     unrolled: bool = False,
 ) -> list[Phase]:
-    """One phase with its sizes under each pair of layouts, or without a kind those of `published`,
-    all under each schedule, and `unrolled` or not.
+    """The phase of one kind and size under each pair of layouts; without a kind, the phases of
+    `published`. Each is under each schedule, and `unrolled` or not.
 
-    Raises ValueError for a layout, a schedule or a model that there is not.
+    Raises ValueError if there is no such layout, schedule or model.
     """
     layouts.model(model)
     for schedule in schedules:
@@ -197,12 +197,13 @@ def chosen(
 
 
 def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
-    """Flops of the model's parameters, without padding and embedding, over the peak of all chips.
+    """Model FLOPS utilization: 2 * parameters * tokens / (chips * peak * seconds), the parameters being
+    those of the layers, without padding and embedding.
 
     Args:
-      phase: whose tokens count.
+      phase: the phase, whose tokens count.
       chips: number of chips.
-      peak_flops: bf16 flop/s of one.
+      peak_flops: bf16 flop/s of one chip.
       seconds: time of all layers.
     """
     flops = 2 * phase.config.layer_parameters * phase.tokens

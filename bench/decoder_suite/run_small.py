@@ -23,7 +23,8 @@ from layouts.reference import decode_step as plain_decode_step
 from layouts.reference import prefill as plain_prefill
 
 STEPS = 3
-# A fraction of the largest logit, in float32: the reference adds in another order.
+# The largest error allowed, as a fraction of the largest logit; the float32 sums of the reference have
+# another order.
 TOLERANCE = 1e-4
 REPEATS = 5
 
@@ -33,9 +34,10 @@ class RunRow:
     """One pair of layouts, run here.
 
     Attributes:
-      feedforward, attention: by name.
+      feedforward, attention: names of the layouts.
       error: largest difference of logits after a prefill and some decode steps, over the largest logit.
-      prefill_seconds, decode_seconds: measured, the fastest of a few; of the whole small model.
+      prefill_seconds, decode_seconds: measured times of a prefill and of a decode step, each the
+        fastest of several runs.
     """
 
     feedforward: str
@@ -68,7 +70,7 @@ class Case:
 
     @classmethod
     def on(cls, chips: int) -> Case:
-        """The case for so many devices, or as many of them as are a power of two."""
+        """The case for `chips` devices, or for the largest power of two that divides `chips`."""
         sizes, place = dict.fromkeys(AXES, 1), 0
         while chips % 2 == 0:
             sizes[AXES[place % 3]] *= 2
@@ -86,14 +88,15 @@ class Case:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Names of layouts: every feedforward, and with the first of them every attention."""
-        # On one device they are all the same.
+        # On one device all layouts are the same.
         names = list(FEEDFORWARDS)[: None if max(self.sizes.values()) > 1 else 1]
         first = [(names[0], attention) for attention in ATTENTIONS if len(names) > 1]
         fitting = [next(filter(self._fits, ((name, a) for a in ATTENTIONS))) for name in names]
         return list(dict.fromkeys([*first, *fitting]))
 
     def plans(self, pair: tuple[str, str]) -> tuple[Partitioning, Partitioning]:
-        """The partitionings of prefill and decode: a step of one token has no positions to shard."""
+        """The partitionings of prefill and decode; they differ where prefill shards positions, since a
+        decode step has only one."""
         prefill = Partitioning(FEEDFORWARDS[pair[0]], ATTENTIONS[pair[1]])
         if not prefill.feedforward.position_axes:
             return prefill, prefill
@@ -104,8 +107,8 @@ class Case:
 
 
 def run(target: Target) -> Iterator[RunRow]:
-    """Prefill and some decode steps of a `Case` under its pairs of layouts, against the reference;
-    yields each pair as it is done."""
+    """Runs prefill and some decode steps of a `Case` under each of its pairs of layouts, and compares
+    them with the reference; yields each pair as it is done."""
     case = Case.on(len(target.devices))
     config, mesh = case.config, target.mesh(tuple(case.sizes.values()), AXES)
     params = layouts.init(config, mesh, jax.random.key(0), jnp.float32)
@@ -120,7 +123,7 @@ def run(target: Target) -> Iterator[RunRow]:
 
 
 def _expected(case: Case, params: Params, tokens: np.ndarray) -> np.ndarray:
-    """The reference's last logits, of one device."""
+    """The last logits of the reference, which runs on one device."""
     local, config = jax.device_get(params), case.config
     lengths = jnp.full((case.batch,), case.prompt, jnp.int32)
     prompt = jnp.asarray(tokens[:, : case.prompt])
@@ -133,7 +136,7 @@ def _expected(case: Case, params: Params, tokens: np.ndarray) -> np.ndarray:
 def _steps(
     case: Case, mesh: Mesh, params: Params, tokens: np.ndarray, pair: tuple[str, str]
 ) -> tuple[np.ndarray, float, float]:
-    """The last logits, and the fastest prefill and decode step."""
+    """Returns the last logits, and the seconds of the fastest prefill and of the fastest decode step."""
     config, (reader, plan) = case.config, case.plans(pair)
     prefills, decodes = [], []
     logits = jnp.zeros(())
@@ -157,7 +160,7 @@ def _steps(
 
 
 def print_rows(rows: list[RunRow], target: Target) -> str:
-    """The rows as a table."""
+    """Formats the rows as a table."""
     head = ("measured", "attention", "error", "prefill ms", "decode ms", "")
     cells = [
         (

@@ -19,10 +19,10 @@ class StepRow:
     Attributes:
       phase, target: what the program computes, and the slice it is compiled for.
       layers_seconds: time of the step without its embedding and unembedding.
-      parts: those of matmuls, attention, exposed communication and the rest.
+      parts: seconds of matmuls, attention, exposed communication and the rest, by name.
       step_seconds: time of the step.
       chip_bytes: memory of a chip, by the compiler.
-      compile_seconds: measured.
+      compile_seconds: measured time of compiling.
       refused: why it cannot be compiled, or does not fit; numbers are 0 then.
     """
 
@@ -53,7 +53,7 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
     try:
         timeline, program = replayed(phase, mesh_of(target_name), target_name, cache)
     except Exception as error:
-        # The compiler says by an error of the runtime that a program does not fit.
+        # The compiler raises a runtime error where a program does not fit.
         if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         row = dataclasses.replace(row, refused=str(error).splitlines()[0])
@@ -75,5 +75,5 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
 def step_all(
     tasks: Sequence[Task], cache_directory: str | os.PathLike[str], workers: int = 2
 ) -> Iterator[tuple[int, StepRow]]:
-    """Steps in processes of their own; yields places and rows as they finish."""
+    """Runs `step` for each task in worker processes; yields places and rows as they finish."""
     yield from in_processes(step, [(*task, os.fspath(cache_directory)) for task in tasks], workers)

@@ -1,4 +1,4 @@
-"""The einsums that are timed: those of PaLM 540B's feedforward, as one chip of a slice meets them.
+"""The einsums that are timed: those of PaLM 540B's feedforward, with the shards of one chip.
 
 Shapes, and the ways to lay them out, are from "Efficiently Scaling Transformer Inference" (Pope et
 al., arXiv 2211.05102): weight-stationary 2D (section 3.2.2) and weight-gathered (section 3.2.3).
@@ -25,7 +25,8 @@ from collective_einsum.ops import Direction
 from collective_einsum.ruler.compile import Target
 
 D_MODEL, D_FF = 18432, 73728
-# A scan over the weights of several layers, as in a model, so that none is in on-chip memory beforehand.
+# The program scans over the weights of several layers, as a model does, so that no layer's weights are
+# in on-chip memory beforehand.
 LAYERS = 4
 ROWS = (1, 8, 64, 256, 512, 2048, 8192)
 GATHERED_ROWS = 2048
@@ -125,8 +126,8 @@ class Case:
         return "m" not in _moving(FORMS[self.form])
 
     def variants(self) -> tuple[str | ce.Schedule, ...]:
-        """ "auto", and every schedule and number of chunks to be tried; some cannot serve the einsum."""
-        # Chunks are rows of the operand or result that moves, or of the weights that do.
+        """All schedules and numbers of chunks to be tried; some cannot serve the einsum."""
+        # The chunked label is that of the rows of what moves: e for weights [e, f], m for activations.
         label = "e" if self.moves_weights else "m"
         return (
             "blocking",
@@ -143,10 +144,10 @@ class Case:
         )
 
     def _async(self) -> Iterator[ce.Schedule]:
-        """The async schedules, of any number of chunks; for a gather, all that "auto" considers."""
+        """The async schedules, by number of chunks; for a gather, all that "auto" considers."""
         gather = FORMS[self.form].gather
         yield ce.Schedule("chunked", "async")
-        # Slices of the weights' shards are gathered one after another.
+        # For weights, the gathers of slices of the shard along f follow one another.
         label = "f" if self.moves_weights else "m"
         for chunks in (*CHUNKS[1:], *(GATHERED_CHUNKS if gather is not None else ())):
             yield ce.Schedule("chunked", "async", chunks=chunks, label=label)
@@ -179,7 +180,7 @@ class Case:
             like = jax.eval_shape(einsum, x, jax.tree.map(lambda w: w[0], weights))
 
             def layer(carry: Carry, w: Weights) -> tuple[Carry, None]:
-                # Behind the barrier x differs by layer, so that no layer's result is eliminated.
+                # The barrier ties x to the layer before, so that no layer's result is eliminated.
                 x, _ = lax.optimization_barrier(carry)
                 return (x, einsum(x, w)), None
 
@@ -190,15 +191,15 @@ class Case:
             program,
             mesh=mesh,
             in_specs=jax.tree.map(lambda array: array.sharding.spec, (x, w)),
-            # Results stay on their devices: only the work of one device is timed.
+            # Each device keeps its own result: only the work of one device is timed.
             out_specs=P(mesh.axis_names),
             check_vma=False,
         )
-        # Any layout of the result: with a given one, it would be copied after the last layer alone.
+        # The compiler chooses the result's layout: a fixed one would cost a copy after the last layer.
         return jit(mapped, out_shardings=Format(Layout.AUTO)).lower(x, w)
 
     def choice(self, mesh: Mesh, chip: ce.Chip) -> ce.Choice:
-        """The cost model's ranking of all schedules, on one device."""
+        """The cost model's ranking of all schedules, for the shards of one device."""
         form = FORMS[self.form]
 
         def local(array: jax.ShapeDtypeStruct, lead: int) -> jax.ShapeDtypeStruct:
@@ -221,7 +222,7 @@ class Case:
     def _operands(
         self, mesh: Mesh
     ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | ce.Quantized]:
-        """The lhs, and the rhs of all layers, stacked."""
+        """The lhs, and the stacked rhs of all layers."""
         form = FORMS[self.form]
         sizes = {"m": self.rows, "e": D_MODEL, "f": D_FF}
         lhs, rhs = form.spec.partition("->")[0].split(",")
@@ -255,7 +256,7 @@ def chip_of(mesh: Mesh) -> ce.Chip:
 
 
 def mesh_of(target: Target) -> Mesh:
-    """The mesh that all cases lie on: x, y and z, or x and y on a flat torus."""
+    """The mesh of all cases: axes x, y and z, or x and y on a two-dimensional torus."""
     sizes = tuple(int(size) for size in target.name.partition(":")[2].split("x"))
     return target.mesh(sizes, tuple("xyz"[: len(sizes)]))
 
@@ -289,7 +290,7 @@ def parse_schedule(text: str) -> str | ce.Schedule:
             "of which the second is three times as large, chunked:1+3:m:async"
         )
     sizes = tuple(map(int, fractions)) if len(fractions) > 1 else int(chunks)
-    # `Schedule` refuses other words.
+    # `Schedule` refuses any other direction.
     where = cast(Direction, direction or "latency")
     return ce.Schedule("chunked", where, chunks=sizes, label=label or None)
 
@@ -304,7 +305,7 @@ def _moving(form: Form) -> str:
 
 
 def _axes(names: str, mesh: Mesh) -> tuple[str, ...]:
-    """The axes of a mesh that are named; a flat torus has no z."""
+    """The axes of a mesh in `names`; a two-dimensional torus has no z."""
     return tuple(name for name in names if name in mesh.axis_names)
 
 

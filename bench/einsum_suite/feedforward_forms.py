@@ -26,8 +26,8 @@ from collective_einsum.cost import WORTHWHILE
 from layouts.cost import TokenShardedFeedForward, split_seconds
 from layouts.layers import split_feedforward
 
-# The shardings of the hidden dimension that the compiler is given, one after the other. Where x is asked
-# for at once, it gathers weights.
+# The sharding constraints on the hidden dimension, one after another. If the first constraint contained
+# x, the compiler would gather weights.
 HIDDEN = {"xyz": ("yz", "yzx", "yz"), "yz": ("yz",), "free": ()}
 # Options of libtpu 0.0.42.1 for looped ("windowed") einsums.
 WINDOWED = {
@@ -45,10 +45,10 @@ COMPILER = tuple(
 
 DESCRIPTION = "gather yz, up and gate, scatter x, swiglu, gather x, down, scatter yz"
 _IN, _OUT = "me,ef->mf", "mf,fe->me"
-# Rows for which the layers are also unrolled, which compiles for long.
+# Numbers of rows for which the layers are also unrolled; unrolled layers take long to compile.
 UNROLLED_ROWS = (64, 512)
-# Forms of the hidden activation that no label names: unsharded after an all-reduce over x, and computed
-# in two halves of d_ff.
+# Forms of the hidden activation other than sharded over x: unsharded after an all-reduce over x, and
+# computed in two halves of d_ff.
 UNSHARDED, HALVES = "unsharded", "halves"
 
 Layer = Callable[..., jax.Array]
@@ -64,7 +64,7 @@ def blocking(
     x: Axes,
     yz: Axes,
 ) -> jax.Array:
-    """The plain collectives of lax around plain einsums, on local shards.
+    """The feedforward with lax's own collectives around plain einsums, on local shards.
 
     Args:
       c: [m, E/xyz]. w_up, w_gate: [E/x, F/yz]. w_out: [F/yz, E/x].
@@ -90,10 +90,10 @@ def ours(
     yz: Axes,
     rows: bool = False,
 ) -> jax.Array:
-    """The same with collective einsums; arguments and result as `blocking`.
+    """The feedforward with collective einsums; arguments and result are as those of `blocking`.
 
     With `rows`, c and the result are [m/yz, E/x] instead: rows are contiguous, so that no collective
-    has to reorder blocks. The cost model decides which of four forms the hidden activation has
+    has to reorder slices. The cost model decides which of four forms the hidden activation has
     between the einsums: sharded over x by tokens or by features, unsharded after an all-reduce over x,
     or computed in two halves of d_ff.
     """
@@ -110,7 +110,7 @@ def ours(
 def _before(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
     """The collectives of the einsum into the hidden activation, as arguments of `choose_schedule`.
 
-    Where it is unsharded, the einsum's result is still to be summed over x.
+    An unsharded hidden activation needs an all-reduce over x after the einsum.
     """
     if hidden == UNSHARDED:
         return {"axis_name": yz, "gather": edge}
@@ -123,7 +123,7 @@ def _before(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
 
 
 def _after(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
-    """The collectives of the einsum out of the hidden activation, likewise."""
+    """The collectives of the einsum out of the hidden activation, as arguments of `choose_schedule`."""
     if hidden == UNSHARDED:
         return {"axis_name": yz, "scatter": edge}
     return {
@@ -135,7 +135,7 @@ def _after(x: Axes, yz: Axes, edge: str, hidden: str) -> Mapping[str, Any]:
 
 
 def _einsum(spec: str, lhs: jax.Array, rhs: jax.Array | list[jax.Array], **collectives: Any) -> Any:
-    """The collective einsum that the names of `collectives` stand for; a list for a list of rhs."""
+    """The collective einsum with the collectives that are named; returns a list for a list of rhs."""
     if "gather_axis_name" in collectives:
         return ce.all_gather_einsum_reduce_scatter(spec, lhs, rhs, **collectives)
     if "gather" in collectives:
@@ -165,7 +165,8 @@ def _hidden(
     gathered = jax.ShapeDtypeStruct((m, w_in[0].shape[0]), c.dtype)
     sums = choose(_IN, gathered, w_up, axis_name=x).rows
     seconds[UNSHARDED] += next(row.exposed for row in sums if row.schedule.kind == "blocking")
-    # As "blocking" is preferred: fewer collectives unless more pay, since small passes surround each.
+    # The form with fewer collectives is preferred, as "blocking" is in `choose_schedule`: small memory
+    # passes surround each collective.
     seconds[UNSHARDED] /= 1 + WORTHWHILE
     if edge == "m":
         around, between = (tuple(sizes[axis] for axis in axes) for axes in (x, yz))
@@ -183,7 +184,7 @@ def _hidden(
 
 
 def _swiglu(inner: Sequence[jax.Array], lo: int = 0) -> jax.Array:
-    """The nonlinearity between the matrices, of any columns of them."""
+    """The nonlinearity between the matrices, for any slice of d_ff."""
     del lo
     up, gate = inner
     return jax.nn.silu(gate) * up

@@ -36,16 +36,16 @@ class Row:
 
     Attributes:
       case, rows, weights, target: what the program computes, and the slice it is compiled for.
-      schedule: its name, as asked for.
+      schedule: name of the schedule, as asked for.
       program: hash of the program, the same for all schedules that compile to it.
       total_seconds, dot_seconds, compute_seconds: as `Timeline`; other compute than dots counts in
         the last.
-      communication_seconds: in which a transfer between chips is under way.
-      exposed_seconds: in which the chip waits for one.
-      link_bytes: by axis and direction.
+      communication_seconds: seconds in which a transfer between chips is under way.
+      exposed_seconds: seconds in which the chip waits for a transfer between chips.
+      link_bytes: bytes over the links, by axis and direction.
       mfu: flops over the bf16 peak.
       modelled_seconds: the cost model's estimate of `total_seconds`; 0 if it has no such schedule.
-      compile_seconds: measured, perhaps while other programs were compiled.
+      compile_seconds: measured; other programs may have been compiled at the same time.
       temporary_bytes: HBM of a chip beyond arguments and results.
       refused: why the schedule cannot serve; numbers are 0 then.
     """
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def hidden_fraction(self) -> float:
-        """The fraction of communication in which the chip does not wait for it."""
+        """The fraction of communication that the chip does not wait for."""
         if not self.communication_seconds:
             return 1.0
         return 1 - self.exposed_seconds / self.communication_seconds
@@ -157,7 +157,7 @@ def _compile(task: Task, lowered: jax.stages.Lowered, options: Options) -> Progr
 
 
 def timeline(task: Task, cache_directory: str | os.PathLike[str]) -> Timeline:
-    """The replay of a task, all its layers."""
+    """The replay of all layers of a task."""
     _, program = compiled(task, Cache(cache_directory))
     return replay(program.text, mesh_of(_target(task.target)))
 

@@ -18,8 +18,8 @@ from collective_einsum.ruler.replay import legend, table
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# The rows that `speedup` and `hidden` are taken over: where communication, done after the compute,
-# takes 30% to 100% of it, hiding it is both worth while and possible.
+# The mean speedup and hidden fraction are over rows where communication, done after the compute, takes
+# 30% to 100% of it: hiding it is both worth while and possible there.
 WORTHWHILE = (0.3, 1.0)
 WORTHWHILE_ROWS = 512
 
@@ -33,7 +33,7 @@ class Comparison:
       auto: the schedule that the cost model chooses.
       best: the fastest of all schedules that were tried.
       baseline: the fastest program that is not ours.
-      chosen: the name of the schedule that auto comes to.
+      chosen: name of the schedule that auto compiles to.
       in_jit: auto without the options of `ce.jit`, if that was tried.
     """
 
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        """Blocking over auto."""
+        """blocking / auto."""
         return self.blocking.total_seconds / self.auto.total_seconds
 
     @property
@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def against_baseline(self) -> float:
-        """Auto over the fastest that is not ours."""
+        """auto / baseline."""
         return self.auto.total_seconds / self.baseline.total_seconds
 
     @property
@@ -102,7 +102,7 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
             Comparison(
                 blocking,
                 auto,
-                # Auto compiles to the program of another schedule, whose name says more.
+                # Auto compiles to the program of another schedule; the name of that one says more.
                 min(choices, key=lambda row: (row.total_seconds, "auto" in row.schedule)),
                 min((blocking, *others), key=lambda row: row.total_seconds),
                 same[0] if same else auto.schedule,
@@ -112,7 +112,7 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
     return compared
 
 
-# Meanings of the columns of the tables, which stand below them.
+# The meaning of each column, printed below the tables.
 _MEANINGS = {
     "rows": "size of label m",
     "compute": "time in which the chip computes",
@@ -137,7 +137,7 @@ _CHOICE_MEANINGS = {
 
 
 def print_comparisons(compared: Sequence[Comparison]) -> str:
-    """A line for each case; microseconds a layer."""
+    """Formats a line for each case, in microseconds a layer."""
     rows = [
         (
             f"{c.auto.case}, {c.auto.weights}",
@@ -162,7 +162,7 @@ def print_comparisons(compared: Sequence[Comparison]) -> str:
 
 
 def print_choices(compared: Sequence[Comparison]) -> str:
-    """A line for each case: the schedule that auto chose, and the best; microseconds a layer."""
+    """Formats a line for each case: the schedule that auto chose, and the best; microseconds a layer."""
     rows = [
         (
             f"{c.auto.case}, {c.auto.weights}",
@@ -178,19 +178,19 @@ def print_choices(compared: Sequence[Comparison]) -> str:
 
 
 def comparisons_legend(compared: Sequence[Comparison]) -> str:
-    """Below `print_comparisons`: its columns and cases."""
+    """The columns and cases of `print_comparisons`, to stand below it."""
     meanings = {name: text for name, text in _MEANINGS.items() if name != "exposed"}
     return f"{legend(meanings)}\n{_cases_legend(compared)}"
 
 
 def short_legend(compared: Sequence[Comparison]) -> str:
-    """Below `print_short`: its columns and cases."""
+    """The columns and cases of `print_short`, to stand below it."""
     meanings = {n: t for n, t in _MEANINGS.items() if n not in ("compute", "comm", "in jit")}
     return f"{legend(meanings)}\n{_cases_legend(compared)}"
 
 
 def choices_legend() -> str:
-    """Below `print_choices`: its columns."""
+    """The columns of `print_choices`, to stand below it."""
     return legend(_CHOICE_MEANINGS)
 
 
@@ -203,7 +203,7 @@ def _cases_legend(compared: Sequence[Comparison]) -> str:
 
 
 def print_conclusion(compared: Sequence[Comparison]) -> str:
-    """One sentence: what the table says."""
+    """Sums the table up in one sentence."""
     if not compared:
         return "Nothing could be compared: no case has both a blocking row and one of ours."
     mean = math.exp(sum(math.log(c.speedup) for c in compared) / len(compared))
@@ -216,7 +216,7 @@ def print_conclusion(compared: Sequence[Comparison]) -> str:
 
 
 def print_short(compared: Sequence[Comparison]) -> str:
-    """As `print_comparisons`, for one schedule of ours and blocking."""
+    """Formats lines as `print_comparisons`, for one schedule of ours and blocking."""
     rows = [
         (
             c.auto.case,

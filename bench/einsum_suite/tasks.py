@@ -26,12 +26,12 @@ def tasks(
     weights: tuple[str, ...] | None = None,
     only: str = "",
 ) -> list[Task]:
-    """Every case under every schedule; without `full`, as few cases as `short_tasks`.
+    """Every case under every schedule; without `full`, only the cases of `short_tasks`.
 
     Args:
       target: name of a slice; one with two dimensions has no axis z to gather over.
-      rows, weights: instead of those of `full`, if given.
-      only: cases whose name contains this.
+      rows, weights: replace those of `full`, if given.
+      only: a string that the names of the cases must contain.
     """
     counts = rows or (ROWS if full else SHORT_ROWS)
     dtypes = weights or (WEIGHTS if full else ("bf16",))
@@ -56,7 +56,7 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
     known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,)), unrolled]
     matching = [one for one in known if case in one.name]
     if len(matching) > 1:
-        # A part of both feedforwards' names means the scanned one.
+        # A string that both feedforwards' names contain means the scanned one.
         matching = [one for one in matching if one != unrolled]
     if len(matching) != 1:
         names = ", ".join(repr(one.name) for one in (matching or known))

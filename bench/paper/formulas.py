@@ -17,7 +17,7 @@ from layouts.mesh import AXES
 from layouts.partitionings import padded_capacity
 
 SIZES: Mapping[str, int] = {"x": 4, "y": 4, "z": 4}
-# Sizes of figure 3.
+# Figure 3: tokens, d_model and d_ff.
 TOKENS, D_MODEL, D_FF = 2048, 16384, 65536
 
 

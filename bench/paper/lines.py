@@ -11,10 +11,10 @@ from layouts.cost import Cost
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of the report; seconds are of a step's layers.
+    """A line of the report; seconds are those of a step's layers.
 
     Attributes:
-      entry: its programs and its published figure.
+      entry: the line's programs and its published figure.
       analytical: cost of the paper's layouts, without overlap, by the analytical model.
       blocking, best: replays; None where nothing was compiled.
     """
@@ -37,7 +37,7 @@ class Line:
         return None if row is None or row.refused else row.layers_seconds
 
     def error(self, which: str) -> float | None:
-        """A column over the published figure, less 1."""
+        """A column / the published figure - 1."""
         seconds = self.seconds(which)
         if seconds is None or self.published is None:
             return None

@@ -11,7 +11,7 @@ from bench.decoder_suite.steps import StepRow, Task
 from bench.paper.rows import SLICE, Entry, entry
 
 MODEL = "mt-nlg-530b"
-# Tokens in and out.
+# Pairs of tokens in and tokens out, of each sequence.
 LENGTHS = ((20, 8), (60, 20), (128, 8))
 BATCHES = (4, 16, 64, 256, 1024)
 
@@ -22,7 +22,7 @@ class Workload:
 
     Attributes:
       batch: sequences.
-      tokens_in, tokens_out: of a sequence.
+      tokens_in, tokens_out: tokens of each sequence.
       prefill, decode: the steps, each with its blocking and its best program.
       sample: the program that draws a token for every sequence.
     """

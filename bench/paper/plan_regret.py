@@ -12,9 +12,10 @@ from bench.paper.rows import CONTEXT, SLICES
 from collective_einsum.ruler.replay import legend, table
 from layouts import Option, Plan, plan
 
-# The fraction that the plan may lose at most points, and at any.
+# The largest regret allowed at most points (MOST), and at any point (ANY).
 MOST, ANY = 0.05, 0.15
-# Candidates are the options that the model puts first, up to so many times its best.
+# The number of candidates: the options that the model ranks first, if their seconds are at most WITHIN
+# times those of its best.
 CANDIDATES, WITHIN = 5, 1.5
 
 # Model, chips, phase, and batches with their weights.
@@ -86,7 +87,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Regret:
-    """The loss of the chosen layouts at a point; seconds are predicted, of a step's layers."""
+    """The regret of the chosen layouts at a point; seconds are those predicted for a step's layers."""
 
     point: Point
     chosen: str
@@ -97,7 +98,7 @@ class Regret:
 
     @property
     def regret(self) -> float:
-        """Seconds of the chosen layouts over those of the best, less 1."""
+        """Seconds of the chosen layouts / those of the best - 1."""
         return self.chosen_seconds / self.best_seconds - 1
 
 
@@ -144,7 +145,7 @@ _MEANINGS = {
 
 
 def print_regrets(lost: Sequence[Regret]) -> str:
-    """The number of points within bounds, and all misses."""
+    """Formats the number of points within bounds, and all misses."""
     within = sum(one.regret <= MOST for one in lost)
     worst = max((one.regret for one in lost), default=0.0)
     lines = [

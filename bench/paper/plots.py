@@ -1,4 +1,4 @@
-"""The paper's figures, of our numbers, as PNG files."""
+"""Draws the paper's figures with our numbers, as PNG files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _volumes(figure: Figure) -> None:
 
 
 def _lines(figure: Figure, lines: Sequence[Line]) -> None:
-    """One line for each kind of row, a point for each of its sizes, by column of the report."""
+    """Draws a line for each kind of row and column of the report, with a point for each size."""
     axes = figure.subplots()
     kinds: dict[str, list[Line]] = {}
     for line in lines:
@@ -121,7 +121,7 @@ def _lines(figure: Figure, lines: Sequence[Line]) -> None:
 
 
 def _plain_numbers(axes: Axes, across: Sequence[float]) -> None:
-    """Ticks at the sizes `across`, and numbers without powers of ten."""
+    """Sets ticks at the sizes `across`, and numbers without powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xticks(across, [f"{number:g}" for number in across])

@@ -1,4 +1,4 @@
-"""`python -m bench paper`: the paper's results beside the analytical model's and our programs'."""
+"""`python -m bench paper`: the paper's results against the analytical model's and our programs'."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
 
 
 def analytical(phase: Phase, target_name: str) -> Cost:
-    """The cost of a phase without overlap."""
+    """The analytical model's cost of a phase without overlap."""
     slice_ = target_name.partition(":")[2]
     sizes = dict(zip("xyz", (int(side) for side in slice_.split("x")), strict=True))
     chip = target(target_name).chip
@@ -52,7 +52,7 @@ def report(
 ) -> str:
     """Compiles and replays what is not in the cache, and writes report.md, report.json and pictures.
 
-    Returns what to print: the summary.
+    Returns the summary, to be printed.
     """
     start = time.perf_counter()
     wanted = [entry for entry in entries() if full or entry.quick]

@@ -11,7 +11,7 @@ from layouts import plan
 from layouts.mesh import shape_name
 
 SLICE = "v4:4x4x4"
-# The meshes of `paper.md`'s chip counts: sides of the slice, as x, y and z.
+# The slice for each chip count of `paper.md`; its sides are x, y and z.
 SLICES = {
     8: "v4:2x2x2",
     16: "v4:2x4x2",
@@ -22,7 +22,7 @@ SLICES = {
 }
 CONTEXT = 2048
 ONE_WAY = "Figure 7 again: batch 64, its weights gathered in rings of one direction"
-# Sentences below a section.
+# A note printed below a section.
 NOTES = {
     ONE_WAY: "In this section *blocking* stands for rings of one direction. Gathering all weights on "
     "all three axes at once is faster than what was published for batch 64: 28 s is 38 GB/s for the "
@@ -38,7 +38,7 @@ class Entry:
 
     Attributes:
       section: the figure or table.
-      label: name of the line.
+      label: name of the line in the section.
       blocking: the paper's layouts, every schedule blocking.
       best: our program at its best; the layouts of `plan`, unless the line is about a layout.
       target: the slice.
@@ -207,7 +207,7 @@ def _figure_7() -> list[Entry]:
 
 
 def _one_way() -> list[Entry]:
-    """Batch 64 of figure 7, as one link direction gathers it."""
+    """Batch 64 of figure 7, with weights gathered in one link direction."""
     phase = Phase("palm-540b", "prefill", 64, CONTEXT, "bf16", "WG XYZ", schedule="unidirectional")
     best = dataclasses.replace(phase, schedule="auto")
     return [Entry(ONE_WAY, "batch 64, WG XYZ, rings of one direction", phase, best)]

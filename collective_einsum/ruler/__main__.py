@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
       The exit status: 0; 2 if arguments are wrong or the program cannot be compiled.
     """
     options = _parser().parse_args(words)
-    # The slice is only compiled for; a TPU that is here stays free.
+    # The ruler only compiles for the slice; an attached TPU stays free.
     os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         print(options.run(options))
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(options: argparse.Namespace) -> str:
     module, function = options.function
     if options.target is not None:
-        # Sets what libtpu needs before the module asks jax for anything.
+        # `target` sets the environment that libtpu needs before the module asks jax for anything.
         target_of(options.target)
     sys.path.insert(0, os.getcwd())
     made = getattr(importlib.import_module(module), function)()
@@ -123,7 +123,7 @@ def _sides(name: str) -> str:
 
 
 def _written(timeline: Timeline, options: argparse.Namespace) -> str:
-    """The timeline as text, its conclusion, and the files that were asked for."""
+    """Returns the timeline as text with its conclusion; writes the files that were asked for."""
     lines = [str(timeline), "", *wrapped(_conclusion(timeline))]
     if options.png:
         timeline.save_png(options.png)

@@ -52,20 +52,20 @@ def predict(
     options: Mapping[str, Any] | None = None,
     chip: Chip | None = None,
 ) -> Timeline:
-    """Predicts how long a program takes on a TPU slice, and what it waits for where.
+    """Predicts how long a program takes on a TPU slice, and which transfers each source line waits for.
 
     Args:
       program: a function, jitted or not, that is lowered with `args`; or what lowering or compiling it
         gave; or the text of a scheduled HLO module, such as a dump of a run has.
       args: of a function, each an array or a `jax.ShapeDtypeStruct` with a `NamedSharding` over a mesh
         that `mesh` made; none for all else.
-      target: the slice, such as "v5e:4x4". Needed for the text of a module; otherwise it is the one
-        that the mesh is of, and only checked.
+      target: the slice, such as "v5e:4x4". Needed for the text of a module; otherwise it is
+        inferred from the mesh, and only checked.
       mesh_axes: for the text of a module, the axes of the mesh that it was compiled for, in order. The
         devices are taken to lie as `jax.make_mesh` places them. One axis if it is not given.
       options: the compiler's options, for a function and for what lowering gave, such as
         `collective_einsum.compiler_options(chip)`; None for the compiler's defaults.
-      chip: what the chip can do; by default that of the slice.
+      chip: rates and bandwidths of a chip; by default those of the slice's chips.
 
     Returns:
       The timeline. `print` shows a table; `by_line()` has the seconds of every source line of yours.
@@ -102,7 +102,7 @@ def _compiled(
         _refuse("the program is lowered already", args=args)
         lowered = program
     else:
-        # Before it is lowered: a function without shardings would be compiled for the host.
+        # This check precedes lowering: a function without shardings would be compiled for the host.
         _mesh_of(jax.tree.leaves(args))
         jitted: Any = program if hasattr(program, "lower") else jax.jit(program)
         lowered = jitted.lower(*args)

@@ -1,4 +1,4 @@
-"""The torus under a mesh: the coordinates of its devices, and the links that a transfer takes.
+"""The torus under a mesh: the coordinates of its devices, and the links that a transfer loads.
 
 A link is named by its torus axis and direction, `(0, +1)` being from coordinate c to c+1 of the
 first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
@@ -114,8 +114,8 @@ class Torus:
         return dataclasses.replace(self, distinguished=distinguished)
 
     def fraction(self, name: Link) -> float:
-        """The fraction of the links of one axis and direction that a name stands for; 1 where they are
-        not distinguished."""
+        """The fraction of the links of one axis and direction that have this name; 1 where they are not
+        distinguished."""
         counts = self._link_counts.get(name[:2])
         return counts[name] / counts.total() if counts else 1.0
 
@@ -164,9 +164,9 @@ class Torus:
         """The route of an all-gather whose result on a chip has `gathered_bytes`, or of the
         reduce-scatter that mirrors it: all links of its axes at once.
 
-        D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one for a line
-        (Chan et al. 2007, as in Pope et al., arXiv 2211.05102, appendix A.1); the farthest chip is
-        `hops` links away.
+        The time is D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one
+        for a line (Chan et al. 2007, as in Pope et al., arXiv 2211.05102, appendix A.1); the farthest
+        chip is `hops` links away.
         """
         spans, size = self._spans(groups)
         if not spans:

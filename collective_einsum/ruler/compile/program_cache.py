@@ -25,8 +25,8 @@ DEFAULT_DIRECTORY = ".bench_cache"
 class Program:
     """A compiled program: its scheduled HLO, its compile time in seconds, and bytes of a chip's memory.
 
-    `temporary_bytes` are those beyond arguments and results; `chip_bytes` are all, of which donated
-    arguments count once.
+    `temporary_bytes` are the bytes beyond arguments and results; `chip_bytes` are all bytes, donated
+    arguments counted once.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Program:
 
 
 class Cache:
-    """A folder of programs, under hashes of all that determines them.
+    """A folder of programs, keyed by hashes of all that determines them.
 
     A program has a second name, for its sources and arguments, by which `recall` finds it without
     tracing. Processes may use one folder at the same time: a file is complete once it has its name.
@@ -81,7 +81,7 @@ class Cache:
         self._write(self._path(name, "name"), key.encode())
 
     def load_row(self, name: str) -> dict[str, Any] | None:
-        """A finished row, if it is there."""
+        """The row stored under a name, if it is there."""
         try:
             return json.loads(self._path(name, "row.json").read_bytes())
         except FileNotFoundError:

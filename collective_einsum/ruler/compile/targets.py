@@ -1,5 +1,5 @@
-"""Where to run or compile: emulated CPU devices, attached accelerators, or a TPU slice that is not
-there.
+"""Targets to run on or compile for: emulated CPU devices, attached accelerators, or a TPU slice that
+is not attached.
 
 `target("v4:4x4x4")` compiles with the real TPU compiler on any Linux machine; nothing can run on
 it.
@@ -28,7 +28,7 @@ LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    # Any type that libtpu knows; the topology is given by name.
+    # libtpu needs some accelerator type that it knows; the topology itself is given by name.
     "TPU_ACCELERATOR_TYPE": "v4-8",
 }
 
@@ -112,7 +112,7 @@ class Target:
         """Compiles a function, jitted or not, or a lowered one.
 
         `args` are ShapeDtypeStructs whose shardings name a mesh of this target; none for a
-        function that is lowered already.
+        function that has been lowered.
         """
         if isinstance(function, jax.stages.Lowered):
             lowered = function
@@ -168,7 +168,7 @@ def _attached() -> Target:
 
 def _topology(name: str, generation: _Generation, size: str) -> Target:
     sizes = [int(word) for word in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
-    # Hosts hold 2x2 chips, and libtpu ends the process if it is given a wrong number of dimensions.
+    # A host has 2x2 chips, and libtpu ends the process if it is given a wrong number of dimensions.
     if len(sizes) != generation.dims or min(sizes) < 1 or sizes[0] % 2 or sizes[1] % 2:
         shape = "x".join("XYZ"[: generation.dims])
         example = next(known for known in TOPOLOGIES if known.startswith(name.partition(":")[0]))

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-# The tasks of a process, before another takes its place.
+# The number of tasks that a process runs before another replaces it.
 TASKS_EACH = 12
 _Result = TypeVar("_Result")
 
@@ -22,8 +22,8 @@ def in_processes(
     """
     context = multiprocessing.get_context("spawn")
     count = max(1, min(workers, len(arguments)))
-    # Compilers keep memory, so that each round has new processes; the pool's own
-    # max_tasks_per_child can hang in Python 3.11 when it replaces one.
+    # Compilers do not free all memory, so each round starts new processes; the pool's own
+    # max_tasks_per_child can hang in Python 3.11 when it replaces a process.
     for start in range(0, len(arguments), count * TASKS_EACH):
         group = arguments[start : start + count * TASKS_EACH]
         others = set(multiprocessing.active_children())

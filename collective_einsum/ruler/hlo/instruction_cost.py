@@ -1,7 +1,7 @@
 """The flops and the HBM bytes of one instruction of a scheduled module.
 
-A fusion is charged for the bytes that it reads and writes: for a dynamic slice of a stacked parameter
-the slice, for an update in place the update. Counting follows OpenXLA's `HloCostAnalysis`
+A fusion counts the bytes that it reads and writes: of a dynamic slice of a stacked parameter only the
+slice, of an update in place only the update. Counting follows OpenXLA's `HloCostAnalysis`
 (`xla/service/hlo_cost_analysis.cc`).
 """
 
@@ -126,7 +126,7 @@ def _operand_read(user: hlo.Instruction, place: int, operand: hlo.Instruction) -
 
 
 def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instruction) -> int:
-    """Bytes of `value`, in HBM, that its users inside a fused computation read."""
+    """HBM bytes of `value` that its users inside a fused computation read."""
     size = total_bytes(value.shape)
     read = 0
     for user in computation.users[value.name]:
@@ -140,7 +140,7 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
             elif user.opcode in _ALIASES:
                 read += min(_read(module, computation, user), size)
             elif "output_to_operand_aliasing" in user.attributes:
-                # An alias of the same bytes in other tiles, for the reader of an int8 operand.
+                # The result aliases the same bytes in other tiles, for the reader of an int8 operand.
                 read += min(_read(module, computation, user), size)
             elif user.opcode in ("fusion", "call"):
                 inner = module.computations[user.calls[0]]

@@ -1,8 +1,8 @@
 """The seconds of moving data within a chip, where the compiler gives no estimate.
 
 A `dynamic-update-slice` that stands alone, and a copy or reshape between on-chip memories, have no
-`estimated_cycles`, though the compiler emits a loop over vector registers for them. The replay charges
-them the compiler's estimate for a slice of as many elements.
+`estimated_cycles`, though the compiler emits a loop over vector registers for them. The replay takes
+for them the compiler's estimate of a slice of as many elements.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def move_seconds(
 ) -> float | None:
     """Seconds of a movement that has no estimate; None for any other instruction.
 
-    An update of HBM counts too, since its data passes the same registers. A copy to or from HBM does
-    not: it is a DMA, which is charged by its bytes.
+    An update of HBM counts too, since its data goes through the same registers. A copy to or from HBM
+    does not: it is a DMA, whose time follows from its bytes.
     """
     if instruction.estimated_cycles is not None:
         return None

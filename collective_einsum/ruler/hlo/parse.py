@@ -69,7 +69,7 @@ class Instruction:
 
     @property
     def source_line(self) -> SourceLine | None:
-        """The line that the metadata itself names, as in modules without stack frames."""
+        """The source line in the metadata itself, as modules without stack frames have it."""
         metadata = self.attributes.get("metadata", "")
         file = re.search(r'source_file="([^"]*)"', metadata)
         line = re.search(r"source_line=(\d+)", metadata)
@@ -143,7 +143,7 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A module: its computations by name, and which is the entry."""
+    """A module: its computations by name, and the name of its entry."""
 
     name: str
     is_scheduled: bool
@@ -231,7 +231,7 @@ def _instruction(line: str, match: re.Match[str]) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`, quotes skipped."""
+    """The index of the bracket that closes the one at `start`; quoted text is skipped."""
     depth, quoted, at = 0, False, start
     while at < len(text):
         char = text[at]

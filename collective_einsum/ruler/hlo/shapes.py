@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 
-# Memory spaces of a TPU layout, `S(n)`; no `S` is HBM. CMEM is on-chip memory that v4 has.
+# Memory spaces of a TPU layout, `S(n)`; no `S` is HBM. CMEM is on-chip memory of v4.
 HBM, VMEM, CMEM = 0, 1, 3
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}

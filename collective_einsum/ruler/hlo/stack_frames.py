@@ -46,7 +46,7 @@ def parse_stacks(lines: Iterable[str]) -> Stacks:
     """The call stacks in the tables at the beginning of a module; empty where there are none.
 
     Args:
-      lines: of the module; those after the tables are not read.
+      lines: lines of the module; the ones after the tables are not read.
 
     Raises:
       ValueError: a table names an entry of another that is not there.
@@ -57,7 +57,7 @@ def parse_stacks(lines: Iterable[str]) -> Stacks:
         title: {number: dict(_FIELD.findall(text)) for number, text in table.items()}
         for title, table in (("location", locations), ("frame", frames))
     }
-    # XLA prints the number of a parent plus one, so that the first frame seems to be its own parent.
+    # XLA prints a parent's number plus one, so the first frame seems to be its own parent.
     first = fields["frame"].get(1, {}).get("parent_frame_id")
     shift = 1 if first == "1" else 0
     stacks: dict[int, tuple[SourceLine, ...]] = {}
@@ -84,10 +84,10 @@ def callers_lines(stack: Sequence[SourceLine]) -> tuple[SourceLine, ...]:
     """The lines of a call stack that are not in `collective_einsum`: the caller's own code.
 
     Returns:
-      Those lines, the innermost first; the innermost of all where every line is the library's.
+      The caller's lines, the innermost first; where every line is the library's, the innermost line.
     """
     lines = (line for line in stack if not _is_own(line.file))
-    # jit puts the line that is being traced on the stack twice.
+    # jit puts the traced line on the stack twice.
     return tuple(line for line, _ in itertools.groupby(lines)) or tuple(stack[:1])
 
 

@@ -11,7 +11,7 @@ from collective_einsum.ruler.hlo import trip_counts as scalars
 
 
 def sent_bytes(text: str) -> int:
-    """Bytes that the device which sends the most sends to others, all its messages together.
+    """Bytes that the busiest device sends to others, summed over all its messages.
 
     A collective-permute sends its operand once for each pair with another device. The compiler's
     own collectives are counted as rings: over n devices an all-gather sends (n - 1)/n of its result

@@ -24,7 +24,7 @@ _CALLERS = ("async-start", "call-start", "fusion")
 class Collective:
     """A collective: its instruction, the computation that holds it, its kind and its phase.
 
-    `kind` is the opcode of the collective; an all-reduce of which the same fusion keeps one slice
+    `kind` is the opcode of the collective; an all-reduce whose fusion keeps one slice of the result
     is a "reduce-scatter". `phase` is START, DONE, STEP or SYNCHRONOUS.
     """
 
@@ -126,7 +126,7 @@ def start_of(done: hlo.Instruction, computation: hlo.Computation, begun: set[str
 def _carried(source: hlo.Instruction, index: str, computation: hlo.Computation) -> hlo.Instruction:
     """The source of a tuple's element, if `source` only carries a collective's state along."""
     if source.opcode == "while":
-        # The initial value at the same place of the loop's state.
+        # The element's source is the initial value at the same index of the loop's state.
         before = computation[source.operands[0]]
         return computation[before.operands[int(index)]] if before.opcode == "tuple" else before
     if source.opcode == "fusion":

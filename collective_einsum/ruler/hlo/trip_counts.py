@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
 
-# A loop that runs longer than this is taken to depend on data.
+# A loop with more iterations than this counts as dependent on data.
 MOST_ITERATIONS = 1 << 20
 
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
@@ -57,7 +57,8 @@ def trip_count(
 ) -> int | None:
     """Iterations of `loop`, a `while` of `computation`, or None if they depend on data.
 
-    From `known_trip_count` in its backend config, else by running its condition and counters.
+    The count is `known_trip_count` of the backend config, or else comes from running the loop's
+    condition and counters.
     """
     known_count = loop.backend_config.get("known_trip_count", {}).get("n")
     if known_count is not None:
@@ -115,7 +116,7 @@ def _constant(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-    """A computation that runs, with its arguments; they are data where None."""
+    """A computation that runs, with its arguments; None where they are data."""
 
     module: hlo.Module
     computation: hlo.Computation

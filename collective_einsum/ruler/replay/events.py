@@ -14,7 +14,7 @@ class Event:
     """A span of time on one row of a timeline, in seconds from the start of the program.
 
     `row` is "compute", "stall", "dma", or the name of an axis and direction such as "x+"; `kind` is
-    "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are those that move over
+    "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are the bytes that move over
     the link or to and from HBM. `arrival` is when the last byte of a transfer has passed its hops.
     `lines` are the caller's source lines that the instruction was traced from, the innermost first.
     """

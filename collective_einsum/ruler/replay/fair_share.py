@@ -15,10 +15,10 @@ class Flow(Generic[Resource]):
     """A transfer in flight.
 
     Attributes:
-      name: in errors.
+      name: its name in error messages.
       left: bytes that remain.
-      uses: bytes of a resource that are taken by a byte of the transfer.
-      cap: bytes/s at most, even alone.
+      uses: bytes of each resource that one byte of the transfer uses.
+      cap: the largest rate in bytes/s, even without other flows.
       latency: seconds from when the last byte leaves to when it arrives.
       rate: bytes/s now.
       end: seconds at which the last byte left; None until then.
@@ -34,7 +34,7 @@ class Flow(Generic[Resource]):
 
     @property
     def arrival(self) -> float:
-        """When its last byte is there; only once `end` is known."""
+        """The second at which its last byte arrives; only once `end` is known."""
         if self.end is None:
             raise ValueError(f"transfer {self.name} has not ended yet; call Network.wait first.")
         return self.end + self.latency
@@ -44,7 +44,7 @@ class Network(Generic[Resource]):
     """Resources with capacities in bytes/s, a clock, and the flows now sharing them.
 
     Rates are max-min fair in bytes/s: all grow together until a flow meets its cap or a resource is
-    full, and the rest go on (Bertsekas and Gallager, Data Networks, section 6.5.2).
+    full, and the other flows' rates grow on (Bertsekas and Gallager, Data Networks, section 6.5.2).
     """
 
     def __init__(self, capacities: Mapping[Resource, float]):
@@ -62,7 +62,7 @@ class Network(Generic[Resource]):
         return flow
 
     def advance(self, until: float) -> None:
-        """Moves the clock to `until`, ending what ends on the way."""
+        """Moves the clock to `until`; flows that finish by then get their `end`."""
         while self.flows:
             first = min(self.flows, key=lambda flow: flow.left / flow.rate)
             at = self.now + first.left / first.rate

@@ -1,9 +1,9 @@
-"""The TPU scheduler's own account of a schedule, from its log: a second ruler next to the replay.
+"""The TPU scheduler's own account of a schedule, from its log: a second prediction next to the replay.
 
-Its latency-hiding scheduler logs, for every computation with asynchronous ops in it, the cycles
+XLA:TPU's latency-hiding scheduler logs, for every computation with asynchronous ops in it, the cycles
 that it expects to waste waiting for them, and all cycles. Synchronous collectives are not among
-them, a loop's body is counted once, and dots are dearer than in the replay on chips with two cores,
-so the two rulers are comparable in sign only.
+them, a loop's body is counted once, and dots cost more than in the replay on chips with two
+cores, so the two predictions are comparable in sign only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOGGING = {
     "TPU_STDERR_LOG_LEVEL": "0",
     "TPU_MIN_LOG_LEVEL": "0",
     "TPU_VMODULE": "latency_hiding_scheduler=1",
-    # A program from the cache is not scheduled again.
+    # XLA does not schedule a program that jax takes from its compilation cache.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 _CHILD = """

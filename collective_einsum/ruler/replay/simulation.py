@@ -1,6 +1,6 @@
 """Replay a scheduled HLO module on one chip of a torus.
 
-All chips of an SPMD program do the same at the same time, so the replay follows one. Ops run in the
+All chips of an SPMD program do the same at the same time, so the replay follows one chip. Ops run in the
 order of the schedule and take the compiler's `estimated_cycles`, or, where it gives none, the estimate
 of `ruler.hlo.moves`; asynchronous copies and collectives overlap with them and divide the links and
 HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous collective is
@@ -136,7 +136,7 @@ class _Walk:
     def loop(self, loop: hlo.Instruction, computation: hlo.Computation) -> None:
         """Runs a loop.
 
-        The iterations after one that starts and finishes with nothing in flight repeat it exactly.
+        If an iteration starts and finishes with nothing in flight, all later ones repeat it exactly.
         """
         count = scalars.trip_count(self.module, loop, computation)
         if count is None:
@@ -203,12 +203,12 @@ class _Walk:
         computation: hlo.Computation,
         collective: transfers.Collective | None,
     ) -> _Transfer:
-        """Sets a transfer going: a collective, or a copy between memories."""
+        """Starts a transfer: a collective, or a copy between memories."""
         uses: dict[_Resource, float] = {}
         if collective is None:
             kind = "copy"
             moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
-            # Assumed: a copy between on-chip memories is no faster than one from HBM.
+            # Assumption: a copy between on-chip memories is no faster than one from HBM.
             size = moved or work.total_bytes(transfers.result(instruction))
             cap, latency = self.chip.hbm_bandwidth, 0.0
             rows = {DMA_ROW: float(moved)}
@@ -234,7 +234,7 @@ class _Walk:
         return _Transfer(instruction, flow, kind, rows, self.network.now)
 
     def finish(self, transfer: _Transfer) -> None:
-        """Waits for a transfer, and puts it on the rows of the links that it took."""
+        """Waits for a transfer, and adds its events to the rows of its links."""
         start = self.network.now
         self.network.wait(transfer.flow)
         name, op_name = transfer.instruction.name, transfer.instruction.op_name

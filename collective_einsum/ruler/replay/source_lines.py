@@ -1,4 +1,4 @@
-"""Where the time goes by source line of the caller's program."""
+"""The seconds of a timeline by source line of the caller's program."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collective_einsum.ruler.hlo.stack_frames import SourceLine
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.tables import legend, table
 
-# The longest lines that are printed.
+# The number of lines printed: those with the most seconds.
 _SHOWN = 12
-# The table's other columns take the rest of a terminal.
+# Characters of the column of lines; the other columns fill the rest of a terminal.
 _NAME_WIDTH = 70
 _MEANINGS = {
     "line": "the innermost line outside collective_einsum that the ops were traced from, after the line "
@@ -33,9 +33,9 @@ class LineSeconds:
     Attributes:
       line: the line; None for ops that the compiler made, or of a module without such metadata.
       callers: the lines of the calls that led there, the innermost first, as many as were asked for.
-      compute: in which the chip computes.
-      exposed: in which it waits for a transfer between chips.
-      copies: in which it waits for its own memory.
+      compute: seconds in which the chip computes.
+      exposed: seconds in which it waits for a transfer between chips.
+      copies: seconds in which it waits for its own memory.
     """
 
     line: SourceLine | None
@@ -54,8 +54,8 @@ def by_line(events: Iterable[Event], callers: int = 0) -> tuple[LineSeconds, ...
     """The seconds of every source line, the longest first; together they are the total.
 
     Args:
-      events: of a timeline.
-      callers: how many calls that led to a line tell it from the same line called elsewhere.
+      events: events of a timeline.
+      callers: how many calls that led to a line distinguish it from the same line called elsewhere.
     """
     lines: dict[tuple[SourceLine, ...], dict[str, float]] = {}
     for event in events:
@@ -78,7 +78,7 @@ def by_line(events: Iterable[Event], callers: int = 0) -> tuple[LineSeconds, ...
 
 
 def print_lines(rows: Sequence[LineSeconds], total_seconds: float) -> str:
-    """The longest lines as a table in microseconds, with a legend."""
+    """Formats the lines with the most seconds as a table in microseconds, with a legend."""
     us, total = 1e6, total_seconds or 1.0
     cells = [
         (
@@ -104,10 +104,10 @@ def _named(row: LineSeconds) -> str:
     lines = [*reversed(row.callers), row.line]
     names = [_path(lines[0])]
     for caller, line in itertools.pairwise(lines):
-        # The file is not said twice.
+        # A file's name is not repeated within a row.
         names.append(str(line.line) if caller.file == line.file else _path(line))
     text = " > ".join(
-        # Of nested functions, the innermost.
+        # A nested function is named without the functions around it.
         f"{name} {line.function.rpartition('<locals>.')[2]}".strip()
         for name, line in zip(names, lines, strict=True)
     )

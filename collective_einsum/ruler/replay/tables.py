@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-# Columns of a terminal that tables and legends fit.
+# Characters of a terminal's line; tables and legends fit it.
 WIDTH = 120
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table with its first column to the left and the others to the right."""
+    """Formats a table with its first column left-aligned and the others right-aligned."""
     cells = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     return "\n".join(
@@ -23,7 +23,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same table in Markdown."""
+    """Formats the same table in Markdown."""
     lines = [head, ["---", *(["---:"] * (len(head) - 1))], *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 

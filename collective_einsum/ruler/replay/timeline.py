@@ -143,16 +143,17 @@ class Timeline:
         return self.flops / (self.peak_flops * self.total_seconds) if self.total_seconds else 0.0
 
     def by_line(self, callers: int = 0) -> tuple[LineSeconds, ...]:
-        """Where the time goes by source line of the caller's program, the longest first.
+        """The seconds of each source line of the caller's program, the longest first.
 
         Args:
-          callers: how many calls that led to a line tell it from the same line called elsewhere, such
-            as a matmul in a function that all layers call.
+          callers: how many calls that led to a line distinguish it from the same line called elsewhere,
+            such as a matmul in a function that all layers call.
         """
         return by_line(self.events, callers)
 
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
-        """Seconds in which a collective-permute overlaps with a dot, by name; those that do."""
+        """Seconds in which each collective-permute overlaps with a dot, by name; permutes that never do
+        are left out."""
         dots = _union((e.start, e.end) for e in self.events if e.kind == "dot")
         seconds: dict[str, float] = {}
         seen = set()

@@ -13,7 +13,8 @@ from collective_einsum.ruler.replay.events import STALL_ROW, Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# By kind of event; the palette of Okabe and Ito, which the colour-blind can distinguish.
+# The colour of each kind of event: the palette of Okabe and Ito, which the colour-blind can
+# distinguish.
 _COLOURS = {
     "dot": "#0072B2",
     "compute": "#56B4E9",
@@ -21,7 +22,7 @@ _COLOURS = {
     "collective": "#D55E00",
     "copy": "#999999",
 }
-# Stalls, by the kind of transfer that they wait for.
+# The colour of a stall, by the kind of transfer that it waits for.
 _STALL_COLOURS = {"collective": "#CC79A7", "copy": "#F0E442"}
 _US = 1e6
 
@@ -47,7 +48,7 @@ def save_png(
     layers: int = 1,
 ) -> None:
     """Draws events, one row above the other, microseconds to the right; rows without events are left
-    out, and the starts of layers marked.
+    out, and the starts of layers are marked.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
@@ -119,7 +120,7 @@ def _by_row(rows: Sequence[str], events: Iterable[Event]) -> dict[str, list[Even
 
 
 def _threads(events: Iterable[Event]) -> Sequence[Sequence[Event]]:
-    """Splits events, sorted by start, into lists within which none overlap; at least one list."""
+    """Splits events, sorted by start, into at least one list, so that no two of a list overlap."""
     threads: list[list[Event]] = [[]]
     for event in events:
         thread = next((t for t in threads if not t or t[-1].end <= event.start), None)
