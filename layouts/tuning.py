@@ -116,8 +116,8 @@ WIDE_SCATTER_PASSES = 1.5
 ACTIVATION_PASSES = 0.45
 
 # Seconds that a layer takes besides, however small: some 25 small operations one after another, in
-# decoding. The one figure for fixed overhead, the same for all models and layouts. With libtpu 0.0.50.1, 24 us
-# (bf16) to 39 us (int8, WS 2D) over decoding of 64 tokens. Column "rest", e.g.:
+# decoding. The one figure for fixed overhead, the same for all models and layouts. With libtpu
+# 0.0.50.1, 24 us (bf16) to 39 us (int8, WS 2D) over decoding of 64 tokens. Column "rest", e.g.:
 #   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules blocking
 LAYER_SECONDS = 28e-6
 
