@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from collective_einsum.text import as_dtype as any_dtype
 from collective_einsum.text import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # Token ids, [batch, length] or [batch]: an array, or lists of numbers.
 Tokens = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
