@@ -72,9 +72,7 @@ def _add_collectives(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         "times but those of compiling are predicted.",
     )
     command.set_defaults(run=commands.collectives)
-    command.add_argument(
-        "--target", default=commands.TARGET, help=f"slice to compile for ({commands.TARGET})"
-    )
+    _add_target(command, "slice to compile for")
     command.add_argument(
         "--full",
         action="store_true",
@@ -94,9 +92,7 @@ def _add_timeline(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         "says of it.",
     )
     command.set_defaults(run=commands.timeline)
-    command.add_argument(
-        "--target", default=commands.TARGET, help=f"slice to compile for ({commands.TARGET})"
-    )
+    _add_target(command, "slice to compile for")
     command.add_argument("--case", required=True, help="part of a case's name, or feedforward")
     command.add_argument("--rows", type=arguments.positive, default=512, help="rows (512)")
     command.add_argument("--weights", default="bf16", choices=arguments.WEIGHTS)
@@ -121,9 +117,7 @@ def _add_layers(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         "configurations of the paper. On cpu:N and attached: runs a small decoder and checks it.",
     )
     command.set_defaults(run=commands.layers)
-    command.add_argument(
-        "--target", default=commands.TARGET, help=f"slice, cpu:N or attached ({commands.TARGET})"
-    )
+    _add_target(command, "slice, cpu:N or attached")
     command.add_argument("--model", help="name of a model (palm-540b)")
     command.add_argument("--phase", choices=("decode", "prefill"), help="one phase, with sizes:")
     command.add_argument("--batch", type=arguments.positive, help="sequences (64)")
@@ -161,3 +155,8 @@ def _add_paper(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     command.add_argument(
         "--out", type=arguments.folder, metavar="DIR", default="paper_report", help="(paper_report)"
     )
+
+
+def _add_target(command: arguments.Parser, meaning: str) -> None:
+    default = commands.TARGET
+    command.add_argument("--target", default=default, help=f"{meaning} ({default})")

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.users import user_environment
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -38,13 +39,11 @@ def outputs(page: Path) -> list[tuple[str, str | None]]:
     devices.
     """
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    ours = ("XLA_FLAGS", "TPU_", "JAX_", "ALLOW_MULTIPLE_LIBTPU_LOAD")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     process = subprocess.run(
         [sys.executable, "-W", "error", "-"],
         input=f"\nprint({MARK!r}, end='')\n".join(code for code, _ in blocks),
         cwd=ROOT,
-        env=environment | {"JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+        env=user_environment() | {"JAX_NUMPY_DTYPE_PROMOTION": "strict"},
         capture_output=True,
         text=True,
         check=False,

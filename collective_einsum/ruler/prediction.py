@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from collective_einsum.chips.chip import Chip
+from collective_einsum.ruler.compile.targets import compiled
 from collective_einsum.ruler.compile.targets import target as target_of
 from collective_einsum.ruler.replay.simulation import replay
 from collective_einsum.ruler.replay.timeline import Timeline
@@ -40,8 +40,9 @@ def mesh(
             "one type"
         )
     made = target_of(target).mesh(tuple(axes.values()), tuple(axes))
-    types = None if axis_types is None else tuple(axis_types)
-    return Mesh(made.devices, made.axis_names, axis_types=types)
+    if axis_types is None:
+        return made
+    return Mesh(made.devices, made.axis_names, axis_types=tuple(axis_types))
 
 
 def predict(
@@ -83,11 +84,11 @@ def predict(
             f"mesh_axes={dict(mesh_axes)} has no effect here: the mesh is that of the arguments' "
             "shardings; leave it out"
         )
-    compiled = _compiled(program, args, options)
-    where = _mesh_of(jax.tree.leaves(args) + jax.tree.leaves(compiled.input_shardings))
+    executable = _compiled(program, args, options)
+    where = _mesh_of(jax.tree.leaves(args) + jax.tree.leaves(executable.input_shardings))
     if target is not None:
         _check_target(where, target)
-    return replay(compiled, where, chip)
+    return replay(executable, where, chip)
 
 
 def _compiled(
@@ -100,13 +101,10 @@ def _compiled(
         return program
     if isinstance(program, jax.stages.Lowered):
         _refuse("the program is lowered already", args=args)
-        lowered = program
     else:
         # This check precedes lowering: a function without shardings would be compiled for the host.
         _mesh_of(jax.tree.leaves(args))
-        jitted: Any = program if hasattr(program, "lower") else jax.jit(program)
-        lowered = jitted.lower(*args)
-    return lowered.compile(compiler_options=dict(options) if options else None)
+    return compiled(program, *args, compiler_options=options)
 
 
 def _mesh_of(leaves: list[Any]) -> Mesh:
@@ -136,7 +134,9 @@ def _mesh_of_text(target: str | None, axes: Mapping[str, int] | None) -> Mesh:
             "the text of a module does not say on which slice it runs: give target=, such as "
             'target="v5e:4x4", and mesh_axes= if its mesh has several axes'
         )
-    return mesh(target, axes or {"devices": len(target_of(target).devices)})
+    where = target_of(target)
+    axes = axes or {"devices": len(where.devices)}
+    return where.mesh(tuple(axes.values()), tuple(axes))
 
 
 def _check_target(where: Mesh, target: str) -> None:
@@ -146,7 +146,7 @@ def _check_target(where: Mesh, target: str) -> None:
     if kinds[0] != kinds[1] or where.devices.size != len(devices):
         raise ValueError(
             f"target={target!r} is {len(devices)} devices of {kinds[1]}, and the program is for a mesh "
-            f"of {math.prod(where.devices.shape)} of {kinds[0]}; leave target= out, or make the mesh by "
+            f"of {where.devices.size} of {kinds[0]}; leave target= out, or make the mesh by "
             f"collective_einsum.ruler.mesh({target!r}, ...)"
         )
 

@@ -12,7 +12,7 @@ import pytest
 from bench import command_line
 from collective_einsum.ruler.replay import WIDTH
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
-from tests.bench.users import run_as_user
+from tests.users import run_as_user
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 from bench import __main__ as command
 from bench import command_line, correctness
 from collective_einsum.ruler.replay import WIDTH
-from tests.bench.users import run_as_user
+from tests.users import run_as_user
 
 pytestmark = pytest.mark.tpu
 
@@ -148,21 +148,20 @@ def test_flags_of_a_file(tmp_path: Path) -> None:
     assert options.rows == (64,)
 
 
-def test_ctrl_c_is_answered_while_workers_compile(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "bench", "collectives", "--rows", "512", "--cache", str(tmp_path)]
+def interrupt(command: list[str], ready: str) -> None:
+    """Sends Ctrl-C once the first line of a command says `ready`; it must end as it should, in time."""
     # As at a terminal: a process in the background may ignore the signal, and so would its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
     finally:
         signal.signal(signal.SIGINT, before)
     with process:
         try:
-            # The first progress line; workers compile the next programs by then.
             assert process.stderr is not None
-            assert "compiled 1 of" in process.stderr.readline()
+            assert ready in process.stderr.readline()
             process.send_signal(signal.SIGINT)
             start = time.monotonic()
             _, errors = process.communicate(timeout=30)
@@ -171,38 +170,23 @@ def test_ctrl_c_is_answered_while_workers_compile(tmp_path: Path) -> None:
     assert time.monotonic() - start < 5
     assert process.returncode == 130
     assert "run the command again to go on" in errors
+
+
+def test_ctrl_c_is_answered_while_workers_compile(tmp_path: Path) -> None:
+    """After the first progress line; workers compile the next programs by then."""
+    line = [sys.executable, "-m", "bench", "collectives", "--rows", "512", "--cache", str(tmp_path)]
+    interrupt(line, "compiled 1 of")
 
 
 def test_ctrl_c_is_answered_while_the_main_thread_is_in_a_compiler() -> None:
     """A hash of a minute stands for it: one call that returns to Python at its end alone."""
     code = (
-        "import hashlib, threading\n"
+        "import hashlib, sys, threading\n"
         "from bench import interrupts\n"
         "interrupts.answer_interrupts()\n"
         # Said while the main thread hashes, which lets other threads run.
-        "threading.Timer(1, print, ['started'], {'flush': True}).start()\n"
+        "said = {'file': sys.stderr, 'flush': True}\n"
+        "threading.Timer(1, print, ['started'], said).start()\n"
         "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
     )
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "started\n"
-            process.send_signal(signal.SIGINT)
-            start = time.monotonic()
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    assert time.monotonic() - start < 5
-    assert process.returncode == 130
-    assert "run the command again to go on" in errors
+    interrupt([sys.executable, "-c", code], "started\n")

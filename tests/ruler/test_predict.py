@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 from collective_einsum import ruler
 from collective_einsum.ruler.replay import Timeline
-from tests.bench.users import run_as_user
+from tests.users import run_as_user
 
 pytestmark = pytest.mark.tpu
 

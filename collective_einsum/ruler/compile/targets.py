@@ -114,12 +114,21 @@ class Target:
         `args` are ShapeDtypeStructs whose shardings name a mesh of this target; none for a
         function that has been lowered.
         """
-        if isinstance(function, jax.stages.Lowered):
-            lowered = function
-        else:
-            jitted = function if isinstance(function, _Lowerable) else jax.jit(function)
-            lowered = jitted.lower(*args)
-        return lowered.compile(compiler_options=dict(compiler_options or {}) or None)
+        return compiled(function, *args, compiler_options=compiler_options)
+
+
+def compiled(
+    function: Callable[..., object] | jax.stages.Lowered,
+    *args: object,
+    compiler_options: Mapping[str, CompilerOption] | None = None,
+) -> jax.stages.Compiled:
+    """Compiles a function, jitted or not, or a lowered one, for the devices of its shardings' mesh."""
+    if isinstance(function, jax.stages.Lowered):
+        lowered = function
+    else:
+        jitted = function if isinstance(function, _Lowerable) else jax.jit(function)
+        lowered = jitted.lower(*args)
+    return lowered.compile(compiler_options=dict(compiler_options or {}) or None)
 
 
 def target(name: str) -> Target:
