@@ -121,7 +121,7 @@ ACTIVATION_PASSES = 0.45
 #   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules blocking
 LAYER_SECONDS = 28e-6
 
-# The share of LAYER_SECONDS that goes to copies around the collectives between layers, and to sums of
+# Seconds, out of LAYER_SECONDS, of copies around the collectives between layers, and of sums of
 # their shards. Where tokens are replicated over y and z there are none. 64 tokens. The
 # command of the fit was not kept, and libtpu 0.0.50.1 has not been compared.
 BOUNDARY_SECONDS = 9e-6

@@ -92,7 +92,7 @@ def _together(
         for einsum in into
         if (gather := _over_x(einsum, einsum.streamed_bytes / n, sizes)) is not None
     )
-    # Arriving slices of the output matrices are put into its place.
+    # Arriving slices of the output matrices are put into their place.
     compute = n * dots + 2 * arriving / chip.vector_bandwidth
     for einsum in out:
         gather = _over_x(einsum, einsum.streamed_bytes, sizes)

@@ -65,8 +65,8 @@ def generate(
     """Continues prompts, each until it draws an end token or has all that it may have.
 
     One program, compiled once for these shapes: the prompts are read, and a loop on the devices
-    draws tokens until no sequence is left. What a sequence draws depends on its own prompt, seed
-    and settings only, not on its neighbours in the batch.
+    draws tokens until no sequence is left. The tokens of a sequence depend on its own prompt,
+    seed and settings only, not on its neighbours in the batch.
 
     Args:
       config, mesh: as `init`.

@@ -53,7 +53,7 @@ def check_mesh_for(config: ModelConfig, mesh: MeshLike) -> None:
 
 
 def check_prefix(cache: Cache) -> None:
-    """Refuses a cache that is not one whole sequence.
+    """Refuses a cache that is not one sequence, full to its last position.
 
     Raises:
       ValueError: it is none, or there are several sequences, room left, or a prefix of its own.

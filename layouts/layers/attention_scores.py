@@ -28,7 +28,7 @@ class Segment:
       keys, values: [B, K, S, D], or [K, S, D] if all sequences share them; integers with scales.
       key_scale, value_scale: [B, K, S] or [K, S]; None for 1.
       lengths: [B], how many of the S positions each sequence has, whatever stands behind them; None
-        for all. Those that all sequences share have the longest.
+        for all. Keys and values that all sequences share have the longest.
       causal: query t sees positions up to t.
     """
 
@@ -138,7 +138,7 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
             segment.present(segment.values).astype(q.dtype),
             preferred_element_type=s.dtype,
         )
-    # Otherwise the TPU compiler divides and rounds after what reshapes this, in passes of their own.
+    # Otherwise the TPU compiler divides and rounds after what reshapes this, in more memory passes.
     rows = lax.optimization_barrier((result / jnp.expand_dims(total, -1)).astype(q.dtype))[
         :, :, : t * g
     ]

@@ -1,4 +1,4 @@
-"""From projected columns to whole heads or sequences, and back, on local shards."""
+"""From projected columns to unsharded heads or sequences, and back, on local shards."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import FeedForwardLayout, Outgoing
 from ..partitionings.weight_gathered import WeightGathered
 
-# The next column of the hidden activations, these, and the output matrices, as far as they are there.
+# The number of shards that have arrived, and, as far as they are there, the hidden activations and the
+# output matrices.
 Carry = tuple[jax.Array | np.int32, jax.Array, dict[str, jax.Array]]
 
 
@@ -47,7 +48,7 @@ def stream(
     """The operands of `project_out` of a feedforward, after those of `before`.
 
     Args:
-      c: [rows, E], all of each row.
+      c: [rows, E], E unsharded.
       factor: [rows, 1], what the columns of the input matrices are to be multiplied by; or None.
       weights: of the feedforward, by name, as they are stored.
       before: other columns on their way out, whose matrices arrive meanwhile.

@@ -27,8 +27,8 @@ from ..tuning import D_FF_FRACTIONS
 # The scope's name in a profile.
 SCOPE = "split_feedforward"
 
-# From what each input matrix made for some features, [tokens over x, features], and the first of these
-# features, to as many hidden activations.
+# From the products with each input matrix, [tokens over x, features], and the index of the first of
+# these features, to hidden activations of the same shape.
 Between = Callable[[Sequence[jax.Array], int], jax.Array]
 # The start and the length of a slice.
 Slice = tuple[int, int]

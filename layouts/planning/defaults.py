@@ -70,9 +70,9 @@ def default_reader(
     *,
     chip: Chip | str | None = None,
 ) -> Partitioning:
-    """The same for an empty cache, which each chip can slice from what it has read. Of one sequence, a
-    cache may be sharded over padding, but prompts are read four times faster if they are not padded
-    likewise.
+    """The same for an empty cache, which each chip can slice from what it has read. The cache of one
+    sequence may be sharded over padding, but prompts are read four times faster if they are not
+    padded likewise.
     """
     return _reader(config, mesh, batch, length, context, chip, Placement.covers)
 

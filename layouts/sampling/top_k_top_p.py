@@ -52,8 +52,8 @@ def likeliest(
         probabilities.
       ids: [tokens] int32, the indices of the tokens in the vocabulary.
       top_k: how many tokens to leave: a number or [batch], or None for all; below 1, or NaN, 1.
-      top_p: the share of the probability left by top_k that the tokens left reach together: a number or
-        [batch], or None; 0, negative or NaN leaves the likeliest token alone.
+      top_p: the fraction of the probability left by top_k that the tokens left reach together: a number
+        or [batch], or None; 0, negative or NaN leaves the likeliest token alone.
       axes: mesh axes that shard the vocabulary.
       vocab: tokens on all devices.
 
