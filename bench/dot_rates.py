@@ -1,8 +1,7 @@
 """The TPU compiler's estimates of dots by dtype and precision, the source of the chips' dot rates.
 
 `python -m bench.dot_rates v4:2x2x1` compiles the dots for a TPU slice, without a TPU, and prints
-a table.
-`tests/collective_einsum/test_dot_rates.py` compares a few estimates with the rates.
+a table. `tests/collective_einsum/test_dot_rates.py` compares a few estimates with the rates.
 """
 
 from __future__ import annotations

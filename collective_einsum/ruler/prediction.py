@@ -53,7 +53,7 @@ def predict(
     options: Mapping[str, Any] | None = None,
     chip: Chip | None = None,
 ) -> Timeline:
-    """Predicts how long a program takes on a TPU slice, and which transfers each source line waits for.
+    """Predicts how long a program takes on a TPU slice, what it waits for, and on which source lines.
 
     Args:
       program: a function, jitted or not, that is lowered with `args`; or what lowering or compiling it

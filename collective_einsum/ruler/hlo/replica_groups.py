@@ -15,7 +15,7 @@ from collective_einsum.ruler.hlo.shapes import integers
 
 
 def parse_replica_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """Reads the groups of a collective; no groups mean that all devices form one.
+    """Reads the groups of a collective; an empty list means that all devices form one.
 
     The three forms are `{{0,1},{2,3}}`; `[2,2]<=[2,2]T(1,0)`, a reshaped and transposed iota; and
     `mesh['a'=2,'b'=4],device_ids=([4,2]T(1,0)) {'a','b':(2)2}`, axes and sub-axes of a mesh.

@@ -44,7 +44,7 @@ class Network(Generic[Resource]):
     """Resources with capacities in bytes/s, a clock, and the flows now sharing them.
 
     Rates are max-min fair in bytes/s: all grow together until a flow meets its cap or a resource is
-    full, and the other flows' rates grow on (Bertsekas and Gallager, Data Networks, section 6.5.2).
+    full, and the others continue to grow (Bertsekas and Gallager, Data Networks, section 6.5.2).
     """
 
     def __init__(self, capacities: Mapping[Resource, float]):

@@ -13,7 +13,7 @@ from collective_einsum.ruler.replay.tables import legend, table
 
 # The number of lines printed: those with the most seconds.
 _SHOWN = 12
-# Characters of the column of lines; the other columns fill the rest of a terminal.
+# The width of the column of lines, in characters; the other columns take the rest of a terminal.
 _NAME_WIDTH = 70
 _MEANINGS = {
     "line": "the innermost line outside collective_einsum that the ops were traced from, after the line "
