@@ -88,7 +88,7 @@ def _add_timeline(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         "timeline",
         parents=[shared],
         help="one case in detail: a table, a picture, a trace",
-        description="Replays one case under one schedule, beside what the compiler's own scheduler "
+        description="Replays one case under one schedule, next to what the compiler's own scheduler "
         "says of it.",
     )
     command.set_defaults(run=commands.timeline)
@@ -145,7 +145,7 @@ def _add_paper(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     command = subparsers.add_parser(
         "paper",
         parents=[shared],
-        help="the paper's results beside the analytical model's and our programs'",
+        help="the paper's results next to the analytical model's and our programs'",
         description="Writes report.md with pictures and report.json: what was published, what the "
         "analytical model says, and what replays of our programs predict. Goes on where it was "
         "interrupted.",

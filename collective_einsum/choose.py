@@ -8,11 +8,11 @@ import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from . import normalize as problem
+from . import schedule_and_run
 from .chips.chip import Chip
 from .chips.known_chips import TPU_V4
 from .cost.choice import Choice
-from .ops.request import Ends, Options
+from .ops.request import Options, RequestedCollectives
 from .spec import sizes as checks
 from .spec.quantized import OperandLike, OperandsLike
 
@@ -64,13 +64,17 @@ def choose_schedule(
     """
     gather_axes = gather_axis_name if gather_axis_name is not None else axis_name
     scatter_axes = scatter_axis_name if scatter_axis_name is not None else axis_name
-    ends = Ends(
+    requested = RequestedCollectives(
         gather=None if gather is None else (gather, _named("gather", gather_axes)),
         scatter=None if scatter is None else (scatter, _named("scatter", scatter_axes)),
         reduce=_named("all-reduce", axis_name) if gather is None and scatter is None else None,
     )
-    used = [end[1] for end in (ends.gather, ends.scatter) if end is not None]
-    used += [ends.reduce] if ends.reduce is not None else []
+    used = [
+        collective[1]
+        for collective in (requested.gather, requested.scatter)
+        if collective is not None
+    ]
+    used += [requested.reduce] if requested.reduce is not None else []
     names = tuple(dict.fromkeys(name for axes in used for name in checks.axis_names(axes)))
     sizes = _sizes(names, axis_size)
     options = Options(
@@ -82,7 +86,7 @@ def choose_schedule(
     choices: list[Choice] = []
 
     def rank(lhs: OperandLike, rhs: OperandsLike) -> None:
-        choices.append(problem.rank(spec, lhs, rhs, ends, options))
+        choices.append(schedule_and_run.rank(spec, lhs, rhs, requested, options))
 
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     everywhere = PartitionSpec()

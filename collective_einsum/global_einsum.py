@@ -260,7 +260,7 @@ class _Call:
         left = list(zip(self.operands, layouts, strict=True))
         several = self._dtypes(self.operands) if len(terms) > 2 else None
         for step in plan:
-            taken = [left[i] for i in step.places]
+            contracted = [left[i] for i in step.places]
             left = [operand for i, operand in enumerate(left) if i not in step.places]
             last, options = step is plan[-1], self.options
             text = self.text if len(plan) == 1 else step.formula
@@ -268,16 +268,16 @@ class _Call:
                 wanted = (
                     several.result
                     if last
-                    else dtypes.between(several.result, [x for x, _ in taken])
+                    else dtypes.between(several.result, [x for x, _ in contracted])
                 )
                 options = dataclasses.replace(options, preferred_element_type=wanted)
-            compute = pairs.single if len(taken) == 1 else pairs.pair
+            compute = pairs.single if len(contracted) == 1 else pairs.pair
             left.append(
                 compute(
                     text,
                     step.terms,
                     step.out,
-                    taken,
+                    contracted,
                     mesh,
                     options,
                     asked if last else None,

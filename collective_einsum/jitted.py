@@ -55,10 +55,10 @@ class Jitted:
     ) -> None:
         self._chip, self._options = chip, dict(options)
         self._given = self._options.pop("compiler_options", None) or {}
-        # The function itself, where neither schedules are given the chip nor the compiler options.
-        told = function if chip is None else self._telling(function, chip, knows=False)
-        self._inside: Any = jax.jit(told, **self._options)
-        self._alone: dict[str, Any] = {}
+        # Without the chip's compiler options, as it is inside of another jit.
+        traced = function if chip is None else self._traced_for(function, chip, knows=False)
+        self._inside: Any = jax.jit(traced, **self._options)
+        self._by_kind: dict[str, Any] = {}
         functools.update_wrapper(self, function)
         self.__name__ = self._inside.__name__
 
@@ -88,14 +88,14 @@ class Jitted:
 
     def clear_cache(self) -> None:
         """As of `jax.jit`."""
-        for each in self._every():
-            each.clear_cache()
+        for jitted in self._all_jitted():
+            jitted.clear_cache()
 
     def _cache_size(self) -> int:
-        return sum(each._cache_size() for each in self._every())
+        return sum(jitted._cache_size() for jitted in self._all_jitted())
 
-    def _every(self) -> list[Any]:
-        others = [each for each in self._alone.values() if each is not self._inside]
+    def _all_jitted(self) -> list[Any]:
+        others = [jitted for jitted in self._by_kind.values() if jitted is not self._inside]
         return [self._inside, *others]
 
     def _ahead_of_time(self, args: Any, kwargs: Any) -> Any:
@@ -106,7 +106,7 @@ class Jitted:
         return self._for(kind)
 
     def _known_kind(self, args: Any, kwargs: Any) -> str | None:
-        """The kind of the devices that it is compiled for, as far as arguments tell."""
+        """The kind of the devices that it is compiled for, as far as the arguments show."""
         return (
             _one_kind([jax.sharding.get_abstract_mesh()])
             or _one_kind(_placed(jax.tree.leaves((args, kwargs))))
@@ -115,35 +115,33 @@ class Jitted:
 
     def _option_places(self) -> Iterator[Any]:
         for name in ("in_shardings", "out_shardings"):
-            for each in jax.tree.leaves(self._options.get(name)):
-                yield getattr(each, "sharding", each)
+            for leaf in jax.tree.leaves(self._options.get(name)):
+                yield getattr(leaf, "sharding", leaf)
         yield self._options.get("device")
         if backend := self._options.get("backend"):
             yield jax.devices(backend)[0]
 
     def _for(self, kind: str) -> Any:
         """The jitted function for devices of this kind: the plain one where there are no options."""
-        found = self._alone.get(kind)
-        if found is None:
-            found = self._alone[kind] = self._made_for(kind)
-        return found
+        if kind not in self._by_kind:
+            self._by_kind[kind] = self._jitted_for(kind)
+        return self._by_kind[kind]
 
-    def _made_for(self, kind: str) -> Any:
+    def _jitted_for(self, kind: str) -> Any:
         chip = self._chip or chip_for(kind)
         knows = bool(chip.compiler_options)
         if not knows and not self._given and (self._chip or kind == attached_kind()):
             return self._inside
-        telling = self._telling(self.__wrapped__, chip, knows)
+        traced = self._traced_for(self.__wrapped__, chip, knows)
         given = {**options_on(kind, chip.compiler_options), **self._given}
-        return jax.jit(telling, **self._options, compiler_options=given or None)
+        return jax.jit(traced, **self._options, compiler_options=given or None)
 
-    def _telling(self, function: Callable[..., Any], chip: Chip, knows: bool) -> Any:
-        """The function, in which schedules are chosen for the chip, if it was named, and what its
-        options allow."""
+    def _traced_for(self, function: Callable[..., Any], chip: Chip, knows: bool) -> Any:
+        """The function, traced in a context that names the chip and whether its options are set."""
         named = chip if self._chip is not None else None
 
         @functools.wraps(function)
-        def telling(*args: Any, **kwargs: Any) -> Any:
+        def traced(*args: Any, **kwargs: Any) -> Any:
             with for_chip(named, likely=chip):
                 if not knows:
                     return function(*args, **kwargs)
@@ -152,8 +150,8 @@ class Jitted:
 
         # As jax names what has no name.
         plain: Any = jax.jit(function)
-        telling.__name__ = plain.__name__
-        return telling
+        traced.__name__ = plain.__name__
+        return traced
 
 
 def _placed(leaves: Iterable[Any]) -> Iterator[Any]:
@@ -183,8 +181,8 @@ def _kind(place: Any) -> Any:
 def _meshes_in(value: Any) -> Iterator[Any]:
     """The meshes that a program names."""
     if isinstance(value, tuple | list):
-        for each in value:
-            yield from _meshes_in(each)
+        for item in value:
+            yield from _meshes_in(item)
     elif isinstance(value, Mesh | AbstractMesh | Sharding):
         yield value
     else:

@@ -1,4 +1,4 @@
-"""The einsums with a collective at one end or both, on local shards inside `shard_map`."""
+"""The einsums with a collective before, after or both, on local shards inside `shard_map`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jax.typing import DTypeLike
 
 from . import plain_einsum as plain
 from .chips.chip import Chip
-from .normalize import run
-from .ops.request import AxisName, Ends, Options
+from .ops.request import AxisName, Options, RequestedCollectives
 from .ops.schedule import Schedule
+from .schedule_and_run import run
 from .spec.quantized import OperandLike, OperandsLike
 
 
@@ -77,7 +77,7 @@ def all_gather_einsum(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
-    return _run(spec, lhs, rhs, Ends(gather=(gather, axis_name)), options)
+    return _run(spec, lhs, rhs, RequestedCollectives(gather=(gather, axis_name)), options)
 
 
 def einsum_reduce_scatter(
@@ -125,7 +125,7 @@ def einsum_reduce_scatter(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
-    return _run(spec, lhs, rhs, Ends(scatter=(scatter, axis_name)), options)
+    return _run(spec, lhs, rhs, RequestedCollectives(scatter=(scatter, axis_name)), options)
 
 
 def einsum_all_reduce(
@@ -167,7 +167,7 @@ def einsum_all_reduce(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
-    return _run(spec, lhs, rhs, Ends(reduce=axis_name), options)
+    return _run(spec, lhs, rhs, RequestedCollectives(reduce=axis_name), options)
 
 
 def all_gather_einsum_reduce_scatter(
@@ -214,10 +214,18 @@ def all_gather_einsum_reduce_scatter(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
-    ends = Ends(gather=(gather, gather_axis_name), scatter=(scatter, scatter_axis_name))
-    return _run(spec, lhs, rhs, ends, options)
+    requested = RequestedCollectives(
+        gather=(gather, gather_axis_name), scatter=(scatter, scatter_axis_name)
+    )
+    return _run(spec, lhs, rhs, requested, options)
 
 
-def _run(spec: str, lhs: OperandLike, rhs: OperandsLike, ends: Ends, options: Options) -> Any:
-    plain.say_if_replaced(ends.name)
-    return run(spec, lhs, rhs, ends, options)
+def _run(
+    spec: str,
+    lhs: OperandLike,
+    rhs: OperandsLike,
+    requested: RequestedCollectives,
+    options: Options,
+) -> Any:
+    plain.say_if_replaced(requested.name)
+    return run(spec, lhs, rhs, requested, options)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from . import collectives
-from . import normalize as problem
+from . import collectives, schedule_and_run
 from .autodiff.primitive import Dot, Rules, apply, register, vary
 from .execution.product import dimension_numbers, fresh_label
 from .global_arrays.array_layouts import AnyMesh, axes_of_type, partition_spec
@@ -93,11 +92,11 @@ class Sharded:
         """The einsum on local shards."""
         options = self.options
         lhs, rhs = self._changed(lhs, plan.lhs), self._changed(rhs, plan.rhs)
-        ends = plan.ends
+        fused = plan.fused
         wire = options.wire_dtype or getattr(options.schedule, "wire_dtype", None)
-        if wire is None and (ends.gather is None or ends.scatter is not None):
+        if wire is None and (fused.gather is None or fused.scatter is not None):
             options = dataclasses.replace(options, wire_dtype=self.sums)
-        y = problem.run(self.spec.formula, lhs, rhs, ends, options)
+        y = schedule_and_run.run(self.spec.formula, lhs, rhs, fused, options)
         for dim, axes in plan.scatters:
             y = collectives.reduce_scatter(
                 y, axes, scatter_dimension=dim, **self._collective_options()

@@ -12,7 +12,7 @@ from jax import lax
 from ..execution.product import dimension_numbers, fresh_label
 from ..execution.run_einsum import run_einsum
 from ..ops.collective_op import Collective
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from .primitive import Dot, Rules, apply, checks_vma, register
 
 
@@ -23,7 +23,7 @@ def _tangents(
     count = op.lhs_count(operands)
     lhs, rhs = operands[:count], operands[count:]
     dlhs, drhs = tangents[:count], tangents[count:]
-    totals: list[jax.Array | None] = [None] * (len(rhs) if op.form == "each" else 1)
+    totals: list[jax.Array | None] = [None] * (len(rhs) if op.form == "shared_lhs" else 1)
 
     def add(places: Sequence[int], values: Sequence[jax.Array]) -> None:
         for i, value in zip(places, values, strict=True):
@@ -31,7 +31,7 @@ def _tangents(
             totals[i] = value if total is None else total + value
 
     for a, b in ((dlhs, rhs), (lhs, drhs)):
-        if op.form == "each":
+        if op.form == "shared_lhs":
             moved = [i for i, right in enumerate(b) if right is not None]
             if a[0] is not None and moved:
                 add(moved, apply(op, a[0], *(b[i] for i in moved)))
@@ -67,9 +67,9 @@ def _lhs_cotangents(
         op, lhs=op.out, rhs=op.rhs, out=op.lhs, gather=op.scatter, scatter=op.gather
     )
     if op.form == "sum":
-        return apply(dataclasses.replace(mirrored, form="each"), cts[0], *rhs)
+        return apply(dataclasses.replace(mirrored, form="shared_lhs"), cts[0], *rhs)
     if op.scatter is None or len(cts) == 1:
-        form = "sum" if op.scatter is None else "each"
+        form = "sum" if op.scatter is None else "shared_lhs"
         return apply(dataclasses.replace(mirrored, form=form), *cts, *rhs)
     # Both collectives and several results: every cotangent is gathered before its product.
     gathered = [_gathered(op, ct, op.scatter) for ct in cts]
@@ -86,7 +86,7 @@ def _rhs_cotangents(
     if op.form == "sum":
         mirrored = dataclasses.replace(
             op,
-            form="each",
+            form="shared_lhs",
             lhs=op.out,
             rhs=op.lhs,
             out=op.rhs,
@@ -105,7 +105,7 @@ def _rhs_cotangents(
     return [next(rest) if is_wanted else None for is_wanted in wanted]
 
 
-def _gathered(op: Operation, ct: jax.Array, scatter: End) -> jax.Array:
+def _gathered(op: Operation, ct: jax.Array, scatter: EinsumCollective) -> jax.Array:
     """A result's cotangent, all-gathered over the axes of its scatter."""
     gather = Collective(
         kind="all_gather",
@@ -147,7 +147,7 @@ def _dots(op: Operation, operands: Sequence[jax.Array]) -> list[Dot]:
     """One dot for each rhs, or pair."""
     count = op.lhs_count(operands)
     rhs = operands[count:]
-    lefts = [operands[0]] * len(rhs) if op.form == "each" else operands[:count]
+    lefts = [operands[0]] * len(rhs) if op.form == "shared_lhs" else operands[:count]
     numbers = dimension_numbers(op.lhs, op.rhs, op.out)
     return [(a, b, numbers) for a, b in zip(lefts, rhs, strict=True)]
 

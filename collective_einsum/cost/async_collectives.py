@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..chips.tiles import TILE_ROWS
-from ..ops.einsum_op import End
+from ..ops.einsum_op import EinsumCollective
 from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import Schedule
 from .dots import chunk_dots, chunk_fractions, dot_seconds, full_dot_seconds, pass_seconds
@@ -94,36 +94,36 @@ def _late_seconds(
     return late
 
 
-def _exchange_seconds(work: Workload, end: End, fraction: float = 1.0) -> float:
+def _exchange_seconds(work: Workload, collective: EinsumCollective, fraction: float = 1.0) -> float:
     """Seconds of the all-to-all of a chunk of one result."""
-    sent = fraction * work.full_bytes(end) / work.rhs_count
-    return all_to_all_seconds(work.chip, work.sides(end.axes), sent)
+    sent = fraction * work.full_bytes(collective) / work.rhs_count
+    return all_to_all_seconds(work.chip, work.sides(collective.axes), sent)
 
 
-def _exchange_pass_seconds(work: Workload, end: End) -> float:
+def _exchange_pass_seconds(work: Workload, collective: EinsumCollective) -> float:
     """Seconds of the pass that adds up what arrives, and of moving blocks apart before it is sent, if
     they are not of the first dimension."""
-    op, chip, sent = work.op, work.chip, work.full_bytes(end)
-    if op.out[0] == end.label:
+    op, chip, sent = work.op, work.chip, work.full_bytes(collective)
+    if op.out[0] == collective.label:
         return pass_seconds(work, sent)
     filling = chip.scatter_fill_seconds if work.elements(op.out[:-1]) > TILE_ROWS else 0.0
     return pass_seconds(work, (1 + chip.exchange_passes) * sent) + filling * work.rhs_count
 
 
-def _own_shard_first(work: Workload, end: End, schedule: Schedule) -> Estimate:
+def _own_shard_first(work: Workload, collective: EinsumCollective, schedule: Schedule) -> Estimate:
     """The cost where every shard of the gathered label is sliced into chunks.
 
     The first chunk's all-gather overlaps with the dot of the device's own shard, every other one with
-    the dots of the chunk before; see `execution.pieces_schedule`.
+    the dots of the chunk before; see `execution.own_shard_first`.
     """
     op = work.op
-    n, sent = work.devices(end), work.full_bytes(end)
-    fractions = chunk_fractions(schedule, work.sizes[end.label] // n)
+    n, sent = work.devices(collective), work.full_bytes(collective)
+    fractions = chunk_fractions(schedule, work.sizes[collective.label] // n)
     # Each dot's columns are written into the result.
     written = COLUMN_PASSES * work.out_elements / n * op.dtype.itemsize * work.rhs_count
-    steps = [dot_seconds(work, {end.label: 1 / n}) + pass_seconds(work, written)]
+    steps = [dot_seconds(work, {collective.label: 1 / n}) + pass_seconds(work, written)]
     for fraction in fractions:
-        dot = dot_seconds(work, {end.label: fraction / n})
+        dot = dot_seconds(work, {collective.label: fraction / n})
         steps.append((n - 1) * (dot + pass_seconds(work, fraction * written)))
     if len(fractions) > 1:
         # Each chunk is sliced from the shard.
@@ -132,7 +132,7 @@ def _own_shard_first(work: Workload, end: End, schedule: Schedule) -> Estimate:
             step + pass_seconds(work, fraction * sliced)
             for step, fraction in zip(steps, [*fractions, 0.0], strict=True)
         ]
-    sides = work.sides(end.axes)
+    sides = work.sides(collective.axes)
     gathers = [all_gather_seconds(work.chip, sides, fraction * sent) for fraction in fractions]
     exposed = sum(max(0.0, t - step) for t, step in zip(gathers, steps[:-1], strict=True))
     compute, communication = sum(steps), sum(gathers)

@@ -36,16 +36,16 @@ def candidates(work: Workload) -> list[Schedule]:
     schedules = [Schedule("blocking")]
     if n == 1 or 0 in work.sizes.values():
         return schedules
-    shards = [work.sizes[end.label] for end in op.ends]
+    shards = [work.sizes[collective.label] for collective in op.collectives]
     # The one with the fewest hops first: it wins ties.
     directions: list[Direction] = [
         d for d in reversed(DIRECTIONS) if d != "bidirectional" or min(shards, default=2) >= 2 * n
     ]
-    if op.ends and op.axes:
+    if op.collectives and op.axes:
         for direction in directions:
             schedules.append(Schedule("ring", direction))
-            if len(op.ends) == 2:
-                schedules.append(Schedule("ring", direction, end="gather"))
+            if len(op.collectives) == 2:
+                schedules.append(Schedule("ring", direction, ring_of="gather"))
     schedules += _chunked(work, "latency", CHUNKS)
     if _runs_async(work):
         gathered = GATHERED_CHUNKS if op.gather is not None else ()
@@ -83,7 +83,9 @@ def chunk_labels(op: Operation, direction: Direction) -> list[str]:
     """The labels that a chunked schedule can split."""
     moved = op.lhs if op.gather is not None else op.lhs + op.rhs
     summed = op.scatter is not None or op.reduce
-    labels = [c for c in dict.fromkeys(moved) if c not in op.taken and (c in op.out or not summed)]
+    labels = [
+        c for c in dict.fromkeys(moved) if c not in op.moved_labels and (c in op.out or not summed)
+    ]
     if direction == "async" and op.gather is not None and gathers_into_result(op, op.gather.label):
         labels.append(op.gather.label)
     return labels
@@ -91,5 +93,7 @@ def chunk_labels(op: Operation, direction: Direction) -> list[str]:
 
 def chunk_length(work: Workload, label: str) -> int:
     """The length that is split into chunks: the label's size, or its shard's for the gathered one."""
-    end, size = work.op.gather, work.sizes[label]
-    return size // work.devices(end) if end is not None and label == end.label else size
+    gathered, size = work.op.gather, work.sizes[label]
+    return (
+        size // work.devices(gathered) if gathered is not None and label == gathered.label else size
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import POINT_TO_POINT_DEVICES, Schedule
 from .dots import chunk_dots, full_dot_seconds, pass_seconds
 from .lax_collectives import collective_seconds, scatter_splits_tiles
@@ -47,27 +47,27 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     )
 
 
-def _one_chunk(work: Workload, end: End, schedule: Schedule) -> Estimate:
+def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule) -> Estimate:
     """The cost of a single chunk: each result but the last is scattered, point to point, while the
     dot of the next result runs."""
-    op, n = work.op, work.devices(end)
+    op, n = work.op, work.devices(collective)
     gather, _ = collective_seconds(work)
-    one_result = work.full_bytes(end) / work.rhs_count
-    scatter = reduce_scatter_seconds(work.chip, work.sides(end.axes), one_result)
+    one_result = work.full_bytes(collective) / work.rhs_count
+    scatter = reduce_scatter_seconds(work.chip, work.sides(collective.axes), one_result)
     # Blocks of a dimension that is not the first are moved apart, by the dot and after it; so are
     # fractions of tiles.
     passes, filling = 0.0, 0.0
-    if op.out[0] != end.label:
+    if op.out[0] != collective.label:
         passes = work.chip.scatter_passes[2] * one_result * work.rhs_count
         filling = work.chip.scatter_fill_seconds
-    elif scatter_splits_tiles(work, end):
+    elif scatter_splits_tiles(work, collective):
         passes = 2 * one_result * work.rhs_count
         filling = work.chip.scatter_fill_seconds * (work.rhs_count - 1)
     dots, point_to_point, exposed = full_dot_seconds(work), 0.0, scatter
     others = work.rhs_count - 1
-    if op.form == "each" and n <= POINT_TO_POINT_DEVICES:
+    if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.
-        point_to_point = all_to_all_seconds(work.chip, work.sides(end.axes), one_result)
+        point_to_point = all_to_all_seconds(work.chip, work.sides(collective.axes), one_result)
         exposed += others * max(0.0, point_to_point - dots / work.rhs_count)
         passes += others * one_result * (2 * (n - 1) / n + 1)
     else:
@@ -92,5 +92,5 @@ def _scaled_bytes(work: Workload) -> float:
 
 def _axes(op: Operation) -> list[tuple[str, ...]]:
     """The mesh axes of each collective."""
-    axes = [end.axes for end in op.ends]
+    axes = [collective.axes for collective in op.collectives]
     return [*axes, op.reduce] if op.reduce else axes

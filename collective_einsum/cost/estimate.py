@@ -17,7 +17,7 @@ REDUCED_PASSES = 2.45
 def estimate(work: Workload, schedule: Schedule) -> Estimate:
     """The predicted cost of an einsum under a schedule."""
     op = work.op
-    ring = op.gather if op.scatter is None or schedule.end == "gather" else op.scatter
+    ring = op.gather if op.scatter is None or schedule.ring_of == "gather" else op.scatter
     ring = ring or op.scatter
     if schedule.kind == "blocking" or (schedule.kind == "ring" and not (ring or op.reduce)):
         return _blocking_estimate(work, schedule)

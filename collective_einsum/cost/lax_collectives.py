@@ -7,7 +7,7 @@ schedules.
 from __future__ import annotations
 
 from ..chips.tiles import MATRIX_TILE, TILE_ROWS
-from ..ops.einsum_op import End
+from ..ops.einsum_op import EinsumCollective
 from .dots import pass_seconds
 from .torus import all_gather_seconds, reduce_scatter_seconds
 from .workload import Workload
@@ -36,46 +36,53 @@ def collective_seconds(work: Workload) -> tuple[float, float]:
     return before, after
 
 
-def gather_reduces(work: Workload, end: End) -> bool:
+def gather_reduces(work: Workload, collective: EinsumCollective) -> bool:
     """Whether XLA:TPU compiles the all-gather of the last dimension to an all-reduce, which moves
     twice the bytes: if shards are fractions of tiles in both dimensions, or over three axes."""
     op = work.op
-    rows = work.elements(op.lhs) / work.sizes[end.label]
-    splits_tiles = rows < TILE_ROWS and work.sizes[end.label] / work.devices(end) % MATRIX_TILE != 0
-    lanes = work.chip.torus_dims > 0 and op.lhs[-1] == end.label
-    return lanes and (splits_tiles or len(end.axes) > 2)
+    rows = work.elements(op.lhs) / work.sizes[collective.label]
+    splits_tiles = (
+        rows < TILE_ROWS
+        and work.sizes[collective.label] / work.devices(collective) % MATRIX_TILE != 0
+    )
+    lanes = work.chip.torus_dims > 0 and op.lhs[-1] == collective.label
+    return lanes and (splits_tiles or len(collective.axes) > 2)
 
 
-def _scatter_reduces(work: Workload, end: End) -> bool:
+def _scatter_reduces(work: Workload, collective: EinsumCollective) -> bool:
     """Whether XLA:TPU compiles the reduce-scatter to an all-reduce and a slice."""
     moves_lanes = (
-        _moves_lanes(work, end) and len(end.axes) == 1 and not work.chip.transposes_scatter
+        _moves_lanes(work, collective)
+        and len(collective.axes) == 1
+        and not work.chip.transposes_scatter
     )
-    return moves_lanes or scatter_splits_tiles(work, end)
+    return moves_lanes or scatter_splits_tiles(work, collective)
 
 
-def scatter_splits_tiles(work: Workload, end: End) -> bool:
+def scatter_splits_tiles(work: Workload, collective: EinsumCollective) -> bool:
     """Whether the blocks of a scatter of the first dimension are no multiple of tiles; XLA:TPU then
     makes an all-reduce of it."""
-    out, n = work.op.out, work.devices(end)
-    leads = out[0] == end.label and len(out) > 1 and n > 1 and work.chip.torus_dims > 0
+    out, n = work.op.out, work.devices(collective)
+    leads = out[0] == collective.label and len(out) > 1 and n > 1 and work.chip.torus_dims > 0
     rows = work.elements(out[:-1]) // n
     return leads and rows % TILE_ROWS != 0
 
 
-def _moves_lanes(work: Workload, end: End) -> bool:
+def _moves_lanes(work: Workload, collective: EinsumCollective) -> bool:
     """Whether XLA:TPU moves the blocks of a scatter of the last dimension, the lanes, apart first."""
-    op, n = work.op, work.devices(end)
-    uneven = work.sizes[end.label] / n * op.sum_wire.itemsize % ROW_BYTES != 0
-    return work.chip.torus_dims > 0 and op.out[-1] == end.label and n > 1 and uneven
+    op, n = work.op, work.devices(collective)
+    uneven = work.sizes[collective.label] / n * op.sum_wire.itemsize % ROW_BYTES != 0
+    return work.chip.torus_dims > 0 and op.out[-1] == collective.label and n > 1 and uneven
 
 
-def scatter_pass_seconds(work: Workload, end: End, fraction: float = 1) -> float:
+def scatter_pass_seconds(
+    work: Workload, collective: EinsumCollective, fraction: float = 1
+) -> float:
     """Seconds of memory passes that slice, or move apart, the blocks of a scattered last dimension."""
-    if not _moves_lanes(work, end):
+    if not _moves_lanes(work, collective):
         return 0.0
-    full_tiles = work.sizes[end.label] / work.devices(end) % MATRIX_TILE == 0
+    full_tiles = work.sizes[collective.label] / work.devices(collective) % MATRIX_TILE == 0
     aligned, unaligned, _ = work.chip.scatter_passes
     passes = aligned if full_tiles else unaligned
-    seconds = pass_seconds(work, fraction * passes * work.full_bytes(end))
+    seconds = pass_seconds(work, fraction * passes * work.full_bytes(collective))
     return seconds + work.chip.scatter_fill_seconds * work.rhs_count

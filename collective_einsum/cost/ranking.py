@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .candidates import candidates
 from .choice import WORTHWHILE, Choice
@@ -58,12 +58,12 @@ def rank_einsum(
     operands, out = spec.split("->")
     left, right = operands.split(",")
     op = Operation(
-        form="each",
+        form="shared_lhs",
         lhs=left,
         rhs=right,
         out=out,
-        gather=None if gather is None else End(label=gather[0], axes=gather[1]),
-        scatter=None if scatter is None else End(label=scatter[0], axes=scatter[1]),
+        gather=None if gather is None else EinsumCollective(label=gather[0], axes=gather[1]),
+        scatter=None if scatter is None else EinsumCollective(label=scatter[0], axes=scatter[1]),
         reduce=(),
         schedule=Schedule("blocking"),
         precision=None,
@@ -105,9 +105,9 @@ def _rank(
         rows.remove(blocking)
         rows.insert(0, blocking)
     collectives = [
-        f"{word} {end.label!r} over {end.axes}"
-        for word, end in (("gather", op.gather), ("scatter", op.scatter))
-        if end is not None
+        f"{word} {collective.label!r} over {collective.axes}"
+        for word, collective in (("gather", op.gather), ("scatter", op.scatter))
+        if collective is not None
     ]
     collectives += [f"all-reduce over {op.reduce}"] if op.reduce else []
     shapes = " x ".join(str(tuple(x.shape)) for x in operands)

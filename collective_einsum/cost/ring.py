@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ..ops.einsum_op import End
+from ..ops.einsum_op import EinsumCollective
 from ..ops.schedule import Schedule
 from ..rings.hamiltonian_rings import disjoint_rings
 from ..rings.streams import RingDirection, ring_directions
@@ -20,7 +20,7 @@ class _Ring:
     """The ring of one collective of an einsum.
 
     Attributes:
-      end: the collective.
+      collective: the collective that the ring is for.
       axis: the mesh axis it goes along; None for Hamiltonian rings through all devices of all axes.
       size: its number of devices.
       streams: how many Hamiltonian rings run at once, each with a slice of every shard; else 1.
@@ -28,7 +28,7 @@ class _Ring:
       span: the length of a shard, of which the directions' sizes are fractions.
     """
 
-    end: End
+    collective: EinsumCollective
     axis: str | None
     size: int
     streams: int
@@ -38,41 +38,41 @@ class _Ring:
     @property
     def own(self) -> dict[str, float]:
         """The fraction of the label that a stream has of the device's own shard."""
-        return {self.end.label: 1 / self.size / self.streams}
+        return {self.collective.label: 1 / self.size / self.streams}
 
     def fraction(self, direction: RingDirection) -> dict[str, float]:
         """The fraction of the label that a stream moves in one direction in one hop."""
-        return {self.end.label: direction.size / self.span / self.size / self.streams}
+        return {self.collective.label: direction.size / self.span / self.size / self.streams}
 
 
-def ring_estimate(work: Workload, end: End, schedule: Schedule) -> Estimate:
+def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedule) -> Estimate:
     """The cost of an einsum with the ring of one of its collectives, and the other one blocking."""
     op = work.op
-    ring = _ring(work, end, schedule)
+    ring = _ring(work, collective, schedule)
     before, after = collective_seconds(work)
-    other = after if end is op.gather else before
-    sent = work.full_bytes(end)
-    minor_axes = end.axes[1:] if ring.axis is not None else ()
+    other = after if collective is op.gather else before
+    sent = work.full_bytes(collective)
+    minor_axes = collective.axes[1:] if ring.axis is not None else ()
     inner = all_gather_seconds(work.chip, work.sides(minor_axes), sent / ring.size)
     own_dot = dot_seconds(work, ring.own)
     hop_dots = {direction: _hop_dot(work, ring, direction) for direction in ring.directions}
     time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
     compute = ring.streams * dots
-    copying = _slice_copy_seconds(work, end)
+    copying = _slice_copy_seconds(work, collective)
     # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
-    overlaps = end is op.gather and "all_gather" in work.chip.asynchronous
+    overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous
     hidden = copying if overlaps else 0.0
     exposed = max(0.0, time - compute) + max(0.0, inner - hidden) + other
     compute += copying
     block = work.out_elements / ring.size * work.rhs_count
     memory = 2 * sent / ring.size
-    if end is op.scatter:
+    if collective is op.scatter:
         compute += _addition_seconds(work, ring, block)
-        if len(end.axes) > 1:
-            compute += scatter_pass_seconds(work, end, 1 / ring.size)
+        if len(collective.axes) > 1:
+            compute += scatter_pass_seconds(work, collective, 1 / ring.size)
         memory += 4 * block
-    elif end.label not in op.out:
+    elif collective.label not in op.out:
         memory += 4 * block * ring.size
     else:
         # Every slice of the result is written into it, and streams slice what arrives.
@@ -89,17 +89,17 @@ def ring_estimate(work: Workload, end: End, schedule: Schedule) -> Estimate:
     )
 
 
-def _ring(work: Workload, end: End, schedule: Schedule) -> _Ring:
+def _ring(work: Workload, collective: EinsumCollective, schedule: Schedule) -> _Ring:
     """The Hamiltonian rings of a gather over several axes, as far as there are such; else the ring of
     the major axis."""
-    streams, sides = 0, work.sides(end.axes)
-    if end is work.op.gather and end.label not in work.op.rhs and len(sides) > 1:
+    streams, sides = 0, work.sides(collective.axes)
+    if collective is work.op.gather and collective.label not in work.op.rhs and len(sides) > 1:
         streams = len(disjoint_rings(tuple(sides), tuple(work.chip.wraps(side) for side in sides)))
-    size = work.devices(end) if streams else sides[0]
-    span = max(2, work.sizes[end.label] // work.devices(end))
+    size = work.devices(collective) if streams else sides[0]
+    span = max(2, work.sizes[collective.label] // work.devices(collective))
     return _Ring(
-        end=end,
-        axis=None if streams else end.axes[0],
+        collective=collective,
+        axis=None if streams else collective.axes[0],
         size=size,
         streams=max(1, streams),
         directions=tuple(ring_directions(size, schedule.direction, span)),
@@ -133,7 +133,7 @@ def _hops(
         sent = [shard_bytes * direction.size / ring.span / ring.streams for direction in active]
         if ring.axis is None or work.chip.wraps(ring.size):
             sent = [max(sent)]
-        elif ring.end is work.op.gather:
+        elif ring.collective is work.op.gather:
             # On a line each direction takes links both ways, and both leave at once.
             sent = [sum(sent)]
         far = 1 if ring.axis is None else ring.size
@@ -147,7 +147,7 @@ def _hops(
 
 def _hop_dot(work: Workload, ring: _Ring, direction: RingDirection) -> float:
     """Seconds of the dot of a slice that arrived, or that will leave."""
-    op, chip, label = work.op, work.chip, ring.end.label
+    op, chip, label = work.op, work.chip, ring.collective.label
     seconds = dot_seconds(work, ring.fraction(direction))
     one_sum = 4 * work.out_elements
     # Rows of an operand that does not move are sliced by columns.
@@ -176,10 +176,10 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
     return fused + in_passes * pass_seconds(work, block * (4 + 2 * wire))
 
 
-def _slice_copy_seconds(work: Workload, end: End) -> float:
+def _slice_copy_seconds(work: Workload, collective: EinsumCollective) -> float:
     """Seconds in which XLA:TPU copies slices of rows of an int8 operand before their dots; seen in its
     schedules."""
     op, chip = work.op, work.chip
-    if work.rhs_dtype.itemsize > 1 or end.label not in op.rhs[:-1]:
+    if work.rhs_dtype.itemsize > 1 or collective.label not in op.rhs[:-1]:
         return 0.0
     return pass_seconds(work, chip.int8_slice_passes * work.elements(op.rhs) * work.rhs_count)

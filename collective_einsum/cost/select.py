@@ -61,10 +61,12 @@ def resolve(
 def closed_axes(op: Operation, schedule: Schedule, chip: Chip | str | None) -> tuple[str, ...]:
     """The axes of the collectives that close into rings, which Hamiltonian rings through all devices of
     several axes depend on; () where the schedule has none such."""
-    if schedule.kind != "ring" or all(len(end.axes) == 1 for end in op.ends):
+    if schedule.kind != "ring" or all(len(collective.axes) == 1 for collective in op.collectives):
         return ()
     wraps = chip_of(chip).wraps
-    return tuple(a for end in op.ends for a in end.axes if wraps(lax.axis_size(a)))
+    return tuple(
+        a for collective in op.collectives for a in collective.axes if wraps(lax.axis_size(a))
+    )
 
 
 def resolve_collective(

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ..chips.chip import Chip
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 
 # Fractions of the sizes of some labels: those of a chunk. A label that is missing keeps its size.
@@ -91,14 +91,14 @@ class Workload:
         """The sizes of these mesh axes."""
         return [self.axis_sizes[axis] for axis in axes]
 
-    def devices(self, end: End) -> int:
+    def devices(self, collective: EinsumCollective) -> int:
         """The number of devices of a collective."""
-        return math.prod(self.sides(end.axes))
+        return math.prod(self.sides(collective.axes))
 
-    def full_bytes(self, end: End) -> float:
+    def full_bytes(self, collective: EinsumCollective) -> float:
         """Bytes, on one device, of the result of the all-gather, or of the operands of the
         reduce-scatter."""
-        return self.lhs_bytes if end is self.op.gather else self.sum_bytes
+        return self.lhs_bytes if collective is self.op.gather else self.sum_bytes
 
     @functools.cached_property
     def out_elements(self) -> float:
@@ -123,7 +123,7 @@ class Workload:
     @functools.cached_property
     def temporary_bytes(self) -> int:
         """Bytes of the gathered operand and of the results before they are scattered."""
-        return int(sum(self.full_bytes(end) for end in self.op.ends))
+        return int(sum(self.full_bytes(collective) for collective in self.op.collectives))
 
     @functools.cached_property
     def widened(self) -> str:
@@ -144,7 +144,7 @@ def workload(
 ) -> Workload:
     """The workload of an operation on these local operands."""
     lhs, rhs = operands[0], operands[1]
-    if op.form == "each":
+    if op.form == "shared_lhs":
         rhs = max(operands[1:], key=lambda x: math.prod(x.shape))
     # A label of both operands has its full size in rhs where lhs holds a shard of it.
     sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import POINT_TO_POINT_DEVICES
 from ..rings import multi_axis, point_to_point, slicing
@@ -19,7 +19,7 @@ from ..rings.all_reduce import all_reduce_steps
 from ..rings.permutes import total
 from ..rings.slicing import Span
 from ..rings.steps import Steps, finish, together
-from . import pieces_schedule
+from . import own_shard_first
 from .in_flight import GatheredAhead, InFlight, Key
 from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum_as_sent
 
@@ -30,13 +30,13 @@ def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.A
     if len(op.schedule.proportions) == 1 and op.scatter is not None and not is_async:
         return _one_chunk(op, op.scatter, lhs, rhs)
     if op.gather is not None and is_async and gathers_into_result(op, label):
-        results = pieces_schedule.run(op, op.gather, lhs[0], rhs)
+        results = own_shard_first.run(op, op.gather, lhs[0], rhs)
         return [finish(_scattered(op, y)) for y in results]
     return _pipeline(_chunks_of(op, lhs, rhs))
 
 
 def _one_chunk(
-    op: Operation, end: End, lhs: list[jax.Array], rhs: list[jax.Array]
+    op: Operation, collective: EinsumCollective, lhs: list[jax.Array], rhs: list[jax.Array]
 ) -> list[jax.Array]:
     """Each result is scattered, point to point, during the next one's dot.
 
@@ -44,9 +44,9 @@ def _one_chunk(
     """
     if op.gather is not None:
         lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
-    if op.form == "sum" or total(end.axes) > POINT_TO_POINT_DEVICES:
-        return [lax_scatter(op, y, end.axes) for y in products(op, lhs, rhs)]
-    dim, wire = op.out.index(end.label), functools.partial(sum_as_sent, op)
+    if op.form == "sum" or total(collective.axes) > POINT_TO_POINT_DEVICES:
+        return [lax_scatter(op, y, collective.axes) for y in products(op, lhs, rhs)]
+    dim, wire = op.out.index(collective.label), functools.partial(sum_as_sent, op)
     results, scattering, arriving = [], None, None
     for i, right in enumerate(rhs):
         y = multiply(op, lhs[0], right)
@@ -55,10 +55,10 @@ def _one_chunk(
             results.append(finish(scattering, arriving))
         if i < len(rhs) - 1:
             scattering = point_to_point.reduce_scatter(
-                y, end.axes, dim, wire=wire, accumulator=op.accumulator
+                y, collective.axes, dim, wire=wire, accumulator=op.accumulator
             )
             arriving = next(scattering)
-    return [*results, lax_scatter(op, y, end.axes)]
+    return [*results, lax_scatter(op, y, collective.axes)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class _Chunks:
 
     Attributes:
       op: the einsum.
-      lhs: its left operands: for "each" one.
+      lhs: its left operands: for "shared_lhs" one.
       rhs: its right operands.
       label: the label that is split; None for one chunk of everything.
       spans: the chunks of the label.
@@ -122,7 +122,7 @@ class _Chunks:
 def _chunks_of(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> _Chunks:
     # A transposed einsum may scatter, or sum over, the label whose slices were gathered one by one:
     # that label is not split.
-    label = None if op.schedule.label in op.taken else op.schedule.label
+    label = None if op.schedule.label in op.moved_labels else op.schedule.label
     sizes = dict(zip(op.lhs + op.rhs, (*lhs[0].shape, *rhs[0].shape), strict=True))
     spans = [Span(0, 0)]
     if label is not None:
@@ -134,11 +134,11 @@ def _pipeline(chunks: _Chunks) -> list[jax.Array]:
     """While a chunk is multiplied, the next one is gathered, and the results of others scattered."""
     op, count = chunks.op, len(chunks.spans)
     in_flight = InFlight(barriers=op.schedule.direction != "async")
-    if op.form == "each":
+    if op.form == "shared_lhs":
         gathers = [_gathered(op, chunks.left(chunk)[0]) for chunk in range(count)]
         gathered = GatheredAhead(in_flight, gathers)
     for chunk in range(count):
-        if op.form == "each":
+        if op.form == "shared_lhs":
             left = [gathered.take(chunk)]
             pairs = [(left, [right]) for right in chunks.right(chunk)]
         else:
@@ -147,7 +147,7 @@ def _pipeline(chunks: _Chunks) -> list[jax.Array]:
             y = in_flight.advance(products(op, left, right)[0])
             in_flight.start(Key("scatter", chunk, i), _scattered(op, y))
     in_flight.finish()
-    results = len(chunks.rhs) if op.form == "each" else 1
+    results = len(chunks.rhs) if op.form == "shared_lhs" else 1
     return [
         chunks.join([in_flight.done[Key("scatter", chunk, i)] for chunk in range(count)])
         for i in range(results)

@@ -37,7 +37,7 @@ def as_sent(op: Operation, x: jax.Array) -> jax.Array:
 
 def products(op: Operation, lhs: Sequence[jax.Array], rhs: Sequence[jax.Array]) -> list[jax.Array]:
     """The local results: one for each rhs, or the sum over the pairs."""
-    if op.form == "each":
+    if op.form == "shared_lhs":
         return [multiply(op, lhs[0], right) for right in rhs]
     terms = [multiply(op, a, b) for a, b in zip(lhs, rhs, strict=True)]
     return [functools.reduce(lambda partial_sum, term: term + partial_sum, terms)]
@@ -57,9 +57,10 @@ def lax_scatter(op: Operation, y: jax.Array, axes: tuple[str, ...]) -> jax.Array
 def psum_scatter(y: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
     """`lax.psum_scatter` along `dim`, tiled, as the TPU compiler keeps it one.
 
-    Of a dimension of its own: along a dimension that is split over lanes, the TPU compiler makes an
-    all-reduce and a slice of it, which move twice the bytes. It does so too with blocks that are no
-    full tiles, if of rows; so those travel as rows of lanes.
+    The shards get a dimension of their own: if the scatter splits the last dimension, over the vector
+    unit's lanes, the TPU compiler makes an all-reduce and a slice of it, which move twice the bytes. It
+    does so too if the scatter splits rows into blocks that are no full tiles; so those are sent as
+    rows of 128 lanes.
     """
     n = total(axes)
     if checks.symbolic(*y.shape):

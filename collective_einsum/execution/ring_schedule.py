@@ -11,7 +11,7 @@ import jax
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from ..rings import slicing
 from ..rings.axis_rings import AxisRing, hamiltonian_rings, major_ring
 from ..rings.multi_axis import scatter_stage
@@ -28,7 +28,7 @@ def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.A
     An einsum with collectives before and after goes round the ring of one of them; the other one has no
     dots left to overlap with and is lax's own collective, which needs no assembling.
     """
-    if op.gather is not None and (op.scatter is None or op.schedule.end == "gather"):
+    if op.gather is not None and (op.scatter is None or op.schedule.ring_of == "gather"):
         results = _gather(op, op.gather, lhs[0], rhs)
         if op.scatter is None:
             return results
@@ -40,17 +40,19 @@ def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.A
     return _scatter(op, op.scatter, lhs, rhs)
 
 
-def _gather(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list[jax.Array]:
+def _gather(
+    op: Operation, collective: EinsumCollective, x: jax.Array, rhs: list[jax.Array]
+) -> list[jax.Array]:
     """A dot for every slice of a shard of x that arrives.
 
     Over several axes, where rhs must be sliced along the gathered label, the minor axes are gathered
     first and the ring is that of the major one, so that the slices are long. Else Hamiltonian rings go
     through all devices, each with its stream of every shard.
     """
-    dim, axes = op.lhs.index(end.label), end.axes
+    dim, axes = op.lhs.index(collective.label), collective.axes
     shard, sent = x.shape[dim], as_sent(op, x)
     rings: Sequence[AxisRing]
-    if len(axes) > 1 and end.label not in op.rhs:
+    if len(axes) > 1 and collective.label not in op.rhs:
         rings = hamiltonian_rings(axes, op.closed)[:shard]
     else:
         rings = [major_ring(axes)]
@@ -62,7 +64,7 @@ def _gather(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list
         ring.stream(op.schedule.direction, span.size)
         for ring, span in zip(rings, spans, strict=True)
     ]
-    dots = _GatherDots(op=op, label=end.label, rings=rings, spans=spans, rhs=rhs, lhs=x)
+    dots = _GatherDots(op=op, label=collective.label, rings=rings, spans=spans, rhs=rhs, lhs=x)
     rolled = all(op.schedule.rolls(ring.n) for ring in rings)
     return finish(gather(streams, shards, dots.take, dots.multiply, rolled=rolled))
 
@@ -130,19 +132,19 @@ class _GatherDots:
 
 
 def _scatter(
-    op: Operation, end: End, lhs: list[jax.Array], rhs: list[jax.Array]
+    op: Operation, collective: EinsumCollective, lhs: list[jax.Array], rhs: list[jax.Array]
 ) -> list[jax.Array]:
     """A dot for every shard that is about to be sent; several results send in turns.
 
     Over several axes the ring is that of the major one, since the shards of a contiguous dimension are
     then contiguous; its result is scattered over the minor axes.
     """
-    axes = end.axes
-    groups = [(lhs, [right]) for right in rhs] if op.form == "each" else [(lhs, rhs)]
+    axes = collective.axes
+    groups = [(lhs, [right]) for right in rhs] if op.form == "shared_lhs" else [(lhs, rhs)]
     rings = [major_ring(axes) for _ in groups]
     # Results may be of different widths.
     shards = [
-        dict(zip(op.lhs + op.rhs, (*left[0].shape, *right[0].shape), strict=True))[end.label]
+        dict(zip(op.lhs + op.rhs, (*left[0].shape, *right[0].shape), strict=True))[collective.label]
         // ring.shards
         for (left, right), ring in zip(groups, rings, strict=True)
     ]
@@ -153,9 +155,9 @@ def _scatter(
         span = Span(0, shards[stream]) if direction is None else direction.span
 
         def read(x: jax.Array, labels: str) -> jax.Array:
-            if end.label not in labels:
+            if collective.label not in labels:
                 return x
-            return rings[stream].read(x, labels.index(end.label), offset, span)
+            return rings[stream].read(x, labels.index(collective.label), offset, span)
 
         left, right = groups[stream]
         if sums:
@@ -169,7 +171,7 @@ def _scatter(
         scatter_stage(
             rings,
             partial,
-            op.out.index(end.label),
+            op.out.index(collective.label),
             shards,
             op.schedule.direction,
             wire=functools.partial(sum_as_sent, op),

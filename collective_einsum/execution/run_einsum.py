@@ -13,11 +13,11 @@ from .local_ops import lax_gather, products, psum_scatter, sum_as_sent
 
 
 def run_einsum(op: Operation, operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """The results on local shards, in the dtype of `op`: of "each", one for every rhs; of "sum", one.
+    """The results on local shards, in the dtype of `op`: one for every rhs, or one sum; see `Operation`.
 
     Args:
       op: the einsum, its collectives and its schedule.
-      operands: of "each", one lhs and then every rhs; of "sum", as many lhs as rhs, which follow.
+      operands: of "shared_lhs", one lhs and then every rhs; of "sum", as many lhs as rhs, which follow.
     """
     count = op.lhs_count(operands)
     lhs, rhs = list(operands[:count]), list(operands[count:])

@@ -80,11 +80,11 @@ def steps(
     contractions: list[Step] = []
 
     def contract(places: tuple[int, ...]) -> None:
-        taken = tuple(left[i] for i in places)
+        contracted = tuple(left[i] for i in places)
         others = [term for i, term in enumerate(left) if i not in places]
         used = {*out, *"".join(others)}
-        kept = "".join(c for c in dict.fromkeys("".join(taken)) if c in used)
-        contractions.append(Step(places, taken, kept if others else out))
+        kept = "".join(c for c in dict.fromkeys("".join(contracted)) if c in used)
+        contractions.append(Step(places, contracted, kept if others else out))
         left[:] = [*others, contractions[-1].out]
 
     for places in _path(name, f"{','.join(terms)}->{out}", shapes, optimize):
@@ -92,8 +92,8 @@ def steps(
         first, *rest = sorted(places)
         if not rest:
             contract((first,))
-        for taken, place in enumerate(rest):
-            contract((first, place) if not taken else (place - taken - 1, len(left) - 1))
+        for done, place in enumerate(rest):
+            contract((first, place) if not done else (place - done - 1, len(left) - 1))
     while len(left) > 1:
         contract((0, 1))
     return contractions

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from ..ops.request import Ends
+from ..ops.request import RequestedCollectives
 from ..spec.sizes import symbolic
 from ..spec.spec import Spec
 
@@ -83,7 +83,7 @@ class Plan:
     Attributes:
       lhs: the changes of the left operand before the einsum.
       rhs: those of the right operand.
-      ends: the collectives before and after that overlap with the einsum.
+      fused: the collectives before and after the einsum that overlap with it.
       scatters: reduce-scatters after it, as (dimension of the output, axes).
       reduce: the axes of an all-reduce after these.
       out: the changes of the result, last.
@@ -91,7 +91,7 @@ class Plan:
 
     lhs: Change
     rhs: Change
-    ends: Ends
+    fused: RequestedCollectives
     scatters: tuple[tuple[int, Axes], ...]
     reduce: Axes
     out: Change
@@ -99,8 +99,8 @@ class Plan:
     @property
     def reduced(self) -> Axes:
         """The axes over which the result is all-reduced."""
-        fused = self.ends.reduce
-        return (*self.reduce, *(fused if isinstance(fused, tuple) else ()))
+        axes = self.fused.reduce
+        return (*self.reduce, *(axes if isinstance(axes, tuple) else ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +163,14 @@ def infer(case: Case) -> Plan:
         have[dim] += axes
     out = change(tuple(have), case.out)
     scatter = scatters.pop(0) if scatters else None
-    fused, lhs, rhs = _fuse_gather(case, lhs, rhs, scatter)
-    ends = Ends(
-        gather=fused,
+    gather, lhs, rhs = _fuse_gather(case, lhs, rhs, scatter)
+    fused = RequestedCollectives(
+        gather=gather,
         scatter=scatter and (spec.out[scatter[0]], scatter[1]),
         reduce=reduce if reduce and scatter is None else None,
     )
     left = () if scatter is None else reduce
-    return Plan(lhs, rhs, ends, tuple(scatters), left, out)
+    return Plan(lhs, rhs, fused, tuple(scatters), left, out)
 
 
 def _work(case: Case) -> dict[str, Axes]:

@@ -1,6 +1,6 @@
 """One einsum with its collectives and its schedule, as frozen data without operands.
 
-An operation has two forms. "each": one lhs, gathered or not, times every rhs, one result for each.
+An operation has two forms. "shared_lhs": one lhs, gathered or not, times every rhs, one result for each.
 "sum": the products of lhs and rhs pairs, added up. Each form is the transpose of the other.
 `execution.run_einsum` runs it, `autodiff.einsum_rules` differentiates it, `cost` prices it.
 """
@@ -20,7 +20,7 @@ from .schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class End:
+class EinsumCollective:
     """A collective before or after an einsum.
 
     Attributes:
@@ -37,7 +37,7 @@ class Operation:
     """One einsum and its collectives, without operands; hashable.
 
     Attributes:
-      form: "each" or "sum", see the module.
+      form: "shared_lhs" or "sum", see the module.
       lhs, rhs, out: the labels of the operands and of the result.
       gather: the all-gather of the lhs before the einsum.
       scatter: the reduce-scatter of the result after it.
@@ -51,12 +51,12 @@ class Operation:
         the schedule depends on it.
     """
 
-    form: Literal["each", "sum"]
+    form: Literal["shared_lhs", "sum"]
     lhs: str
     rhs: str
     out: str
-    gather: End | None
-    scatter: End | None
+    gather: EinsumCollective | None
+    scatter: EinsumCollective | None
     reduce: tuple[str, ...]
     schedule: Schedule
     precision: lax.PrecisionLike
@@ -66,14 +66,16 @@ class Operation:
     closed: tuple[str, ...] = ()
 
     @functools.cached_property
-    def ends(self) -> tuple[End, ...]:
+    def collectives(self) -> tuple[EinsumCollective, ...]:
         """The gather and the scatter, as far as there are such."""
-        return tuple(end for end in (self.gather, self.scatter) if end is not None)
+        return tuple(
+            collective for collective in (self.gather, self.scatter) if collective is not None
+        )
 
     @property
-    def taken(self) -> set[str]:
+    def moved_labels(self) -> set[str]:
         """The labels that the gather and the scatter move."""
-        return {end.label for end in self.ends}
+        return {collective.label for collective in self.collectives}
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class Operation:
 
     @functools.cached_property
     def _axes(self) -> tuple[str, ...]:
-        return sum((end.axes for end in self.ends), ()) + self.reduce
+        return sum((collective.axes for collective in self.collectives), ()) + self.reduce
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -91,4 +93,4 @@ class Operation:
 
     def lhs_count(self, operands: Sequence[object]) -> int:
         """The number of left operands, which come first."""
-        return 1 if self.form == "each" else len(operands) // 2
+        return 1 if self.form == "shared_lhs" else len(operands) // 2

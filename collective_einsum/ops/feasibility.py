@@ -21,7 +21,7 @@ def check_schedule(
     *,
     reduced: bool = False,
 ) -> None:
-    """Raises what `objection` has to say.
+    """Refuses a schedule to which there is an `objection`.
 
     Raises:
       ValueError: the schedule cannot serve the einsum.
@@ -44,27 +44,27 @@ def objection(
 
     Args:
       schedule: with every choice made; a `label` of None stands for "not split".
-      spec: the einsum that runs, its size-1 broadcasting and diagonals out of the way.
+      spec: the einsum in normal form: no size-1 broadcasting, no label repeated in an operand.
       sizes: of each label on one device, after the gather and before the scatter.
-      gather, scatter: the collectives before and after it.
+      gather, scatter: the collectives before and after the einsum.
       reduced: whether the result is all-reduced.
     """
     if schedule.kind == "blocking":
         return None
     if schedule.direction == "bidirectional":
-        for word, end in (("gather", gather), ("scatter", scatter)):
-            if end is not None and end.n > 1 and end.shard < 2:
+        for word, collective in (("gather", gather), ("scatter", scatter)):
+            if collective is not None and collective.n > 1 and collective.shard < 2:
                 return (
-                    f"{word}={end.label!r} leaves {end.shard} of {end.label!r} to each of {end.n} "
-                    "devices, which cannot be halved to go both ways; use 'latency' or "
-                    "'unidirectional'"
+                    f"{word}={collective.label!r} leaves {collective.shard} of "
+                    f"{collective.label!r} to each of {collective.n} devices, which cannot be halved "
+                    "to go both ways; use 'latency' or 'unidirectional'"
                 )
     if schedule.kind == "chunked":
-        return _uncut(schedule, spec, sizes, gather, scatter, reduced)
+        return _unsplittable(schedule, spec, sizes, gather, scatter, reduced)
     return None
 
 
-def _uncut(
+def _unsplittable(
     schedule: Schedule,
     spec: Spec,
     sizes: Mapping[str, int],
@@ -72,30 +72,30 @@ def _uncut(
     scatter: Scatter | None,
     reduced: bool,
 ) -> str | None:
-    """The objections to cutting a label into chunks."""
+    """The objection to splitting a label into chunks, or None."""
     moved = (spec.lhs if gather.operand == "lhs" else spec.rhs) if gather else spec.labels
     summed = scatter is not None or reduced
-    taken = {end.label for end in (gather, scatter) if end is not None}
+    moved_labels = {x.label for x in (gather, scatter) if x is not None}
     fitting = [
         label
         for label in dict.fromkeys(moved)
-        if label not in taken and (label in spec.out or not summed)
+        if label not in moved_labels and (label in spec.out or not summed)
     ]
     label, proportions = schedule.label, schedule.proportions
     instead = _instead({label: sizes[label] for label in fitting}, sum(proportions))
     if label is None:
         if len(proportions) == 1:
             return None
-        return f"no label is given to cut into {len(proportions)} chunks; {instead}"
+        return f"no label is given to split into {len(proportions)} chunks; {instead}"
     if label not in spec.labels:
-        return f"it has no label {label!r} to cut; {instead}"
+        return f"it has no label {label!r} to split; {instead}"
     if gather is not None and label == gather.label and _is_free(gather):
         if schedule.direction == "async":
-            return _uncuttable(f"the shards of {label!r} have", gather.shard, proportions)
+            return _too_many_chunks(f"the shards of {label!r} have", gather.shard, proportions)
         instead += ", or direction='async'"
-    if label in taken:
+    if label in moved_labels:
         word = "gathered" if gather is not None and label == gather.label else "scattered"
-        return f"{label!r} is {word}, and its shards are not cut; {instead}"
+        return f"{label!r} is {word}, and its shards are not split; {instead}"
     if label not in moved:
         return (
             f"{label!r} is not in the gathered operand {moved!r}, so each chunk would gather all "
@@ -103,12 +103,12 @@ def _uncut(
         )
     if summed and label not in spec.out:
         return f"{label!r} is summed over, so each chunk would send the whole result; {instead}"
-    return _uncuttable(f"{label!r} has", sizes[label], proportions)
+    return _too_many_chunks(f"{label!r} has", sizes[label], proportions)
 
 
-def _instead(sizes: Mapping[str, int], parts: int) -> str:
-    """The advice for so many chunks, from the labels that can be split and their sizes."""
-    enough = [label for label, size in sizes.items() if size >= parts]
+def _instead(sizes: Mapping[str, int], chunks: int) -> str:
+    """Advice for a number of chunks, from the sizes of the labels that can be split."""
+    enough = [label for label, size in sizes.items() if size >= chunks]
     if enough:
         return "choose label=" + " or ".join(map(repr, enough))
     longest = max(sizes, key=lambda label: sizes[label], default=None)
@@ -122,7 +122,7 @@ def _is_free(gather: Gather) -> bool:
     return gather.out_dim is not None and None in (gather.lhs_dim, gather.rhs_dim)
 
 
-def _uncuttable(whose: str, size: int, proportions: tuple[int, ...]) -> str | None:
+def _too_many_chunks(whose: str, size: int, proportions: tuple[int, ...]) -> str | None:
     """The objection to splitting a dimension of `size` in these proportions."""
     parts = sum(proportions)
     if parts <= max(size, 1):
@@ -133,7 +133,7 @@ def _uncuttable(whose: str, size: int, proportions: tuple[int, ...]) -> str | No
 
 
 def gathers_into_result(op: Operation, label: str | None) -> bool:
-    """Whether `label` is the gathered one and stands in the result, but not in rhs: every chunk of it
-    then makes columns of its own, and can arrive alone."""
+    """Whether `label` is gathered and stands in the result, but not in rhs: every chunk of it then makes
+    its own part of the result."""
     gathered = None if op.gather is None else op.gather.label
     return gathered is not None and label == gathered and gathered not in op.rhs

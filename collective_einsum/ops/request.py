@@ -35,9 +35,14 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ends:
-    """The collectives around an einsum: (label, axis_name) of a gather and a scatter, or the axes
-    of an all-reduce."""
+class RequestedCollectives:
+    """The collectives before and after an einsum, as a caller names them.
+
+    Attributes:
+      gather: the label and the mesh axes of an all-gather of the operand that has the label.
+      scatter: those of a reduce-scatter of the result.
+      reduce: the mesh axes of an all-reduce of the result.
+    """
 
     gather: tuple[str, AxisName] | None = None
     scatter: tuple[str, AxisName] | None = None

@@ -36,11 +36,11 @@ class Schedule:
         "chunked" alone, "async": no ring, but lax's all-gather and all-to-all, for compilers that
         overlap these with compute; see `compiler_options`.
       chunks: how many chunks, for "chunked"; or their sizes in proportion, such as (1, 3), so that
-        little is left to wait for at an end.
+        little is left to wait for at the start or the end.
       label: the einsum label that is split into chunks; None for the one that suits (see
         `choose_schedule`). The gathered label, if "async" and not summed over: every shard is then
         split, and the dot of the own shard waits for nothing.
-      end: for "ring" and an einsum with both collectives, the collective that is a ring, "gather"
+      ring_of: for "ring" and an einsum with both collectives, the collective that is a ring, "gather"
         or "scatter"; the other one is then lax's own.
       wire_dtype: the dtype on the wire; None for that of the gathered operand, and for partial sums
         that of the result.
@@ -53,7 +53,7 @@ class Schedule:
     _: dataclasses.KW_ONLY
     chunks: int | tuple[int, ...] = 1
     label: str | None = None
-    end: Literal["gather", "scatter"] = "scatter"
+    ring_of: Literal["gather", "scatter"] = "scatter"
     wire_dtype: DTypeLike | None = None
     rolled: bool | None = None
 
@@ -95,10 +95,10 @@ class Schedule:
                 f"Schedule(kind={self.kind!r}, chunks={self.chunks}, label={self.label!r}): only "
                 "kind='chunked' splits into chunks"
             )
-        if self.end not in ("gather", "scatter"):
+        if self.ring_of not in ("gather", "scatter"):
             raise ValueError(
-                f"Schedule end {self.end!r} is neither 'gather' nor 'scatter'"
-                f"{did_you_mean(self.end, ('gather', 'scatter'))}"
+                f"Schedule ring_of={self.ring_of!r} is neither 'gather' nor 'scatter'"
+                f"{did_you_mean(self.ring_of, ('gather', 'scatter'))}"
             )
         if self.wire_dtype is not None:
             object.__setattr__(self, "wire_dtype", as_dtype("wire_dtype", self.wire_dtype))
@@ -130,7 +130,7 @@ class Schedule:
                 self.chunks if isinstance(self.chunks, int) else "+".join(map(str, self.chunks))
             )
             parts.append(f"{chunks}{over}, {self.direction}")
-        if self.kind == "ring" and self.end == "gather":
+        if self.kind == "ring" and self.ring_of == "gather":
             parts.append("of the gather")
         if self.wire_dtype is not None:
             parts.append(f"{self.wire_dtype} wire")

@@ -1,4 +1,4 @@
-"""Collectives that send the slice for each other device straight to it, all in one superstep."""
+"""Collectives that send the slice for each other device point-to-point, all in one superstep."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def sizes_are_numbers(where: object, schedule: object) -> Iterator[None]:
         yield
     except jax.errors.InconclusiveDimensionOperation as error:
         raise ValueError(
-            f"{where}: schedule {str(schedule)!r} cuts dimensions, and has to compare sizes that are "
+            f"{where}: schedule {str(schedule)!r} splits dimensions, and has to compare sizes that are "
             "symbolic; choose 'auto' or 'blocking', which do not, or export for sizes that are "
             "numbers"
         ) from error

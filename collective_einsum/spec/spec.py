@@ -210,8 +210,8 @@ def _smaller(where: str, label: str, lhs_size: int, rhs_size: int, n: int) -> Op
     """The operand that holds one of `n` shards of the label that the other holds in full."""
     if lhs_size == rhs_size and n > 1:
         raise ValueError(
-            f"{where}: both operands hold {lhs_size} of {label!r}, so neither can be told to be "
-            "the shard. If both are shards, use einsum_reduce_scatter or einsum_all_reduce, which "
+            f"{where}: both operands hold {lhs_size} of {label!r}, so it is not clear which one "
+            "is the shard. If both are shards, use einsum_reduce_scatter or einsum_all_reduce, which "
             f"sum over the devices; else pass one operand with all {lhs_size * n}"
         )
     if lhs_size * n == rhs_size:
@@ -251,7 +251,7 @@ def resolve_scatter(
         raise ValueError(
             f"scatter={label!r} {_over(axis_name, n)} in einsum {spec}: {n} does not divide the "
             f"size {full} of {label!r}; the nearest that it divides: {nearest}. Pad {label!r} with "
-            "zeros and cut the result, or scatter another label"
+            "zeros and slice the result, or scatter another label"
         )
     return Scatter(label, n, full, full // n, lhs_dim, rhs_dim, spec.out.index(label))
 

@@ -87,7 +87,7 @@ def _seconds(
 def _of_row(item: Einsum, row: Estimate, sizes: Mapping[str, int], chip: Chip) -> Seconds:
     hidden = row.communication - row.exposed
     exposed = row.exposed + (0.0 if item.gathers_weight else tuning.OVERLAP_LOSS * hidden)
-    plain = row.schedule.kind != "ring" or row.schedule.end != "gather"
+    plain = row.schedule.kind != "ring" or row.schedule.ring_of != "gather"
     if item.gather_shared and item.gather is not None and plain:
         exposed -= gather_seconds(item.gather[1], sizes, chip)
     return Seconds(row.compute, max(0.0, exposed))

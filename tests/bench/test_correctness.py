@@ -35,7 +35,7 @@ def test_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     # [16, 64] in float32, of which each device has an eighth.
     assert outcomes["latency"].sent == outcomes["blocking"].sent == 16 * 64 * 4 * 7 / 8
     assert outcomes["latency"].error == 0
-    # A collective by itself has nothing to cut into chunks.
+    # A collective by itself has nothing to split into chunks.
     assert outcomes["chunked"].error is None
     assert all(outcome.passed for outcome in outcomes.values())
 

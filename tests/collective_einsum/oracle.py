@@ -49,35 +49,39 @@ def pieces(free: str) -> list[str | Schedule]:
     return [Schedule("chunked", "async", chunks=(1, 2), label=label) for label in free]
 
 
-def schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
-    """One schedule for each way through the code; `cuts` are labels that may be cut into chunks, and
-    `free` is a gathered one of which every shard may."""
+def schedules(splittable: str = "", free: str = "") -> list[str | Schedule]:
+    """One schedule for each way through the code.
+
+    Args:
+      splittable: the labels that may be split into chunks.
+      free: a gathered label of which every shard may be split.
+    """
     return [
         "blocking",
         *DIRECTIONS,
         Schedule("ring", "bidirectional", rolled=True),
         Schedule("ring", "latency", rolled=True),
         Schedule("chunked", "bidirectional"),
-        *(Schedule("chunked", "latency", chunks=3, label=label) for label in cuts[:1]),
-        *(Schedule("chunked", "async", chunks=2, label=label) for label in cuts[1:]),
+        *(Schedule("chunked", "latency", chunks=3, label=label) for label in splittable[:1]),
+        *(Schedule("chunked", "async", chunks=2, label=label) for label in splittable[1:]),
         "async",
         *pieces(free),
     ]
 
 
-def torus_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
+def torus_schedules(splittable: str = "", free: str = "") -> list[str | Schedule]:
     """Those of `schedules` that differ over several axes."""
     return [
         "bidirectional",
         Schedule("ring", "latency", rolled=True),
         Schedule("chunked", "bidirectional"),
-        *(Schedule("chunked", "latency", chunks=2, label=label) for label in cuts[:1]),
+        *(Schedule("chunked", "latency", chunks=2, label=label) for label in splittable[:1]),
         "async",
         *pieces(free),
     ]
 
 
-def all_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
+def all_schedules(splittable: str = "", free: str = "") -> list[str | Schedule]:
     """Every kind, direction and loop, and several chunk counts."""
     return [
         "auto",
@@ -87,7 +91,7 @@ def all_schedules(cuts: str = "", free: str = "") -> list[str | Schedule]:
         "async",
         *(
             Schedule("chunked", direction, chunks=chunks, label=label)
-            for label in cuts
+            for label in splittable
             for chunks, direction in zip((1, 2, 4, (1, 2)), (*DIRECTIONS, "async"), strict=True)
         ),
         *pieces(free),
@@ -107,7 +111,7 @@ class Case:
     operand: str = "lhs"
     scatter: str = ""
     reduce: bool = False
-    cuts: str = ""
+    splittable: str = ""
 
     def __str__(self) -> str:
         words = [self.spec]

@@ -29,13 +29,13 @@ from .oracle import (
 )
 
 CASES = [
-    Case("mk,kn->mn", "m", "lhs", cuts="k"),
-    Case("mk,kn->mn", "k", "lhs", cuts="m"),
-    Case("bmk,bkn->mbn", "b", "lhs", cuts="mk"),
-    Case("mk,kn->nm", "k", "rhs", cuts="n"),
-    Case("mk,kn->mn", "n", "rhs", cuts="k"),
-    Case("bkm,bnk->bmn", "b", "rhs", cuts="n"),
-    Case("bhk,bmkn->bmhn", "k", "rhs", cuts="m"),
+    Case("mk,kn->mn", "m", "lhs", splittable="k"),
+    Case("mk,kn->mn", "k", "lhs", splittable="m"),
+    Case("bmk,bkn->mbn", "b", "lhs", splittable="mk"),
+    Case("mk,kn->nm", "k", "rhs", splittable="n"),
+    Case("mk,kn->mn", "n", "rhs", splittable="k"),
+    Case("bkm,bnk->bmn", "b", "rhs", splittable="n"),
+    Case("bhk,bmkn->bmhn", "k", "rhs", splittable="m"),
 ]
 
 
@@ -61,7 +61,7 @@ def gathered(
                 schedule=schedule,
                 precision="highest",
             )
-            for schedule in choose(case.cuts, case.free)
+            for schedule in choose(case.splittable, case.free)
         }
 
     assert_close(on_devices(mesh, names, every, lhs, rhs), case.expected(lhs, rhs, n))
@@ -99,22 +99,22 @@ def test_every_schedule(mesh_of: MeshOf, torus: Any, case: Case) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        Case("...k,kn->...n", "k", cuts=""),
-        Case("m...,...n->...nm", "m", cuts=""),
-        Case("mk,kn", "k", cuts="m"),
-        Case("kn,m", "n", cuts="k"),
-        Case("...m,n", "m", cuts=""),
+        Case("...k,kn->...n", "k", splittable=""),
+        Case("m...,...n->...nm", "m", splittable=""),
+        Case("mk,kn", "k", splittable="m"),
+        Case("kn,m", "n", splittable="k"),
+        Case("...m,n", "m", splittable=""),
         # Diagonals, and labels that are summed in one operand.
-        Case("bbk,kn->bn", "k", cuts="b"),
-        Case("mk,kan->mn", "k", cuts="m"),
-        Case("amk,kn->mn", "k", cuts="m"),
-        Case("k,k->", "k", cuts=""),
+        Case("bbk,kn->bn", "k", splittable="b"),
+        Case("mk,kan->mn", "k", splittable="m"),
+        Case("amk,kn->mn", "k", splittable="m"),
+        Case("k,k->", "k", splittable=""),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("torus", [((3,), "x", ("x",)), ((2, 2), "xy", ("y", "x"))], ids=torus_id)
 def test_notation(mesh_of: MeshOf, torus: Any, case: Case) -> None:
-    gathered(mesh_of, torus, case, lambda cuts, free: ["auto", *schedules(cuts, free)])
+    gathered(mesh_of, torus, case, lambda splittable, free: ["auto", *schedules(splittable, free)])
 
 
 def test_size_one_broadcasts_as_in_einsum(mesh_of: MeshOf) -> None:
@@ -147,7 +147,7 @@ def test_a_sequence_shares_one_gather(mesh_of: MeshOf, torus: Any, case: Case) -
             str(schedule): ce.all_gather_einsum(
                 case.spec, lhs, rights, axis_name=names, gather=case.gather, schedule=schedule
             )
-            for schedule in schedules(case.cuts, case.free)
+            for schedule in schedules(case.splittable, case.free)
         }
 
     got = on_devices(mesh, names, every, lhs, *rights)

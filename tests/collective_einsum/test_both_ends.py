@@ -24,10 +24,10 @@ from .oracle import (
 )
 
 CASES = [
-    Case("mk,kn->mn", gather="k", scatter="n", cuts="m"),
+    Case("mk,kn->mn", gather="k", scatter="n", splittable="m"),
     Case("mk,kn->mn", gather="m", scatter="n"),
     Case("bmk,kn->bnm", gather="b", scatter="m"),
-    Case("mk,kn->mn", gather="k", operand="rhs", scatter="m", cuts="n"),
+    Case("mk,kn->mn", gather="k", operand="rhs", scatter="m", splittable="n"),
     Case("bmk,bkn->bmn", gather="n", operand="rhs", scatter="b"),
     # Rows that come over some axes and leave over others.
     Case("mk,kn->mn", gather="m", scatter="m"),
@@ -77,7 +77,7 @@ def both(
                 schedule=schedule,
                 precision="highest",
             )
-            for schedule in choose(case.cuts, case.free)
+            for schedule in choose(case.splittable, case.free)
         }
 
     got = on_devices(mesh, (*gather_axes, *scatter_axes), every, lhs, *several)
@@ -86,12 +86,12 @@ def both(
         assert_close(each, case.expected(lhs, right, ng, ns))
 
 
-def few_schedules(cuts: str, free: str) -> list[Any]:
+def few_schedules(splittable: str, free: str) -> list[Any]:
     """Round either ring, both ways and rolled, and in chunks."""
     return [
-        *torus_schedules(cuts, free),
-        Schedule("ring", "bidirectional", end="gather"),
-        Schedule("ring", "latency", end="gather", rolled=True),
+        *torus_schedules(splittable, free),
+        Schedule("ring", "bidirectional", ring_of="gather"),
+        Schedule("ring", "latency", ring_of="gather", rolled=True),
     ]
 
 

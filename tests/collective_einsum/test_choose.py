@@ -98,8 +98,8 @@ def test_both_ends_and_several_operands() -> None:
         scatter="f",
         axis_size={"x": 4, "y": 4, "z": 4},
     )
-    ends = {row.schedule.end for row in found.rows if row.schedule.kind == "ring"}
-    assert ends == {"gather", "scatter"}
+    rings_of = {row.schedule.ring_of for row in found.rows if row.schedule.kind == "ring"}
+    assert rings_of == {"gather", "scatter"}
     assert "gather 'e' over ('y', 'z'), scatter 'f' over ('x',)" in str(found)
 
 

@@ -29,11 +29,14 @@ from .oracle import (
 pytestmark = pytest.mark.slow
 
 CASES = [
-    Case("mk,kn->mn", scatter="m", cuts="n"),
-    Case("mk,kn->mn", scatter="n", cuts="m"),
-    Case("bmk,bkn->mbn", scatter="b", cuts="mn"),
+    Case("mk,kn->mn", scatter="m", splittable="n"),
+    Case("mk,kn->mn", scatter="n", splittable="m"),
+    Case("bmk,bkn->mbn", scatter="b", splittable="mn"),
 ]
-REDUCED = [Case("mk,kn->mn", reduce=True, cuts="m"), Case("bmk,bnk->nbm", reduce=True, cuts="bn")]
+REDUCED = [
+    Case("mk,kn->mn", reduce=True, splittable="m"),
+    Case("bmk,bnk->nbm", reduce=True, splittable="bn"),
+]
 
 
 def summed(
@@ -49,7 +52,7 @@ def summed(
     axis_name = names if len(names) > 1 else names[0]
 
     def every(lhs: Any, rhs: Any) -> Any:
-        return {str(s): one(lhs, rhs, s) for s in choose(case.cuts, case.free)}
+        return {str(s): one(lhs, rhs, s) for s in choose(case.splittable, case.free)}
 
     def one(lhs: Any, rhs: Any, schedule: Any) -> Any:
         options: Any = {"axis_name": axis_name, "schedule": schedule, "precision": "highest"}
@@ -91,10 +94,10 @@ def test_every_schedule(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     "case",
     [
         Case("...k,kn->...n", scatter="n"),
-        Case("mk,kn", scatter="m", cuts="n"),
-        Case("...m,n", scatter="n", cuts="m"),
-        Case("bbk,kn->bn", scatter="n", cuts="b"),
-        Case("mk,kan->mn", scatter="n", cuts="m"),
+        Case("mk,kn", scatter="m", splittable="n"),
+        Case("...m,n", scatter="n", splittable="m"),
+        Case("bbk,kn->bn", scatter="n", splittable="b"),
+        Case("mk,kan->mn", scatter="n", splittable="m"),
         Case("k,k->", reduce=True),
         Case("m,m", reduce=True),
     ],
@@ -110,9 +113,9 @@ def test_a_sequence(mesh_of: MeshOf, torus: Any) -> None:
     shape, mesh_names, names = torus
     mesh = mesh_of(shape, mesh_names)
     n = math.prod(shape)
-    case = Case("mk,kn->mn", scatter="m", cuts="n")
+    case = Case("mk,kn->mn", scatter="m", splittable="n")
     lhs, rhs = case.operands(ns=n)
-    # Of another width: each is cut into chunks by its own size.
+    # Of another width: each is split into chunks by its own size.
     rights = [rhs, random((n, rhs.shape[1], 4), 7)]
 
     def every(lhs: Any, *rights: Any) -> Any:
@@ -120,7 +123,7 @@ def test_a_sequence(mesh_of: MeshOf, torus: Any) -> None:
             str(schedule): ce.einsum_reduce_scatter(
                 case.spec, lhs, rights, axis_name=names, scatter=case.scatter, schedule=schedule
             )
-            for schedule in schedules(case.cuts, case.free)
+            for schedule in schedules(case.splittable, case.free)
         }
 
     got = on_devices(mesh, names, every, lhs, *rights)

@@ -143,15 +143,21 @@ def cut(chunks: Any, label: str | None, direction: Any = "latency") -> dict[str,
             scatters("mk,kn->mn", x, w[:6], "m", schedule="bidirectional"),
             "scatter='m' leaves 1 of 'm' to each of 4 devices",
         ),
-        (gathers("mk,kn->mn", x, w, **cut(2, "z")), "it has no label 'z' to cut; choose label='m'"),
-        (gathers("mk,kn->mn", x, w, **cut(2, "k")), "'k' is gathered, and its shards are not cut"),
+        (
+            gathers("mk,kn->mn", x, w, **cut(2, "z")),
+            "it has no label 'z' to split; choose label='m'",
+        ),
+        (
+            gathers("mk,kn->mn", x, w, **cut(2, "k")),
+            "'k' is gathered, and its shards are not split",
+        ),
         (
             gathers("mk,kn->mn", x, w, **cut(2, "k", "async")),
-            "'k' is gathered, and its shards are not cut",
+            "'k' is gathered, and its shards are not split",
         ),
         (
             gathers("km,kn->mn", x, w[:4], "m", **cut(2, "m")),
-            "'m' is gathered, and its shards are not cut; choose label='k'... or direction='async'",
+            "'m' is gathered, and its shards are not split; choose label='k'... or direction='async'",
         ),
         (
             gathers("km,kn->mn", x, w[:4], "m", **cut(7, "m", "async")),
@@ -165,9 +171,9 @@ def cut(chunks: Any, label: str | None, direction: Any = "latency") -> dict[str,
         (gathers("mk,kn->mn", x, w, **cut(5, "m")), "'m' has size 4, which makes 4 chunks at most"),
         (
             gathers("k,kn->n", x[0], w, **cut(2, None)),
-            "no label is given to cut into 2 chunks; use a ring",
+            "no label is given to split into 2 chunks; use a ring",
         ),
-        (gathers("k,kn->n", x[0], w, schedule="chunked"), "no label is given to cut"),
+        (gathers("k,kn->n", x[0], w, schedule="chunked"), "no label is given to split"),
         (
             scatters("mk,kn->mn", x, w[:6], "m", **cut(2, "m")),
             "'m' is scattered... choose label='n'",

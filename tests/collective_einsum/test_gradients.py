@@ -32,17 +32,17 @@ RING = ((3,), (("x",),))
 TORUS = ((2, 4), (("y", "x"),))
 BOTH = ((2, 2, 2), (("z", "x"), ("y",)))
 CASES = [
-    (Case("mk,kn->mn", "k", cuts="m"), RING),
-    (Case("mk,kn->mn", "m", cuts="k"), RING),
-    (Case("mk,kn->nm", "k", "rhs", cuts="n"), RING),
-    (Case("bmk,bkn->bnm", "b", cuts="m"), RING),
-    (Case("mk,kn->mn", scatter="n", cuts="m"), RING),
-    (Case("bmk,bkn->bnm", scatter="b", cuts="m"), RING),
-    (Case("mk,kn->mn", reduce=True, cuts="m"), RING),
-    (Case("mk,kn->mn", "k", scatter="n", cuts="m"), ((2, 3), (("x",), ("y",)))),
-    (Case("mk,kn->mn", "k", cuts="m"), TORUS),
-    (Case("mk,kn->mn", scatter="n", cuts="m"), TORUS),
-    (Case("mk,kn->mn", "k", scatter="n", cuts="m"), BOTH),
+    (Case("mk,kn->mn", "k", splittable="m"), RING),
+    (Case("mk,kn->mn", "m", splittable="k"), RING),
+    (Case("mk,kn->nm", "k", "rhs", splittable="n"), RING),
+    (Case("bmk,bkn->bnm", "b", splittable="m"), RING),
+    (Case("mk,kn->mn", scatter="n", splittable="m"), RING),
+    (Case("bmk,bkn->bnm", scatter="b", splittable="m"), RING),
+    (Case("mk,kn->mn", reduce=True, splittable="m"), RING),
+    (Case("mk,kn->mn", "k", scatter="n", splittable="m"), ((2, 3), (("x",), ("y",)))),
+    (Case("mk,kn->mn", "k", splittable="m"), TORUS),
+    (Case("mk,kn->mn", scatter="n", splittable="m"), TORUS),
+    (Case("mk,kn->mn", "k", scatter="n", splittable="m"), BOTH),
     (Case("bbk,kan->bn", "k"), RING),
 ]
 
@@ -73,7 +73,7 @@ def test_grad(mesh_of: MeshOf, case: Any, check_vma: bool) -> None:
     mesh, names, operands = setup(mesh_of, what, where)
     axes = where[1]
     chosen = (
-        [*schedules(what.cuts, what.free)[2:5:2], *schedules(what.cuts, what.free)[-1:]]
+        [*schedules(what.splittable, what.free)[2:5:2], *schedules(what.splittable, what.free)[-1:]]
         if check_vma
         else ["latency"]
     )
@@ -98,11 +98,11 @@ def test_grad(mesh_of: MeshOf, case: Any, check_vma: bool) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        (Case("mk,kn->mn", "k", cuts="m"), RING),
-        (Case("mk,kn->mn", "m", cuts="k"), TORUS),
-        (Case("mk,kn->mn", scatter="n", cuts="m"), RING),
-        (Case("mk,kn->mn", "k", scatter="n", cuts="m"), BOTH),
-        (Case("mk,kn->mn", reduce=True, cuts="m"), RING),
+        (Case("mk,kn->mn", "k", splittable="m"), RING),
+        (Case("mk,kn->mn", "m", splittable="k"), TORUS),
+        (Case("mk,kn->mn", scatter="n", splittable="m"), RING),
+        (Case("mk,kn->mn", "k", scatter="n", splittable="m"), BOTH),
+        (Case("mk,kn->mn", reduce=True, splittable="m"), RING),
     ],
     ids=case_id,
 )
@@ -111,7 +111,7 @@ def test_grad_of_a_sequence(mesh_of: MeshOf, case: Any) -> None:
     mesh, names, (lhs, rhs) = setup(mesh_of, what, where)
     axes = where[1]
     rights = [rhs, random(rhs.shape, 5), random(rhs.shape, 6)]
-    chosen = ["latency", schedules(what.cuts, what.free)[-1]]
+    chosen = ["latency", schedules(what.splittable, what.free)[-1]]
 
     def every(lhs: Any, *rights: Any) -> Any:
         def grads(product: Any) -> Any:
@@ -278,7 +278,7 @@ def test_remat_recomputes_the_ring(mesh_of: MeshOf) -> None:
 
 
 def test_a_schedule_value_serves_the_backward_pass(mesh_of: MeshOf) -> None:
-    case, n = Case("mk,kn->mn", "m", cuts="k"), 4
+    case, n = Case("mk,kn->mn", "m", splittable="k"), 4
     schedule = Schedule("chunked", "bidirectional", chunks=5, label="k", wire_dtype=jnp.bfloat16)
     lhs, rhs = case.operands(n)
 

@@ -58,9 +58,9 @@ def test_hidden(
     reduce: str | None,
 ) -> None:
     found = plan("mk,kn->mn", *shardings)
-    assert found.ends.gather == (gather and (gather[0], tuple(gather[1])))
-    assert found.ends.scatter == (scatter and (scatter[0], tuple(scatter[1])))
-    assert found.ends.reduce == (reduce and tuple(reduce))
+    assert found.fused.gather == (gather and (gather[0], tuple(gather[1])))
+    assert found.fused.scatter == (scatter and (scatter[0], tuple(scatter[1])))
+    assert found.fused.reduce == (reduce and tuple(reduce))
     assert found.lhs == found.rhs == found.out == Change()
     assert not found.scatters
     assert not found.reduce
@@ -68,10 +68,10 @@ def test_hidden(
 
 def test_the_largest_gather_is_hidden() -> None:
     found = plan("mk,kn->mn", "x .", "y .", ". .")
-    assert found.ends.gather == ("k", ("y",))
+    assert found.fused.gather == ("k", ("y",))
     assert found.lhs == Change(gathers=((0, ("x",)),))
     found = plan("mk,kn->mn", "x .", "y .", ". .", m=1920)
-    assert found.ends.gather == ("m", ("x",))
+    assert found.fused.gather == ("m", ("x",))
     assert found.rhs == Change(gathers=((0, ("y",)),))
 
 
@@ -80,16 +80,16 @@ def test_one_label_over_different_axes_gathers_the_smaller_operand() -> None:
     # rhs, the larger one, stays divided over y; lhs lets go of x and takes its part of y.
     assert found.lhs == Change(gathers=((1, ("x",)),), late=((1, ("y",)),))
     assert found.rhs == Change()
-    assert found.ends.reduce == ("y",)
+    assert found.fused.reduce == ("y",)
     found = plan("bmk,bkn->bmn", "x . .", "y . .", "x . .", m=1920)
-    assert (found.lhs, found.ends.gather) == (Change(), None)
+    assert (found.lhs, found.fused.gather) == (Change(), None)
     assert found.rhs == Change(gathers=((0, ("y",)),), late=((0, ("x",)),))
 
 
 def test_an_operand_divided_further_makes_the_other_follow() -> None:
     found = plan("mk,kn->mn", ". xy", "x .", ". .")
     assert (found.lhs, found.rhs) == (Change(), Change(early=((0, ("y",)),)))
-    assert found.ends.reduce == ("x", "y")
+    assert found.fused.reduce == ("x", "y")
 
 
 def test_result_axes_of_no_operand_are_sliced_before_the_einsum() -> None:
@@ -101,13 +101,13 @@ def test_result_axes_of_no_operand_are_sliced_before_the_einsum() -> None:
 
 def test_another_order_of_axes_is_one_permutation() -> None:
     found = plan("mk,kn->mn", ". xyz", "x yz", ". xyz")
-    assert found.ends.scatter == ("n", ("x",))
+    assert found.fused.scatter == ("n", ("x",))
     assert found.out == Change(sorts=((1, ("y", "z", "x"), ("x", "y", "z")),))
 
 
 def test_several_scatters_and_an_all_reduce() -> None:
     found = plan("mk,kn->mn", ". xyz", "xyz .", "x y")
-    assert found.ends.scatter == ("n", ("y",))
+    assert found.fused.scatter == ("n", ("y",))
     assert (found.scatters, found.reduce, found.reduced) == (((0, ("x",)),), ("z",), ("z",))
 
 
@@ -116,7 +116,7 @@ def test_an_axis_on_another_label_of_the_result_is_an_all_to_all() -> None:
     assert found.out == Change(swaps=((("x",), 1, 0),))
     # Both operands shard something else than the result does: the fewest bytes decide.
     found = plan("mk,kn->mn", "x .", ". x", ". .", m=1920)
-    assert (found.lhs, found.ends.gather) == (Change(), ("n", ("x",)))
+    assert (found.lhs, found.fused.gather) == (Change(), ("n", ("x",)))
     assert found.out == Change(gathers=((0, ("x",)),))
 
 
@@ -125,7 +125,7 @@ def test_a_label_that_all_axes_together_do_not_divide() -> None:
     assert found.out == Change(gathers=((0, ("x",)),), late=((0, ("z",)),))
     # A sum over z cannot be scattered onto the half of b that x leaves.
     found = plan("bmk,bkn->bmn", "x . z", "x z .", "z . .", b=2)
-    assert (found.ends.scatter, found.ends.reduce) == (None, ("z",))
+    assert (found.fused.scatter, found.fused.reduce) == (None, ("z",))
 
 
 Shards = dict[tuple[int, ...], np.ndarray]

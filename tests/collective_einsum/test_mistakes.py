@@ -114,7 +114,7 @@ def test_dimensions_are_integers(mesh_of: MeshOf, dimension: Any) -> None:
         ({"kind": ["ring"]}, "Schedule kind ['ring'] is not 'blocking'"),
         ({"direction": "bidirection"}, "; did you mean 'bidirectional'?"),
         ({"direction": ["latency"]}, "Schedule direction ['latency'] is none of"),
-        ({"end": "gater"}, "; did you mean 'gather'?"),
+        ({"ring_of": "gater"}, "; did you mean 'gather'?"),
         ({"kind": "chunked", "label": 3}, "Schedule label 3 is no label of an einsum"),
         ({"kind": "chunked", "label": "mk"}, "Schedule label 'mk' is no label of an einsum"),
         ({"kind": "chunked", "label": ["m"]}, "give one letter, or None"),

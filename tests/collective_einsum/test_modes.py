@@ -52,7 +52,7 @@ def test_every_schedule_lowers_under_x64(mesh_of: MeshOf, case: Case, place: Any
     shape, axes, names = place
     mesh, n = mesh_of(shape, axes), int(np.prod(shape))
     operands = case.operands(*((n, 1) if case.gather else (1, n)))
-    for schedule in (schedules if len(shape) == 1 else torus_schedules)(case.cuts, case.free):
+    for schedule in (schedules if len(shape) == 1 else torus_schedules)(case.splittable, case.free):
         local = functools.partial(run, case, names, schedule)
         with jax.enable_x64(True):
             text = hlo(mesh, names, local, *operands)

@@ -27,10 +27,10 @@ from .oracle import (
 pytestmark = pytest.mark.slow
 
 N = 4
-GATHER = Case("mk,kn->mn", "k", cuts="m")
-SCATTER = Case("mk,kn->mn", scatter="n", cuts="m")
-REDUCE = Case("mk,kn->mn", reduce=True, cuts="m")
-CASES = [GATHER, Case("mk,kn->mn", "m", cuts="k"), SCATTER, REDUCE]
+GATHER = Case("mk,kn->mn", "k", splittable="m")
+SCATTER = Case("mk,kn->mn", scatter="n", splittable="m")
+REDUCE = Case("mk,kn->mn", reduce=True, splittable="m")
+CASES = [GATHER, Case("mk,kn->mn", "m", splittable="k"), SCATTER, REDUCE]
 X = ("x",)
 
 
@@ -63,11 +63,12 @@ def test_narrow_floats_are_summed_in_float32(mesh_of: MeshOf, dtype: str, case: 
 
     def run(lhs: Any, rhs: Any) -> Any:
         found = {
-            str(s): ours(case, lhs, rhs, X, schedule=s) for s in schedules(case.cuts, case.free)
+            str(s): ours(case, lhs, rhs, X, schedule=s)
+            for s in schedules(case.splittable, case.free)
         }
         exact = {
             str(s): ours(case, lhs, rhs, X, schedule=s, preferred_element_type=jnp.float32)
-            for s in schedules(case.cuts, case.free)
+            for s in schedules(case.splittable, case.free)
         }
         return found, exact, by_lax(case, lhs, rhs, X)
 
@@ -90,7 +91,8 @@ def test_other_kinds(mesh_of: MeshOf, dtype: str, case: Case) -> None:
 
     def run(lhs: Any, rhs: Any) -> Any:
         return {
-            str(s): ours(case, lhs, rhs, X, schedule=s) for s in schedules(case.cuts, case.free)
+            str(s): ours(case, lhs, rhs, X, schedule=s)
+            for s in schedules(case.splittable, case.free)
         }
 
     want = expected(case, lhs, rhs)
@@ -110,7 +112,7 @@ def test_small_integers_into_wide_ones(mesh_of: MeshOf, case: Case) -> None:
         kind: Any = {"preferred_element_type": jnp.int32}
         found = {
             str(s): ours(case, lhs, rhs, X, schedule=s, **kind)
-            for s in schedules(case.cuts, case.free)
+            for s in schedules(case.splittable, case.free)
         }
         with pytest.raises(ValueError, match="integer overflow"):
             ours(case, lhs, rhs, X, schedule="latency")
@@ -249,7 +251,7 @@ def test_mixed_dtypes_are_those_of_einsum(mesh_of: MeshOf, left: str, right: str
 
 
 def test_both_ends_have_one_wire(mesh_of: MeshOf) -> None:
-    case = Case("mk,kn->mn", "k", scatter="n", cuts="m")
+    case = Case("mk,kn->mn", "k", scatter="n", splittable="m")
     lhs, rhs = case.operands(2, 2)
     mesh = mesh_of((2, 2), "xy")
 

@@ -17,8 +17,8 @@ from collective_einsum.ops.schedule import DIRECTIONS
 from .oracle import Case, MeshOf, hlo, ours, shard
 
 X = ("x",)
-GATHER = Case("mk,kn->mn", "k", cuts="m")
-SCATTER = Case("mk,kn->mn", scatter="n", cuts="m")
+GATHER = Case("mk,kn->mn", "k", splittable="m")
+SCATTER = Case("mk,kn->mn", scatter="n", splittable="m")
 LAX = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 

@@ -19,16 +19,16 @@ N = 4
 X = ("x",)
 # Which operand is quantized, and the dimensions that share its scale: those that are summed over.
 CASES = [
-    (Case("mk,kn->mn", "k", cuts="m"), "rhs", 0),
-    (Case("mk,kn->mn", "m", cuts="k"), "rhs", 0),
-    (Case("mk,kn->mn", "k", "rhs", cuts="n"), "rhs", 0),
-    (Case("mk,kn->nm", "n", "rhs", cuts="k"), "rhs", 0),
-    (Case("bmk,bkn->bnm", "b", "rhs", cuts="n"), "rhs", 1),
-    (Case("mk,kn->mn", "m", cuts="k"), "lhs", 1),
-    (Case("mk,kn->mn", scatter="n", cuts="m"), "rhs", 0),
-    (Case("mk,kn->mn", scatter="m", cuts="n"), "lhs", 1),
-    (Case("bmk,bkn->bmn", scatter="b", cuts="n"), "rhs", 1),
-    (Case("mk,kn->mn", reduce=True, cuts="m"), "rhs", 0),
+    (Case("mk,kn->mn", "k", splittable="m"), "rhs", 0),
+    (Case("mk,kn->mn", "m", splittable="k"), "rhs", 0),
+    (Case("mk,kn->mn", "k", "rhs", splittable="n"), "rhs", 0),
+    (Case("mk,kn->nm", "n", "rhs", splittable="k"), "rhs", 0),
+    (Case("bmk,bkn->bnm", "b", "rhs", splittable="n"), "rhs", 1),
+    (Case("mk,kn->mn", "m", splittable="k"), "lhs", 1),
+    (Case("mk,kn->mn", scatter="n", splittable="m"), "rhs", 0),
+    (Case("mk,kn->mn", scatter="m", splittable="n"), "lhs", 1),
+    (Case("bmk,bkn->bmn", scatter="b", splittable="n"), "rhs", 1),
+    (Case("mk,kn->mn", reduce=True, splittable="m"), "rhs", 0),
 ]
 
 
@@ -74,7 +74,8 @@ def test_against_the_array_stood_for(mesh_of: MeshOf, case: Any) -> None:
 
     def every(lhs: Any, rhs: Any) -> Any:
         return {
-            str(s): ours(what, lhs, rhs, X, schedule=s) for s in schedules(what.cuts, what.free)
+            str(s): ours(what, lhs, rhs, X, schedule=s)
+            for s in schedules(what.splittable, what.free)
         }
 
     mesh = mesh_of((N,), "x")
@@ -126,7 +127,7 @@ def test_a_shard_of_one_channel_has_its_own_scale(mesh_of: MeshOf, size: int) ->
 
 
 def test_both_ends_and_a_sequence(mesh_of: MeshOf) -> None:
-    case = Case("mk,kn->mn", "k", scatter="n", cuts="m")
+    case = Case("mk,kn->mn", "k", scatter="n", splittable="m")
     mesh = mesh_of((2, 2), "xy")
     lhs, rhs = case.operands(2, 2)
     q = quantize(jnp.asarray(rhs), (0, 1))
@@ -135,7 +136,7 @@ def test_both_ends_and_a_sequence(mesh_of: MeshOf) -> None:
         # A Quantized and an array share one gather.
         return {
             str(s): ours(case, lhs, [q, rhs], X, ("y",), schedule=s)
-            for s in schedules(case.cuts, case.free)
+            for s in schedules(case.splittable, case.free)
         }
 
     run, moved = with_scales(every, [lhs, q, rhs])
@@ -147,7 +148,7 @@ def test_both_ends_and_a_sequence(mesh_of: MeshOf) -> None:
 
 
 def test_two_quantized_operands(mesh_of: MeshOf) -> None:
-    case = Case("mk,kn->mn", "m", cuts="k")
+    case = Case("mk,kn->mn", "m", splittable="k")
     lhs, rhs = case.operands(N)
     a, b = quantize(jnp.asarray(lhs), 2), quantize(jnp.asarray(rhs), 1)
 

@@ -30,7 +30,7 @@ from collective_einsum.rings.slicing import chunk_spans
         ({"chunks": 2}, "only kind='chunked' splits into chunks"),
         ({"chunks": (1, 1)}, "only kind='chunked' splits into chunks"),
         ({"kind": "blocking", "label": "m"}, "only kind='chunked' splits into chunks"),
-        ({"end": "both"}, "end 'both' is neither 'gather' nor 'scatter'"),
+        ({"ring_of": "both"}, "ring_of='both' is neither 'gather' nor 'scatter'"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], words: str) -> None:
@@ -42,7 +42,10 @@ def test_what_is_refused(options: dict[str, Any], words: str) -> None:
     ("schedule", "text"),
     [
         (Schedule("blocking"), "blocking"),
-        (Schedule("ring", "latency", end="gather", rolled=True), "latency, of the gather, rolled"),
+        (
+            Schedule("ring", "latency", ring_of="gather", rolled=True),
+            "latency, of the gather, rolled",
+        ),
         (Schedule("chunked", "async"), "chunked 1, async"),
         (Schedule("chunked", chunks=4, label="m"), "chunked 4 over 'm', latency"),
         (Schedule("chunked", "async", chunks=(1, 3), label="m"), "chunked 1+3 over 'm', async"),

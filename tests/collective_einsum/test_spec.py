@@ -215,7 +215,7 @@ def test_a_gather_moves_the_operand_that_holds_a_shard(
             ("ble,ef->blf", (2, 3, 16), (16, 5)),
             "e",
             "gather='e' over axis ('x', 'y') of size 4 in einsum 'ble,ef->blf': both operands hold "
-            "16 of 'e', so neither can be told to be the shard. If both are shards, use "
+            "16 of 'e', so it is not clear which one is the shard. If both are shards, use "
             "einsum_reduce_scatter or einsum_all_reduce, which sum over the devices; else pass one "
             "operand with all 64",
         ),
@@ -268,7 +268,7 @@ def test_a_scatter_leaves_a_share_of_the_output(case: Any, label: str, n: int, e
             BLF,
             "f",
             "4 does not divide the size 5 of 'f'; the nearest that it divides: 4 or 8. Pad 'f' "
-            "with zeros and cut the result, or scatter another label",
+            "with zeros and slice the result, or scatter another label",
         ),
         (BLF, "l", "4 does not divide the size 3 of 'l'; the nearest that it divides: 4. Pad"),
     ],

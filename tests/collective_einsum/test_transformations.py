@@ -29,13 +29,13 @@ from .oracle import (
 
 pytestmark = pytest.mark.slow
 
-GATHER = Case("mk,kn->mn", "k", cuts="m")
+GATHER = Case("mk,kn->mn", "k", splittable="m")
 CASES = [
     GATHER,
-    Case("mk,kn->mn", "n", "rhs", cuts="k"),
-    Case("bmk,bkn->bmn", "b", cuts="m"),
-    Case("mk,kn->mn", scatter="m", cuts="n"),
-    Case("mk,kn->mn", reduce=True, cuts="m"),
+    Case("mk,kn->mn", "n", "rhs", splittable="k"),
+    Case("bmk,bkn->bmn", "b", splittable="m"),
+    Case("mk,kn->mn", scatter="m", splittable="n"),
+    Case("mk,kn->mn", reduce=True, splittable="m"),
 ]
 N = 4
 
@@ -52,7 +52,9 @@ def test_eager_is_jitted_and_the_same_bits_come_twice(mesh_of: MeshOf, case: Cas
     lhs, rhs = operands_of(case)
 
     def run(lhs: Any, rhs: Any) -> Any:
-        return [ours(case, lhs, rhs, ("x",), schedule=s) for s in schedules(case.cuts, case.free)]
+        return [
+            ours(case, lhs, rhs, ("x",), schedule=s) for s in schedules(case.splittable, case.free)
+        ]
 
     program = shard(mesh_of((N,), "x"), ("x",), run)
     jitted = jax.jit(program)
@@ -72,7 +74,7 @@ def test_vmap_inside(mesh_of: MeshOf, case: Case, in_axes: Any) -> None:
         np.moveaxis(random((2, *x.shape), 5 + i), 0, 1 + (d or 0)) if d is not None else x
         for i, (x, d) in enumerate(zip(operands_of(case), in_axes, strict=True))
     )
-    chosen = ["bidirectional", schedules(case.cuts, case.free)[-1]]
+    chosen = ["bidirectional", schedules(case.splittable, case.free)[-1]]
 
     def run(lhs: Any, rhs: Any) -> Any:
         found = {}
@@ -127,7 +129,10 @@ def test_vmap_outside(mesh_of: MeshOf, case: Case) -> None:
 
     ng, ns = (N, 1) if case.gather else (1, N)
     want = np.stack([case.expected(lhs[:, i], rhs[:, i], ng, ns) for i in range(2)], axis=1)
-    got = {s: program(s)(lhs, rhs) for s in ("bidirectional", schedules(case.cuts, case.free)[-1])}
+    got = {
+        s: program(s)(lhs, rhs)
+        for s in ("bidirectional", schedules(case.splittable, case.free)[-1])
+    }
     assert_close(got, want)
 
 
@@ -180,7 +185,7 @@ def test_partly_manual_meshes(mesh_of: MeshOf, case: Case, axis: AxisType, other
     if case.gather == "b":
         # Three of them do not divide.
         lhs, rhs = lhs[:, :2], rhs[:, : 2 * N]
-    chosen = ["bidirectional", schedules(case.cuts, case.free)[-1]]
+    chosen = ["bidirectional", schedules(case.splittable, case.free)[-1]]
 
     def run(lhs: Any, rhs: Any) -> Any:
         def loss(lhs: Any, rhs: Any, schedule: Any) -> Any:

@@ -61,7 +61,9 @@ def test_equals_the_reference_under_every_schedule(
     both_ends = layout in (layouts.WeightStationary2D(by_batch=True), BY_POSITION)
     if schedule == "chunked" and both_ends:
         # All of the gathered rows go into each chunk of columns.
-        with pytest.raises(ValueError, match="no label is given to cut into 4 chunks; use a ring"):
+        with pytest.raises(
+            ValueError, match="no label is given to split into 4 chunks; use a ring"
+        ):
             layouts.feedforward(
                 activations(config),
                 one_layer(config),

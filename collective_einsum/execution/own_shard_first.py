@@ -1,4 +1,4 @@
-"""Async all-gathers of slices of every shard, each overlapped with the dots of the slice before."""
+"""Async all-gathers of one slice of every shard at a time; the dot of the own shard comes first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from ..chips.tiles import MATRIX_TILE
-from ..ops.einsum_op import End, Operation
+from ..ops.einsum_op import EinsumCollective, Operation
 from ..rings import slicing
 from ..rings.permutes import total
 from ..rings.slicing import Index, ShardedDim, Span
@@ -17,12 +17,14 @@ from ..rings.steps import together
 from .local_ops import as_sent, multiply
 
 
-def run(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list[jax.Array]:
+def run(
+    op: Operation, collective: EinsumCollective, x: jax.Array, rhs: list[jax.Array]
+) -> list[jax.Array]:
     """The local results: a dot for the own shard, then one for every other device and slice."""
-    dim, out_dim = op.lhs.index(end.label), op.out.index(end.label)
-    shard, n, dtype = x.shape[dim], total(end.axes), x.dtype
+    dim, out_dim = op.lhs.index(collective.label), op.out.index(collective.label)
+    shard, n, dtype = x.shape[dim], total(collective.axes), x.dtype
     spans = slicing.chunk_spans(shard, op.schedule.proportions, MATRIX_TILE)
-    own = lax.axis_index(end.axes)
+    own = lax.axis_index(collective.axes)
     shards = ShardedDim(dim=out_dim, sizes=(n,), position=0)
 
     def add(results: list[Any], part: jax.Array, device: Index, start: int) -> list[jax.Array]:
@@ -36,7 +38,9 @@ def run(op: Operation, end: End, x: jax.Array, rhs: list[jax.Array]) -> list[jax
         return updated
 
     def gather(sent: jax.Array, span: Span) -> jax.Array:
-        return lax.all_gather(slicing.slice_dim(sent, dim, span), end.axes, axis=0, tiled=False)
+        return lax.all_gather(
+            slicing.slice_dim(sent, dim, span), collective.axes, axis=0, tiled=False
+        )
 
     sent = as_sent(op, x)
     arrived = gather(sent, spans[0])

@@ -1,0 +1,97 @@
+"""Multiplies results by the scales of quantized operands: all at the end, or each chunk by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+
+from . import collectives
+from .autodiff.primitive import apply
+from .chips.tiles import MATRIX_TILE
+from .normalize import NormalEinsum
+from .ops.einsum_op import Operation
+from .ops.feasibility import gathers_into_result
+from .ops.schedule import Schedule
+from .rings import slicing
+from .spec import sizes as checks
+from .spec.quantized import Quantized, split_scale
+
+
+def scale_result(einsum: NormalEinsum, y: jax.Array) -> jax.Array:
+    """A result times the scales of the quantized operands, in the dtype of the result.
+
+    Args:
+      einsum: with lhs, rhs or both quantized, or neither.
+      y: the local result of its dots and collectives, or a chunk of it.
+    """
+    out = einsum.spec.out
+    for moved, operand, labels in (
+        (einsum.gather is not None, einsum.lhs, einsum.spec.lhs),
+        (False, einsum.rhs, einsum.spec.rhs),
+    ):
+        if not isinstance(operand, Quantized):
+            continue
+        _, scale = split_scale(einsum.spec, labels, operand, out)
+        if moved and einsum.requested.gather is not None:
+            label, axis_name = einsum.requested.gather
+            d = labels.index(label)
+            # A shard of size 1 has a scale of its own, too.
+            if label in out and operand.scale.shape[d] == operand.shape[d]:
+                kind = "blocking" if _is_blocking(einsum) else "latency"
+                scale = collectives.all_gather(
+                    scale, axis_name, axis=out.index(label), schedule=kind
+                )
+        if einsum.scatter is not None and einsum.requested.scatter is not None:
+            dim, shard = einsum.scatter.out_dim, einsum.scatter.shard
+            if scale.shape[dim] != 1:
+                start = lax.axis_index(checks.axis_names(einsum.requested.scatter[1])) * shard
+                scale = lax.dynamic_slice_in_dim(scale, start, shard, axis=dim)
+        y = y * scale.astype(y.dtype)
+    return y.astype(einsum.result)
+
+
+def _is_blocking(einsum: NormalEinsum) -> bool:
+    given = einsum.options.schedule
+    return given == "blocking" or (isinstance(given, Schedule) and given.kind == "blocking")
+
+
+def scales_apart(op: Operation) -> bool:
+    """Whether chunks of results are scaled one by one; otherwise a memory pass over all of them would
+    scale them, after the last chunk."""
+    label, alone = op.schedule.label, op.gather is not None and op.scatter is None
+    if (
+        not alone
+        or op.schedule.direction != "async"
+        or label is None
+        or gathers_into_result(op, label)
+    ):
+        return False
+    return label in op.lhs and label in op.out and label not in op.rhs
+
+
+def run_scaled(
+    op: Operation,
+    x: jax.Array,
+    rhs: Sequence[jax.Array],
+    scales: Sequence[Callable[[jax.Array], jax.Array]],
+) -> list[jax.Array]:
+    """The scaled results of an operation that `scales_apart`; the scaling becomes part of each dot.
+
+    Args:
+      op: an operation of the form "shared_lhs".
+      x: its lhs, a local shard.
+      rhs: its right operands.
+      scales: for each rhs, the function that scales a chunk of its result.
+    """
+    dim, out_dim = (labels.index(op.schedule.label or "") for labels in (op.lhs, op.out))
+    unchunked = dataclasses.replace(op.schedule, chunks=1, label=None)
+    one_chunk = dataclasses.replace(op, schedule=unchunked)
+    chunks = []
+    with jax.named_scope(f"chunks[{op.schedule}]"):
+        for span in slicing.chunk_spans(x.shape[dim], op.schedule.proportions, MATRIX_TILE):
+            results = apply(one_chunk, slicing.slice_dim(x, dim, span), *rhs)
+            chunks.append([scale(y) for scale, y in zip(scales, results, strict=True)])
+        return [slicing.put_together(ys, out_dim) for ys in zip(*chunks, strict=True)]

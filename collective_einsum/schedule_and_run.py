@@ -1,0 +1,169 @@
+"""Every public einsum: normalize the arguments, choose the schedule, run, and scale the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .autodiff.primitive import apply, named
+from .cost import ranking
+from .cost import select as choice
+from .cost.choice import Choice
+from .global_arrays.explicit_shardings import einsum_specs, explicit_axes, on_auto_axes
+from .normalize import NormalEinsum, normalize
+from .ops.einsum_op import EinsumCollective, Operation
+from .ops.feasibility import check_schedule
+from .ops.request import Options, RequestedCollectives
+from .ops.schedule import Schedule
+from .result_scales import run_scaled, scale_result, scales_apart
+from .spec import sizes as checks
+from .spec.quantized import OperandLike, OperandsLike, Quantized
+
+
+def run(
+    text: str,
+    lhs: OperandLike,
+    rhs: OperandsLike,
+    requested: RequestedCollectives,
+    options: Options,
+) -> Any:
+    """The result of an einsum with the collectives `requested`, or a list of results for a list of rhs.
+
+    Args:
+      text: the formula, such as "mk,kn->mn".
+      lhs, rhs: local shards, as the public functions take them.
+      requested: the collectives before and after the einsum.
+      options: those of the public function.
+
+    Raises:
+      ValueError: the formula, sizes, axes or schedule do not fit together, in words.
+    """
+    if explicit_axes():
+        out_specs = einsum_specs(text, lhs, rhs)
+        return on_auto_axes(lambda a, b: run(text, a, b, requested, options), out_specs, lhs, rhs)
+    results = [y for group in _groups(text, lhs, rhs, requested, options) for y in _apply(group)]
+    results = named(requested.name, results)
+    return results if isinstance(rhs, Sequence) else results[0]
+
+
+def rank(
+    text: str,
+    lhs: OperandLike,
+    rhs: OperandsLike,
+    requested: RequestedCollectives,
+    options: Options,
+) -> Choice:
+    """The schedules that `run` chooses from, ranked by predicted cost, for results of one operation.
+
+    Raises:
+      ValueError: the results are several operations, each with a schedule of its own.
+    """
+    group, *more = _groups(text, lhs, rhs, requested, options)
+    if more:
+        rights = rhs if isinstance(rhs, Sequence) else [rhs]
+        shapes = ", ".join(
+            str(jnp.shape(x)) if not isinstance(x, Quantized) else str(x.shape) for x in rights
+        )
+        raise ValueError(
+            f"einsum {text!r} with rhs of {shapes}: each is an einsum of its own, with a schedule of "
+            "its own, since they share no gather of lhs and differ in width; ask for one at a time"
+            if group[0].moves_lhs
+            else f"einsum {text!r} gathers rhs, and each of {shapes} is an einsum of its own, with a "
+            "schedule of its own; ask for one at a time"
+        )
+    op, values = _operation(group)
+    axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    return ranking.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
+
+
+def _groups(
+    text: str,
+    lhs: OperandLike,
+    rhs: OperandsLike,
+    requested: RequestedCollectives,
+    options: Options,
+) -> list[list[NormalEinsum]]:
+    """The einsums with every rhs, grouped into operations."""
+    rights = list(rhs) if isinstance(rhs, Sequence) else [rhs]
+    if not rights:
+        raise ValueError(f"einsum {text!r}: rhs is an empty sequence; give at least one operand")
+    einsums = [normalize(text, lhs, right, requested, options) for right in rights]
+    # Operands of different widths share a gather; without one, they are split alike or not at all.
+    alike = {(e.spec, e.result, e.gather or tuple(map(e.sizes.get, e.spec.out))) for e in einsums}
+    if all(einsum.moves_lhs for einsum in einsums) and len(alike) == 1:
+        return [einsums]
+    return [[einsum] for einsum in einsums]
+
+
+def _operation(einsums: list[NormalEinsum]) -> tuple[Operation, list[Any]]:
+    """One operation for einsums that share lhs and spec, still without a schedule, and its operands."""
+    first = einsums[0]
+    options, spec, requested = first.options, first.spec, first.requested
+    quantized = any(
+        isinstance(x, Quantized) for einsum in einsums for x in (einsum.lhs, einsum.rhs)
+    )
+    gather, scatter = (
+        None if pair is None else EinsumCollective(label=pair[0], axes=checks.axis_names(pair[1]))
+        for pair in (requested.gather, requested.scatter)
+    )
+    reduce = () if requested.reduce is None else checks.axis_names(requested.reduce)
+    op = Operation(
+        form="shared_lhs",
+        lhs=spec.lhs,
+        rhs=spec.rhs,
+        out=spec.out,
+        gather=gather,
+        scatter=scatter,
+        reduce=reduce,
+        schedule=Schedule("blocking"),
+        # Read here, since dots are made when jit lowers, outside of a default set for a while.
+        precision=options.precision or getattr(jax.config, "jax_default_matmul_precision"),  # noqa: B009
+        accumulator=first.accumulator,
+        # Scales come after the sums, so nothing is rounded before them.
+        dtype=first.accumulator if quantized else first.result,
+        sum_wire=first.wire or first.result,
+    )
+    operands = (first.lhs, *(einsum.rhs for einsum in einsums))
+    return op, [x.values if isinstance(x, Quantized) else x for x in operands]
+
+
+def _apply(einsums: list[NormalEinsum]) -> list[Any]:
+    """All results of einsums that share lhs and spec."""
+    first = einsums[0]
+    op, values = _operation(einsums)
+    options = first.options
+    schedule = choice.resolve(op, values, options.schedule, options.chip, options.overlap_seconds)
+    with checks.sizes_are_numbers(f"einsum {first.spec}", schedule):
+        return _run_with(schedule, op, values, einsums)
+
+
+def _run_with(
+    schedule: Schedule, op: Operation, values: Sequence[Any], einsums: list[NormalEinsum]
+) -> list[Any]:
+    """`_apply` under a schedule in which every choice is made."""
+    first = einsums[0]
+    for einsum in einsums:
+        check_schedule(
+            schedule,
+            einsum.spec,
+            einsum.sizes,
+            einsum.gather,
+            einsum.scatter,
+            reduced=einsum.requested.reduce is not None,
+        )
+    op = dataclasses.replace(
+        op,
+        schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
+        closed=choice.closed_axes(op, schedule, first.options.chip),
+    )
+    scales = [functools.partial(scale_result, einsum) for einsum in einsums]
+    stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
+    if stays and scales_apart(op):
+        return run_scaled(op, values[0], values[1:], scales)
+    return [scale(y) for scale, y in zip(scales, apply(op, *values), strict=True)]
