@@ -222,7 +222,7 @@ def _check_one_scale(
         )
 
 
-def _squeeze(x: Any, dims: Sequence[int]) -> Any:
+def _squeeze(x: Operand, dims: Sequence[int]) -> Operand:
     if not dims:
         return x
     if isinstance(x, Quantized):
@@ -232,7 +232,7 @@ def _squeeze(x: Any, dims: Sequence[int]) -> Any:
     return lax.squeeze(x, dims)
 
 
-def _plain(x: Any, labels: str, used: str, accumulator: Any) -> tuple[Any, str]:
+def _plain(x: Operand, labels: str, used: str, accumulator: np.dtype) -> tuple[Operand, str]:
     """An operand in which each label stands once, and its labels.
 
     A repeated label leaves the diagonal. Labels that neither the other operand nor the result has are
