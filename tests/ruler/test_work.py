@@ -153,3 +153,19 @@ def test_plain_op_reads_and_writes() -> None:
         "%a = bf16[9,8]{1,0} parameter(0)\nROOT %f = f32[9,8]{1,0} convert(%a)",
     )
     assert of_root(module) == (0, 9 * 8 * 2 + 9 * 8 * 4)
+
+
+def test_an_operand_behind_a_fusion_that_only_reshapes_it_is_read() -> None:
+    """As weights of a matmul in a fusion: the inner fusion is a bitcast of its parameter."""
+    reshape = "%inner (p: s8[8,16]) -> s8[128] {\n  %p = s8[8,16]{1,0} parameter(0)\n"
+    reshape += "  ROOT %b = s8[128]{0} bitcast(%p)\n}"
+    outer = "%outer (w: s8[8,16]) -> s8[128] {\n  %w = s8[8,16]{1,0} parameter(0)\n"
+    outer += "  %f = s8[128]{0} fusion(%w), kind=kLoop, calls=%inner\n"
+    outer += "  ROOT %n = s8[128]{0:S(1)} negate(%f)\n}"
+    module = entry(
+        """%w = s8[8,16]{1,0} parameter(0)
+        ROOT %r = s8[128]{0:S(1)} fusion(%w), kind=kLoop, calls=%outer""",
+        reshape,
+        outer,
+    )
+    assert of_root(module) == (0, 128)

@@ -145,11 +145,21 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
             elif user.opcode in ("fusion", "call"):
                 inner = module.computations[user.calls[0]]
                 read += _read(module, inner, inner.parameters[place])
+                if _is_passed_on(inner, inner.parameters[place]):
+                    read += min(_read(module, computation, user), size)
             elif user.opcode in COLLECTIVES or (user.opcode == "tuple" and user.is_root):
                 read += 0
             else:
                 read += size
     return min(read, size)
+
+
+def _is_passed_on(computation: hlo.Computation, value: hlo.Instruction) -> bool:
+    """Whether a computation returns `value`, in another shape or dtype, for its own users to read."""
+    return value.is_root or any(
+        user.opcode in _ALIASES and _is_passed_on(computation, user)
+        for user in computation.users[value.name]
+    )
 
 
 def _written(
