@@ -62,22 +62,17 @@ def check_and_predict(options: argparse.Namespace) -> int:
 
 def collectives(options: argparse.Namespace) -> int:
     """Replays the einsums of a feedforward under every schedule."""
-    from bench.einsum_suite import report
-    from bench.einsum_suite import tasks as collectives
+    from bench.einsum_suite import report, tasks
 
     _check_slice(options.target)
-    tasks = collectives.tasks(
-        options.target, options.full, options.rows, options.weights, options.only
-    )
-    if not tasks:
-        known = dict.fromkeys(
-            task.case.name for task in collectives.tasks(options.target, full=True)
-        )
+    chosen = tasks.tasks(options.target, options.full, options.rows, options.weights, options.only)
+    if not chosen:
+        known = dict.fromkeys(task.case.name for task in tasks.tasks(options.target, full=True))
         raise ValueError(
             f"there is no case whose name contains {options.only!r} among {', '.join(known)} with "
             "these rows and weights"
         )
-    rows = _measured(tasks, options)
+    rows = _measured(chosen, options)
     compared = report.comparisons(rows)
     print(f"{options.target}\n")
     print(f"{report.print_comparisons(compared)}\n\n{report.comparisons_legend(compared)}\n")

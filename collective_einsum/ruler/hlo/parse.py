@@ -183,8 +183,9 @@ def parse(text: str) -> Module:
             body = None
         elif match := _LINE.match(line):
             body.append(_instruction(line, match))
+    is_scheduled = "is_scheduled=true" in head
     if entry is None:
-        if "is_scheduled=true" not in head:
+        if not is_scheduled:
             raise ValueError(
                 "the HLO module has no ENTRY computation of a scheduled one, and is not scheduled; "
                 "pass the text of a compiled program, not of a lowered one."
@@ -195,7 +196,7 @@ def parse(text: str) -> Module:
     partitions = re.search(r"num_partitions=(\d+)", head)
     return Module(
         head.split()[1].rstrip(","),
-        "is_scheduled=true" in head,  # type: ignore[index]
+        is_scheduled,
         int(partitions[1]) if partitions else 1,
         computations,
         entry,
