@@ -53,6 +53,11 @@ class NormalEinsum:
     accumulator: np.dtype
     wire: np.dtype | None
 
+    @property
+    def quantized(self) -> bool:
+        """Whether an operand has scales, by which the results are to be multiplied."""
+        return isinstance(self.lhs, Quantized) or isinstance(self.rhs, Quantized)
+
 
 def normalize(
     text: str,

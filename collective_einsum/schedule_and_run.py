@@ -105,9 +105,7 @@ def _operation(einsums: list[NormalEinsum]) -> tuple[Operation, list[Any]]:
     """One operation for einsums that share lhs and spec, still without a schedule, and its operands."""
     first = einsums[0]
     options, spec, requested = first.options, first.spec, first.requested
-    quantized = any(
-        isinstance(x, Quantized) for einsum in einsums for x in (einsum.lhs, einsum.rhs)
-    )
+    quantized = any(einsum.quantized for einsum in einsums)
     gather, scatter = (
         None if pair is None else EinsumCollective(label=pair[0], axes=checks.axis_names(pair[1]))
         for pair in (requested.gather, requested.scatter)
@@ -162,6 +160,8 @@ def _run_with(
         schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
         closed=choice.closed_axes(op, schedule, first.options.chip),
     )
+    if not any(einsum.quantized for einsum in einsums):
+        return apply(op, *values)
     scales = [functools.partial(scale_result, einsum) for einsum in einsums]
     stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
     if stays and scales_apart(op):
