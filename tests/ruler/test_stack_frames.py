@@ -10,7 +10,7 @@ import collective_einsum
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines, parse_stacks
 from collective_einsum.ruler.replay.events import Event
-from collective_einsum.ruler.replay.source_lines import by_line, print_lines
+from collective_einsum.ruler.replay.source_lines import by_line, line_table
 from collective_einsum.ruler.replay.tables import WIDTH
 
 PACKAGE = Path(collective_einsum.__file__).parent
@@ -96,6 +96,6 @@ def test_long_names_end_in_the_line_and_fit_a_terminal() -> None:
         file="/home/you/" + "layers/" * 20 + "mlp.py", line=123, function="a.<locals>.mlp"
     )
     event = Event("compute", "fusion", 0, 1.0, "dot", lines=(deep, MODEL))
-    text = print_lines(by_line([event], callers=1), 123456.0)
+    text = str(line_table(by_line([event], callers=1), 123456.0))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert "mlp.py:123 mlp  " in text

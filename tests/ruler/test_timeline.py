@@ -21,7 +21,7 @@ TIMELINE = Timeline(
     hbm_bytes=6e6,
     hbm_bandwidth=1.2e12,
     peak_flops=275e12,
-    links=("x+", "x-"),
+    link_bandwidth={"x+": 1e11, "x-": 1e11},
     events=(
         Event("compute", "fusion.1", 0, 40 * US, "dot", "jit(f)/dot", 6e6, flops=5.5e9),
         Event("x+", "permute.1", 0, 30 * US, "permute", bytes=1e6, arrival=31 * US),
@@ -57,7 +57,7 @@ def test_printed() -> None:
     lines = {line.strip().split("  ")[0]: line.split() for line in text.splitlines()}
     assert lines["total"][1:] == ["100.00", "100.0%"]
     assert lines["exposed"][1:] == ["11.00", "11.0%"]
-    assert lines["x+"][1:] == ["3.000", "50.00", "50.0%"]
+    assert lines["x+"][1:] == ["3.000", "50.00", "50.0%", "30.0%"]
     assert "MFU 20.0%" in text
     assert "predicted" in text
     assert "note: one assumption" in text

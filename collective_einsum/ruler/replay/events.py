@@ -17,6 +17,7 @@ class Event:
     "dot", "compute", "collective", "permute", "copy" or "stall". `bytes` are the bytes that move over
     the link or to and from HBM. `arrival` is when the last byte of a transfer has passed its hops.
     `lines` are the caller's source lines that the instruction was traced from, the innermost first.
+    `op` is the opcode of the instruction; of a transfer, what it runs, such as "all-gather" or "copy".
     """
 
     row: str
@@ -29,6 +30,7 @@ class Event:
     arrival: float | None = None
     flops: float = 0.0
     lines: tuple[SourceLine, ...] = ()
+    op: str = ""
 
     @property
     def seconds(self) -> float:

@@ -77,7 +77,10 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
         hbm_bytes=walk.hbm_bytes,
         hbm_bandwidth=chip.hbm_bandwidth,
         peak_flops=chip.bf16_flops,
-        links=tuple(sorted(torus.link_name(link) for link in torus.links)),
+        link_bandwidth={
+            torus.link_name(link): walk.network.capacities[link]
+            for link in sorted(walk.torus.distinguished_links, key=torus.link_name)
+        },
         events=tuple(sorted(walk.events, key=lambda event: event.start)),
         notes=tuple(dict.fromkeys(walk.notes)),
     )
@@ -90,6 +93,7 @@ class _Transfer:
     instruction: hlo.Instruction
     flow: Flow[_Resource]
     kind: str
+    op: str
     rows: dict[str, float]
     start: float
 
@@ -194,6 +198,7 @@ class _Walk:
                     bytes=moved,
                     flops=flops,
                     lines=self.lines(instruction),
+                    op=instruction.opcode,
                 )
             )
 
@@ -206,14 +211,15 @@ class _Walk:
         """Starts a transfer: a collective, or a copy between memories."""
         uses: dict[_Resource, float] = {}
         if collective is None:
-            kind = "copy"
+            kind = op = "copy"
             moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
             # Assumption: a copy between on-chip memories is no faster than one from HBM.
             size = moved or work.total_bytes(transfers.result(instruction))
             cap, latency = self.chip.hbm_bandwidth, 0.0
             rows = {DMA_ROW: float(moved)}
         else:
-            kind = "permute" if collective.kind == "collective-permute" else "collective"
+            op = collective.kind
+            kind = "permute" if op == "collective-permute" else "collective"
             moved = work.bytes_in_hbm(transfers.result(instruction)) + sum(
                 work.bytes_in_hbm(computation[operand].shape) for operand in instruction.operands
             )
@@ -231,7 +237,7 @@ class _Walk:
         flow = Flow(instruction.name, size, uses, cap, latency)
         self.hbm_bytes += moved
         self.network.start(flow)
-        return _Transfer(instruction, flow, kind, rows, self.network.now)
+        return _Transfer(instruction, flow, kind, op, rows, self.network.now)
 
     def finish(self, transfer: _Transfer) -> None:
         """Waits for a transfer, and adds its events to the rows of its links."""
@@ -253,12 +259,22 @@ class _Walk:
                     bytes=moved,
                     arrival=arrival,
                     lines=lines,
+                    op=transfer.op,
                 )
             )
         if self.network.now > start:
             kind = "copy" if transfer.kind == "copy" else "collective"
             self.events.append(
-                Event(STALL_ROW, name, start, self.network.now, kind, op_name, lines=lines)
+                Event(
+                    row=STALL_ROW,
+                    name=name,
+                    start=start,
+                    end=self.network.now,
+                    kind=kind,
+                    op_name=op_name,
+                    lines=lines,
+                    op=transfer.op,
+                )
             )
 
     def lines(self, instruction: hlo.Instruction) -> tuple[SourceLine, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from collective_einsum.ruler.hlo.stack_frames import SourceLine
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, STALL_ROW, Event
-from collective_einsum.ruler.replay.tables import legend, table
+from collective_einsum.ruler.replay.tables import Table
 
 # The number of lines printed: those with the most seconds.
 _SHOWN = 12
@@ -77,8 +77,8 @@ def by_line(events: Iterable[Event], callers: int = 0) -> tuple[LineSeconds, ...
     return tuple(sorted(rows, key=lambda row: -row.seconds))
 
 
-def print_lines(rows: Sequence[LineSeconds], total_seconds: float) -> str:
-    """Formats the lines with the most seconds as a table in microseconds, with a legend."""
+def line_table(rows: Sequence[LineSeconds], total_seconds: float) -> Table:
+    """The lines with the most seconds, in microseconds."""
     us, total = 1e6, total_seconds or 1.0
     cells = [
         (
@@ -94,7 +94,7 @@ def print_lines(rows: Sequence[LineSeconds], total_seconds: float) -> str:
         cells.append(
             (f"{count} other lines", f"{left * us:.2f}", "", "", "", f"{left / total:.1%}")
         )
-    return f"{table(tuple(_MEANINGS), cells)}\n\n{legend(_MEANINGS)}"
+    return Table(rows=tuple(cells), meanings=_MEANINGS)
 
 
 def _named(row: LineSeconds) -> str:
@@ -102,10 +102,10 @@ def _named(row: LineSeconds) -> str:
     if row.line is None:
         return "(of no line)"
     lines = [*reversed(row.callers), row.line]
-    names = [_path(lines[0])]
+    names = [short_path(lines[0])]
     for caller, line in itertools.pairwise(lines):
         # A file's name is not repeated within a row.
-        names.append(str(line.line) if caller.file == line.file else _path(line))
+        names.append(str(line.line) if caller.file == line.file else short_path(line))
     text = " > ".join(
         # A nested function is named without the functions around it.
         f"{name} {line.function.rpartition('<locals>.')[2]}".strip()
@@ -114,8 +114,8 @@ def _named(row: LineSeconds) -> str:
     return text if len(text) <= _NAME_WIDTH else f"...{text[3 - _NAME_WIDTH :]}"
 
 
-def _path(line: SourceLine) -> str:
-    """A line by its path from the working directory, or by the end of its path."""
+def short_path(line: SourceLine) -> str:
+    """The name of a line: its path from the working directory, or by the end of its path."""
     path = os.path.relpath(line.file)
     if path.startswith(".."):
         path = "/".join(line.file.split("/")[-2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -31,10 +32,42 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def legend(meanings: Mapping[str, str], subject: str = "Columns") -> str:
     """The meaning of every column of a table, to stand below it: `Columns: column: meaning; ...`,
     wrapped at `WIDTH`."""
-    text = "; ".join(f"{column}: {meaning}" for column, meaning in meanings.items())
-    return "\n".join(wrapped(f"{subject}: {text}."))
+    return "\n".join(wrapped(_meaning(meanings, subject)))
 
 
 def wrapped(text: str) -> list[str]:
     """The lines of a paragraph, wrapped at `WIDTH`; those after the first are indented."""
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+
+
+def _meaning(meanings: Mapping[str, str], subject: str) -> str:
+    text = "; ".join(f"{column}: {meaning}" for column, meaning in meanings.items())
+    return f"{subject}: {text}."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text cells, each column with its meaning.
+
+    Attributes:
+      rows: the cells, one for each column.
+      meanings: columns from left to right, each with its meaning; then names of rows that need one.
+      columns: the number of columns; by default, every name in `meanings` is one.
+    """
+
+    rows: tuple[tuple[str, ...], ...]
+    meanings: Mapping[str, str]
+    columns: int | None = None
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.meanings)[: self.columns]
+
+    @property
+    def meaning(self) -> str:
+        """The legend as one line."""
+        return _meaning(self.meanings, "Columns" if self.columns is None else "Columns and rows")
+
+    def __str__(self) -> str:
+        return "\n".join([table(self.head, self.rows), "", *wrapped(self.meaning)])

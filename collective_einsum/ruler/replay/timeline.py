@@ -5,24 +5,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from collective_einsum.ruler.replay import timeline_files as drawing
+from collective_einsum.ruler.replay.collective_overlaps import (
+    CollectiveOverlap,
+    collective_overlaps,
+    overlap_table,
+)
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
-from collective_einsum.ruler.replay.source_lines import LineSeconds, by_line, print_lines
-from collective_einsum.ruler.replay.tables import legend, table
+from collective_einsum.ruler.replay.intervals import Intervals
+from collective_einsum.ruler.replay.source_lines import LineSeconds, by_line, line_table
+from collective_einsum.ruler.replay.tables import Table, wrapped
 
-_MEANINGS = {
+_TIMES = {
+    "time": "in which the chip does this; an indented row is within the row above it",
+    "us": "microseconds",
+    "share": "of the total",
     "total": "from start to end",
     "compute": "the chip computes; dots: in ops that contain a dot",
     "communication": "at least one transfer between chips is under way",
     "exposed": "the chip waits for such a transfer",
-    "share": "of the total",
-    "MFU": "flops over the chip's bf16 peak for the total",
-    "link": "an axis of the slice's torus and a direction",
-    "MB": "over its most loaded link",
-    "busy us": "it has a transfer",
-    "exposed by": "the instructions that the chip waits longest for",
+}
+_TRAFFIC = {
+    "memory or link": "HBM, or the links of an axis of the slice's torus in one direction",
+    "MB": "read from and written to HBM by a chip; sent over its link, of others too that it forwards",
+    "busy us": "a link has a transfer (not counted for HBM)",
+    "busy": "the same of the total",
+    "occupied": "the bytes over what it could carry in the total",
 }
 
 
@@ -37,7 +47,7 @@ class Timeline:
       hbm_bytes: bytes read from and written to HBM.
       hbm_bandwidth: bytes/s of the chip's HBM.
       peak_flops: bf16 flop/s of the chip.
-      links: names of all axes and directions that the torus has.
+      link_bandwidth: bytes/s of a link of every axis and direction that the torus has, by its name.
       events: in order of their start.
       notes: the assumptions that the replay made, a sentence each.
     """
@@ -48,7 +58,7 @@ class Timeline:
     hbm_bytes: float
     hbm_bandwidth: float
     peak_flops: float
-    links: tuple[str, ...]
+    link_bandwidth: Mapping[str, float]
     events: tuple[Event, ...]
     notes: tuple[str, ...] = ()
 
@@ -70,14 +80,11 @@ class Timeline:
     @functools.cached_property
     def communication_seconds(self) -> float:
         """Seconds in which at least one transfer between chips is under way, hops included."""
-        return sum(
-            end - start
-            for start, end in _union(
-                (e.start, e.arrival or e.end)
-                for e in self.events
-                if e.kind in ("permute", "collective")
-            )
-        )
+        return Intervals(
+            (e.start, e.arrival or e.end)
+            for e in self.events
+            if e.kind in ("permute", "collective")
+        ).length
 
     @functools.cached_property
     def exposed_by_op(self) -> Mapping[str, float]:
@@ -120,12 +127,28 @@ class Timeline:
     def link_busy_seconds(self) -> Mapping[str, float]:
         """Seconds in which each axis and direction has a transfer."""
         return {
-            link: sum(
-                end - start
-                for start, end in _union((e.start, e.end) for e in self.events if e.row == link)
-            )
+            link: Intervals((e.start, e.end) for e in self.events if e.row == link).length
             for link in self.links
         }
+
+    @functools.cached_property
+    def link_occupancy(self) -> Mapping[str, float]:
+        """`link_bytes` of each axis and direction, over what its link could carry in `total_seconds`."""
+        total = self.total_seconds or 1.0
+        return {
+            link: moved / self.link_bandwidth[link] / total
+            for link, moved in self.link_bytes.items()
+        }
+
+    @property
+    def hbm_occupancy(self) -> float:
+        """`hbm_bytes` over what HBM could carry in `total_seconds`."""
+        return self.hbm_bytes / self.hbm_bandwidth / (self.total_seconds or 1.0)
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that a chip sends over all its links, those that it forwards included."""
+        return sum(self.link_bytes.values())
 
     @functools.cached_property
     def dma_bytes(self) -> float:
@@ -151,22 +174,23 @@ class Timeline:
         """
         return by_line(self.events, callers)
 
+    def collectives(self) -> tuple[CollectiveOverlap, ...]:
+        """What every collective overlaps, the one that the chip waits longest for first."""
+        return collective_overlaps(self.events)
+
     def permutes_in_flight_during_dots(self) -> Mapping[str, float]:
         """Seconds in which each collective-permute overlaps with a dot, by name; permutes that never do
         are left out."""
-        dots = _union((e.start, e.end) for e in self.events if e.kind == "dot")
+        dots = Intervals((e.start, e.end) for e in self.events if e.kind == "dot")
+        permutes = {
+            (e.name, e.start): e.end
+            for e in self.events
+            if e.kind == "permute" and e.row != STALL_ROW
+        }
         seconds: dict[str, float] = {}
-        seen = set()
-        for event in self.events:
-            key = (event.name, event.start)
-            if event.kind != "permute" or event.row == STALL_ROW or key in seen:
-                continue
-            seen.add(key)
-            shared = sum(
-                max(0.0, min(event.end, end) - max(event.start, start)) for start, end in dots
-            )
-            if shared > 0:
-                seconds[event.name] = seconds.get(event.name, 0.0) + shared
+        for (name, start), end in permutes.items():
+            if shared := dots.covered(start, end):
+                seconds[name] = seconds.get(name, 0.0) + shared
         return seconds
 
     def save_png(self, path: str | os.PathLike[str], *, title: str = "", layers: int = 1) -> None:
@@ -191,64 +215,69 @@ class Timeline:
         drawing.save_trace(path, self.chip, self.rows, self.events)
 
     @property
+    def links(self) -> tuple[str, ...]:
+        """Names of all axes and directions that the torus has."""
+        return tuple(self.link_bandwidth)
+
+    @property
     def rows(self) -> tuple[str, ...]:
         """Names of the rows, from top to bottom."""
         return (COMPUTE_ROW, STALL_ROW, *self.links, DMA_ROW)
 
+    def tables(self) -> Mapping[str, Table]:
+        """The tables that `print` shows, by their titles; those that would be empty are left out."""
+        tables = {"Time": self._times(), "Bytes": self._traffic()}
+        if rows := self.collectives():
+            tables["What every collective overlaps"] = overlap_table(rows)
+        lines = self.by_line(callers=1)
+        if any(row.line for row in lines):
+            tables["Source lines"] = line_table(lines, self.total_seconds)
+        return tables
+
+    @property
+    def summary(self) -> str:
+        """The work of a chip in one sentence: flops, bytes, and how near they come to its peaks."""
+        return (
+            f"A chip makes {self.flops:.4g} flops (MFU {self.mfu:.1%}: of its bf16 peak in the total), "
+            f"reads and writes {self.hbm_bytes / 1e6:.2f} MB of HBM ({self.hbm_occupancy:.1%} of its "
+            f"bandwidth), and sends {self.sent_bytes / 1e6:.2f} MB over its links."
+        )
+
+    def _times(self) -> Table:
+        rows = {
+            "total": self.total_seconds,
+            "compute": self.compute_seconds,
+            "  dots": self.dot_seconds,
+            "communication": self.communication_seconds,
+            "  exposed": self.exposed_seconds,
+            "waiting for HBM copies": sum(self.dma_stall_by_op.values()),
+        }
+        return Table(
+            rows=tuple((name, *self._us_and_share(s)) for name, s in rows.items()),
+            meanings=_TIMES,
+            columns=3,
+        )
+
+    def _traffic(self) -> Table:
+        hbm = ("HBM", f"{self.hbm_bytes / 1e6:.3f}", "", "", f"{self.hbm_occupancy:.1%}")
+        links = (
+            (
+                link,
+                f"{self.link_bytes[link] / 1e6:.3f}",
+                *self._us_and_share(busy),
+                f"{self.link_occupancy[link]:.1%}",
+            )
+            for link, busy in self.link_busy_seconds.items()
+        )
+        return Table(rows=(hbm, *links), meanings=_TRAFFIC)
+
+    def _us_and_share(self, seconds: float) -> tuple[str, str]:
+        return f"{seconds * 1e6:.2f}", f"{seconds / (self.total_seconds or 1.0):.1%}"
+
     def __str__(self) -> str:
-        us = 1e6
-        lines = [f"{self.name} on {self.chip}, replayed (predicted)"]
-        rows = [
-            ("total", self.total_seconds),
-            ("compute", self.compute_seconds),
-            ("  dots", self.dot_seconds),
-            ("communication", self.communication_seconds),
-            ("  exposed", self.exposed_seconds),
-            ("waiting for HBM copies", sum(self.dma_stall_by_op.values())),
-        ]
-        total = self.total_seconds or 1.0
-        lines.append(
-            table(("", "us", "share"), [(n, f"{s * us:.2f}", f"{s / total:.1%}") for n, s in rows])
-        )
-        lines.append(
-            f"flops {self.flops:.4g}, MFU {self.mfu:.1%}; HBM {self.hbm_bytes / 1e6:.2f} MB "
-            f"({self.hbm_bytes / self.hbm_bandwidth / total:.1%} of its bandwidth)"
-        )
-        if self.links:
-            lines.append(
-                table(
-                    ("link", "MB", "busy us", "share"),
-                    [
-                        (
-                            link,
-                            f"{self.link_bytes[link] / 1e6:.3f}",
-                            f"{busy * us:.2f}",
-                            f"{busy / total:.1%}",
-                        )
-                        for link, busy in self.link_busy_seconds.items()
-                    ],
-                )
-            )
-        if self.exposed_by_op:
-            lines.append(
-                table(
-                    ("exposed by", "us"),
-                    [(n, f"{s * us:.2f}") for n, s in list(self.exposed_by_op.items())[:10]],
-                )
-            )
-        lines += ["", legend(_MEANINGS, "Rows and columns")]
-        rows = self.by_line(callers=1)
-        if any(row.line for row in rows):
-            lines += ["", print_lines(rows, self.total_seconds)]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The union of intervals, as intervals that do not overlap."""
-    merged: list[tuple[float, float]] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
+        lines = [f"{self.name} on {self.chip}, replayed (predicted)", "", *wrapped(self.summary)]
+        for title, table in self.tables().items():
+            lines += ["", f"{title}:", "", str(table)]
+        if self.notes:
+            lines.append("")
+        return "\n".join([*lines, *("\n".join(wrapped(f"note: {note}")) for note in self.notes)])
