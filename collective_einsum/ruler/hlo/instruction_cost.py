@@ -115,6 +115,11 @@ def total_bytes(shape: shapes.AnyShape) -> int:
     return sum(leaf.bytes for leaf in shapes.leaves(shape))
 
 
+def elements(shape: shapes.AnyShape) -> int:
+    """The number of elements of all arrays of a shape."""
+    return sum(leaf.size for leaf in shapes.leaves(shape))
+
+
 def _operand_read(user: hlo.Instruction, place: int, operand: hlo.Instruction) -> int:
     if not in_hbm(operand.shape):
         return 0

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from collective_einsum.ruler.hlo.brackets import closing, split
 from collective_einsum.ruler.hlo.replica_groups import parse_replica_groups
 from collective_einsum.ruler.hlo.shapes import AnyShape, integers, parse_shape_at
 from collective_einsum.ruler.hlo.stack_frames import SourceLine, Stacks, parse_stacks
 
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
-_OPENERS, _CLOSERS = "([{", ")]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A module: its computations by name, and the name of its entry."""
+    """A module: its computations by name, its entry, and for how many devices it was compiled."""
 
     name: str
     is_scheduled: bool
@@ -151,6 +152,12 @@ class Module:
     computations: Mapping[str, Computation]
     entry: Computation
     stacks: Stacks = dataclasses.field(default_factory=dict, repr=False)
+    replica_count: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices that run the module together."""
+        return self.num_partitions * self.replica_count
 
     def stack_of(self, instruction: Instruction) -> tuple[SourceLine, ...]:
         """The call stack that an instruction was traced in, the innermost line first; () if unknown."""
@@ -158,10 +165,13 @@ class Module:
         return self.stacks.get(instruction.stack_frame, () if line is None else (line,))
 
 
+_WHOLE = "the text may be cut short: pass the whole of `compiled.as_text()`"
+
+
 def parse(text: str) -> Module:
     """Reads a module from its text.
 
-    Raises ValueError if the text is no HLO module, or has no entry computation.
+    Raises ValueError if the text is no HLO module, or ends too early.
     """
     if not text.lstrip().startswith("HloModule"):
         raise ValueError(
@@ -169,6 +179,35 @@ def parse(text: str) -> Module:
             "`compiled.as_text()`."
         )
     head, *lines = text.lstrip().splitlines()
+    is_scheduled = "is_scheduled=true" in head
+    computations, entry = _computations(lines)
+    if entry is None:
+        if not is_scheduled:
+            raise ValueError(
+                "the HLO module has no ENTRY computation of a scheduled one, and is not scheduled; "
+                "pass the text of a compiled program, not of a lowered one."
+            )
+        raise ValueError(f"the HLO module has no ENTRY computation; {_WHOLE}.")
+    for computation in computations.values():
+        _check_names(computation, computations)
+    return Module(
+        head.split()[1].rstrip(","),
+        is_scheduled,
+        _count(head, "num_partitions"),
+        computations,
+        entry,
+        parse_stacks(lines),
+        _count(head, "replica_count"),
+    )
+
+
+def _count(head: str, name: str) -> int:
+    match = re.search(rf"\b{name}=(\d+)", head)
+    return int(match[1]) if match else 1
+
+
+def _computations(lines: Iterable[str]) -> tuple[dict[str, Computation], Computation | None]:
+    """All computations by name, and the entry; None if it is not there."""
     computations: dict[str, Computation] = {}
     entry = None
     name, body, is_entry = "", None, False
@@ -178,30 +217,41 @@ def parse(text: str) -> Module:
             if match:
                 name, body, is_entry = match[2], [], bool(match[1])
         elif line.startswith("}"):
+            if not body:
+                raise ValueError(f"computation {name} of the HLO module has no ops; {_WHOLE}.")
             computations[name] = _computation(name, body)
             entry = computations[name] if is_entry else entry
             body = None
         elif match := _LINE.match(line):
-            body.append(_instruction(line, match))
-    is_scheduled = "is_scheduled=true" in head
-    if entry is None:
-        if not is_scheduled:
-            raise ValueError(
-                "the HLO module has no ENTRY computation of a scheduled one, and is not scheduled; "
-                "pass the text of a compiled program, not of a lowered one."
-            )
+            body.append(_read_instruction(line, match))
+    if body is not None:
         raise ValueError(
-            "the HLO module has no ENTRY computation; pass the whole of `compiled.as_text()`."
+            f"the HLO module ends within computation {name}, so that it has no ENTRY computation that "
+            f"is complete; {_WHOLE}."
         )
-    partitions = re.search(r"num_partitions=(\d+)", head)
-    return Module(
-        head.split()[1].rstrip(","),
-        is_scheduled,
-        int(partitions[1]) if partitions else 1,
-        computations,
-        entry,
-        parse_stacks(lines),
-    )
+    return computations, entry
+
+
+def _read_instruction(line: str, match: re.Match[str]) -> Instruction:
+    try:
+        return _instruction(line, match)
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"the line {line.strip()[:80]!r} of the HLO module cannot be read ({error}); {_WHOLE}."
+        ) from error
+
+
+def _check_names(computation: Computation, computations: Mapping[str, Computation]) -> None:
+    """Refuses a computation that reads ops, or calls computations, that are not there."""
+    for instruction in computation:
+        read = (name for name in instruction.operands if name not in computation.instructions)
+        called = (name for name in instruction.calls if name not in computations)
+        missing = next(itertools.chain(read, called), None)
+        if missing is not None:
+            raise ValueError(
+                f"op {instruction.name} of computation {computation.name} names {missing}, which the "
+                f"HLO module does not have; {_WHOLE}."
+            )
 
 
 def _names(text: str) -> list[str]:
@@ -218,55 +268,14 @@ def _instruction(line: str, match: re.Match[str]) -> Instruction:
     shape, at = parse_shape_at(line, match.end())
     start = line.index("(", at)
     opcode = line[at:start].strip()
-    end = _closing(line, start)
+    end = closing(line, start)
     literal = line[start + 1 : end]
     operands = ()
     if opcode not in ("constant", "parameter", "iota"):
-        operands = tuple(_names(word)[-1] for word in _split(literal) if "%" in word)
+        operands = tuple(_names(word)[-1] for word in split(literal) if "%" in word)
     attributes: dict[str, str] = {}
-    for word in _split(line[end + 1 :]):
+    for word in split(line[end + 1 :]):
         key, equals, value = word.strip().partition("=")
         if equals:
             attributes[key] = value
     return Instruction(match[2], shape, opcode, operands, literal, attributes, bool(match[1]))
-
-
-def _closing(text: str, start: int) -> int:
-    """The index of the bracket that closes the one at `start`; quoted text is skipped."""
-    depth, quoted, at = 0, False, start
-    while at < len(text):
-        char = text[at]
-        if quoted:
-            at += char == "\\"
-            quoted = char != '"'
-        elif char == '"':
-            quoted = True
-        elif char in _OPENERS:
-            depth += 1
-        elif char in _CLOSERS:
-            depth -= 1
-            if depth == 0:
-                return at
-        at += 1
-    raise ValueError(f"unbalanced brackets in the HLO line {text[:80]!r}.")
-
-
-def _split(text: str) -> list[str]:
-    """Splits at the commas that stand outside brackets and quotes."""
-    words, depth, quoted, begin, at = [], 0, False, 0, 0
-    while at < len(text):
-        char = text[at]
-        if quoted:
-            at += char == "\\"
-            quoted = char != '"'
-        elif char == '"':
-            quoted = True
-        elif char in _OPENERS:
-            depth += 1
-        elif char in _CLOSERS:
-            depth -= 1
-        elif char == "," and depth == 0:
-            words.append(text[begin:at])
-            begin = at + 1
-        at += 1
-    return [*words, text[begin:]] if text[begin:].strip() else words

@@ -16,13 +16,14 @@ import jax
 from collective_einsum.chips.chip import Chip
 from collective_einsum.chips.names import chip_for
 from collective_einsum.ruler.hlo import instruction_cost as work
-from collective_einsum.ruler.hlo import moves, transfers
+from collective_einsum.ruler.hlo import moves, opcodes, transfers
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.timeline import Timeline
+from collective_einsum.ruler.replay.unpriced import HOST, ON_CHIP, UNKNOWN, Unpriced
 from collective_einsum.ruler.torus import Link, Torus
 
 _HBM = "hbm"
@@ -57,9 +58,9 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
             f"HLO module {module.name} is not scheduled; pass the text of a compiled program, not "
             "of a lowered one."
         )
-    if module.num_partitions not in (1, len(torus.coords)):
+    if module.num_devices not in (1, len(torus.coords)):
         raise ValueError(
-            f"HLO module {module.name} was compiled for {module.num_partitions} devices but the "
+            f"HLO module {module.name} was compiled for {module.num_devices} devices but the "
             f"mesh has {len(torus.coords)}; pass the mesh that it was compiled for."
         )
     permutes = dict.fromkeys(
@@ -82,7 +83,7 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
             for link in sorted(walk.torus.distinguished_links, key=torus.link_name)
         },
         events=tuple(sorted(walk.events, key=lambda event: event.start)),
-        notes=tuple(dict.fromkeys(walk.notes)),
+        notes=(*dict.fromkeys(walk.notes), *walk.unpriced.notes()),
     )
 
 
@@ -108,6 +109,7 @@ class _Walk:
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
         self.notes: list[str] = []
+        self.unpriced = Unpriced()
 
     def computation(self, computation: hlo.Computation) -> None:
         """Runs a computation from its first line to its last."""
@@ -115,6 +117,9 @@ class _Walk:
         for instruction in computation:
             opcode = instruction.opcode
             if work.is_free(instruction):
+                continue
+            if opcode in opcodes.HOST:
+                self.unpriced.add(HOST, instruction)
                 continue
             if opcode == "while":
                 self.loop(instruction, computation)
@@ -178,6 +183,10 @@ class _Walk:
                 f"{instruction.name}: custom call {instruction.custom_call_target} has no "
                 "estimate; charged the time of its HBM bytes"
             )
+        elif not opcodes.is_known(instruction.opcode):
+            self.unpriced.add(UNKNOWN, instruction)
+        elif not seconds and not moved and work.elements(instruction.shape) > 1:
+            self.unpriced.add(ON_CHIP, instruction)
         start = self.network.now
         if moved:
             cap = moved / seconds if seconds else self.chip.hbm_bandwidth
@@ -211,6 +220,8 @@ class _Walk:
         """Starts a transfer: a collective, or a copy between memories."""
         uses: dict[_Resource, float] = {}
         if collective is None:
+            if not opcodes.is_known(instruction.opcode):
+                self.unpriced.add(UNKNOWN, instruction)
             kind = op = "copy"
             moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
             # Assumption: a copy between on-chip memories is no faster than one from HBM.
