@@ -4,6 +4,7 @@ from .chips.chip import Chip as Chip
 from .chips.compile_context import compiler_options as compiler_options
 from .chips.known_chips import H100 as H100
 from .chips.known_chips import H200 as H200
+from .chips.known_chips import TPU_7X as TPU_7X
 from .chips.known_chips import TPU_V4 as TPU_V4
 from .chips.known_chips import TPU_V5E as TPU_V5E
 from .chips.known_chips import TPU_V5P as TPU_V5P
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "H100",
     "H200",
+    "TPU_7X",
     "TPU_V4",
     "TPU_V5E",
     "TPU_V5P",

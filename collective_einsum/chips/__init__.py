@@ -8,6 +8,7 @@ from .compiler_figures import CompilerFigures as CompilerFigures
 from .dot_rates import dot_flops as dot_flops
 from .known_chips import H100 as H100
 from .known_chips import H200 as H200
+from .known_chips import TPU_7X as TPU_7X
 from .known_chips import TPU_V4 as TPU_V4
 from .known_chips import TPU_V5E as TPU_V5E
 from .known_chips import TPU_V5P as TPU_V5P
@@ -26,6 +27,7 @@ __all__ = [
     "MATRIX_TILE",
     "TILE_LANES",
     "TILE_ROWS",
+    "TPU_7X",
     "TPU_V4",
     "TPU_V5E",
     "TPU_V5P",

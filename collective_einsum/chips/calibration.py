@@ -9,13 +9,15 @@ compiles such a program without a TPU and replays it:
     print(replay(compiled, mesh))                       # ruler.replay
 
 Figures marked [D] are of libtpu 0.0.50.1 with jax 0.12.0.1, by `python -m bench.dot_rates v4:2x2x1`
-(v5p:2x2x1, v5e:2x2, v6e:2x2). `tests/ruler` and `tests/collective_einsum/test_schedules_tpu.py` compare
-predictions with replays under the installed compiler.
+(v5p:2x2x1, v5e:2x2, v6e:2x2, tpu7x:2x2x1). `tests/ruler` and
+`tests/collective_einsum/test_schedules_tpu.py` compare predictions with replays under the installed
+compiler.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from .compiler_figures import CompilerFigures
 
@@ -138,6 +140,16 @@ TPU_V6E = CompilerFigures(
     scatter_fill_seconds=2e-6,  # [64,4608] in 4: 2.7 us
     exchange_passes=1.5,  # [8192,18432] in chunks, in 4 over x: 2.4, over y: 0.6
     transposes_scatter=True,  # [M,4608] scattered in 4
+)
+
+# TPU7x has v6e's matrix unit (256x256) and v5p's torus. How it treats dots was not read from compiled
+# programs, but for the figures with a comment; the others are v6e's.
+TPU_7X = replace(
+    TPU_V6E,
+    # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
+    asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
+    dot_efficiency=0.86,  # [D]
+    int8_dot_efficiency=0.87,  # [D] 0.99 of a bf16 dot's cycles
 )
 
 # No compiler estimates Hopper's cycles: its dots run at the instruction set's peaks, and the fixed

@@ -9,7 +9,7 @@ from .compiler_figures import CompilerFigures
 
 @dataclass(frozen=True, kw_only=True)
 class Chip(CompilerFigures):
-    """One accelerator chip and the links that leave it: a value, hashable.
+    """One accelerator chip, or the half of one that is a device, and its links: a value, hashable.
 
     These fields are data-sheet numbers. Those that `CompilerFigures` adds say how the chip's compiler
     treats dots and collectives. `dataclasses.replace(TPU_V4, ...)` makes a chip of your own.
@@ -32,6 +32,11 @@ class Chip(CompilerFigures):
       clock_hz: cycles/s of the cores.
       vmem_bytes: software-managed vector memory, in bytes, over all cores of the chip.
       cmem_bytes: on-chip memory shared by the cores, in bytes; 0 where there is none.
+      fp8_flops: peak flop/s of an fp8 dot; 0 where it is no faster than a bf16 dot.
+      devices_per_chip: devices of jax on one chip, which share its links. Where it is 2, the other
+        fields are those of a device, half a chip; but `link_bandwidth` is that of the chip's link.
+      die_bandwidth: bytes/s one way between the two devices of a chip; 0 where a chip is a device.
+      offload_seconds: fixed cost of a collective that SparseCores run.
     """
 
     name: str
@@ -49,6 +54,15 @@ class Chip(CompilerFigures):
     clock_hz: float
     vmem_bytes: int
     cmem_bytes: int
+    fp8_flops: float = 0.0
+    devices_per_chip: int = 1
+    die_bandwidth: float = 0.0
+    offload_seconds: float = 0.0
+
+    @property
+    def device_link_bandwidth(self) -> float:
+        """Bytes/s one way that a device has of a link while all devices of its chip send over it."""
+        return self.link_bandwidth / self.devices_per_chip
 
     def under_options(self) -> Chip:
         """The chip, `asynchronous` holding what its compiler overlaps under `compiler_options`."""

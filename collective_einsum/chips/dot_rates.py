@@ -4,16 +4,16 @@ XLA:TPU multiplies bf16, and int8 where the matrix unit can, and splits f32 into
 `estimated_cycles` (libtpu 0.0.50.1) of each further row of [M, 4608] x [4608, 4608], from M=4096 to
 8192, relative to bf16 x bf16, by `python -m bench.dot_rates v4:2x2x1`:
 
-| operands                      | v4  | v5e | v5p | v6e | products                  |
-|-------------------------------|-----|-----|-----|-----|---------------------------|
-| f32 x f32, Precision.DEFAULT  | 0.9 | 1.0 |     | 1.1 | 1 of bf16                 |
-| f32 x f32, Precision.HIGH     | 2.8 | 3.1 | 3.1 | 3.1 | 3 of bf16                 |
-| f32 x f32, Precision.HIGHEST  | 5.5 | 5.9 |     | 5.9 | 6 of bf16                 |
-| bf16 x f32, Precision.HIGHEST | 2.8 | 2.9 |     |     | 3 of bf16                 |
-| int8 x int8                   | 1.0 | 0.5 | 0.5 | 0.7 | 1 of int8                 |
-| bf16 x int8                   | 0.9 | 1.0 |     |     | 1 of bf16, after widening |
-| f16 x f16                     | 1.1 | 1.0 |     |     | as 1 of bf16              |
-| f8e4m3fn x f8e4m3fn           | 1.1 | 1.0 |     |     | as 1 of bf16              |
+| operands                      | v4  | v5e | v5p | v6e | 7x  | products                        |
+|-------------------------------|-----|-----|-----|-----|-----|---------------------------------|
+| f32 x f32, Precision.DEFAULT  | 0.9 | 1.0 |     | 1.1 | 1.8 | 1 of bf16                       |
+| f32 x f32, Precision.HIGH     | 2.8 | 3.1 | 3.1 | 3.1 | 3.5 | 3 of bf16                       |
+| f32 x f32, Precision.HIGHEST  | 5.5 | 5.9 |     | 5.9 | 5.7 | 6 of bf16                       |
+| bf16 x f32, Precision.HIGHEST | 2.8 | 2.9 |     |     | 2.4 | 3 of bf16                       |
+| int8 x int8                   | 1.0 | 0.5 | 0.5 | 0.7 | 1.0 | 1 of int8                       |
+| bf16 x int8                   | 0.9 | 1.0 |     |     | 1.0 | 1 of bf16, after widening       |
+| f16 x f16                     | 1.1 | 1.0 |     |     | 1.2 | as 1 of bf16                    |
+| f8e4m3fn x f8e4m3fn           | 1.1 | 1.0 |     |     | 0.5 | as 1 of bf16; on TPU7x 1 of fp8 |
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def dot_flops(
     dtypes = [jnp.dtype(lhs_dtype), jnp.dtype(rhs_dtype)]
     if all(dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
         return chip.int8_dot_efficiency * chip.int8_ops
+    if chip.fp8_flops and all(_is_fp8(dtype) for dtype in dtypes):
+        return chip.dot_efficiency * chip.fp8_flops
     wide = sum(_is_wide(dtype) for dtype in dtypes)
     if not wide:
         return chip.dot_efficiency * chip.bf16_flops
@@ -66,6 +68,10 @@ def dot_flops(
         "highest": chip.f32_flops,
     }
     return chip.dot_efficiency * by_level[level]
+
+
+def _is_fp8(dtype: np.dtype[np.generic]) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize == 1
 
 
 def _is_wide(dtype: np.dtype[np.generic]) -> bool:

@@ -2,12 +2,15 @@
 
 Sources, cited by letter:
 
-* [C] the Google Cloud TPU pages, docs.cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e}. Their ICI figure
+* [C] the Google Cloud TPU pages, docs.cloud.google.com/tpu/docs/{v4,v5p,v5e,v6e,tpu7x}. Their ICI figure
   is the line rate, 11% above what [S] says a link carries
 * [S] "How to Scale Your Model", jax-ml.github.io/scaling-book, chapter "TPUs" (the table of ICI
   bandwidth per link, one way) and chapter "Sharding" (about one microsecond a hop)
 * [J] jax/_src/pallas/mosaic/tpu_info.py in jax 0.10.2: VMEM and CMEM per core, MXU count and size
 * [N] the NVIDIA H100 and H200 SXM data sheets; dense figures, half of those quoted with sparsity
+* [I] AI-Hypercomputer/tpu-recipes, microbenchmarks/ironwood/collectives/all_gather.md: all-gathers of
+  f32[n,8,128] a device over four devices, n = 64 to 16384, measured by others, take 11 to 15 us longer
+  than their bytes over the links and two hops
 * [D] products of bf16 that XLA:TPU makes of an f32 dot; see `dot_rates`
 
 How the compilers behave stands in `calibration`.
@@ -101,6 +104,30 @@ TPU_V6E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     **vars(calibration.TPU_V6E),
+)
+
+# A device of jax is half a chip: all but the links is half of what [C] says of a chip.
+TPU_7X = Chip(
+    name="TPU7x",
+    bf16_flops=2307e12 / 2,  # [C]
+    int8_ops=2307e12 / 2,  # its matrix units take bf16 and fp8; int8 is widened
+    fp8_flops=4614e12 / 2,  # [C]
+    f32_default_flops=2307e12 / 2 / 1.8,  # [D] the cycles of 1.8 bf16 dots
+    f32_high_flops=2307e12 / 2 / 3.5,  # [D] of 3.5
+    f32_flops=2307e12 / 2 / 5.7,  # [D] of 5.7
+    hbm_bytes=192 * _GIB // 2,  # [C]
+    hbm_bandwidth=7.38e12 / 2,  # [C]
+    link_bandwidth=90e9,  # 1200 GB/s both ways over six links [C], less the 10% of v5p's links
+    devices_per_chip=2,  # [C]
+    die_bandwidth=6 * 90e9,  # [C] six times as fast as a link
+    torus_dims=3,  # [C]
+    hop_seconds=_HOP_SECONDS,
+    wrap_multiple=4,  # [C] as v5p
+    clock_hz=2.2e9,  # libtpu 0.0.50.1's description of the topology
+    vmem_bytes=64 * _MIB,  # libtpu 0.0.50.1: "vmem_size" of its description of the topology
+    cmem_bytes=0,
+    offload_seconds=11e-6,  # [I]
+    **vars(calibration.TPU_7X),
 )
 
 # Its hop is that of the TPUs.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from .chip import Chip
 from .compiler_figures import CompilerOption
-from .known_chips import H100, H200, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+from .known_chips import H100, H200, TPU_7X, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 
 # Compile-only topologies and attached chips report the same kinds; both spellings of v5e, v5p and
 # v6e occur (jax/_src/pallas/mosaic/tpu_info.py). Emulated CPU devices stand in for TPU v4, the chip
@@ -23,6 +23,8 @@ _CHIP_OF_KIND: dict[str, Chip] = {
     "TPU v5e": TPU_V5E,
     "TPU v6 lite": TPU_V6E,
     "TPU v6e": TPU_V6E,
+    "TPU7x": TPU_7X,
+    "TPU v7x": TPU_7X,
     "NVIDIA H100 80GB HBM3": H100,
     "NVIDIA H200": H200,
     "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
@@ -40,6 +42,7 @@ _SHORT_NAMES: dict[str, Chip] = {
     "v5p": TPU_V5P,
     "v5e": TPU_V5E,
     "v6e": TPU_V6E,
+    "v7x": TPU_7X,
     "h100": H100,
     "h200": H200,
 }
@@ -128,7 +131,7 @@ def _of_maker(kind: str) -> Chip:
     if int(generation[1]) < 5:
         return TPU_V4
     if not re.search(r"lite|\de", kind):
-        return TPU_V5P
+        return TPU_V5P if int(generation[1]) < 7 else TPU_7X
     return TPU_V5E if generation[1] == "5" else TPU_V6E
 
 

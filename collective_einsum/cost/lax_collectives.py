@@ -33,6 +33,8 @@ def collective_seconds(work: Workload) -> tuple[float, float]:
         after *= 2 if _scatter_reduces(work, op.scatter) else 1
     if op.reduce:
         after += 2 * reduce_scatter_seconds(chip, work.sides(op.reduce), work.sum_bytes)
+        # SparseCores start once for both halves of it.
+        after -= chip.offload_seconds
     return before, after
 
 

@@ -13,19 +13,22 @@ from ..chips.chip import Chip
 
 
 def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
-    """Seconds of an all-gather: (n - 1)/n * gathered_bytes / bandwidth + hops * hop_seconds.
+    """Seconds of an all-gather: (n - 1)/n * gathered_bytes / bandwidth + hops * hop_seconds, and the
+    fixed cost of SparseCores where they run it.
 
     Args:
       chip: every chip of the mesh.
       axis_sizes: sizes of the mesh axes; n is their product. `bandwidth` is that of all links along
-        them, two for an axis that closes into a ring and one for a line.
+        them, two for an axis that closes into a ring and one for a line; where a chip is two devices,
+        each has half of it, also over the axis between the two.
       gathered_bytes: size of the result, on one chip, in bytes.
     """
     n = math.prod(axis_sizes)
     if n == 1:
         return 0.0
-    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.link_bandwidth
-    return gathered_bytes * (n - 1) / n / width + hops(chip, axis_sizes) * chip.hop_seconds
+    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
+    fixed = hops(chip, axis_sizes) * chip.hop_seconds + chip.offload_seconds
+    return gathered_bytes * (n - 1) / n / width + fixed
 
 
 def reduce_scatter_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
@@ -40,7 +43,7 @@ def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: flo
     closes into a ring, k/4 * operand_bytes on a line.
     """
     far = max((size / (2 * links(chip, size)) for size in axis_sizes if size > 1), default=0.0)
-    sending = operand_bytes * far / (2 * chip.link_bandwidth)
+    sending = operand_bytes * far / (2 * chip.device_link_bandwidth)
     return sending + hops(chip, axis_sizes) * chip.hop_seconds
 
 
@@ -51,7 +54,7 @@ def hop_seconds(chip: Chip, axis_size: int, sent_bytes: float) -> float:
     axis_size=1 for a Hamiltonian ring, whose neighbours are always linked.
     """
     far = 1 if chip.wraps(axis_size) else axis_size - 1
-    return sent_bytes / chip.link_bandwidth + far * chip.hop_seconds
+    return sent_bytes / chip.device_link_bandwidth + far * chip.hop_seconds
 
 
 def links(chip: Chip, axis_size: int) -> int:

@@ -4,6 +4,9 @@ A link is named by its torus axis and direction, `(0, +1)` being from coordinate
 first axis. All chips of an SPMD program do the same at the same time, so one number for each axis
 and direction, that of its most loaded link, says how long a transfer takes. Only permutes may load
 the links of one axis and direction differently; these are then distinguished, as `(0, +1, 2)`.
+
+A chip of two devices (TPU7x) has two at every coordinate. The link between them is one more axis of the
+torus, of size two, the last one; the links of the other axes are the chip's, and both devices use them.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -20,6 +24,8 @@ from collective_einsum.chips.chip import Chip
 Link = tuple[int, ...]
 Crossing = tuple[tuple[int, ...], Link]
 Pairs = Sequence[tuple[int, int]]
+# A torus axis, the chips along it, whether they are a ring, and the distance between neighbours.
+_Span = tuple[int, int, bool, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Route:
     hops: int
 
 
+_NOTHING = Route(0, {}, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Torus:
     """The coordinates of the devices, in the mesh's flat order, and the links between them.
@@ -47,6 +56,7 @@ class Torus:
       wrapped: for every torus axis, whether its last chip has a link to its first.
       names: names of the torus axes, after the mesh axes that lie along them.
       distinguished: (coordinates where a link starts, its axis and direction) to the link's name.
+      die_axis: the axis between the two devices of a chip; None where every chip is one device.
     """
 
     coords: tuple[tuple[int, ...], ...]
@@ -54,6 +64,7 @@ class Torus:
     wrapped: tuple[bool, ...]
     names: tuple[str, ...]
     distinguished: Mapping[Crossing, Link] = dataclasses.field(default_factory=dict)
+    die_axis: int | None = None
 
     @classmethod
     def of_mesh(cls, mesh: jax.sharding.Mesh, chip: Chip) -> Torus:
@@ -69,6 +80,10 @@ class Torus:
                 "replay a program compiled for a TPU topology, such as 'v4:4x4x4'."
             )
         coords = tuple(tuple(int(c) for c in device.coords) for device in devices)
+        dies = tuple(int(getattr(device, "core_on_chip", 0)) for device in devices)
+        two = len(set(dies)) > 1
+        if two:
+            coords = tuple((*place, die) for place, die in zip(coords, dies, strict=True))
         low = [min(axis) for axis in zip(*coords, strict=True)]
         coords = tuple(
             tuple(c - base for c, base in zip(place, low, strict=True)) for place in coords
@@ -77,9 +92,17 @@ class Torus:
         return cls(
             coords,
             sizes,
-            tuple(size > 1 and chip.wraps(size) for size in sizes),
+            tuple(
+                size > 1 and chip.wraps(size) and not (two and axis == len(sizes) - 1)
+                for axis, size in enumerate(sizes)
+            ),
             _names(mesh, coords),
+            die_axis=len(sizes) - 1 if two else None,
         )
+
+    def bandwidth(self, link: Link, chip: Chip) -> float:
+        """Bytes/s that a link carries one way."""
+        return chip.die_bandwidth if link[0] == self.die_axis else chip.link_bandwidth
 
     def link_name(self, link: Link) -> str:
         """`x+`: growing coordinates on the torus axis that the mesh axis x lies along."""
@@ -104,7 +127,7 @@ class Torus:
         for link in self.links:
             axis, sign = link
             end = 0 if sign < 0 else self.sizes[axis] - 1
-            starts = [c for c in self.coords if self.wrapped[axis] or c[axis] != end]
+            starts = [c for c in self._chips(axis) if self.wrapped[axis] or c[axis] != end]
             marks = [tuple(load[start, link] for load in loads) for start in starts]
             names = {mark: (*link, i) for i, mark in enumerate(dict.fromkeys(marks))}
             if len(names) > 1:
@@ -154,11 +177,21 @@ class Torus:
                     distance = (distance + (size - 1) // 2) % size - (size - 1) // 2
                 sign = 1 if distance > 0 else -1
                 for _ in range(abs(distance)):
-                    crossings[tuple(place), (axis, sign)] += 1
+                    crossings[self._chip(place, axis), (axis, sign)] += 1
                     place[axis] = (place[axis] + sign) % size
                 hops += abs(distance)
             longest = max(longest, hops)
         return crossings, longest
+
+    def _chip(self, place: Sequence[int], axis: int) -> tuple[int, ...]:
+        """The coordinates of the chip of a device, whose links along `axis` are the device's."""
+        if self.die_axis is None or axis == self.die_axis:
+            return tuple(place)
+        return (*place[:-1], 0)
+
+    def _chips(self, axis: int) -> Iterable[tuple[int, ...]]:
+        """All coordinates at which links along `axis` start."""
+        return dict.fromkeys(self._chip(place, axis) for place in self.coords)
 
     def all_gather(self, groups: Sequence[Sequence[int]], gathered_bytes: float) -> Route:
         """The route of an all-gather whose result on a chip has `gathered_bytes`, or of the
@@ -166,22 +199,22 @@ class Torus:
 
         The time is D (K-1)/K over the bandwidth of the links, two for an axis that is a ring and one
         for a line (Chan et al. 2007, as in Pope et al., arXiv 2211.05102, appendix A.1); the farthest
-        chip is `hops` links away.
+        chip is `hops` links away. Where both devices of a chip are in the group, each gathers half from
+        the other chips, and the halves are exchanged over the link between them; where they are in two
+        groups, both load the chip's links.
         """
-        spans, size = self._spans(groups)
+        spans, dies, size = self._spans(groups)
+        hops = sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans)
+        loads = self._loads({axis: 1.0 for axis, *_ in spans})
+        exchanged = gathered_bytes * (dies - 1) / dies
         if not spans:
-            return Route(0, {}, 0)
+            return Route(exchanged, self._loads({self.die_axis: 1.0}), 1) if dies > 1 else _NOTHING
         links = sum((2 if ring else 1) / stride for _, _, ring, stride in spans)
-        return Route(
-            gathered_bytes * (size - 1) / size / links,
-            {
-                link: 1
-                for axis, *_ in spans
-                for sign in (1, -1)
-                for link in self._names_of((axis, sign))
-            },
-            sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans),
-        )
+        chips = size // dies
+        sent = gathered_bytes * (chips - 1) / chips / links * self._sharing(spans, dies, size)
+        if dies > 1:
+            loads |= self._loads({self.die_axis: exchanged / sent})
+        return Route(sent, loads, hops + dies - 1)
 
     def all_reduce(self, groups: Sequence[Sequence[int]], reduced_bytes: float) -> Route:
         """The route of an all-reduce: a reduce-scatter, then an all-gather."""
@@ -194,33 +227,47 @@ class Torus:
         The most loaded link of an axis of n chips carries n/8 of `local_bytes` on a ring, a quarter of
         an all-gather of as many bytes from every chip, and n/4 on a line.
         """
-        spans, _ = self._spans(groups)
-        loads: dict[Link, float] = {}
-        for axis, n, ring, stride in spans:
-            load = (n * n - n % 2) / 8 / n if ring else (n * n // 4) / n
-            for sign in (1, -1):
-                loads |= dict.fromkeys(self._names_of((axis, sign)), load * stride)
-        return Route(
-            local_bytes if loads else 0,
-            loads,
-            sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans),
+        spans, dies, size = self._spans(groups)
+        sharing = self._sharing(spans, dies, size) * dies
+        loads = self._loads(
+            {
+                axis: ((n * n - n % 2) / 8 / n if ring else (n * n // 4) / n) * stride * sharing
+                for axis, n, ring, stride in spans
+            }
         )
+        if dies > 1:
+            loads |= self._loads({self.die_axis: (dies - 1) / dies})
+        hops = sum((n // 2 if ring else n - 1) * stride for _, n, ring, stride in spans)
+        return Route(local_bytes, loads, hops + dies - 1) if loads else _NOTHING
 
-    def _spans(
-        self, groups: Sequence[Sequence[int]]
-    ) -> tuple[list[tuple[int, int, bool, int]], int]:
-        """For every torus axis that the largest group spans: (axis, chips along it, whether they are a
-        ring, distance between neighbours); and the size of that group."""
+    def _loads(self, by_axis: Mapping[int | None, float]) -> dict[Link, float]:
+        """The same load on both directions of every axis given."""
+        return {
+            link: load
+            for axis, load in by_axis.items()
+            if axis is not None
+            for sign in (1, -1)
+            for link in self._names_of((axis, sign))
+        }
+
+    def _sharing(self, spans: Sequence[_Span], dies: int, size: int) -> float:
+        """The number of groups that load the same links at the same time."""
+        return 1.0 if self.die_axis is None else 2 * math.prod(n for _, n, *_ in spans) / size
+
+    def _spans(self, groups: Sequence[Sequence[int]]) -> tuple[list[_Span], int, int]:
+        """What the largest group spans: its torus axes, the devices of one chip, and its size."""
         group = max(groups, key=len, default=()) or range(len(self.coords))
-        spans = []
+        spans, dies = [], 1
         for axis in range(len(self.sizes)):
             places = sorted({self.coords[member][axis] for member in group})
-            if len(places) > 1:
+            if axis == self.die_axis:
+                dies = len(places)
+            elif len(places) > 1:
                 n = len(places)
                 stride = max(1, (places[-1] - places[0]) // (n - 1))
                 ring = self.wrapped[axis] and stride * n == self.sizes[axis]
                 spans.append((axis, n, ring, stride))
-        return spans, len(group)
+        return spans, dies, len(group)
 
 
 def _names(mesh: jax.sharding.Mesh, coords: Sequence[tuple[int, ...]]) -> tuple[str, ...]:

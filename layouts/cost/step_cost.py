@@ -139,7 +139,7 @@ class Cost(Shown):
     def ici_seconds(self) -> float:
         """Bytes over the links' bandwidth, and hops; the links of different axes do not share."""
         per_axis = (
-            moved / (links(self.chip, self.sizes[axis]) * self.chip.link_bandwidth)
+            moved / (links(self.chip, self.sizes[axis]) * self.chip.device_link_bandwidth)
             for axis, moved in self.ici_bytes.items()
         )
         return max(per_axis, default=0.0) + self.hops * self.chip.hop_seconds

@@ -80,7 +80,9 @@ def _together(
         for f in einsum.f
     )
     arriving = sum(einsum.streamed_bytes / x for einsum in out)
-    hop = (sum(einsum.streamed_bytes for einsum in into) + arriving) / n / chip.link_bandwidth
+    hop = (
+        (sum(einsum.streamed_bytes for einsum in into) + arriving) / n / chip.device_link_bandwidth
+    )
     hop += chip.hop_seconds
     exposed, before = 0.0, 1
     ways = ring_directions(n, "latency", 1)

@@ -23,6 +23,7 @@ TPUS = {
     "v5p": chips.TPU_V5P,
     "v5e": chips.TPU_V5E,
     "v6e": chips.TPU_V6E,
+    "7x": chips.TPU_7X,
 }
 ALL = [*TPUS.values(), chips.H100, chips.H200]
 
@@ -56,6 +57,7 @@ def test_numbers_agree_with_those_jax_holds(version: str) -> None:
         ("v5p", "v5p:2x2x1", {}),
         ("v5e", "v5e:2x2", {}),
         ("v6e", "v6e:2x2", {}),
+        ("7x", "tpu7x:2x2x1", {}),
     ],
 )
 def test_kind_of_a_compile_only_device(
@@ -100,8 +102,7 @@ def unsaid() -> Iterator[None]:
         ("TPU v3", chips.TPU_V4),
         ("TPU v4 lite", chips.TPU_V4),
         ("TPU v5 lite pod", chips.TPU_V5E),
-        ("TPU7x", chips.TPU_V5P),
-        ("TPU v7x", chips.TPU_V5P),
+        ("TPU8t", chips.TPU_7X),
         ("TPU v8e", chips.TPU_V6E),
         ("NVIDIA A100-SXM4-80GB", chips.H100),
         ("NVIDIA H100 PCIe", chips.H100),
@@ -130,15 +131,15 @@ def test_a_kind_of_another_maker_is_a_generic_one(kind: str) -> None:
 def test_an_unlisted_kind_is_said_once() -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for kind in ("TPU7x", "TPU v3", "TPU7x", "TPU v3", "TPU7x"):
+        for kind in ("TPU8t", "TPU v3", "TPU8t", "TPU v3", "TPU8t"):
             chip_for(kind)
-    assert ["TPU7x" in str(each.message) for each in said] == [True, False]
+    assert ["TPU8t" in str(each.message) for each in said] == [True, False]
     assert "TPU v3" in str(said[1].message)
     # Where it is an error it is one every time: nothing goes on with another chip unsaid.
     chip_names._nearest.cache_clear()
     for _ in range(2):
         with pytest.raises(UnlistedChipWarning):
-            chip_for("TPU7x")
+            chip_for("TPU8t")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,8 @@ def test_an_unlisted_kind_is_said_once() -> None:
         ("v5 lite", chips.TPU_V5E),
         ("V5E", chips.TPU_V5E),
         ("TPU v6 lite", chips.TPU_V6E),
+        ("v7x", chips.TPU_7X),
+        ("tpu7x", chips.TPU_7X),
         ("h100", chips.H100),
         ("NVIDIA H100", chips.H100),
         ("NVIDIA H100 80GB HBM3", chips.H100),
@@ -165,7 +168,9 @@ def test_names_of_chips(name: str, chip: Chip) -> None:
 
 @pytest.mark.parametrize("given", ["a100", "NVIDIA A100-SXM4-80GB", "", "v", 4, None, Chip])
 def test_what_names_no_chip_is_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match=r"chip=.*'v4', 'v5p', 'v5e', 'v6e', 'h100', 'h200'"):
+    with pytest.raises(
+        ValueError, match=r"chip=.*'v4', 'v5p', 'v5e', 'v6e', 'v7x', 'h100', 'h200'"
+    ):
         as_chip(given)
 
 
@@ -174,6 +179,7 @@ def test_what_names_no_chip_is_refused(given: Any) -> None:
     [
         (chips.TPU_V4, (1, 4, 8, 12, 16), (2, 3, 5, 6, 7)),
         (chips.TPU_V5P, (1, 4, 8, 12, 16), (2, 3, 5, 6, 7)),
+        (chips.TPU_7X, (1, 4, 8, 12, 16), (2, 3, 5, 6, 7)),
         (chips.TPU_V5E, (1, 16), (2, 4, 8, 12)),
         (chips.TPU_V6E, (1, 16), (2, 4, 8, 12)),
         (chips.H100, (1, 2, 3, 7, 8), ()),

@@ -20,24 +20,25 @@ pytestmark = pytest.mark.tpu
 BF16, F32 = jnp.bfloat16, jnp.float32
 HIGH, HIGHEST = lax.Precision.HIGH, lax.Precision.HIGHEST
 
+CHIPS = (ce.TPU_V4, ce.TPU_V5E, ce.TPU_7X)
 
-# How many bf16 dots each is priced as, on v4 and on v5e.
+# How many bf16 dots each is priced as, on v4, on v5e and on TPU7x.
 FACTORS = {
-    "f32 default": (1, 1),
-    "f32 high": (3, 3),
-    "f32 highest": (6, 6),
-    "bf16 x f32 highest": (3, 3),
-    "int8": (1, 0.5),
-    "bf16 x int8": (1, 1),
-    "f16": (1, 1),
-    "f8e4m3fn": (1, 1),
+    "f32 default": (1, 1, 1.8),
+    "f32 high": (3, 3, 3.5),
+    "f32 highest": (6, 6, 5.7),
+    "bf16 x f32 highest": (3, 3, 3.5),
+    "int8": (1, 0.5, 1),
+    "bf16 x int8": (1, 1, 1),
+    "f16": (1, 1, 1),
+    "f8e4m3fn": (1, 1, 0.5),
 }
 
 
 @pytest.mark.parametrize("name", FACTORS)
-@pytest.mark.parametrize("chip", [ce.TPU_V4, ce.TPU_V5E], ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
 def test_a_dot_is_priced_by_its_dtypes(chip: ce.Chip, name: str) -> None:
-    factor = FACTORS[name][chip is ce.TPU_V5E]
+    factor = FACTORS[name][CHIPS.index(chip)]
     lhs, rhs, precision = DOTS[name]
     rate = dot_flops(chip, lhs, rhs, precision)
     assert chip.dot_efficiency * chip.bf16_flops / rate == pytest.approx(factor, rel=0.03)

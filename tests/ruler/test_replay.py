@@ -231,3 +231,66 @@ def test_an_all_gather_compiled_for_v4(v4: Target) -> None:
     busy = {link for link, moved in timeline.link_bytes.items() if moved}
     assert busy == {"y+", "y-", "z+", "z-"}
     assert not timeline.permutes_in_flight_during_dots()
+
+
+OFFLOADED = """%gather (g: s8[100]) -> s8[400] {
+  %g = s8[100]{0:S(1)} parameter(0)
+  ROOT %ag = s8[400]{0:S(1)} all-gather(%g), replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+%format (f: s8[1000]) -> s8[1000] {
+  %f = s8[1000]{0} parameter(0)
+  ROOT %fc = s8[1000]{0} copy(%f)
+}, execution_thread="sparsecore"
+
+"""
+THREAD = 'async_execution_thread="sparsecore"'
+GATHERED = "((s8[100]{0:S(1)}), s8[400]{0:S(1)}, u32[]{:S(8)})"
+COPIED = "((s8[1000]{0}), s8[1000]{0}, u32[]{:S(8)})"
+EMPTY = "((), (), (s32[1]{0:S(2)}))"
+# An all-gather that SparseCores run while a dot computes: as libtpu 0.0.42.1 and as 0.0.50.1 write it.
+FORMS = {
+    "call": [
+        '%begin = s8[100]{0:S(1)} custom-call(%p), custom_call_target="PrepareAsyncCallStart"',
+        f"%ag-start = {GATHERED} call-start(%begin), {THREAD}, to_apply=%gather",
+        dot("d", 60),
+        "%ag-done = s8[400]{0:S(1)} call-done(%ag-start)",
+    ],
+    "call with update": [
+        f"%ag-start = {EMPTY} call-start(), {THREAD}, to_apply=%gather",
+        f"%ag-update = {GATHERED} call-update(%ag-start, %p)",
+        dot("d", 60),
+        "%ag-done = s8[400]{0:S(1)} call-done(%ag-update)",
+    ],
+    "custom call with update": [
+        f"%ag-start = {EMPTY} custom-call-start(), {THREAD}, called_computations={{%gather}}",
+        f"%ag-update = {GATHERED} custom-call-update(%ag-start, %p)",
+        dot("d", 60),
+        "%ag-done = s8[400]{0:S(1)} custom-call-done(%ag-update)",
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_collectives_of_sparse_cores_overlap_with_compute(form: str) -> None:
+    chip = dataclasses.replace(CHIP, offload_seconds=7 * US)
+    scheduled = module("\n".join(FORMS[form]), OFFLOADED)
+    timeline = replay_module(scheduled, RING, chip)
+    # 300 bytes of the others by two links, two hops, and the fixed cost; the dot runs for 60 us of them.
+    assert timeline.communication_seconds == pytest.approx((150 + 2 + 7) * US)
+    assert timeline.total_seconds == pytest.approx((150 + 2 + 7) * US)
+    assert timeline.exposed_seconds == pytest.approx((150 + 2 + 7 - 60) * US)
+
+
+def test_sparse_cores_copy_while_a_dot_computes() -> None:
+    lines = [
+        f"%c-start = {EMPTY} call-start(), {THREAD}, to_apply=%format",
+        f"%c-update = {COPIED} call-update(%c-start, %w)",
+        dot("d", 60),
+        "%c-done = s8[1000]{0} call-done(%c-update)",
+    ]
+    timeline = replay_module(module("\n".join(lines), OFFLOADED), RING, CHIP)
+    # 1000 bytes are read and as many written, at ten a microsecond.
+    assert timeline.total_seconds == pytest.approx(200 * US)
+    assert timeline.dma_bytes == 2000
+    assert timeline.dma_stall_by_op == {"c-update": pytest.approx(140 * US)}

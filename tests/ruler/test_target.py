@@ -35,6 +35,8 @@ def test_emulated() -> None:
         ("v5p:4x4x4", 64, chips.TPU_V5P),
         ("v5e:4x4", 16, chips.TPU_V5E),
         ("v6e:4x4", 16, chips.TPU_V6E),
+        ("tpu7x:2x2x2", 16, chips.TPU_7X),
+        ("tpu7x:4x4x4", 128, chips.TPU_7X),
     ],
 )
 def test_topology(name: str, count: int, chip: chips.Chip) -> None:
@@ -42,8 +44,8 @@ def test_topology(name: str, count: int, chip: chips.Chip) -> None:
     assert not slice_.can_run
     assert (len(slice_.devices), slice_.chip) == (count, chip)
     assert chip_for(slice_.devices[0].device_kind) == chip
-    # Coordinates of whole chips: not two devices for each.
-    assert len({tuple(device.coords) for device in slice_.devices}) == count
+    # One device at each coordinate, but for a chip that is two.
+    assert len({tuple(d.coords) for d in slice_.devices}) == count // chip.devices_per_chip
 
 
 @pytest.mark.tpu

@@ -139,3 +139,46 @@ def test_links_are_distinguished_where_permutes_load_them_differently() -> None:
     # Shifts along an axis load its links alike.
     shift = [(4 * i + j, 4 * i + (j + 1) % 4) for i in range(4) for j in range(4)]
     assert plain.distinguish([shift]).distinguished == {}
+
+
+def halves() -> Torus:
+    """2x2 chips of two devices each, one line along each axis, in row-major order."""
+    coords = tuple(itertools.product((0, 1), (0, 1), (0, 1)))
+    return Torus(coords, (2, 2, 2), (False,) * 3, ("x", "y", "die"), die_axis=2)
+
+
+def test_devices_of_a_chip_share_its_links() -> None:
+    place = halves()
+    # Both devices of every chip send to the same neighbour, over one link.
+    shift = [(i, (i + 4) % 8) for i in range(8)]
+    assert place.permute(shift, 100).loads == {(0, 1): 2, (0, -1): 2}
+    # The first devices alone do not share it.
+    assert place.permute(shift[::2], 100).loads == {(0, 1): 1, (0, -1): 1}
+    # Between the devices of a chip there is a link of its own.
+    exchange = [(i, i ^ 1) for i in range(8)]
+    assert place.permute(exchange, 100) == Route(100, {(2, 1): 1, (2, -1): 1}, 1)
+    names = place.distinguish([shift, exchange]).distinguished_links
+    assert names == [(axis, sign) for axis in range(3) for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("dies", [1, 2])
+def test_all_gather_over_devices_that_share_links(dies: int) -> None:
+    """Against the bytes that have to enter each chip."""
+    place, size = halves(), 1000.0
+    groups = [range(8)] if dies == 2 else [range(0, 8, 2), range(1, 8, 2)]
+    route = place.all_gather([list(group) for group in groups], size)
+    # A chip holds a quarter of each result of its devices, and has two links.
+    results = 1 if dies == 2 else 2
+    assert route.bytes == pytest.approx(results * size * 3 / 4 / 2)
+    assert {link: route.loads[link] for link in ((0, 1), (1, -1))} == {(0, 1): 1, (1, -1): 1}
+    if dies == 2:
+        assert route.bytes * route.loads[2, 1] == pytest.approx(size / 2)
+    assert ((2, 1) in route.loads) == (dies == 2)
+    exchanged = place.all_to_all([list(group) for group in groups], size)
+    # Half of what a chip's two devices hold goes to the other side of x, over one link.
+    assert exchanged.bytes * exchanged.loads[0, 1] == pytest.approx(2 * size / 2)
+
+
+def test_all_gather_between_the_devices_of_a_chip() -> None:
+    route = halves().all_gather([[i, i + 1] for i in range(0, 8, 2)], 1000.0)
+    assert route == Route(500.0, {(2, 1): 1, (2, -1): 1}, 1)

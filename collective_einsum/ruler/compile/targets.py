@@ -20,7 +20,7 @@ from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chips.chip import Chip
 from collective_einsum.chips.compiler_figures import CompilerOption
-from collective_einsum.chips.known_chips import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
+from collective_einsum.chips.known_chips import TPU_7X, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 from collective_einsum.chips.names import chip_for
 
 # Without a TPU, libtpu would query the cloud's metadata server, and allow one process at a time.
@@ -53,8 +53,10 @@ _GENERATIONS = {
     "v5p": _Generation(TPU_V5P, 3),
     "v5e": _Generation(TPU_V5E, 2),
     "v6e": _Generation(TPU_V6E, 2),
+    # Two devices a chip.
+    "tpu7x": _Generation(TPU_7X, 3),
 }
-TOPOLOGIES = ("v4:4x4x4", "v5p:4x4x4", "v5e:4x4", "v6e:4x4")
+TOPOLOGIES = ("v4:4x4x4", "v5p:4x4x4", "v5e:4x4", "v6e:4x4", "tpu7x:2x2x1")
 _KNOWN = f"cpu:N (such as cpu:8), attached, or a TPU topology such as {', '.join(TOPOLOGIES)}"
 
 
@@ -132,8 +134,8 @@ def compiled(
 
 
 def target(name: str) -> Target:
-    """The target of a name: `cpu:8`, `attached`, `v4:4x4x4`, `v5p:4x4x4`, `v5e:4x4`, `v6e:4x4` and
-    the like.
+    """The target of a name: `cpu:8`, `attached`, `v4:4x4x4`, `v5p:4x4x4`, `v5e:4x4`, `v6e:4x4`,
+    `tpu7x:2x2x1` and the like.
 
     Sets the environment that the emulated devices or libtpu need, so call it before anything
     initialises jax's backends.

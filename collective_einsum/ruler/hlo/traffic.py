@@ -27,7 +27,7 @@ def sent_bytes(text: str) -> int:
 
 
 _EVERYONE = -1
-_CALLERS = ("call", "fusion", "async-start", "conditional")
+_CALLERS = ("call", "fusion", "async-start", "call-start", "custom-call-start", "conditional")
 
 
 def _sent(module: hlo.Module, computation: hlo.Computation) -> collections.Counter[int]:

@@ -1,8 +1,11 @@
 """The instructions that move data between chips or memories; the start and the done of a transfer.
 
-A collective has one of three forms in a TPU schedule: a synchronous instruction, an
-asynchronous start and its done, and a compute fusion that carries the collective along ("async
-collective fusion", on v5e).
+A collective has one of four forms in a TPU schedule: a synchronous instruction, an
+asynchronous start and its done, a compute fusion that carries the collective along ("async
+collective fusion", on v5e), and a call of another computation that SparseCores run. libtpu 0.0.42.1
+writes such a call as a `call-start` with its operands and a `call-done`, libtpu 0.0.50.1 as a
+`call-start` without, a `call-update` that hands them over, and a `call-done`. SparseCores also copy
+arrays to other layouts, by calls of the same forms.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from collective_einsum.ruler.torus import Route, Torus
 
 START, DONE, STEP, SYNCHRONOUS = "start", "done", "step", "synchronous"
 _FUSED_ROOTS = {"AsyncCollectiveStart": START, "AsyncCollectiveDone": DONE}
-_CALLERS = ("async-start", "call-start", "fusion")
+_UPDATE = "-update"
+_CALLERS = ("async-start", "call-start", "custom-call-start", "fusion")
+_SPARSE_CORE = "sparsecore"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,8 @@ def collective_in(
 ) -> Collective | None:
     """The collective that an instruction runs, starts, finishes or carries along, or None."""
     opcode = instruction.opcode
+    if opcode.endswith(_UPDATE):
+        return collective_in(module, computation, computation[instruction.operands[0]])
     kind = opcode.removesuffix("-start")
     if kind in work.COLLECTIVES:
         return Collective(instruction, computation, kind, SYNCHRONOUS if kind == opcode else START)
@@ -80,10 +87,32 @@ def collective_in(
     return None
 
 
+def is_offloaded(computation: hlo.Computation, start: hlo.Instruction) -> bool:
+    """Whether SparseCores run what an instruction starts."""
+    while start.opcode.endswith(_UPDATE):
+        start = computation[start.operands[0]]
+    return start.attributes.get("async_execution_thread", "").strip('"') == _SPARSE_CORE
+
+
+def sources(start: hlo.Instruction) -> tuple[str, ...]:
+    """Names of the operands that a start, or an update in its stead, hands over."""
+    return start.operands[1:] if start.opcode.endswith(_UPDATE) else start.operands
+
+
+def only_prepares(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
+    """Whether an instruction is a part of an asynchronous op that moves nothing: the start of one whose
+    operands an update hands over, or a second update."""
+    if instruction.opcode.endswith(_UPDATE):
+        return computation[instruction.operands[0]].opcode.endswith(_UPDATE)
+    users = computation.users[instruction.name] if instruction.opcode.endswith("-start") else ()
+    return any(user.opcode.endswith(_UPDATE) for user in users)
+
+
 def result(instruction: hlo.Instruction) -> shapes.AnyShape:
     """The shape of an instruction's result; for a start, that of its done."""
     opcode, shape = instruction.opcode, instruction.shape
-    is_start = opcode.endswith("-start") or instruction.name.startswith("async-collective-start")
+    fused = instruction.name.startswith("async-collective-start")
+    is_start = opcode.endswith(("-start", _UPDATE)) or fused
     if not is_start or opcode == "all-reduce-start" or not isinstance(shape, shapes.TupleShape):
         return shape
     # Only a copy's start lists the destination before the source.
@@ -94,12 +123,13 @@ def copied_hbm_bytes(
     module: hlo.Module, computation: hlo.Computation, start: hlo.Instruction
 ) -> int:
     """Bytes that an asynchronous copy or slice reads from HBM, and writes to it."""
-    source = computation[start.operands[0]]
+    given = sources(start)
+    source = computation[given[0]]
     target = result(start)
     roots = [module.computations[name].root.opcode for name in start.calls]
     moved = work.total_bytes(target)
     if "dynamic-update-slice" in (start.opcode.removesuffix("-start"), *roots):
-        source = computation[start.operands[1]]
+        source = computation[given[1]]
         moved = work.total_bytes(source.shape)
     return moved * (work.in_hbm(source.shape) + work.in_hbm(target))
 

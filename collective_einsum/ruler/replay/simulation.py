@@ -104,7 +104,7 @@ class _Walk:
 
     def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
         self.module, self.torus, self.chip = module, torus, chip
-        links = dict.fromkeys(torus.distinguished_links, chip.link_bandwidth)
+        links = {link: torus.bandwidth(link, chip) for link in torus.distinguished_links}
         self.network: Network[_Resource] = Network({**links, _HBM: chip.hbm_bandwidth})
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
@@ -116,7 +116,7 @@ class _Walk:
         pending: dict[str, _Transfer] = {}
         for instruction in computation:
             opcode = instruction.opcode
-            if work.is_free(instruction):
+            if work.is_free(instruction) or transfers.only_prepares(computation, instruction):
                 continue
             if opcode in opcodes.HOST:
                 self.unpriced.add(HOST, instruction)
@@ -135,7 +135,7 @@ class _Walk:
             if phase == transfers.DONE or opcode.endswith("-done"):
                 name = transfers.start_of(instruction, computation, set(pending))
                 self.finish(pending.pop(name))
-            elif phase == transfers.START or opcode.endswith("-start"):
+            elif phase == transfers.START or opcode.endswith(("-start", "-update")):
                 pending[instruction.name] = self.start(instruction, computation, collective)
             elif phase == transfers.SYNCHRONOUS:
                 self.finish(self.start(instruction, computation, collective))
@@ -232,7 +232,8 @@ class _Walk:
             op = collective.kind
             kind = "permute" if op == "collective-permute" else "collective"
             moved = work.bytes_in_hbm(transfers.result(instruction)) + sum(
-                work.bytes_in_hbm(computation[operand].shape) for operand in instruction.operands
+                work.bytes_in_hbm(computation[operand].shape)
+                for operand in transfers.sources(instruction)
             )
             route = collective.route(self.torus)
             size = route.bytes or moved
@@ -243,6 +244,8 @@ class _Walk:
                 row = self.torus.link_name(link)
                 carried = load * route.bytes * self.torus.fraction(link)
                 rows[row] = rows.get(row, 0.0) + carried
+        if transfers.is_offloaded(computation, instruction):
+            latency += self.chip.offload_seconds
         if moved:
             uses[_HBM] = moved / size
         flow = Flow(instruction.name, size, uses, cap, latency)
