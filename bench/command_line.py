@@ -59,6 +59,7 @@ def parser() -> arguments.Parser:
     _add_timeline(subparsers, shared)
     _add_layers(subparsers, shared)
     _add_paper(subparsers, caching)
+    _add_truth(subparsers, shared)
     return result
 
 
@@ -155,6 +156,19 @@ def _add_paper(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     command.add_argument(
         "--out", type=arguments.folder, metavar="DIR", default="paper_report", help="(paper_report)"
     )
+
+
+def _add_truth(subparsers: _Subparsers, shared: arguments.Parser) -> None:
+    command = subparsers.add_parser(
+        "truth",
+        parents=[shared],
+        help="figures that others measured on TPUs next to the ruler's predictions",
+        description="Compiles and replays a program for each measured figure (links and collectives, "
+        "dots and HBM, models, the paper) and prints predicted, measured and the residual. Goes on "
+        "where it was interrupted.",
+    )
+    command.set_defaults(run=commands.truth)
+    command.add_argument("--full", action="store_true", help="all rows; else some, in minutes")
 
 
 def _add_target(command: arguments.Parser, meaning: str) -> None:

@@ -177,6 +177,23 @@ def paper(options: argparse.Namespace) -> int:
     return 0
 
 
+def truth(options: argparse.Namespace) -> int:
+    """Prints the predictions of figures that others measured, and how far they are off."""
+    from bench.truth import measure, report
+
+    start = time.perf_counter()
+    asked = measure.records(options.full)
+    outcomes: dict[int, Any] = {}
+    for place, outcome in measure.predict_all(asked, options.cache, options.workers):
+        outcomes[place] = outcome
+        _progress("replayed %d of %d: %s", len(outcomes), len(asked), outcome.record.label)
+    ordered = [outcomes[place] for place in sorted(outcomes)]
+    print(report.print_outcomes(ordered))
+    _save_json(options, outcomes=ordered)
+    print(f"\ndone in {time.perf_counter() - start:.0f} s (measured)")
+    return 0
+
+
 def timeline(options: argparse.Namespace) -> int:
     """Replays one case, prints its timeline, draws it and writes a trace."""
     from bench.einsum_suite import measure

@@ -40,7 +40,7 @@ LEVELS = {
         ("sampling",),
         ("decoding",),
     ),
-    "bench": (("sources",), ("einsum_suite", "decoder_suite"), ("paper",)),
+    "bench": (("sources",), ("einsum_suite", "decoder_suite"), ("paper",), ("truth",)),
 }
 
 

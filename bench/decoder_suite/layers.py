@@ -54,10 +54,11 @@ class LayerRow:
     refused: str = ""
 
 
-def mesh_of(name: str) -> Mesh:
-    """The mesh of a slice: x, y and z are its sides, of which a flat one has two."""
+def mesh_of(name: str, sides: Sequence[int] = ()) -> Mesh:
+    """The mesh of a slice: x, y and z are its sides, of which a flat one has two, unless `sides` gives
+    their sizes."""
     slice_ = target(name)
-    sizes = [int(side) for side in name.partition(":")[2].split("x")]
+    sizes = sides or [int(side) for side in name.partition(":")[2].split("x")]
     return slice_.mesh([*sizes, 1][:3], ("x", "y", "z"))
 
 
@@ -67,7 +68,7 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     Raises ModuleNotFoundError if libtpu is not installed.
     """
     row = LayerRow(phase, target_name)
-    mesh = mesh_of(target_name)
+    mesh = mesh_of(target_name, phase.sides)
     cache = Cache(cache_directory)
     layers = phase.config.layers
     fewer = 0 if phase.unrolled else layers // 2

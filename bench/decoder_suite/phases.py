@@ -19,13 +19,38 @@ from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
 from layouts.sampling import sample
 
-# Variants of named models that the paper compares with: section 4.3, and figure 8 with table 1.
+# Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
+# with table 1), and open models. Sizes of the Llamas: table 2 of arXiv 2302.13971, and table 3 of
+# arXiv 2407.21783.
 VARIANTS = {
     "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
     "palm-540b multihead": dataclasses.replace(
         layouts.PALM_540B, layers=8, kv_heads=48, d_head=128
     ),
     "palm-540b 8 layers": dataclasses.replace(layouts.PALM_540B, layers=8),
+    "llama-7b": ModelConfig(
+        name="llama-7b",
+        layers=32,
+        d_model=4096,
+        d_ff=11008,
+        heads=32,
+        kv_heads=32,
+        d_head=128,
+        vocab=32000,
+        tied_embedding=False,
+    ),
+    "llama-3.1-70b": ModelConfig(
+        name="llama-3.1-70b",
+        layers=80,
+        d_model=8192,
+        d_ff=28672,
+        heads=64,
+        kv_heads=8,
+        d_head=128,
+        vocab=128256,
+        rotary=layouts.Rotary(base=500000.0),
+        tied_embedding=False,
+    ),
 }
 
 
@@ -44,6 +69,8 @@ class Phase:
       schedule: name of the schedule of the collective einsums, "auto" or "blocking".
       layers: number of layers; 0 for the model's own.
       unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
+      int8_cache: whether keys and values are int8, in decoding.
+      sides: sizes of the mesh axes x, y and z; those of the slice unless given.
     """
 
     model: str
@@ -56,6 +83,8 @@ class Phase:
     schedule: str = "auto"
     layers: int = 0
     unrolled: bool = False
+    int8_cache: bool = False
+    sides: tuple[int, ...] = ()
 
     @property
     def config(self) -> ModelConfig:
@@ -120,7 +149,8 @@ class Phase:
             "unrolled": self.unrolled,
         }
         if self.kind == "decode":
-            return layouts.lower_decode_step(self.config, mesh, context=self.length, **options)
+            options |= {"context": self.length, "int8_cache": self.int8_cache}
+            return layouts.lower_decode_step(self.config, mesh, **options)
         return layouts.lower_prefill(self.config, mesh, length=self.length, **options)
 
 

@@ -51,7 +51,7 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
         return StepRow(**{**kept, "phase": phase})
     row = StepRow(phase, target_name)
     try:
-        timeline, program = replayed(phase, mesh_of(target_name), target_name, cache)
+        timeline, program = replayed(phase, mesh_of(target_name, phase.sides), target_name, cache)
     except Exception as error:
         # The compiler raises a runtime error where a program does not fit.
         if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):

@@ -1,0 +1,113 @@
+"""The ruler's prediction for every record."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+from bench.decoder_suite.steps import step
+from bench.sources import SOURCES
+from bench.truth import links, memory, models
+from bench.truth.programs import Program, Step, axis_names
+from bench.truth.records import Record
+from collective_einsum.ruler.compile import (
+    Cache,
+    in_processes,
+    program_key,
+    source_name,
+    target,
+)
+from collective_einsum.ruler.compile import Program as Compiled
+from collective_einsum.ruler.replay import replay
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A record and its prediction.
+
+    Attributes:
+      record: what was measured.
+      measured_seconds: the measured seconds of one run.
+      predicted_seconds: the predicted ones; None where nothing is predicted.
+      refused: why nothing is.
+    """
+
+    record: Record
+    measured_seconds: float
+    predicted_seconds: float | None
+    refused: str = ""
+
+    @property
+    def residual(self) -> float | None:
+        """Predicted / measured - 1; None where nothing is predicted."""
+        if self.predicted_seconds is None:
+            return None
+        return self.predicted_seconds / self.measured_seconds - 1
+
+    @property
+    def compared(self) -> bool:
+        """Whether the residual counts: something is predicted, and was measured on the device."""
+        return self.predicted_seconds is not None and not self.record.upper_bound
+
+
+def records(full: bool) -> list[Record]:
+    """The records of the quick table, or all."""
+    every = [*links.records(), *memory.records(), *models.records(), *models.paper_records()]
+    return [record for record in every if full or record.quick]
+
+
+def predict_all(
+    asked: Sequence[Record], cache_directory: str | os.PathLike[str], workers: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Predicts each record in worker processes; yields places and outcomes as they finish."""
+    arguments = [(record, os.fspath(cache_directory)) for record in asked]
+    yield from in_processes(predict, arguments, workers)
+
+
+def predict(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
+    """Compiles and replays the program of a record, or takes what the cache has of it.
+
+    Raises ModuleNotFoundError if libtpu is not installed.
+    """
+    measured = record.measured_seconds
+    try:
+        target(record.target)
+    except ValueError as error:
+        # The ruler does not know the chip.
+        return Outcome(
+            record=record, measured_seconds=measured, predicted_seconds=None, refused=str(error)
+        )
+    if isinstance(record.program, Step):
+        row = step(record.program.phase, record.target, cache_directory)
+        seconds = row.layers_seconds if record.program.layers_only else row.step_seconds
+        return Outcome(
+            record=record,
+            measured_seconds=measured,
+            predicted_seconds=None if row.refused else seconds,
+            refused=row.refused,
+        )
+    seconds = _operation_seconds(record, record.program, Cache(cache_directory))
+    return Outcome(record=record, measured_seconds=measured, predicted_seconds=seconds)
+
+
+def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:
+    """Predicted seconds of one run of a program of one operation."""
+    name = source_name(SOURCES, record.target, program, record.options)
+    kept = cache.load_row(name)
+    if kept is not None:
+        return float(kept["seconds"])
+    slice_ = target(record.target)
+    mesh = slice_.mesh(program.sides or (len(slice_.devices),), axis_names(program.sides))
+    lowered, options = program.lower(mesh), dict(record.options)
+    key = program_key(lowered, record.target, options)
+    compiled = cache.load(key)
+    if compiled is None:
+        start = time.perf_counter()
+        binary = slice_.compile(lowered, compiler_options=options)
+        compiled = Compiled.of(binary, time.perf_counter() - start)
+        cache.store(key, key, compiled)
+    seconds = replay(compiled.text, mesh).total_seconds / program.runs
+    cache.store_row(name, {"seconds": seconds})
+    return seconds

@@ -1,0 +1,256 @@
+"""The programs that stand for measured ones: permutes, gathers, dots, copies and steps of a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from bench.decoder_suite.phases import Phase
+from collective_einsum.rings import shift
+
+_AXES = ("x", "y", "z")
+# Permutes one after another; the time of one is theirs over this.
+_PERMUTES = 64
+
+
+class Program(Protocol):
+    """A program of one operation.
+
+    Attributes:
+      sides: the sizes of its mesh; empty for one axis of all devices.
+      runs: how often it repeats the operation.
+      work: bytes or flops of one run, that a published rate counts.
+    """
+
+    @property
+    def sides(self) -> tuple[int, ...]: ...
+
+    @property
+    def runs(self) -> int: ...
+
+    @property
+    def work(self) -> float: ...
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """The program on a mesh with axes x, y and z, of which it may have fewer."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Permute:
+    """Every device sends an f32 array to its neighbour on a ring through all devices, time after time.
+
+    The permutes are written out: a loop would copy what arrived to where the next one departs from,
+    and the bandwidth that was measured leaves no time for that.
+
+    Attributes:
+      bytes: of the array on each device; a multiple of 512.
+    """
+
+    bytes: int
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """One axis."""
+        return ()
+
+    @property
+    def runs(self) -> int:
+        """The number of permutes."""
+        return _PERMUTES
+
+    @property
+    def work(self) -> float:
+        """Bytes that a device sends."""
+        return self.bytes
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """See `Program`."""
+        order = ring_order([device.coords for device in mesh.devices.flat])
+
+        def send(x: jax.Array) -> jax.Array:
+            for _ in range(_PERMUTES):
+                x = shift(x, mesh.axis_names, 1, order)
+            return x
+
+        spec = P(mesh.axis_names)
+        shape = (mesh.size * self.bytes // 512, 128)
+        return _lowered(send, mesh, (spec,), spec, (shape,), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gather:
+    """An all-gather of one array, along its first dimension.
+
+    Attributes:
+      shape, dtype: of the array on each device.
+      sides: sizes of the mesh.
+      axes: the mesh axes that are gathered over.
+      scatter: whether it is a reduce-scatter to that array instead.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    sides: tuple[int, ...]
+    axes: tuple[str, ...]
+    scatter: bool = False
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def work(self) -> float:
+        """Bytes of the gathered array."""
+        sizes = dict(zip(axis_names(self.sides), self.sides, strict=True))
+        chips = math.prod(sizes[axis] for axis in self.axes)
+        return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize * chips
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """See `Program`."""
+
+        def gather(x: jax.Array) -> jax.Array:
+            if self.scatter:
+                return lax.psum_scatter(x, self.axes, tiled=True)
+            return lax.all_gather(x, self.axes, tiled=True)
+
+        # Every device has an array of its own, gathered or not.
+        spec = P(mesh.axis_names)
+        chips = math.prod(mesh.shape[axis] for axis in self.axes)
+        rows = self.shape[0] * mesh.size * (chips if self.scatter else 1)
+        return _lowered(gather, mesh, (spec,), spec, ((rows, *self.shape[1:]),), self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dot:
+    """[m, k] x [k, n] on every device, with a result of the same dtype.
+
+    Attributes:
+      m, k, n: sizes.
+      dtype: of operands and result.
+    """
+
+    m: int
+    k: int
+    n: int
+    dtype: str = "bfloat16"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """One axis."""
+        return ()
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def work(self) -> float:
+        """Flops."""
+        return 2 * self.m * self.k * self.n
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """See `Program`."""
+        shapes = ((self.m, self.k), (self.k, self.n))
+        return _lowered(jnp.matmul, mesh, (P(), P()), P(), shapes, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A copy of a bf16 array from HBM to HBM.
+
+    Attributes:
+      bytes: of the array; a multiple of 8192.
+    """
+
+    bytes: int
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """One axis."""
+        return ()
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def work(self) -> float:
+        """Bytes read and written."""
+        return 2 * self.bytes
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """See `Program`."""
+        return _lowered(jnp.copy, mesh, (P(),), P(), ((self.bytes // 8192, 4096),), jnp.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of a decoder.
+
+    Attributes:
+      phase: what it computes, under which layouts.
+      layers_only: whether the figure leaves embedding and unembedding out.
+    """
+
+    phase: Phase
+    layers_only: bool = False
+
+
+def ring_order(places: Sequence[Sequence[int]]) -> list[int]:
+    """Devices in the order of a ring of linked neighbours, through all chips of a slice n x 2.
+
+    Args:
+      places: the coordinates of every device, in the flat order of the mesh. All but two of the sides
+        are 1, and one of these is 2.
+
+    Raises ValueError for another slice.
+    """
+    sides = [(len(set(along)), axis) for axis, along in enumerate(zip(*places, strict=True))]
+    *others, (two, short), (_, long) = sorted(sides)
+    if two != 2 or any(side > 1 for side, _ in others):
+        raise ValueError(
+            f"no ring is known for a slice of sides {[side for side, _ in sides]}; give one with "
+            "two sides, one of them 2"
+        )
+
+    def along(device: int) -> tuple[int, int]:
+        place = places[device]
+        there = place[short] == min(other[short] for other in places)
+        return (0, place[long]) if there else (1, -place[long])
+
+    return sorted(range(len(places)), key=along)
+
+
+def axis_names(sides: Sequence[int]) -> tuple[str, ...]:
+    """The names of the axes of a mesh of these sides; one where there are no sides."""
+    return _AXES[: len(sides)] or _AXES[:1]
+
+
+def _lowered(
+    function: Callable[..., jax.Array],
+    mesh: Mesh,
+    specs: tuple[P, ...],
+    out_spec: P,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: DTypeLike,
+) -> jax.stages.Lowered:
+    """A function of local arrays, lowered for global shapes of one dtype."""
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_spec, check_vma=False)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
+    ]
+    return jax.jit(mapped).lower(*arrays)
