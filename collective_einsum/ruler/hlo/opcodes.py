@@ -24,8 +24,8 @@ _MOVEMENTS = (
 )
 _OTHERS = (
     "async batch-norm-grad batch-norm-inference batch-norm-training call cholesky conditional "
-    "convolution custom-call dot fft fusion map reduce reduce-window rng rng-bit-generator rng-get- "
-    "and-update-state sort topk triangular-solve while"
+    "convolution custom-call dot fft fusion map reduce reduce-window rng rng-bit-generator "
+    "rng-get-and-update-state sort topk triangular-solve while"
 )
 _KNOWN = frozenset(" ".join((_ELEMENTWISE, _MOVEMENTS, _OTHERS)).split())
 
