@@ -2,5 +2,7 @@
 
 from .prediction import mesh as mesh
 from .prediction import predict as predict
+from .replay.comparison import Comparison as Comparison
+from .replay.comparison import compare as compare
 
-__all__ = ["mesh", "predict"]
+__all__ = ["Comparison", "compare", "mesh", "predict"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from collective_einsum.ruler import command_arguments as arguments
 from collective_einsum.ruler.compile.targets import TOPOLOGIES
 from collective_einsum.ruler.compile.targets import target as target_of
 from collective_einsum.ruler.prediction import predict
+from collective_einsum.ruler.replay.comparison import compare
 from collective_einsum.ruler.replay.tables import wrapped
 from collective_einsum.ruler.replay.timeline import Timeline
 
@@ -42,48 +44,72 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m collective_einsum.ruler", description=_DESCRIPTION
-    )
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(prog="python -m collective_einsum.ruler", description=_DESCRIPTION)
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
-    files = argparse.ArgumentParser(add_help=False)
-    files.add_argument("--png", metavar="FILE", type=_picture, help="draw the timeline")
-    files.add_argument("--trace", metavar="FILE", help="write a trace for ui.perfetto.dev")
+    files = arguments.Parser(add_help=False)
+    files.add_argument(
+        "--png", metavar="FILE", type=arguments.output(".png"), help="draw the timeline"
+    )
+    files.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=arguments.output(),
+        help="write a trace for ui.perfetto.dev",
+    )
+    compiling = arguments.Parser(add_help=False)
+    compiling.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        type=arguments.option,
+        action="append",
+        default=[],
+        help="an option of the compiler; may be given several times",
+    )
+    on_mesh = arguments.Parser(add_help=False)
+    on_mesh.add_argument(
+        "--mesh",
+        metavar="AXIS=SIZE,...",
+        type=arguments.axes,
+        help="of the text of a module: such as data=4,model=4 (one axis)",
+    )
 
     command = commands.add_parser(
         "predict",
-        parents=[files],
+        parents=[files, compiling],
         help="a function of yours",
         description="Calls MODULE:FUNCTION without arguments. It returns what to compile: (function, "
         "*arguments), the arguments being jax.ShapeDtypeStructs sharded over a mesh that "
         "collective_einsum.ruler.mesh made; or what jax.jit(function).lower(...) gave.",
     )
     command.set_defaults(run=_predict)
-    command.add_argument("function", metavar="MODULE:FUNCTION", type=_named)
+    command.add_argument("function", metavar=arguments.FUNCTION, type=arguments.function_of_module)
     command.add_argument("--target", help="the slice, such as v5e:4x4; checked against the mesh")
-    command.add_argument(
-        "--option",
-        metavar="NAME=VALUE",
-        type=_option,
-        action="append",
-        default=[],
-        help="an option of the compiler; may be given several times",
-    )
 
     command = commands.add_parser(
         "hlo",
-        parents=[files],
+        parents=[files, on_mesh],
         help="the text of a compiled module, such as a dump of a run",
         description="Replays a scheduled HLO module: compiled.as_text(), or a file "
         "*after_optimizations.txt that --xla_dump_to wrote.",
     )
     command.set_defaults(run=_hlo)
-    command.add_argument("file", metavar="FILE", type=Path)
+    command.add_argument("file", metavar="FILE", type=arguments.module_file)
     command.add_argument("--target", required=True, help="the slice, such as v5e:4x4")
-    command.add_argument(
-        "--mesh", metavar="AXIS=SIZE,...", type=_axes, help="such as data=4,model=4 (one axis)"
+
+    command = commands.add_parser(
+        "compare",
+        parents=[compiling, on_mesh],
+        help="two programs, group of ops by group of ops",
+        description="Replays two programs, and says what differs by kind of op and by source line. A "
+        "program is the FILE of a scheduled HLO module (see hlo), or MODULE:FUNCTION (see predict).",
     )
+    command.set_defaults(run=_compare)
+    for name in "AB":
+        command.add_argument(
+            name.lower(), metavar=name, type=arguments.program, help="FILE or MODULE:FUNCTION"
+        )
+    command.add_argument("--target", required=True, help="the slice, such as v5e:4x4")
 
     command = commands.add_parser("targets", help="what can be compiled for")
     command.set_defaults(run=_targets)
@@ -91,25 +117,51 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> str:
-    module, function = options.function
-    if options.target is not None:
-        # `target` sets the environment that libtpu needs before the module asks jax for anything.
-        target_of(options.target)
-    sys.path.insert(0, os.getcwd())
-    made = getattr(importlib.import_module(module), function)()
-    program, *args = made if isinstance(made, tuple) else (made,)
-    if not callable(program) and not hasattr(program, "compile"):
-        raise ValueError(
-            f"{module}:{function} returned {type(made).__name__}; let it return (function, "
-            "*arguments), or what jax.jit(function).lower(...) gave"
-        )
-    timeline = predict(program, *args, target=options.target, options=dict(options.option))
-    return _written(timeline, options)
+    program = _loaded(options.function, options.target)
+    return _written(_timeline(program, options), options)
 
 
 def _hlo(options: argparse.Namespace) -> str:
-    timeline = predict(options.file.read_text(), target=options.target, mesh_axes=options.mesh)
-    return _written(timeline, options)
+    return _written(_timeline((options.file.read_text(),), options), options)
+
+
+def _compare(options: argparse.Namespace) -> str:
+    named = (options.a, options.b)
+    if options.mesh and not any(isinstance(name, Path) for name in named):
+        raise ValueError("--mesh has no effect here: neither program is the file of a module")
+    if options.option and all(isinstance(name, Path) for name in named):
+        raise ValueError("--option has no effect here: both programs are compiled already")
+    # Both are there before one of them is compiled.
+    programs = [
+        (name.read_text(),) if isinstance(name, Path) else _loaded(name, options.target)
+        for name in named
+    ]
+    return str(compare(*(_timeline(program, options) for program in programs)))
+
+
+def _loaded(function: tuple[str, str], target: str | None) -> tuple[Any, ...]:
+    """The program that a function of the caller's returns, and its arguments."""
+    module, name = function
+    if target is not None:
+        # `target_of` sets the environment that libtpu needs before the module asks jax for anything.
+        target_of(target)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    made = getattr(importlib.import_module(module), name)()
+    program = made if isinstance(made, tuple) else (made,)
+    if not program or not (callable(program[0]) or hasattr(program[0], "compile")):
+        raise ValueError(
+            f"{module}:{name} returned {type(made).__name__}; let it return (function, "
+            "*arguments), or what jax.jit(function).lower(...) gave"
+        )
+    return program
+
+
+def _timeline(program: tuple[Any, ...], options: argparse.Namespace) -> Timeline:
+    """The timeline of a program with its arguments, or of the text of a module."""
+    if isinstance(program[0], str):
+        return predict(program[0], target=options.target, mesh_axes=options.mesh)
+    return predict(*program, target=options.target, options=dict(options.option))
 
 
 def _targets(options: argparse.Namespace) -> str:
@@ -143,35 +195,6 @@ def _conclusion(timeline: Timeline) -> str:
     if waits.exposed and waits.line is not None:
         text += f", and it waits longest at {waits.line}: {waits.exposed * 1e6:.1f} us"
     return f"{text}."
-
-
-def _named(text: str) -> tuple[str, str]:
-    module, colon, function = text.partition(":")
-    if not (module and colon and function.isidentifier()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not MODULE:FUNCTION, such as mymodel:step")
-    return module, function
-
-
-def _option(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
-def _axes(text: str) -> dict[str, int]:
-    axes = re.findall(r"(\w+)=([1-9]\d*)", text)
-    if not axes or ",".join(f"{name}={size}" for name, size in axes) != text:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not AXIS=SIZE between commas, such as data=4,model=4"
-        )
-    return {name: int(size) for name, size in axes}
-
-
-def _picture(text: str) -> str:
-    if not text.endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no picture; end its name in .png")
-    return text
 
 
 if __name__ == "__main__":

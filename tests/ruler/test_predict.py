@@ -245,6 +245,18 @@ def test_the_command_replays_a_text(tmp_path: Path) -> None:
     assert (tmp_path / "t.json").stat().st_size > 1000
 
 
+def test_the_command_compares_a_text_with_a_function(tmp_path: Path) -> None:
+    (tmp_path / "yours.py").write_text(MODULE)
+    (tmp_path / "module.txt").write_text(compiled().as_text() or "")
+    words = ("compare", "module.txt", "yours:step", "--target", SLICE, "--mesh", "data=2,model=2")
+    run = command(tmp_path, *words)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("A: jit_feedforward on TPU v5e; B: jit__lambda on TPU v5e")
+    said = " ".join(run.stdout.split())
+    assert f"So A is predicted to take {expected().total_seconds * 1e6:.2f} us and B " in said
+    assert max(map(len, run.stdout.splitlines())) <= 120
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -257,6 +269,7 @@ def test_the_command_replays_a_text(tmp_path: Path) -> None:
         ("hlo none.txt --target v5e:2x2", "none.txt"),
         ("hlo yours.py --target v5e:2x2 --mesh 4", "'4' is not AXIS=SIZE"),
         ("predict yours:step --png t.gif", "end its name in .png"),
+        ("compare yours:step yours:nothing --target v5e:2x2", "returned int; let it return"),
     ],
 )
 def test_wrong_words_end_the_command_with_status_2(
@@ -266,6 +279,7 @@ def test_wrong_words_end_the_command_with_status_2(
     run = command(tmp_path, *words.split())
     assert run.returncode == 2
     assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
     assert not run.stdout
 
 
