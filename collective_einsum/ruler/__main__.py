@@ -57,6 +57,12 @@ def _parser() -> arguments.Parser:
         type=arguments.output(),
         help="write a trace for ui.perfetto.dev",
     )
+    files.add_argument(
+        "--html",
+        metavar="FILE",
+        type=arguments.output(".html"),
+        help="write a page with the timeline to zoom, tables and source lines",
+    )
     compiling = arguments.Parser(add_help=False)
     compiling.add_argument(
         "--option",
@@ -183,6 +189,9 @@ def _written(timeline: Timeline, options: argparse.Namespace) -> str:
     if options.trace:
         timeline.save_trace(options.trace)
         lines.append(f"trace written to {options.trace}")
+    if options.html:
+        timeline.save_html(options.html)
+        lines.append(f"page written to {options.html}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,8 @@ from collective_einsum.ruler import __main__ as command
         ("predict yours:step --png no/t.png", "'no/t.png' cannot be written"),
         ("predict yours:step --png text.txt/t.png", "'text.txt/t.png' cannot be written"),
         ("predict yours:step --png t.jpg", "'t.jpg': end its name in .png"),
+        ("predict yours:step --html t.htm", "'t.htm': end its name in .html"),
+        ("hlo text.txt --target v5e:2x2 --html no/t.html", "'no/t.html' cannot be written"),
         ("hlo none.txt --target v5e:2x2", "there is no file 'none.txt'"),
         ("compare yours:step --target v5e:2x2", "required: B"),
         ("compare yours:step yours:step", "required: --target"),

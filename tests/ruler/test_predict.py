@@ -218,12 +218,15 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_predicts_a_function_of_yours(tmp_path: Path) -> None:
     (tmp_path / "yours.py").write_text(MODULE)
-    run = command(tmp_path, "predict", "yours:step", "--target", "v5e:2x2", "--png", "t.png")
+    files = ("--png", "t.png", "--html", "t.html")
+    run = command(tmp_path, "predict", "yours:step", "--target", "v5e:2x2", *files)
     assert run.returncode == 0, run.stderr
     assert re.search(r"\n.*15 <lambda> +\d", run.stdout)
     assert "So the program is predicted to take " in run.stdout
     assert "picture written to t.png" in run.stdout
     assert (tmp_path / "t.png").stat().st_size > 1000
+    assert "page written to t.html" in run.stdout
+    assert "return lambda x, w: x @ w, *args" in (tmp_path / "t.html").read_text()
     assert max(map(len, run.stdout.splitlines())) <= 120
 
 

@@ -16,24 +16,11 @@ from collective_einsum.ruler.replay.collective_overlaps import (
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.intervals import Intervals
 from collective_einsum.ruler.replay.source_lines import LineSeconds, by_line, line_table
+from collective_einsum.ruler.replay.summary_tables import times_table, traffic_table
 from collective_einsum.ruler.replay.tables import Table, wrapped
+from collective_einsum.ruler.replay.timeline_page import save_page
 
-_TIMES = {
-    "time": "in which the chip does this; an indented row is within the row above it",
-    "us": "microseconds",
-    "share": "of the total",
-    "total": "from start to end",
-    "compute": "the chip computes; dots: in ops that contain a dot",
-    "communication": "at least one transfer between chips is under way",
-    "exposed": "the chip waits for such a transfer",
-}
-_TRAFFIC = {
-    "memory or link": "HBM, or the links of an axis of the slice's torus in one direction",
-    "MB": "read from and written to HBM by a chip; sent over its link, of others too that it forwards",
-    "busy us": "a link has a transfer (not counted for HBM)",
-    "busy": "the same of the total",
-    "occupied": "the bytes over what it could carry in the total",
-}
+_LINES = "Source lines"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +201,26 @@ class Timeline:
         """Writes Chrome trace JSON, which ui.perfetto.dev opens; 1 us there is 1 us of the chip."""
         drawing.save_trace(path, self.chip, self.rows, self.events)
 
+    def save_html(self, path: str | os.PathLike[str], *, title: str = "") -> None:
+        """Writes one HTML page: the timeline to zoom, the tables of `print`, and every source line with
+        its text. It needs no network.
+
+        Args:
+          path: name of the HTML file.
+          title: the heading; by default, the module's name.
+        """
+        save_page(
+            path,
+            title=f"{title or self.name} on {self.chip}, replayed (predicted)",
+            summary=self.summary,
+            rows=self.rows,
+            events=self.events,
+            total_seconds=self.total_seconds,
+            tables={name: table for name, table in self.tables().items() if name != _LINES},
+            lines=self.by_line(),
+            notes=self.notes,
+        )
+
     @property
     def links(self) -> tuple[str, ...]:
         """Names of all axes and directions that the torus has."""
@@ -231,7 +238,7 @@ class Timeline:
             tables["What every collective overlaps"] = overlap_table(rows)
         lines = self.by_line(callers=1)
         if any(row.line for row in lines):
-            tables["Source lines"] = line_table(lines, self.total_seconds)
+            tables[_LINES] = line_table(lines, self.total_seconds)
         return tables
 
     @property
@@ -244,7 +251,7 @@ class Timeline:
         )
 
     def _times(self) -> Table:
-        rows = {
+        seconds = {
             "total": self.total_seconds,
             "compute": self.compute_seconds,
             "  dots": self.dot_seconds,
@@ -252,27 +259,14 @@ class Timeline:
             "  exposed": self.exposed_seconds,
             "waiting for HBM copies": sum(self.dma_stall_by_op.values()),
         }
-        return Table(
-            rows=tuple((name, *self._us_and_share(s)) for name, s in rows.items()),
-            meanings=_TIMES,
-            columns=3,
-        )
+        return times_table(seconds, self.total_seconds)
 
     def _traffic(self) -> Table:
-        hbm = ("HBM", f"{self.hbm_bytes / 1e6:.3f}", "", "", f"{self.hbm_occupancy:.1%}")
-        links = (
-            (
-                link,
-                f"{self.link_bytes[link] / 1e6:.3f}",
-                *self._us_and_share(busy),
-                f"{self.link_occupancy[link]:.1%}",
-            )
+        links = {
+            link: (self.link_bytes[link], busy, self.link_occupancy[link])
             for link, busy in self.link_busy_seconds.items()
-        )
-        return Table(rows=(hbm, *links), meanings=_TRAFFIC)
-
-    def _us_and_share(self, seconds: float) -> tuple[str, str]:
-        return f"{seconds * 1e6:.2f}", f"{seconds / (self.total_seconds or 1.0):.1%}"
+        }
+        return traffic_table((self.hbm_bytes, self.hbm_occupancy), links, self.total_seconds)
 
     def __str__(self) -> str:
         lines = [f"{self.name} on {self.chip}, replayed (predicted)", "", *wrapped(self.summary)]

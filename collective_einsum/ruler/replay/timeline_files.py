@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,17 @@ from collective_einsum.ruler.replay.events import STALL_ROW, Event
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The colour of each kind of event: the palette of Okabe and Ito, which the colour-blind can
-# distinguish.
-_COLOURS = {
+# The colour of each kind of event, by the name that legends give it; "waiting" is of the stalls. The
+# palette is that of Okabe and Ito, which the colour-blind can distinguish.
+COLOURS = {
     "dot": "#0072B2",
     "compute": "#56B4E9",
     "permute": "#009E73",
     "collective": "#D55E00",
     "copy": "#999999",
+    "waiting for a collective": "#CC79A7",
+    "waiting for a copy": "#F0E442",
 }
-# The colour of a stall, by the kind of transfer that it waits for.
-_STALL_COLOURS = {"collective": "#CC79A7", "copy": "#F0E442"}
 _US = 1e6
 
 
@@ -61,11 +61,10 @@ def save_png(
     axes = figure.subplots()
     shown: dict[str, str] = {}
     for place, row in enumerate(rows):
-        colours = _STALL_COLOURS if row == STALL_ROW else _COLOURS
-        for kind, colour in colours.items():
-            bars = [(e.start * _US, e.seconds * _US) for e in by_row[row] if e.kind == kind]
+        for name, colour in COLOURS.items():
+            bars = [(e.start * _US, e.seconds * _US) for e in by_row[row] if colour_name(e) == name]
             if bars:
-                shown[f"waiting for a {kind}" if row == STALL_ROW else kind] = colour
+                shown[name] = colour
                 axes.broken_barh(
                     bars, (place - 0.4, 0.8), facecolors=colour, edgecolors="white", linewidth=0.3
                 )
@@ -99,16 +98,24 @@ def save_trace(
     Transfers that overlap on one link get threads of their own, since the events of a thread must nest.
     """
     trace: list[dict[str, object]] = [_metadata("process_name", 0, {"name": process})]
-    thread = 0
-    for row, in_row in _by_row(rows, events).items():
-        for place, consecutive in enumerate(_threads(in_row)):
-            name = row if place == 0 else f"{row} ({place + 1})"
-            trace.append(_metadata("thread_name", thread, {"name": name}))
-            trace.append(_metadata("thread_sort_index", thread, {"sort_index": thread}))
-            trace += [_complete(event, thread) for event in consecutive]
-            thread += 1
+    for thread, (name, consecutive) in enumerate(threads(rows, events)):
+        trace.append(_metadata("thread_name", thread, {"name": name}))
+        trace.append(_metadata("thread_sort_index", thread, {"sort_index": thread}))
+        trace += [_complete(event, thread) for event in consecutive]
     document = {"traceEvents": trace, "displayTimeUnit": "ns"}
     Path(path).write_text(json.dumps(document), encoding="utf-8")
+
+
+def colour_name(event: Event) -> str:
+    """The name in `COLOURS` of an event's colour."""
+    return f"waiting for a {event.kind}" if event.row == STALL_ROW else event.kind
+
+
+def threads(rows: Sequence[str], events: Iterable[Event]) -> Iterator[tuple[str, Sequence[Event]]]:
+    """Names and events of all rows in order; a row whose events overlap becomes several, numbered."""
+    for row, in_row in _by_row(rows, events).items():
+        for place, consecutive in enumerate(_threads(in_row)):
+            yield row if place == 0 else f"{row} ({place + 1})", consecutive
 
 
 def _by_row(rows: Sequence[str], events: Iterable[Event]) -> dict[str, list[Event]]:
