@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,27 @@ def test_the_conclusion() -> None:
         "and B the same; the largest difference is in dots at you/model.py:4: 30.00 us more"
         in moved
     )
+
+
+def test_lines_that_moved_are_matched_by_their_text(tmp_path: Path) -> None:
+    """Of line 1, which both have; of 2 and 5, the same text; of 3, which is not in the other."""
+    (tmp_path / "model.py").write_text("a = 1\ny = x @ w\nb = 2\n\n    y = x @ w\n")
+
+    def of(*lines: tuple[int, int]) -> Timeline:
+        there = f"{tmp_path}/model.py"
+        return run(
+            "\n".join(
+                dot(f"d{n}", us) + at(n).replace("/home/you/model.py", there) for n, us in lines
+            )
+        )
+
+    comparison = compare(of((1, 10), (2, 20), (3, 30)), of((1, 11), (5, 26)))
+    groups = [
+        (row.line and row.line.line, row.line_b and row.line_b.line, round(row.difference / US))
+        for row in comparison.groups
+    ]
+    assert groups == [(3, None, -30), (2, 5, 6), (1, None, 1)]
+    assert f"{tmp_path.name}/model.py:2|5 dots" in str(comparison)
 
 
 def test_printed_with_legends_within_a_terminal() -> None:

@@ -85,6 +85,12 @@ def test_where_all_is_the_librarys_its_innermost_line_stands() -> None:
     assert callers_lines(()) == ()
 
 
+def test_lines_of_pythons_own_start_are_left_out() -> None:
+    frozen = SourceLine(file="<frozen runpy>", line=88, function="_run_code")
+    stdin = SourceLine(file="<stdin>", line=1)
+    assert callers_lines((MODEL, stdin, frozen)) == (MODEL, stdin)
+
+
 def test_tables_that_were_cut() -> None:
     kept = [line for line in TABLES.splitlines() if not line.startswith("3 {file_name_id=3")]
     with pytest.raises(ValueError, match=r"stack frame 3 .* pass the whole text"):

@@ -86,7 +86,8 @@ def callers_lines(stack: Sequence[SourceLine]) -> tuple[SourceLine, ...]:
     Returns:
       The caller's lines, the innermost first; where every line is the library's, the innermost line.
     """
-    lines = (line for line in stack if not _is_own(line.file))
+    # "<frozen runpy>" and the like are Python's own.
+    lines = (x for x in stack if not (_is_own(x.file) or x.file.startswith("<frozen ")))
     # jit puts the traced line on the stack twice.
     return tuple(line for line, _ in itertools.groupby(lines)) or tuple(stack[:1])
 

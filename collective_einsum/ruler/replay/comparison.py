@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
 
 from collective_einsum.ruler.hlo.stack_frames import SourceLine
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, STALL_ROW, Event
-from collective_einsum.ruler.replay.source_lines import short_path
+from collective_einsum.ruler.replay.source_lines import line_text, short_path
 from collective_einsum.ruler.replay.tables import Table, wrapped
 from collective_einsum.ruler.replay.timeline import Timeline
 
@@ -26,10 +25,10 @@ _KINDS = {
     "of A": "the difference over the total of the first",
 }
 _GROUPS = {
-    "line and kind": "the ops of one source line that do the same, those that differ most first",
+    "line and kind": "the ops of one source line that do the same, those that differ most first; of A|of B "
+    "where a line has another number in B and the same text",
     **{name: _KINDS[name] for name in ("A us", "B us", "B - A", "of A")},
 }
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class GroupSeconds:
 
     Attributes:
       line: the caller's source line; None for ops of no line, and in `Comparison.kinds`.
+      line_b: the line of the second program that was matched with it, where that is another.
       kind: "dots", "other compute", or "waits for " and a collective, or "waits for HBM copies".
       a: seconds in the first program; 0 where it has no such ops.
       b: seconds in the second.
@@ -47,6 +47,7 @@ class GroupSeconds:
     kind: str
     a: float
     b: float
+    line_b: SourceLine | None = None
 
     @property
     def difference(self) -> float:
@@ -69,12 +70,12 @@ class Comparison:
     @functools.cached_property
     def groups(self) -> tuple[GroupSeconds, ...]:
         """Every source line and kind of op, the largest difference first; together, the totals."""
-        return self._by(lambda event: (event.lines[0] if event.lines else None, _kind(event)))
+        return self._by(_line)
 
     @functools.cached_property
     def kinds(self) -> tuple[GroupSeconds, ...]:
         """Every kind of op, the largest difference first; together, the totals."""
-        return self._by(lambda event: (None, _kind(event)))
+        return self._by(lambda event: None)
 
     @property
     def difference(self) -> float:
@@ -117,16 +118,21 @@ class Comparison:
             lines += ["", f"{title}:", "", str(table)]
         return "\n".join([*lines, "", *wrapped(self.conclusion)])
 
-    def _by(
-        self, key: Callable[[Event], tuple[SourceLine | None, str]]
-    ) -> tuple[GroupSeconds, ...]:
-        a, b = (_seconds(timeline.events, key) for timeline in (self.a, self.b))
-        groups = [
-            GroupSeconds(
-                line=line, kind=kind, a=a.get((line, kind), 0.0), b=b.get((line, kind), 0.0)
+    def _by(self, line: Callable[[Event], SourceLine | None]) -> tuple[GroupSeconds, ...]:
+        matches = _matches(*(map(line, timeline.events) for timeline in (self.a, self.b)))
+        a = _seconds(self.a.events, line)
+        b = {
+            (matches.get(there, there), kind): (seconds, there)
+            for (there, kind), seconds in _seconds(self.b.events, line).items()
+        }
+        groups = []
+        for key in dict.fromkeys((*a, *b)):
+            here, kind = key
+            seconds, there = b.get(key, (0.0, None))
+            moved = there if there != here else None
+            groups.append(
+                GroupSeconds(line=here, kind=kind, a=a.get(key, 0.0), b=seconds, line_b=moved)
             )
-            for line, kind in dict.fromkeys((*a, *b))
-        ]
         # Equal differences may differ in their last bits; they keep the order of the schedule.
         return tuple(sorted(groups, key=lambda group: -round(abs(group.difference), 12)))
 
@@ -159,7 +165,8 @@ def compare(a: Timeline, b: Timeline) -> Comparison:
 
     Args:
       a: what `predict` returned for the first program.
-      b: for the second; its lines are matched by file and line number.
+      b: for the second. Its lines are matched with those of the first by file and line number, and where
+        a line has none, by its text.
 
     Returns:
       The comparison. `print` shows tables by kind of op and by source line, and a conclusion.
@@ -176,13 +183,40 @@ def compare(a: Timeline, b: Timeline) -> Comparison:
     return Comparison(a=a, b=b)
 
 
-def _seconds(events: Iterable[Event], key: Callable[[Event], _Key]) -> dict[_Key, float]:
-    seconds: dict[_Key, float] = {}
+def _seconds(
+    events: Iterable[Event], line: Callable[[Event], SourceLine | None]
+) -> dict[tuple[SourceLine | None, str], float]:
+    """Seconds by line and kind."""
+    seconds: dict[tuple[SourceLine | None, str], float] = {}
     for event in events:
         if event.row in (COMPUTE_ROW, STALL_ROW):
-            group = key(event)
+            group = (line(event), _kind(event))
             seconds[group] = seconds.get(group, 0.0) + event.seconds
     return seconds
+
+
+def _line(event: Event) -> SourceLine | None:
+    return event.lines[0] if event.lines else None
+
+
+def _matches(
+    a: Iterable[SourceLine | None], b: Iterable[SourceLine | None]
+) -> dict[SourceLine | None, SourceLine | None]:
+    """Lines of `b` that `a` does not have, each with a line of the same text that only `a` has."""
+    lines_a, lines_b = ({line for line in lines if line is not None} for lines in (a, b))
+    by_text: dict[str, list[SourceLine]] = {}
+    for line in _sorted(lines_a - lines_b):
+        by_text.setdefault(line_text(line), []).append(line)
+    matches: dict[SourceLine | None, SourceLine | None] = {}
+    for line in _sorted(lines_b - lines_a):
+        text = line_text(line)
+        if text and by_text.get(text):
+            matches[line] = by_text[text].pop(0)
+    return matches
+
+
+def _sorted(lines: Iterable[SourceLine]) -> list[SourceLine]:
+    return sorted(lines, key=lambda line: (line.file, line.line))
 
 
 def _kind(event: Event) -> str:
@@ -199,7 +233,12 @@ def _named(group: GroupSeconds) -> str:
     if group.line is None:
         return f"(of no line) {group.kind}"
     function = group.line.function.rpartition("<locals>.")[2]
-    name = " ".join(word for word in (short_path(group.line), function) if word)
+    place = short_path(group.line)
+    if group.line_b is not None:
+        # A file's name is not repeated.
+        same = group.line_b.file == group.line.file
+        place += f"|{group.line_b.line if same else short_path(group.line_b)}"
+    name = " ".join(word for word in (place, function) if word)
     width = _NAME_WIDTH - len(group.kind) - 1
     name = name if len(name) <= width else f"...{name[3 - width :]}"
     return f"{name} {group.kind}"

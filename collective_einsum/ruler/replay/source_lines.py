@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import linecache
 import os
 from collections.abc import Iterable, Sequence
 
@@ -120,3 +121,8 @@ def short_path(line: SourceLine) -> str:
     if path.startswith(".."):
         path = "/".join(line.file.split("/")[-2:])
     return f"{path}:{line.line}"
+
+
+def line_text(line: SourceLine) -> str:
+    """The text of a line, as it is now in the file; "" where the file is not there."""
+    return linecache.getline(line.file, line.line).strip()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import linecache
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from collective_einsum.ruler.hlo.stack_frames import SourceLine
 from collective_einsum.ruler.replay.events import Event
-from collective_einsum.ruler.replay.source_lines import LineSeconds, short_path
+from collective_einsum.ruler.replay.source_lines import LineSeconds, line_text, short_path
 from collective_einsum.ruler.replay.tables import Table
 from collective_einsum.ruler.replay.timeline_files import COLOURS, colour_name, threads
 
@@ -100,7 +99,7 @@ def _line(line: SourceLine | None) -> dict[str, str]:
     function = line.function.rpartition("<locals>.")[2]
     return {
         "name": f"{short_path(line)} {function}".strip(),
-        "text": linecache.getline(line.file, line.line).strip(),
+        "text": line_text(line),
     }
 
 
