@@ -15,6 +15,7 @@ from collective_einsum.ruler.compile.targets import TOPOLOGIES
 from collective_einsum.ruler.compile.targets import target as target_of
 from collective_einsum.ruler.prediction import predict
 from collective_einsum.ruler.replay.comparison import compare
+from collective_einsum.ruler.replay.source_lines import short_path
 from collective_einsum.ruler.replay.tables import wrapped
 from collective_einsum.ruler.replay.timeline import Timeline
 
@@ -202,7 +203,7 @@ def _conclusion(timeline: Timeline) -> str:
     text += f"; {timeline.hidden_fraction:.0%} of its communication is overlapped with compute"
     waits = max(timeline.by_line(), key=lambda row: row.exposed)
     if waits.exposed and waits.line is not None:
-        text += f", and it waits longest at {waits.line}: {waits.exposed * 1e6:.1f} us"
+        text += f", and it waits longest at {short_path(waits.line)}: {waits.exposed * 1e6:.1f} us"
     return f"{text}."
 
 

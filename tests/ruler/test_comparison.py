@@ -76,7 +76,7 @@ def test_kinds_and_their_total() -> None:
 def test_the_conclusion() -> None:
     assert compare(before(), after()).conclusion == (
         "So A is predicted to take 242.00 us and B 201.00 us: 41.00 us (16.9%) less; the largest "
-        "difference is in waits for all-gather at you/model.py:3: 152.00 us fewer."
+        "difference is in waits for all-gather at you/model.py:3: 152.00 us less."
     )
     assert "41.00 us (20.4%) more" in compare(after(), before()).conclusion
     same = compare(before(), before()).conclusion

@@ -25,8 +25,8 @@ _KINDS = {
     "of A": "the difference over the total of the first",
 }
 _GROUPS = {
-    "line and kind": "the ops of one source line that do the same, those that differ most first; of A|of B "
-    "where a line has another number in B and the same text",
+    "line and kind": "the ops of one source line that do the same, those that differ most first; of "
+    "A|of B where a line has another number in B and the same text",
     **{name: _KINDS[name] for name in ("A us", "B us", "B - A", "of A")},
 }
 
@@ -103,7 +103,7 @@ class Comparison:
         first = next(iter(self.groups), None)
         if first is None or abs(first.difference) < _LEAST_SECONDS:
             return f"{text}; no group of ops differs."
-        sign = "fewer" if first.difference < 0 else "more"
+        sign = "less" if first.difference < 0 else "more"
         where = f" at {short_path(first.line)}" if first.line else ""
         return (
             f"{text}; the largest difference is in {first.kind}{where}: "
