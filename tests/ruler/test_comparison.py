@@ -89,8 +89,9 @@ def test_the_conclusion() -> None:
 
 
 def test_lines_that_moved_are_matched_by_their_text(tmp_path: Path) -> None:
-    """Of line 1, which both have; of 2 and 5, the same text; of 3, which is not in the other."""
-    (tmp_path / "model.py").write_text("a = 1\ny = x @ w\nb = 2\n\n    y = x @ w\n")
+    """Both have line 1; lines 2 and 4 have the text of 5 and 6, in this order; only A has line 3."""
+    text = ("a = 1", "y = x @ w", "b = 2", "y = x @ w", "    y = x @ w", "y = x @ w")
+    (tmp_path / "model.py").write_text("\n".join(text))
 
     def of(*lines: tuple[int, int]) -> Timeline:
         there = f"{tmp_path}/model.py"
@@ -100,12 +101,12 @@ def test_lines_that_moved_are_matched_by_their_text(tmp_path: Path) -> None:
             )
         )
 
-    comparison = compare(of((1, 10), (2, 20), (3, 30)), of((1, 11), (5, 26)))
+    comparison = compare(of((1, 10), (2, 20), (3, 30), (4, 40)), of((1, 11), (5, 26), (6, 44)))
     groups = [
         (row.line and row.line.line, row.line_b and row.line_b.line, round(row.difference / US))
         for row in comparison.groups
     ]
-    assert groups == [(3, None, -30), (2, 5, 6), (1, None, 1)]
+    assert groups == [(3, None, -30), (2, 5, 6), (4, 6, 4), (1, None, 1)]
     assert f"{tmp_path.name}/model.py:2|5 dots" in str(comparison)
 
 
