@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from collective_einsum.ruler import command_arguments as arguments
+from collective_einsum.ruler.bundles import dump
 from collective_einsum.ruler.compile.targets import TOPOLOGIES
 from collective_einsum.ruler.compile.targets import target as target_of
 from collective_einsum.ruler.prediction import predict
@@ -93,6 +94,12 @@ def _parser() -> arguments.Parser:
     command.add_argument("function", metavar=arguments.FUNCTION, type=arguments.function_of_module)
     command.add_argument("--target", help="the slice, such as v5e:4x4; checked against the mesh")
 
+    command.add_argument(
+        "--bundles",
+        action="store_true",
+        help="count the code that dots and Pallas kernels issue; use it where estimates are wrong",
+    )
+
     command = commands.add_parser(
         "hlo",
         parents=[files, on_mesh],
@@ -124,6 +131,8 @@ def _parser() -> arguments.Parser:
 
 
 def _predict(options: argparse.Namespace) -> str:
+    if options.bundles:
+        dump.start()
     program = _loaded(options.function, options.target)
     return _written(_timeline(program, options), options)
 

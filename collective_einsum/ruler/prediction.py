@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from collective_einsum.chips.chip import Chip
+from collective_einsum.ruler.bundles import dump
 from collective_einsum.ruler.compile.targets import compiled
 from collective_einsum.ruler.compile.targets import target as target_of
 from collective_einsum.ruler.replay.simulation import replay
@@ -18,7 +19,11 @@ Program = Callable[..., Any] | jax.stages.Lowered | jax.stages.Compiled | str
 
 
 def mesh(
-    target: str, axes: Mapping[str, int], axis_types: Sequence[AxisType] | None = None
+    target: str,
+    axes: Mapping[str, int],
+    axis_types: Sequence[AxisType] | None = None,
+    *,
+    bundles: bool = False,
 ) -> Mesh:
     """A mesh of a TPU slice that is not there, to shard shapes over and to compile for.
 
@@ -29,9 +34,12 @@ def mesh(
       axes: the size of each axis, such as {"data": 4, "model": 4}; their product is the slice's number
         of devices.
       axis_types: the type of each axis, as `jax.make_mesh` takes them; all Auto by default.
+      bundles: whether `predict` counts the code that the dots and Pallas kernels of programs issue,
+        which it compiles for any slice in this process, and uses that where estimates are wrong.
 
     Raises:
-      ValueError: there is no such slice, or the sizes do not fill it, or the types are not one an axis.
+      ValueError: there is no such slice, or the sizes do not fill it, or the types are not one an axis;
+        or bundles are asked for after jax has asked for a slice without them.
       ModuleNotFoundError: libtpu is not installed.
     """
     if axis_types is not None and len(axis_types) != len(axes):
@@ -39,6 +47,8 @@ def mesh(
             f"axis_types {tuple(axis_types)} and axes {dict(axes)} differ in length; give every axis "
             "one type"
         )
+    if bundles:
+        dump.start()
     made = target_of(target).mesh(tuple(axes.values()), tuple(axes))
     if axis_types is None:
         return made
@@ -84,11 +94,11 @@ def predict(
             f"mesh_axes={dict(mesh_axes)} has no effect here: the mesh is that of the arguments' "
             "shardings; leave it out"
         )
-    executable = _compiled(program, args, options)
+    executable, text = dump.text_of(lambda: _compiled(program, args, options))
     where = _mesh_of(jax.tree.leaves(args) + jax.tree.leaves(executable.input_shardings))
     if target is not None:
         _check_target(where, target)
-    return replay(executable, where, chip)
+    return replay(text, where, chip)
 
 
 def _compiled(

@@ -52,6 +52,19 @@ class Instruction:
         return int(match[1]) if match else None
 
     @property
+    def issued_bundles(self) -> int | None:
+        """The VLIW bundles that the op issues, if `ruler.bundles` wrote their number into the text."""
+        match = re.search(r'"issued_bundles":"(\d+)', self.attributes.get("backend_config", ""))
+        return int(match[1]) if match else None
+
+    @property
+    def windows(self) -> int:
+        """The blocks of data that an op with `issued_bundles` takes in turn, fetching the next one while
+        it computes one."""
+        match = re.search(r'"issued_windows":"(\d+)', self.attributes.get("backend_config", ""))
+        return int(match[1]) if match else 1
+
+    @property
     def custom_call_target(self) -> str:
         """The target of a custom call; empty for other ops."""
         return self.attributes.get("custom_call_target", "").strip('"')

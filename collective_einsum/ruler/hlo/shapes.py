@@ -45,6 +45,11 @@ class Shape:
         return math.prod(self.dims)
 
     @property
+    def bits(self) -> int:
+        """Bits of one element."""
+        return self.element_bits or _bits(self.dtype)
+
+    @property
     def bytes(self) -> int:
         """Bytes that the array occupies, and that move with it: tiled dimensions are padded to tiles."""
         order = self.minor_to_major or tuple(reversed(range(len(self.dims))))
@@ -52,7 +57,7 @@ class Shape:
         for place, tile in enumerate(reversed(self.tile)):
             if place < len(padded):
                 padded[place] = -(-padded[place] // tile) * tile
-        return -(-math.prod(padded) * (self.element_bits or _bits(self.dtype)) // 8)
+        return -(-math.prod(padded) * self.bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)

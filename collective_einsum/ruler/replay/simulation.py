@@ -1,10 +1,10 @@
 """Replay a scheduled HLO module on one chip of a torus.
 
 All chips of an SPMD program do the same at the same time, so the replay follows one chip. Ops run in the
-order of the schedule and take the compiler's `estimated_cycles`, or, where it gives none, the estimate
-of `ruler.hlo.moves`; asynchronous copies and collectives overlap with them and divide the links and
-HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous collective is
-a start and a done with nothing between. Nothing is fitted to measurements.
+order of the schedule and take the seconds of `ruler.replay.op_seconds`: the compiler's
+`estimated_cycles`, for most; asynchronous copies and collectives overlap with them and divide the
+links and HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous
+collective is a start and a done with nothing between. Nothing is fitted to measurements but one constant of TPU7x (`Chip.offload_seconds`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import jax
 from collective_einsum.chips.chip import Chip
 from collective_einsum.chips.names import chip_for
 from collective_einsum.ruler.hlo import instruction_cost as work
-from collective_einsum.ruler.hlo import moves, opcodes, transfers
+from collective_einsum.ruler.hlo import opcodes, transfers
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
+from collective_einsum.ruler.replay.op_seconds import Basis, basis_notes, op_seconds
 from collective_einsum.ruler.replay.timeline import Timeline
 from collective_einsum.ruler.replay.unpriced import HOST, ON_CHIP, UNKNOWN, Unpriced
 from collective_einsum.ruler.torus import Link, Torus
@@ -83,7 +84,11 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
             for link in sorted(walk.torus.distinguished_links, key=torus.link_name)
         },
         events=tuple(sorted(walk.events, key=lambda event: event.start)),
-        notes=(*dict.fromkeys(walk.notes), *walk.unpriced.notes()),
+        notes=(
+            *dict.fromkeys(walk.notes),
+            *basis_notes(walk.bases.values()),
+            *walk.unpriced.notes(),
+        ),
     )
 
 
@@ -110,6 +115,7 @@ class _Walk:
         self.hbm_bytes = 0.0
         self.notes: list[str] = []
         self.unpriced = Unpriced()
+        self.bases: dict[str, Basis] = {}
 
     def computation(self, computation: hlo.Computation) -> None:
         """Runs a computation from its first line to its last."""
@@ -175,10 +181,9 @@ class _Walk:
     def compute(self, instruction: hlo.Instruction, computation: hlo.Computation) -> None:
         """Runs an op that occupies the cores; it takes longer where HBM is shared."""
         moved = work.hbm_bytes(self.module, computation, instruction)
-        cycles = instruction.estimated_cycles
-        seconds = (cycles or 0) / self.chip.clock_hz
-        seconds = moves.move_seconds(self.chip, computation, instruction) or seconds
-        if instruction.opcode == "custom-call" and cycles is None:
+        seconds, basis = op_seconds(self.chip, computation, instruction, moved)
+        self.bases[instruction.name] = basis
+        if instruction.opcode == "custom-call" and basis == "none":
             self.notes.append(
                 f"{instruction.name}: custom call {instruction.custom_call_target} has no "
                 "estimate; charged the time of its HBM bytes"

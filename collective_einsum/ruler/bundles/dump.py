@@ -1,0 +1,152 @@
+"""Have XLA:TPU dump the bundles of what this process compiles, and write their counts into the HLO.
+
+libtpu reads its flags once, when jax first asks for a topology, so `start` comes before that. With a
+filter for the last pass the dump of a program is some megabytes, and compiling takes twice as long; all
+passes of one dot would be 100 MB, and with them libtpu may end the process after int8 dots on v4.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import jax
+
+from collective_einsum.ruler.bundles.count import Count, count
+from collective_einsum.ruler.bundles.kernels import parse_kernel
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import shapes
+
+_FLAGS = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
+_FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt")
+_KERNEL_TARGET = "tpu_custom_call"
+# Attributes that name other instructions, or say where one was traced from.
+_NAMES = ("metadata", "calls", "control-predecessors")
+
+
+def start() -> None:
+    """Has every program that this process compiles from now on dump its bundles, into a folder that
+    goes with the process.
+
+    Raises:
+      ValueError: if libtpu has read its flags already.
+    """
+    if _folder.cache_info().currsize:
+        return
+    if "libtpu.so" in Path("/proc/self/maps").read_text():
+        raise ValueError(
+            "libtpu has started and cannot dump bundles any more; ask for them first: "
+            'ruler.mesh("v5e:4x4", axes, bundles=True), or --bundles on the command line'
+        )
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {_FLAGS} --xla_jf_dump_to={_folder()}".strip()
+
+
+def is_on() -> bool:
+    """Whether this process dumps bundles."""
+    return bool(_folder.cache_info().currsize)
+
+
+def text_of(compile_program: Callable[[], jax.stages.Compiled]) -> tuple[jax.stages.Compiled, str]:
+    """Compiles a program.
+
+    Args:
+      compile_program: compiles it, and nothing else meanwhile.
+
+    Returns:
+      The program and its text; where this process dumps bundles, the text has their counts.
+    """
+    if not is_on():
+        executable = compile_program()
+        return executable, executable.as_text() or ""
+    for file in _folder().iterdir():
+        file.unlink()
+    executable = compile_program()
+    return executable, annotated(executable.as_text() or "", _folder())
+
+
+def annotated(text: str, folder: Path) -> str:
+    """A module's text, with the issued bundles of narrow dots and Pallas kernels in their
+    `backend_config`; a dot is narrow if an operand has less than 16 bits.
+
+    An op has none where no file is named after it, as if jax took the program from a cache, or where
+    it issues too many bundles to follow.
+    """
+    files = {}
+    for file in sorted(folder.iterdir()):
+        if match := _FILE.fullmatch(file.name):
+            files[match[1]] = file
+    counts: dict[str, Count] = {}
+    by_code: dict[Hashable, Count] = {}
+    ops = _counted_ops(hlo.parse(text))
+    for name, code in ops.items():
+        if name in files:
+            try:
+                counts[name] = by_code[code] = count(parse_kernel(files[name].read_text()))
+            except ValueError:
+                continue
+    # Ops of the same code share one file, named after one of them.
+    counts |= {name: by_code[code] for name, code in ops.items() if code in by_code}
+    return "\n".join(_with_count(line, counts) for line in text.split("\n"))
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="bundles-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _counted_ops(module: hlo.Module) -> dict[str, Hashable]:
+    """Narrow dots and Pallas kernels, by name, with all that determines their code."""
+    return {
+        instruction.name: _code(module, computation, instruction)
+        for computation in module.computations.values()
+        for instruction in computation
+        if instruction.custom_call_target == _KERNEL_TARGET
+        or (
+            any(_is_narrow(computation[operand].shape) for operand in instruction.operands)
+            and work.flops(module, computation, instruction)
+        )
+    }
+
+
+def _is_narrow(shape: shapes.AnyShape) -> bool:
+    return any(leaf.bits < 16 and leaf.dtype != "pred" for leaf in shapes.leaves(shape))
+
+
+def _code(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
+) -> Hashable:
+    """All of an op but names and where it was traced from; equal for ops that share their code."""
+    inner = [module.computations[name] for name in instruction.calls]
+    return (
+        instruction.opcode,
+        instruction.shape,
+        "" if instruction.operands else instruction.literal,
+        tuple(computation[operand].shape for operand in instruction.operands),
+        tuple(sorted((k, v) for k, v in instruction.attributes.items() if k not in _NAMES)),
+        tuple(
+            (_code(module, called, one), *map(list(called.instructions).index, one.operands))
+            for called in inner
+            for one in called
+        ),
+    )
+
+
+def _with_count(line: str, counts: dict[str, Count]) -> str:
+    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
+    counted = counts.get(match[1]) if match else None
+    if counted is None:
+        return line
+    field = f'"issued_bundles":"{counted.bundles}","issued_windows":"{counted.windows}"'
+    if "backend_config={" not in line:
+        return f"{line}, backend_config={{{field}}}"
+    return line.replace("backend_config={", f"backend_config={{{field},", 1).replace(",}", "}")
