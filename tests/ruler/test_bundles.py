@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,23 +131,24 @@ def calls(number: int) -> str:
     )
 
 
-MODULE = f"""HloModule m, is_scheduled=true
+def module(config: str = "") -> str:
+    return f"""HloModule m, is_scheduled=true
 {fused(1)}{fused(2)}
 ENTRY %main (x: bf16[64,512], w: s8[512,1024]) -> bf16[64,1024] {{
   %x = {SHAPES[0]} parameter(0)
   %w = {SHAPES[1]} parameter(1)
-{calls(1)}{calls(2)}  %k = {RESULT} custom-call(%fusion.2), custom_call_target="tpu_custom_call"
+{calls(1)}{calls(2)}  %k = {RESULT} custom-call(%fusion.2), custom_call_target="tpu_custom_call"{config}
   ROOT %n = {RESULT} negate(%k), backend_config={{"estimated_cycles":"10"}}
 }}
 """
 
 
-def dumped(folder: Path) -> hlo.Module:
-    """The module with the counts of three files."""
+def dumped(folder: Path, config: str = "") -> hlo.Module:
+    """The module with the counts of three files; `config` is the kernel's."""
     for name, bundles in (("fusion.1", WINDOWS), ("k", ("", "")), ("n", ("", ""))):
         (folder / f"17-{name}-01-final_bundles.txt").write_text(kernel(*bundles, name=name))
         (folder / f"17-{name}-00-schedule-analysis_final_bundles.txt").write_text("no bundles")
-    return hlo.parse(annotated(MODULE, folder))
+    return hlo.parse(annotated(module(config), folder))
 
 
 def test_counts_are_written_into_the_module(tmp_path: Path) -> None:
@@ -157,6 +159,14 @@ def test_counts_are_written_into_the_module(tmp_path: Path) -> None:
     assert counted["k"] == (2, 1)
     assert counted["n"] == counted["x"] == (None, 1)
     assert [op.estimated_cycles for op in entry][2:] == [20000, 20000, None, 10]
+
+
+@pytest.mark.parametrize("fields", ["{}", '{"custom_call_config":{"body":"x"}}'])
+def test_a_count_joins_what_is_there(tmp_path: Path, fields: str) -> None:
+    kernel_op = dumped(tmp_path, f", backend_config={fields}").entry["k"]
+    kept = {k: v for k, v in kernel_op.backend_config.items() if not k.startswith("issued_")}
+    assert kernel_op.backend_config["issued_bundles"] == "2"
+    assert kept == json.loads(fields)
 
 
 def test_a_time_by_bundles_counts_where_the_estimate_is_off(tmp_path: Path) -> None:

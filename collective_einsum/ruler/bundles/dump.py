@@ -112,7 +112,7 @@ def _counted_ops(module: hlo.Module) -> dict[str, Hashable]:
         for instruction in computation
         if instruction.custom_call_target == _KERNEL_TARGET
         or (
-            any(_is_narrow(computation[operand].shape) for operand in instruction.operands)
+            any(_is_narrow(computation[name].shape) for name in instruction.operands)
             and work.flops(module, computation, instruction)
         )
     }
@@ -149,4 +149,5 @@ def _with_count(line: str, counts: dict[str, Count]) -> str:
     field = f'"issued_bundles":"{counted.bundles}","issued_windows":"{counted.windows}"'
     if "backend_config={" not in line:
         return f"{line}, backend_config={{{field}}}"
-    return line.replace("backend_config={", f"backend_config={{{field},", 1).replace(",}", "}")
+    separator = "" if "backend_config={}" in line else ","
+    return line.replace("backend_config={", f"backend_config={{{field}{separator}", 1)
