@@ -4,7 +4,8 @@ All chips of an SPMD program do the same at the same time, so the replay follows
 order of the schedule and take the seconds of `ruler.replay.op_seconds`: the compiler's
 `estimated_cycles`, for most; asynchronous copies and collectives overlap with them and divide the
 links and HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous
-collective is a start and a done with nothing between. Nothing is fitted to measurements but one constant of TPU7x (`Chip.offload_seconds`).
+collective is a start and a done with nothing between. One constant is fitted to measurements, TPU7x's
+`Chip.offload_seconds`.
 """
 
 from __future__ import annotations
