@@ -147,12 +147,15 @@ def _compare(options: argparse.Namespace) -> str:
         raise ValueError("--mesh has no effect here: neither program is the file of a module")
     if options.option and all(isinstance(name, Path) for name in named):
         raise ValueError("--option has no effect here: both programs are compiled already")
-    # Both are there before one of them is compiled.
-    programs = [
-        (name.read_text(),) if isinstance(name, Path) else _loaded(name, options.target)
-        for name in named
-    ]
-    return str(compare(*(_timeline(program, options) for program in programs)))
+    # Texts are replayed and functions called before anything is compiled, so that mistakes come first.
+    texts = {
+        name: _timeline((name.read_text(),), options) for name in named if isinstance(name, Path)
+    }
+    functions = {
+        name: _loaded(name, options.target) for name in named if not isinstance(name, Path)
+    }
+    timelines = texts | {name: _timeline(program, options) for name, program in functions.items()}
+    return str(compare(*(timelines[name] for name in named)))
 
 
 def _loaded(function: tuple[str, str], target: str | None) -> tuple[Any, ...]:

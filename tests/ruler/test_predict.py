@@ -272,6 +272,7 @@ def test_the_command_compares_a_text_with_a_function(tmp_path: Path) -> None:
         ("hlo none.txt --target v5e:2x2", "none.txt"),
         ("hlo yours.py --target v5e:2x2 --mesh 4", "'4' is not AXIS=SIZE"),
         ("predict yours:step --png t.gif", "end its name in .png"),
+        ("compare other:step yours.py --target v5e:2x2", "does not start with `HloModule`"),
         ("compare yours:step yours:nothing --target v5e:2x2", "returned int; let it return"),
     ],
 )
