@@ -171,7 +171,7 @@ def test_within_a_shard_map_and_another_thread(mesh_of: Any) -> None:
 def test_a_decorator_starts_no_devices() -> None:
     # As jax.jit's: a module of jitted functions can be imported before the processes are set up.
     run = ce.jit(square)
-    assert run._alone == {}
+    assert run._by_kind == {}
 
 
 SLICES = {"v4:2x2x1": ce.TPU_V4, "v5e:2x2": ce.TPU_V5E, "v6e:2x2": ce.TPU_V6E}
