@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -195,8 +196,9 @@ def _trace_state() -> tuple[Callable[[], Any], Any]:
     """The function that gives the state of tracing, and the state of none; slow to import."""
     from jax.extend.core import get_opaque_trace_state
 
-    with jax.ensure_compile_time_eval():
-        return get_opaque_trace_state, get_opaque_trace_state()
+    # A new thread traces nothing, whatever this one is tracing.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return get_opaque_trace_state, pool.submit(get_opaque_trace_state).result()
 
 
 def _at_top_level() -> bool:

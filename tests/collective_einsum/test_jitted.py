@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
+from collective_einsum import jitted
 from collective_einsum.chips import compile_context as compiling
 from collective_einsum.chips import traced_chip
 from collective_einsum.ruler.compile.targets import target
@@ -264,6 +265,32 @@ def test_emulated_devices_stand_in_for_a_named_tpu(mesh_of: Any) -> None:
     mesh = mesh_of((4,), "x")
     mapped = jax.shard_map(look, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
     assert ce.jit(mapped, chip="v4").lower(jnp.ones(8)).compile()(jnp.ones(8)).tolist() == [1] * 8
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        jax.jit,
+        jax.grad,
+        lambda f: lambda x: jax.vmap(f, axis_size=1)(x[None])[0],
+        lambda f: jax.shard_map(f, mesh=jax.make_mesh((1,), "x"), in_specs=P(), out_specs=P()),
+    ],
+    ids=["jit", "grad", "vmap", "shard_map"],
+)
+def test_the_first_call_may_be_within_a_transformation(around: Any) -> None:
+    # Inside, the options are those of what is around; at the top level they count afterwards.
+    jitted._trace_state.cache_clear()
+    seen: list[bool] = []
+
+    @functools.partial(ce.jit, chip="v4")
+    def look(x: Any) -> Any:
+        seen.append(compiling.by_options())
+        return x * x
+
+    around(look)(jnp.float32(3))
+    assert seen.pop() is False
+    look(jnp.ones(2))
+    assert seen.pop() is True
 
 
 def test_a_named_chip_is_whose_schedules_are_chosen(mesh_of: Any) -> None:
