@@ -45,8 +45,22 @@ class Program(Protocol):
         ...
 
 
+class _Once:
+    """A `Program` on one axis of all devices, that runs its operation once."""
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """One axis."""
+        return ()
+
+    @property
+    def runs(self) -> int:
+        """One."""
+        return 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Permute:
+class Permute(_Once):
     """Every device sends an f32 array to its neighbour on a ring through all devices, time after time.
 
     The permutes are written out: a loop would copy what arrived to where the next one departs from,
@@ -57,11 +71,6 @@ class Permute:
     """
 
     bytes: int
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """One axis."""
-        return ()
 
     @property
     def runs(self) -> int:
@@ -132,7 +141,7 @@ class Gather:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dot:
+class Dot(_Once):
     """[m, k] x [k, n] on every device, with a result of the same dtype.
 
     Attributes:
@@ -146,16 +155,6 @@ class Dot:
     dtype: str = "bfloat16"
 
     @property
-    def sides(self) -> tuple[int, ...]:
-        """One axis."""
-        return ()
-
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
-    @property
     def work(self) -> float:
         """Flops."""
         return 2 * self.m * self.k * self.n
@@ -167,7 +166,7 @@ class Dot:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Copy:
+class Copy(_Once):
     """A copy of a bf16 array from HBM to HBM.
 
     Attributes:
@@ -175,16 +174,6 @@ class Copy:
     """
 
     bytes: int
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """One axis."""
-        return ()
-
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
 
     @property
     def work(self) -> float:

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 _OPENERS, _CLOSERS = "([{", ")]}"
+# Quoted text, to its end or to that of a text cut short; or a bracket or comma outside of it.
+_MARK = re.compile(r'"(?:\\.|[^"\\])*"?|[()\[\]{},]')
 
 
 def closing(text: str, start: int) -> int:
     """The index of the bracket that closes the one at `start`; quoted text is skipped."""
-    depth, quoted, at = 0, False, start
-    while at < len(text):
-        char = text[at]
-        if quoted:
-            at += char == "\\"
-            quoted = char != '"'
-        elif char == '"':
-            quoted = True
-        elif char in _OPENERS:
-            depth += 1
-        elif char in _CLOSERS:
-            depth -= 1
-            if depth == 0:
-                return at
-        at += 1
+    for at, char, depth in _marks(text, start):
+        if depth == 0 and char in _CLOSERS:
+            return at
     raise ValueError(f"unbalanced brackets in the HLO line {text[:80]!r}.")
 
 
 def split(text: str) -> list[str]:
     """Splits at the commas that stand outside brackets and quotes."""
-    words, depth, quoted, begin, at = [], 0, False, 0, 0
-    while at < len(text):
-        char = text[at]
-        if quoted:
-            at += char == "\\"
-            quoted = char != '"'
-        elif char == '"':
-            quoted = True
-        elif char in _OPENERS:
+    words, begin = [], 0
+    for at, char, depth in _marks(text):
+        if depth == 0 and char == ",":
+            words.append(text[begin:at])
+            begin = at + 1
+    return [*words, text[begin:]] if text[begin:].strip() else words
+
+
+def _marks(text: str, start: int = 0) -> Iterator[tuple[int, str, int]]:
+    """Brackets and commas outside quotes: the index, the character, and how many brackets are open after
+    it."""
+    depth = 0
+    for match in _MARK.finditer(text, start):
+        char = match[0]
+        if char in _OPENERS:
             depth += 1
         elif char in _CLOSERS:
             depth -= 1
-        elif char == "," and depth == 0:
-            words.append(text[begin:at])
-            begin = at + 1
-        at += 1
-    return [*words, text[begin:]] if text[begin:].strip() else words
+        elif char != ",":
+            continue
+        yield match.start(), char, depth
