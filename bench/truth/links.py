@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.truth.programs import Gather, Permute
+from typing import Literal
+
+from bench.truth.programs import Collective, Permute
 from bench.truth.records import LINKS, Record, Source
 
 _KIB, _MIB = 2**10, 2**20
@@ -20,6 +22,10 @@ SCALING_BOOK = Source(name="jax-ml/scaling-book, chapter Sharding")
 SCALING_BOOK_RING = Source(
     name="jax-ml/scaling-book, pull request 82", how="95% of 45 GB/s a link, about 10 MB"
 )
+LLAMA_PROFILE = Source(
+    name="jax-ml/jax-llm-examples, llama3/images/llama3_70B_decode_step.png",
+    how="a profile of a step of decoding; 14.5 to 17.2 us on two chips, read off the picture",
+)
 MESHSLICE = Source(
     name="hwnam831/meshslice, Autotuner.py",
     how="its fits of wall-clock time, here for an array of 16 MiB a chip gathered over 4: a fixed cost "
@@ -30,7 +36,7 @@ MESHSLICE = Source(
 
 def records() -> list[Record]:
     """All of them."""
-    return [*_permutes(), *_ironwood(), *_scaling_book(), *_meshslice()]
+    return [*_permutes(), *_ironwood(), *_scaling_book(), *_llama_profile(), *_meshslice()]
 
 
 def _permutes() -> list[Record]:
@@ -59,7 +65,13 @@ def _ironwood() -> list[Record]:
             label=f"all-gather over 4 of f32[{n},8,128]",
             source=IRONWOOD_GATHER,
             target="tpu7x:2x2x1",
-            program=Gather(shape=(n, 8, 128), dtype="float32", sides=(2, 2, 2), axes=("x", "y")),
+            program=Collective(
+                kind="all-gather",
+                shape=(n, 8, 128),
+                dtype="float32",
+                sides=(2, 2, 2),
+                axes=("x", "y"),
+            ),
             measured=us,
             unit="us",
         )
@@ -68,7 +80,6 @@ def _ironwood() -> list[Record]:
 
 
 def _scaling_book() -> list[Record]:
-    line = {"dtype": "bfloat16", "sides": (8, 4), "axes": ("y",)}
     ring_bytes = 10 * _MIB
     return [
         Record(
@@ -76,7 +87,7 @@ def _scaling_book() -> list[Record]:
             label="all-gather over a line of 4 to bf16[2048,8192]",
             source=SCALING_BOOK,
             target="v5e:8x4",
-            program=Gather(shape=(512, 8192), **line),
+            program=_line((512, 8192)),
             measured=680.0,
             unit="us",
         ),
@@ -85,7 +96,7 @@ def _scaling_book() -> list[Record]:
             label="all-gather over a line of 4 to bf16[256,256]",
             source=SCALING_BOOK,
             target="v5e:8x4",
-            program=Gather(shape=(64, 256), **line),
+            program=_line((64, 256)),
             measured=8.0,
             unit="us",
         ),
@@ -94,7 +105,8 @@ def _scaling_book() -> list[Record]:
             label="all-gather over a ring of 16 to 10 MiB",
             source=SCALING_BOOK_RING,
             target="v5e:8x16",
-            program=Gather(
+            program=Collective(
+                kind="all-gather",
                 shape=(ring_bytes // 16 // 2048, 1024),
                 dtype="bfloat16",
                 sides=(8, 16),
@@ -112,27 +124,52 @@ def _meshslice() -> list[Record]:
     gathered = 16 * _MIB
     received = gathered * (chips - 1) / chips
     shape = (gathered // chips // 2048, 1024)
-    rows = [
+    fits: tuple[tuple[Literal["all-gather", "reduce-scatter"], float, dict[str, float]], ...] = (
+        ("all-gather", 13.0, {"x": 27.5, "y": 79.8}),
+        ("reduce-scatter", 26.0, {"x": 37.5, "y": 63.2}),
+    )
+    return [
         Record(
             group=LINKS,
             label=f"{kind} of 16 MiB over 4, {axis}",
             source=MESHSLICE,
             target="v4:4x4x1",
-            program=Gather(
-                shape=shape, dtype="bfloat16", sides=(4, 4), axes=(axis,), scatter="scatter" in kind
+            program=Collective(
+                kind=kind, shape=shape, dtype="bfloat16", sides=(4, 4), axes=(axis,)
             ),
             measured=fixed + steps_us * (chips - 1) + received / gb * 1e-3,
             unit="us",
             upper_bound=True,
             quick=False,
         )
-        for kind, fixed, by_axis in (
-            ("all-gather", 13.0, {"x": 27.5, "y": 79.8}),
-            ("reduce-scatter", 26.0, {"x": 37.5, "y": 63.2}),
-        )
+        for kind, fixed, by_axis in fits
         for axis, gb in by_axis.items()
     ]
-    return rows
+
+
+def _llama_profile() -> list[Record]:
+    return [
+        Record(
+            group=LINKS,
+            label="all-reduce of bf16[8,8192] over 4 x 4",
+            source=LLAMA_PROFILE,
+            target="v5e:4x4",
+            program=Collective(
+                kind="all-reduce",
+                shape=(8, 8192),
+                dtype="bfloat16",
+                sides=(4, 4),
+                axes=("x", "y"),
+            ),
+            measured=15.9,
+            unit="us",
+        )
+    ]
+
+
+def _line(shape: tuple[int, ...]) -> Collective:
+    """An all-gather of a shard over the second axis of 8x4."""
+    return Collective(kind="all-gather", shape=shape, dtype="bfloat16", sides=(8, 4), axes=("y",))
 
 
 def _size(size: int) -> str:

@@ -108,6 +108,6 @@ def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:
         binary = slice_.compile(lowered, compiler_options=options)
         compiled = Compiled.of(binary, time.perf_counter() - start)
         cache.store(key, key, compiled)
-    seconds = replay(compiled.text, mesh).total_seconds / program.runs
+    seconds = program.seconds(replay(compiled.text, mesh))
     cache.store_row(name, {"seconds": seconds})
     return seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from bench.decoder_suite.phases import Phase
 from collective_einsum.rings import shift
+from collective_einsum.ruler.replay import Timeline
 
 _AXES = ("x", "y", "z")
 # Permutes one after another; the time of one is theirs over this.
@@ -27,7 +28,6 @@ class Program(Protocol):
 
     Attributes:
       sides: the sizes of its mesh; empty for one axis of all devices.
-      runs: how often it repeats the operation.
       work: bytes or flops of one run, that a published rate counts.
     """
 
@@ -35,10 +35,11 @@ class Program(Protocol):
     def sides(self) -> tuple[int, ...]: ...
 
     @property
-    def runs(self) -> int: ...
-
-    @property
     def work(self) -> float: ...
+
+    def seconds(self, timeline: Timeline) -> float:
+        """Seconds of one run of the operation."""
+        ...
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """The program on a mesh with axes x, y and z, of which it may have fewer."""
@@ -82,6 +83,10 @@ class Permute(_Once):
         """Bytes that a device sends."""
         return self.bytes
 
+    def seconds(self, timeline: Timeline) -> float:
+        """See `Program`."""
+        return timeline.total_seconds / _PERMUTES
+
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """See `Program`."""
         order = ring_order([device.coords for device in mesh.devices.flat])
@@ -97,47 +102,54 @@ class Permute(_Once):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gather:
-    """An all-gather of one array, along its first dimension.
+class Collective:
+    """One of lax's collectives, along the first dimension.
 
     Attributes:
-      shape, dtype: of the array on each device.
+      kind: "all-gather", "reduce-scatter" or "all-reduce".
+      shape, dtype: of the shard on each device; of an all-reduce, of its operand.
       sides: sizes of the mesh.
-      axes: the mesh axes that are gathered over.
-      scatter: whether it is a reduce-scatter to that array instead.
+      axes: the mesh axes that it goes over.
     """
 
+    kind: Literal["all-gather", "reduce-scatter", "all-reduce"]
     shape: tuple[int, ...]
     dtype: str
     sides: tuple[int, ...]
     axes: tuple[str, ...]
-    scatter: bool = False
-
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
 
     @property
     def work(self) -> float:
-        """Bytes of the gathered array."""
+        """Bytes of all shards together, on one device."""
+        itemsize = jnp.dtype(self.dtype).itemsize
+        shards = 1 if self.kind == "all-reduce" else self.devices
+        return math.prod(self.shape) * itemsize * shards
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that it goes over."""
         sizes = dict(zip(axis_names(self.sides), self.sides, strict=True))
-        chips = math.prod(sizes[axis] for axis in self.axes)
-        return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize * chips
+        return math.prod(sizes[axis] for axis in self.axes)
+
+    def seconds(self, timeline: Timeline) -> float:
+        """Seconds of the collective alone, as a profile shows it, without copies of its result."""
+        return timeline.communication_seconds
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """See `Program`."""
 
-        def gather(x: jax.Array) -> jax.Array:
-            if self.scatter:
+        def run(x: jax.Array) -> jax.Array:
+            if self.kind == "all-reduce":
+                return lax.psum(x, self.axes)
+            if self.kind == "reduce-scatter":
                 return lax.psum_scatter(x, self.axes, tiled=True)
             return lax.all_gather(x, self.axes, tiled=True)
 
-        # Every device has an array of its own, gathered or not.
+        # Every device has an array of its own, before and after.
         spec = P(mesh.axis_names)
-        chips = math.prod(mesh.shape[axis] for axis in self.axes)
-        rows = self.shape[0] * mesh.size * (chips if self.scatter else 1)
-        return _lowered(gather, mesh, (spec,), spec, ((rows, *self.shape[1:]),), self.dtype)
+        shards = self.devices if self.kind == "reduce-scatter" else 1
+        rows = self.shape[0] * mesh.size * shards
+        return _lowered(run, mesh, (spec,), spec, ((rows, *self.shape[1:]),), self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +171,10 @@ class Dot(_Once):
         """Flops."""
         return 2 * self.m * self.k * self.n
 
+    def seconds(self, timeline: Timeline) -> float:
+        """See `Program`."""
+        return timeline.total_seconds
+
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """See `Program`."""
         shapes = ((self.m, self.k), (self.k, self.n))
@@ -179,6 +195,10 @@ class Copy(_Once):
     def work(self) -> float:
         """Bytes read and written."""
         return 2 * self.bytes
+
+    def seconds(self, timeline: Timeline) -> float:
+        """See `Program`."""
+        return timeline.total_seconds
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
         """See `Program`."""

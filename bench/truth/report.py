@@ -32,10 +32,16 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> str:
     blocks.append(legend(_MEANINGS))
     named = (f"{number}: {source}" for number, source in enumerate(sources, 1))
     blocks.append("\n".join(line for text in named for line in wrapped(f"Source {text}.")))
-    refused = dict.fromkeys(outcome.refused for outcome in outcomes if outcome.refused)
+    refused: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.refused:
+            refused.setdefault(outcome.refused, []).append(outcome)
     if refused:
-        reasons = (line for text in refused for line in wrapped(f"Not modelled: {text}"))
-        blocks.append("\n".join(reasons))
+        reasons = (
+            f"Not modelled, {len(rows)} of the rows, the first {_name(rows[0])}: {reason}"
+            for reason, rows in refused.items()
+        )
+        blocks.append("\n".join(line for text in reasons for line in wrapped(text)))
     blocks.append("\n".join(line for text in found(outcomes) for line in wrapped(text)))
     return "\n\n".join(blocks)
 

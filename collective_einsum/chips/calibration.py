@@ -35,7 +35,6 @@ TPU_V4 = CompilerFigures(
     dot_fill_bandwidth=7.5e12,  # as the line above
     dot_efficiency=0.91,  # 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
     int8_dot_efficiency=0.91,  # [D] 1.0 of a bf16 dot's cycles
-    stream_efficiency=0.82,  # [M,4608] x [4608,4608], weights in HBM: M=64, 1024 and 2048
     vector_bandwidth=0.59e12,  # bf16 added to f32[2048,1152]
     int8_convert_rate=2.1e12,  # +7.8 us at M=512
     int8_slice_passes=4.0,  # copied before their dots in rings of int8 weights
@@ -62,8 +61,6 @@ TPU_V5P = CompilerFigures(
     # 0.87 is the slope of [M,4608] x [4608,4608], M=512 to 8192; the dots of its chunks reach 0.92
     dot_efficiency=0.88,
     int8_dot_efficiency=0.88,  # [D] half of a bf16 dot's cycles
-    # [M,4608] x [4608,4608], fitted to M=64 (36 us; M=1 is 0.51) and 256
-    stream_efficiency=0.46,
     vector_bandwidth=1.39e12,  # sums of a scatter ring of [2048,4608]: 40.6 us for 57 MB
     int8_convert_rate=1.6e13,  # +1.07 us at M=512
     # fitted to rings of [M,4608] x [4608,4608], rows sliced in 4, M=64 and 512
@@ -91,8 +88,6 @@ TPU_V5E = CompilerFigures(
     # [M,4608] x [4608,18432], M=512 to 8192, the M rows on the chip: 0.92 to 0.97
     dot_efficiency=0.95,
     int8_dot_efficiency=0.97,  # [D] 0.49 of a bf16 dot's cycles
-    # [64,4608] x [4608,18432] and [64,18432] x [18432,4608]: 0.64 to 0.75
-    stream_efficiency=0.70,
     # sums of scatter rings of [2048,18432], by the bytes that the cost model counts: 0.50e12
     # in one direction, 0.76e12 in two
     vector_bandwidth=0.55e12,
@@ -125,7 +120,6 @@ TPU_V6E = CompilerFigures(
     # chip: 0.75 to 0.89
     dot_efficiency=0.80,
     int8_dot_efficiency=0.57,  # [D] 0.70 of a bf16 dot's cycles
-    stream_efficiency=0.82,  # [64,4608] x [4608,18432]; [64,18432] x [18432,4608] is 0.86
     vector_bandwidth=1.49e12,  # sums of a scatter ring of [2048,18432]: 152 us for 226 MB
     int8_convert_rate=1.3e13,  # +1.28 us at M=512
     int8_slice_passes=7.0,  # rings of [M,18432] x [18432,4608], rows sliced in 4: M=64 and 512
@@ -164,7 +158,6 @@ H100 = CompilerFigures(
     dot_fill_bandwidth=math.inf,
     dot_efficiency=1.0,
     int8_dot_efficiency=1.0,
-    stream_efficiency=0.9,  # an assumption: 90% of the peak, as a plain copy reaches
     vector_bandwidth=3.0e12,  # a device-to-device copy on an H100 SXM, read and written
     int8_convert_rate=132 * 64 * 1.83e9,  # 64 conversions a cycle and SM (CUDA C++ guide, cc 9.0)
     int8_slice_passes=0.0,

@@ -27,7 +27,13 @@ class Chip(CompilerFigures):
       link_bandwidth: bytes/s that one link carries in one direction.
       torus_dims: dimensions of the torus, with two links of each chip along each; 0 for a switch,
         over which one link of a chip reaches every other chip.
-      hop_seconds: latency of one neighbour-to-neighbour transfer, in seconds.
+      hbm_efficiency: fraction of `hbm_bandwidth` that programs reach.
+      hbm_fill_seconds: seconds of an operation that streams from HBM beside its bytes: before the
+        first window has arrived, and after the last one.
+      hop_seconds: latency of a link, in seconds, of each hop.
+      permute_seconds: fixed cost of a permute besides its hops, in seconds, from its start to when
+        what waits for it goes on.
+      collective_seconds: the same of one of the compiler's own collectives.
       wrap_multiple: an axis of the slice closes into a ring when its size is a multiple of this.
       clock_hz: cycles/s of the cores.
       vmem_bytes: software-managed vector memory, in bytes, over all cores of the chip.
@@ -36,7 +42,7 @@ class Chip(CompilerFigures):
       devices_per_chip: devices of jax on one chip, which share its links. Where it is 2, the other
         fields are those of a device, half a chip; but `link_bandwidth` is that of the chip's link.
       die_bandwidth: bytes/s one way between the two devices of a chip; 0 where a chip is a device.
-      offload_seconds: fixed cost of a collective that SparseCores run.
+      offload_seconds: fixed cost of a collective that SparseCores run, besides `collective_seconds`.
     """
 
     name: str
@@ -47,9 +53,13 @@ class Chip(CompilerFigures):
     f32_flops: float
     hbm_bytes: int
     hbm_bandwidth: float
+    hbm_efficiency: float
+    hbm_fill_seconds: float
     link_bandwidth: float
     torus_dims: int
     hop_seconds: float
+    permute_seconds: float
+    collective_seconds: float
     wrap_multiple: int
     clock_hz: float
     vmem_bytes: int

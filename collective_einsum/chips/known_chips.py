@@ -11,6 +11,7 @@ Sources, cited by letter:
 * [I] AI-Hypercomputer/tpu-recipes, microbenchmarks/ironwood/collectives/all_gather.md: all-gathers of
   f32[n,8,128] a device over four devices, n = 64 to 16384, measured by others, take 11 to 15 us longer
   than their bytes over the links and two hops
+* [T] figures that others measured, the records of `bench.truth`, each with its source
 * [D] products of bf16 that XLA:TPU makes of an f32 dot; see `dot_rates`
 
 How the compilers behave stands in `calibration`.
@@ -26,7 +27,12 @@ from .chip import Chip
 _MIB = 2**20
 _GIB = 2**30
 
+# [T] The residuals of `python -m bench truth` before and after each of these are in docs/truth.md.
+_HBM_EFFICIENCY = 0.87  # copies: 0.83 on v6e, 0.87 on TPU7x; decoding on v5e reads at 0.91
+_HBM_FILL_SECONDS = 3e-6  # the dot_fill_seconds of v5e and v6e
 _HOP_SECONDS = 1e-6  # [S] about 1 us a hop, on every generation
+_PERMUTE_SECONDS = 4e-6  # permutes of 4 KiB and 1 MiB alone, on v5p and v6e: 4.0 to 4.8 us
+_COLLECTIVE_SECONDS = 2e-6  # all-gather and all-reduce on v5e: 1 to 3 us; decoding on v4
 
 TPU_V4 = Chip(
     name="TPU v4",
@@ -37,9 +43,13 @@ TPU_V4 = Chip(
     f32_flops=275e12 / 6,  # [D] six bf16 dots
     hbm_bytes=32 * _GIB,  # [C]
     hbm_bandwidth=1.2e12,  # [C]
+    hbm_efficiency=_HBM_EFFICIENCY,
+    hbm_fill_seconds=_HBM_FILL_SECONDS,
     link_bandwidth=45e9,  # [S] six links: the 270 GB/s a chip of Pope et al., arXiv 2211.05102
     torus_dims=3,  # [C]
     hop_seconds=_HOP_SECONDS,
+    permute_seconds=_PERMUTE_SECONDS,
+    collective_seconds=_COLLECTIVE_SECONDS,
     wrap_multiple=4,  # [S] the wrap-around links leave from cubes of 4x4x4
     clock_hz=1.05e9,  # Jouppi et al., arXiv 2304.01433; times 8 MXUs x 128 x 128 x 2 is 275e12
     vmem_bytes=2 * 16 * _MIB,  # [J] 16 MiB a core
@@ -56,9 +66,13 @@ TPU_V5P = Chip(
     f32_flops=459e12 / 6,  # [D] six bf16 dots
     hbm_bytes=95 * _GIB,  # [C]
     hbm_bandwidth=2.765e12,  # [C]
+    hbm_efficiency=_HBM_EFFICIENCY,
+    hbm_fill_seconds=_HBM_FILL_SECONDS,
     link_bandwidth=90e9,  # [S]
     torus_dims=3,  # [C]
     hop_seconds=_HOP_SECONDS,
+    permute_seconds=_PERMUTE_SECONDS,
+    collective_seconds=_COLLECTIVE_SECONDS,
     wrap_multiple=4,  # [S] the wrap-around links leave from cubes of 4x4x4
     clock_hz=1.75e9,  # 459e12 over 2 cores x 4 MXUs [J] x 128 x 128 x 2
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
@@ -75,9 +89,13 @@ TPU_V5E = Chip(
     f32_flops=197e12 / 6,  # [D] six bf16 dots
     hbm_bytes=16 * _GIB,  # [C]
     hbm_bandwidth=819e9,  # [C]
+    hbm_efficiency=_HBM_EFFICIENCY,
+    hbm_fill_seconds=_HBM_FILL_SECONDS,
     link_bandwidth=45e9,  # [S]
     torus_dims=2,  # [C]
     hop_seconds=_HOP_SECONDS,
+    permute_seconds=_PERMUTE_SECONDS,
+    collective_seconds=_COLLECTIVE_SECONDS,
     wrap_multiple=16,  # [S] only a full side of the 16x16 pod wraps
     clock_hz=1.5e9,  # [S]; 197e12 over 4 MXUs [J] x 128 x 128 x 2
     vmem_bytes=128 * _MIB,  # [J]
@@ -94,9 +112,13 @@ TPU_V6E = Chip(
     f32_flops=918e12 / 6,  # [D] six bf16 dots
     hbm_bytes=32 * _GIB,  # [C]
     hbm_bandwidth=1638e9,  # [C]
+    hbm_efficiency=_HBM_EFFICIENCY,
+    hbm_fill_seconds=_HBM_FILL_SECONDS,
     link_bandwidth=90e9,  # [S]
     torus_dims=2,  # [C]
     hop_seconds=_HOP_SECONDS,
+    permute_seconds=_PERMUTE_SECONDS,
+    collective_seconds=_COLLECTIVE_SECONDS,
     wrap_multiple=16,  # [S] only a full side of the 16x16 pod wraps
     # By libtpu 0.0.42.1, [4096,8192]x[8192,8192] reaches 459,392 flops a cycle, beyond the 262,144
     # of two MXUs of 256x256 [C]; at twice that, the peak of 918e12 takes 1.75 GHz.
@@ -117,20 +139,24 @@ TPU_7X = Chip(
     f32_flops=2307e12 / 2 / 5.7,  # [D] of 5.7
     hbm_bytes=192 * _GIB // 2,  # [C]
     hbm_bandwidth=7.38e12 / 2,  # [C]
+    hbm_efficiency=_HBM_EFFICIENCY,
+    hbm_fill_seconds=_HBM_FILL_SECONDS,
     link_bandwidth=90e9,  # 1200 GB/s both ways over six links [C], less the 10% of v5p's links
     devices_per_chip=2,  # [C]
     die_bandwidth=6 * 90e9,  # [C] six times as fast as a link
     torus_dims=3,  # [C]
     hop_seconds=_HOP_SECONDS,
+    permute_seconds=_PERMUTE_SECONDS,
+    collective_seconds=_COLLECTIVE_SECONDS,
     wrap_multiple=4,  # [C] as v5p
     clock_hz=2.2e9,  # libtpu 0.0.50.1's description of the topology
     vmem_bytes=64 * _MIB,  # libtpu 0.0.50.1: "vmem_size" of its description of the topology
     cmem_bytes=0,
-    offload_seconds=11e-6,  # [I]
+    offload_seconds=11e-6 - _COLLECTIVE_SECONDS,  # [I]
     **vars(calibration.TPU_7X),
 )
 
-# Its hop is that of the TPUs.
+# Its hop and the fixed costs of its transfers are those of the TPUs.
 H100 = Chip(
     name="NVIDIA H100 SXM",
     bf16_flops=989.4e12,  # [N]
@@ -140,9 +166,13 @@ H100 = Chip(
     f32_flops=66.9e12,  # [N] CUDA cores; the tensor cores only take TF32
     hbm_bytes=80 * 10**9,  # [N]
     hbm_bandwidth=3.35e12,  # [N]
+    hbm_efficiency=0.9,  # an assumption: 90% of the peak, as a plain copy reaches
+    hbm_fill_seconds=4e-6,  # its `dot_fill_seconds`
     link_bandwidth=450e9,  # [N] NVLink 4: 900 GB/s, both ways together
     torus_dims=0,  # NVSwitch
     hop_seconds=_HOP_SECONDS,
+    permute_seconds=_PERMUTE_SECONDS,
+    collective_seconds=_COLLECTIVE_SECONDS,
     wrap_multiple=1,  # the switch joins any two
     clock_hz=1.83e9,  # 989.4e12 over 132 SMs x 4096 flops
     vmem_bytes=132 * 228 * 1024,  # [N] shared memory, 228 KiB an SM

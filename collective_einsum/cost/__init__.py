@@ -6,6 +6,7 @@ from .choice import Choice as Choice
 from .dots import matmul_seconds as matmul_seconds
 from .ranking import rank_einsum as rank_einsum
 from .torus import all_gather_seconds as all_gather_seconds
+from .torus import all_reduce_seconds as all_reduce_seconds
 from .torus import all_to_all_seconds as all_to_all_seconds
 from .torus import hops as hops
 from .torus import links as links
@@ -18,6 +19,7 @@ __all__ = [
     "Choice",
     "Estimate",
     "all_gather_seconds",
+    "all_reduce_seconds",
     "all_to_all_seconds",
     "hops",
     "links",

@@ -6,7 +6,7 @@ from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import POINT_TO_POINT_DEVICES, Schedule
 from .dots import chunk_dots, full_dot_seconds, pass_seconds
 from .lax_collectives import collective_seconds, scatter_splits_tiles
-from .torus import all_gather_seconds, all_to_all_seconds, reduce_scatter_seconds
+from .torus import point_to_point_seconds, reduce_scatter_seconds, ring_gather_seconds
 from .workload import Estimate, Workload
 
 
@@ -22,11 +22,11 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     gather = scatter = passes = 0.0
     if op.gather is not None:
         sent = work.full_bytes(op.gather)
-        gather = all_gather_seconds(work.chip, work.sides(op.gather.axes), sent)
+        gather = ring_gather_seconds(work.chip, work.sides(op.gather.axes), sent)
         passes += 2 * sent
     if op.scatter is not None:
         sent = work.full_bytes(op.scatter)
-        scatter = reduce_scatter_seconds(work.chip, work.sides(op.scatter.axes), sent)
+        scatter = ring_gather_seconds(work.chip, work.sides(op.scatter.axes), sent)
         passes += 3 * sent
     if op.reduce:
         scatter += collective_seconds(work)[1]
@@ -67,7 +67,7 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
     others = work.rhs_count - 1
     if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.
-        point_to_point = all_to_all_seconds(work.chip, work.sides(collective.axes), one_result)
+        point_to_point = point_to_point_seconds(work.chip, work.sides(collective.axes), one_result)
         exposed += others * max(0.0, point_to_point - dots / work.rhs_count)
         passes += others * one_result * (2 * (n - 1) / n + 1)
     else:

@@ -49,14 +49,14 @@ def matmul_seconds(
       summed_bytes: bytes, in 32 bits, of a partial sum that the matmul adds to.
     """
     small, large = operand_bytes
-    streaming = large / (chip.stream_efficiency * chip.hbm_bandwidth)
+    streaming = large / (chip.hbm_efficiency * chip.hbm_bandwidth)
     passing = (small + result_bytes) / chip.vector_bandwidth
     computing = flops / dot_flops(chip, lhs_dtype, rhs_dtype, precision)
     computing += 0.25 * widened / chip.int8_convert_rate
     if summed_bytes > chip.sum_bytes:
         computing = max(computing, 2 * summed_bytes / chip.hbm_bandwidth)
     filling = chip.dot_fill_seconds + large / chip.dot_fill_bandwidth
-    return max(computing + filling, streaming + passing + chip.dot_fill_seconds)
+    return max(computing + filling, streaming + passing + chip.hbm_fill_seconds)
 
 
 def dot_seconds(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..chips.tiles import MATRIX_TILE, TILE_ROWS
 from ..ops.einsum_op import EinsumCollective
 from .dots import pass_seconds
-from .torus import all_gather_seconds, reduce_scatter_seconds
+from .torus import all_gather_seconds, all_reduce_seconds, reduce_scatter_seconds
 from .workload import Workload
 
 # XLA:TPU scatters the last dimension in place where a row of a block has a multiple of these bytes
@@ -24,17 +24,14 @@ def collective_seconds(work: Workload) -> tuple[float, float]:
     op, chip = work.op, work.chip
     before = after = 0.0
     if op.gather is not None:
-        before = all_gather_seconds(chip, work.sides(op.gather.axes), work.full_bytes(op.gather))
-        before *= 2 if gather_reduces(work, op.gather) else 1
+        seconds = all_reduce_seconds if gather_reduces(work, op.gather) else all_gather_seconds
+        before = seconds(chip, work.sides(op.gather.axes), work.full_bytes(op.gather))
     if op.scatter is not None:
-        after = reduce_scatter_seconds(
-            chip, work.sides(op.scatter.axes), work.full_bytes(op.scatter)
-        )
-        after *= 2 if _scatter_reduces(work, op.scatter) else 1
+        reduces = _scatter_reduces(work, op.scatter)
+        seconds = all_reduce_seconds if reduces else reduce_scatter_seconds
+        after = seconds(chip, work.sides(op.scatter.axes), work.full_bytes(op.scatter))
     if op.reduce:
-        after += 2 * reduce_scatter_seconds(chip, work.sides(op.reduce), work.sum_bytes)
-        # SparseCores start once for both halves of it.
-        after -= chip.offload_seconds
+        after += all_reduce_seconds(chip, work.sides(op.reduce), work.sum_bytes)
     return before, after
 
 

@@ -13,8 +13,8 @@ from ..chips.chip import Chip
 
 
 def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
-    """Seconds of an all-gather: (n - 1)/n * gathered_bytes / bandwidth + hops * hop_seconds, and the
-    fixed cost of SparseCores where they run it.
+    """Seconds of an all-gather: (n - 1)/n * gathered_bytes / bandwidth + hops * hop_seconds +
+    collective_seconds, and the fixed cost of SparseCores where they run it.
 
     Args:
       chip: every chip of the mesh.
@@ -27,13 +27,20 @@ def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: fl
     if n == 1:
         return 0.0
     width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
-    fixed = hops(chip, axis_sizes) * chip.hop_seconds + chip.offload_seconds
-    return gathered_bytes * (n - 1) / n / width + fixed
+    sending = gathered_bytes * (n - 1) / n / width
+    return sending + _latency(chip, axis_sizes) + chip.offload_seconds
 
 
 def reduce_scatter_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
     """Seconds of a reduce-scatter of `operand_bytes` a chip: an all-gather backwards, and as long."""
     return all_gather_seconds(chip, axis_sizes, operand_bytes)
+
+
+def all_reduce_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
+    """Seconds of an all-reduce of `operand_bytes` a chip: a reduce-scatter, then an all-gather, in one
+    collective."""
+    once = all_gather_seconds(chip, axis_sizes, operand_bytes)
+    return 2 * once - (chip.collective_seconds + chip.offload_seconds if once else 0.0)
 
 
 def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
@@ -44,7 +51,22 @@ def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: flo
     """
     far = max((size / (2 * links(chip, size)) for size in axis_sizes if size > 1), default=0.0)
     sending = operand_bytes * far / (2 * chip.device_link_bandwidth)
-    return sending + hops(chip, axis_sizes) * chip.hop_seconds
+    return sending + _latency(chip, axis_sizes)
+
+
+def ring_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
+    """Seconds of an all-gather or a reduce-scatter that is made of permutes, one a hop."""
+    seconds = all_gather_seconds(chip, axis_sizes, gathered_bytes)
+    count = hops(chip, axis_sizes)
+    fixed = chip.collective_seconds + chip.offload_seconds
+    return seconds + count * chip.permute_seconds - (fixed if count else 0.0)
+
+
+def point_to_point_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
+    """Seconds of an all-to-all that is made of permutes, all under way at once."""
+    seconds = all_to_all_seconds(chip, axis_sizes, operand_bytes)
+    fixed = chip.permute_seconds - chip.collective_seconds
+    return seconds + (fixed if hops(chip, axis_sizes) else 0.0)
 
 
 def hop_seconds(chip: Chip, axis_size: int, sent_bytes: float) -> float:
@@ -54,7 +76,7 @@ def hop_seconds(chip: Chip, axis_size: int, sent_bytes: float) -> float:
     axis_size=1 for a Hamiltonian ring, whose neighbours are always linked.
     """
     far = 1 if chip.wraps(axis_size) else axis_size - 1
-    return sent_bytes / chip.device_link_bandwidth + far * chip.hop_seconds
+    return sent_bytes / chip.device_link_bandwidth + far * chip.hop_seconds + chip.permute_seconds
 
 
 def links(chip: Chip, axis_size: int) -> int:
@@ -65,3 +87,9 @@ def links(chip: Chip, axis_size: int) -> int:
 def hops(chip: Chip, axis_sizes: Sequence[int]) -> int:
     """The hops from a chip to the farthest one along these mesh axes."""
     return sum(size // 2 if chip.wraps(size) else size - 1 for size in axis_sizes)
+
+
+def _latency(chip: Chip, axis_sizes: Sequence[int]) -> float:
+    """Seconds of one of the compiler's own collectives beside its bytes."""
+    count = hops(chip, axis_sizes)
+    return count * chip.hop_seconds + (chip.collective_seconds if count else 0.0)

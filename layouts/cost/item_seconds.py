@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from collective_einsum.chips import TILE_ROWS, Chip
-from collective_einsum.cost import all_to_all_seconds
+from collective_einsum.cost import all_reduce_seconds, all_to_all_seconds
 
 from .. import tuning
 from . import einsum_cost
@@ -18,17 +18,19 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     (K - 1)/K of its bytes over the bandwidth of its axes; an all-reduce twice that; an all-to-all on a
     ring of K chips sends its bytes an average of K/4 hops.
     """
+    sides = [sizes[axis] for axis in transfer.axes]
+    if transfer.kind == "all-reduce":
+        return all_reduce_seconds(chip, sides, transfer.bytes)
     if transfer.kind != "all-to-all":
-        once = einsum_cost.gather_seconds(transfer, sizes, chip)
-        return once * (2 if transfer.kind == "all-reduce" else 1)
-    return all_to_all_seconds(chip, [sizes[axis] for axis in transfer.axes], transfer.bytes)
+        return einsum_cost.gather_seconds(transfer, sizes, chip)
+    return all_to_all_seconds(chip, sides, transfer.bytes)
 
 
 def attention_seconds(item: Attention, chip: Chip) -> float:
     """Seconds of scores, softmax and values: the slower of the matmuls and the reading of the cache, and
     the memory passes of the scores through the vector units."""
     computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
-    streamed = item.streamed_bytes / (chip.stream_efficiency * chip.hbm_bandwidth)
+    streamed = item.streamed_bytes / (chip.hbm_efficiency * chip.hbm_bandwidth)
     # Rows of a key-value head's scores fill full tiles; groups of a prompt's queries share their last
     # keys.
     rows = item.queries * item.heads / item.kv_heads

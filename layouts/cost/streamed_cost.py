@@ -83,7 +83,7 @@ def _together(
     hop = (
         (sum(einsum.streamed_bytes for einsum in into) + arriving) / n / chip.device_link_bandwidth
     )
-    hop += chip.hop_seconds
+    hop += chip.hop_seconds + chip.permute_seconds
     exposed, before = 0.0, 1
     ways = ring_directions(n, "latency", 1)
     for number in range(1, max(way.hops for way in ways) + 1):

@@ -19,12 +19,21 @@ MB = 1e6
 
 def test_an_all_gather_sends_all_but_the_own_shard_over_all_links() -> None:
     ring = cost.all_gather_seconds(V4, (4,), 8 * MB)
-    assert ring == pytest.approx(8 * MB * 3 / 4 / (2 * V4.link_bandwidth) + 2 * V4.hop_seconds)
+    latency = 2 * V4.hop_seconds + V4.collective_seconds
+    assert ring == pytest.approx(8 * MB * 3 / 4 / (2 * V4.link_bandwidth) + latency)
     # On v5e four chips are a line: one link, and twice as far to the last chip.
     line = cost.all_gather_seconds(V5E, (4,), 8 * MB)
-    assert line == pytest.approx(8 * MB * 3 / 4 / V5E.link_bandwidth + 3 * V5E.hop_seconds)
+    latency = 3 * V5E.hop_seconds + V5E.collective_seconds
+    assert line == pytest.approx(8 * MB * 3 / 4 / V5E.link_bandwidth + latency)
     assert cost.all_gather_seconds(V4, (1, 1), 8 * MB) == 0
     assert cost.all_gather_seconds(V4, (4, 4), 8 * MB) < ring
+
+
+def test_an_all_reduce_is_both_at_one_fixed_cost() -> None:
+    once = cost.all_gather_seconds(V4, (4, 2), MB)
+    both = cost.all_reduce_seconds(V4, (4, 2), MB)
+    assert both == pytest.approx(2 * once - V4.collective_seconds)
+    assert cost.all_reduce_seconds(V4, (1,), MB) == 0
 
 
 def test_a_reduce_scatter_takes_as_long() -> None:
@@ -34,9 +43,10 @@ def test_a_reduce_scatter_takes_as_long() -> None:
 
 def test_an_all_to_all_is_bounded_by_the_middle_of_the_longest_axis() -> None:
     ring = cost.all_to_all_seconds(V4, (8,), 8 * MB)
-    assert ring == pytest.approx(8 * MB * 8 / 8 / V4.link_bandwidth + 4 * V4.hop_seconds)
+    fixed = V4.collective_seconds
+    assert ring == pytest.approx(8 * MB * 8 / 8 / V4.link_bandwidth + 4 * V4.hop_seconds + fixed)
     line = cost.all_to_all_seconds(V5E, (8,), 8 * MB)
-    assert line == pytest.approx(8 * MB * 8 / 4 / V5E.link_bandwidth + 7 * V5E.hop_seconds)
+    assert line == pytest.approx(8 * MB * 8 / 4 / V5E.link_bandwidth + 7 * V5E.hop_seconds + fixed)
     sending = cost.all_to_all_seconds(V4, (4, 8), 8 * MB) - 6 * V4.hop_seconds
     assert sending == pytest.approx(ring - 4 * V4.hop_seconds)
 
@@ -46,8 +56,8 @@ def test_a_matmul_takes_the_longer_of_arithmetic_and_memory() -> None:
         cost.matmul_seconds(V4, 2 * m * 4096**2, (2 * m * 4096, 2 * 4096**2), 2 * m * 4096)
         for m in (8, 8192)
     )
-    streaming = 2 * 4096**2 / (V4.stream_efficiency * V4.hbm_bandwidth)
-    assert few == pytest.approx(streaming + V4.dot_fill_seconds, rel=0.02)
+    streaming = 2 * 4096**2 / (V4.hbm_efficiency * V4.hbm_bandwidth)
+    assert few == pytest.approx(streaming + V4.hbm_fill_seconds, rel=0.02)
     computing = 2 * 8192 * 4096**2 / (V4.dot_efficiency * V4.bf16_flops)
     assert many == pytest.approx(computing, rel=0.02)
     slower = dataclasses.replace(V4, bf16_flops=V4.bf16_flops / 2)

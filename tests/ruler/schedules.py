@@ -12,7 +12,16 @@ from collective_einsum.ruler.torus import Torus
 
 # One cycle is a microsecond, one byte over a link a microsecond, HBM is ten times a link.
 CHIP = dataclasses.replace(
-    TPU_V4, clock_hz=1e6, link_bandwidth=1e6, hbm_bandwidth=1e7, hop_seconds=1e-6, bf16_flops=1e9
+    TPU_V4,
+    clock_hz=1e6,
+    link_bandwidth=1e6,
+    hbm_bandwidth=1e7,
+    hop_seconds=1e-6,
+    permute_seconds=0.0,
+    collective_seconds=0.0,
+    hbm_efficiency=1.0,
+    hbm_fill_seconds=0.0,
+    bf16_flops=1e9,
 )
 
 

@@ -2,10 +2,9 @@
 
 All chips of an SPMD program do the same at the same time, so the replay follows one chip. Ops run in the
 order of the schedule and take the seconds of `ruler.replay.op_seconds`: the compiler's
-`estimated_cycles`, for most; asynchronous copies and collectives overlap with them and divide the
-links and HBM by max-min fairness; a `-done` waits until its transfer has arrived. A synchronous
-collective is a start and a done with nothing between. One constant is fitted to measurements, TPU7x's
-`Chip.offload_seconds`.
+`estimated_cycles`, for most, less where they wait for HBM (`ruler.hlo.streaming`); asynchronous copies
+and collectives overlap with them and divide the links and HBM by max-min fairness; a `-done` waits
+until its transfer has arrived. A synchronous collective is a start and a done with nothing between.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from collective_einsum.ruler.hlo import opcodes, transfers
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines
+from collective_einsum.ruler.hlo.streaming import streamed_seconds
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.op_seconds import Basis, basis_notes, op_seconds
@@ -111,7 +111,8 @@ class _Walk:
     def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
         self.module, self.torus, self.chip = module, torus, chip
         links = {link: torus.bandwidth(link, chip) for link in torus.distinguished_links}
-        self.network: Network[_Resource] = Network({**links, _HBM: chip.hbm_bandwidth})
+        self.hbm_bandwidth = chip.hbm_efficiency * chip.hbm_bandwidth
+        self.network: Network[_Resource] = Network({**links, _HBM: self.hbm_bandwidth})
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
         self.notes: list[str] = []
@@ -184,6 +185,10 @@ class _Walk:
         moved = work.hbm_bytes(self.module, computation, instruction)
         seconds, basis = op_seconds(self.chip, computation, instruction, moved)
         self.bases[instruction.name] = basis
+        flops = work.flops(self.module, computation, instruction)
+        streamed = streamed_seconds(self.chip, instruction, moved, flops)
+        if basis == "estimate" and instruction.estimated_cycles and streamed is not None:
+            seconds = min(seconds, streamed)
         if instruction.opcode == "custom-call" and basis == "none":
             self.notes.append(
                 f"{instruction.name}: custom call {instruction.custom_call_target} has no "
@@ -195,13 +200,12 @@ class _Walk:
             self.unpriced.add(ON_CHIP, instruction)
         start = self.network.now
         if moved:
-            cap = moved / seconds if seconds else self.chip.hbm_bandwidth
+            cap = moved / seconds if seconds else self.hbm_bandwidth
             self.network.wait(self.network.start(Flow(instruction.name, moved, {_HBM: 1.0}, cap)))
         else:
             self.network.advance(start + seconds)
         self.hbm_bytes += moved
         if self.network.now > start:
-            flops = work.flops(self.module, computation, instruction)
             self.events.append(
                 Event(
                     row=COMPUTE_ROW,
@@ -232,7 +236,7 @@ class _Walk:
             moved = transfers.copied_hbm_bytes(self.module, computation, instruction)
             # Assumption: a copy between on-chip memories is no faster than one from HBM.
             size = moved or work.total_bytes(transfers.result(instruction))
-            cap, latency = self.chip.hbm_bandwidth, 0.0
+            cap, latency = self.hbm_bandwidth, 0.0
             rows = {DMA_ROW: float(moved)}
         else:
             op = collective.kind
@@ -243,7 +247,7 @@ class _Walk:
             )
             route = collective.route(self.torus)
             size = route.bytes or moved
-            cap, latency = float("inf"), route.hops * self.chip.hop_seconds
+            cap, latency = float("inf"), self.latency(kind, route.hops)
             uses |= route.loads
             rows: dict[str, float] = {}
             for link, load in route.loads.items():
@@ -258,6 +262,12 @@ class _Walk:
         self.hbm_bytes += moved
         self.network.start(flow)
         return _Transfer(instruction, flow, kind, op, rows, self.network.now)
+
+    def latency(self, kind: str, hops: int) -> float:
+        """Seconds of a transfer between chips beside its bytes; none if it stays on the chip."""
+        chip = self.chip
+        fixed = chip.permute_seconds if kind == "permute" else chip.collective_seconds
+        return hops * chip.hop_seconds + fixed if hops else 0.0
 
     def finish(self, transfer: _Transfer) -> None:
         """Waits for a transfer, and adds its events to the rows of its links."""
