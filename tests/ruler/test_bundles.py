@@ -171,7 +171,7 @@ def test_a_count_joins_what_is_there(tmp_path: Path, fields: str) -> None:
 
 def test_a_time_by_bundles_counts_where_the_estimate_is_off(tmp_path: Path) -> None:
     entry = dumped(tmp_path).entry
-    rate, clock = TPU_V4.stream_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz
+    rate, clock = TPU_V4.hbm_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz
     seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 0)
     assert (seconds, basis) == (pytest.approx(93 / clock), "bundles")
     # Bytes that take as long as the estimate, but for one window: then it stands.
