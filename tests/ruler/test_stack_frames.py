@@ -91,6 +91,17 @@ def test_lines_of_pythons_own_start_are_left_out() -> None:
     assert callers_lines((MODEL, stdin, frozen)) == (MODEL, stdin)
 
 
+def test_lines_of_an_installed_library_of_layers_are_not_the_models() -> None:
+    """A model that is installed itself is the caller's code, and so are files of a library's name."""
+    linear = SourceLine(file="/venv/lib/python3.13/site-packages/flax/nnx/nn/linear.py", line=568)
+    installed = SourceLine(file="/venv/lib/python3.13/site-packages/MaxText/decoders.py", line=9)
+    mine = SourceLine(file="/home/you/flax/block.py", line=4)
+    assert callers_lines((linear, MODEL)) == (MODEL,)
+    assert callers_lines((linear, installed, linear, MODEL)) == (installed, MODEL)
+    assert callers_lines((mine, linear)) == (mine,)
+    assert callers_lines((linear,)) == (linear,)
+
+
 def test_tables_that_were_cut() -> None:
     kept = [line for line in TABLES.splitlines() if not line.startswith("3 {file_name_id=3")]
     with pytest.raises(ValueError, match=r"stack frame 3 .* pass the whole text"):

@@ -18,6 +18,9 @@ _TITLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _ENTRY = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
 _FIELD = re.compile(r"(\w+)=(\d+)")
 _PACKAGE = Path(__file__).parents[2]
+# Packages whose layers a model is built of: where they are installed, their lines are not the model's.
+_LAYER_LIBRARIES = ("equinox", "flax", "haiku", "haliax", "jax", "optax")
+_INSTALLED = re.compile(rf"/(?:site|dist)-packages/(?:{'|'.join(_LAYER_LIBRARIES)})/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,15 +84,20 @@ def parse_stacks(lines: Iterable[str]) -> Stacks:
 
 
 def callers_lines(stack: Sequence[SourceLine]) -> tuple[SourceLine, ...]:
-    """The lines of a call stack that are not in `collective_einsum`: the caller's own code.
+    """The lines of a call stack in the caller's own code.
+
+    Lines of `collective_einsum`, of installed libraries of layers (Flax, Haiku, Equinox, ...) and of
+    Python's own start are not.
 
     Returns:
-      The caller's lines, the innermost first; where every line is the library's, the innermost line.
+      The caller's lines, the innermost first; where there are none, those outside `collective_einsum`;
+      where every line is this library's, the innermost line.
     """
     # "<frozen runpy>" and the like are Python's own.
-    lines = (x for x in stack if not (_is_own(x.file) or x.file.startswith("<frozen ")))
-    # jit puts the traced line on the stack twice.
-    return tuple(line for line, _ in itertools.groupby(lines)) or tuple(stack[:1])
+    lines = [x for x in stack if not (_is_own(x.file) or x.file.startswith("<frozen "))]
+    own = [line for line in lines if not _INSTALLED.search(line.file)]
+    # jax puts the traced line on the stack twice.
+    return tuple(line for line, _ in itertools.groupby(own or lines)) or tuple(stack[:1])
 
 
 @functools.cache

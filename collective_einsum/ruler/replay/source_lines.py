@@ -17,8 +17,8 @@ _SHOWN = 12
 # The width of the column of lines, in characters; the other columns take the rest of a terminal.
 _NAME_WIDTH = 70
 _MEANINGS = {
-    "line": "the innermost line outside collective_einsum that the ops were traced from, after the line "
-    "that calls its function",
+    "line": "the innermost line outside collective_einsum and libraries of layers that the ops were "
+    "traced from, after the line that calls its function",
     "us": "the sum of the next three",
     "compute": "the chip computes",
     "exposed": "it waits for a transfer between chips",

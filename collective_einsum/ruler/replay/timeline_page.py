@@ -18,7 +18,8 @@ _US = 1e6
 # Names on bars of these colours are white; on the others they are black.
 _DARK = ("#0072B2", "#D55E00", "#009E73")
 _LINE_COLUMNS = {
-    "line": "the innermost line outside collective_einsum that the ops were traced from",
+    "line": "the innermost line outside collective_einsum and libraries of layers that the ops were "
+    "traced from",
     "source": "its text, as it is now in the file",
     "us": "the sum of the next three",
     "compute": "the chip computes",
