@@ -117,6 +117,30 @@ def test_printed_with_legends() -> None:
         assert all(f"{column}: " in table.meaning for column in table.head)
 
 
+def test_collectives_of_one_line_are_one_row() -> None:
+    """Three permutes traced from one line, as of unrolled layers, and one of another."""
+    other = LINE.replace("=8}", "=9}")
+    lines = [f"{permute('z', FORWARD)}, {other}", done("z")]
+    for name in "abc":
+        lines += [f"{permute(name, FORWARD)}, {LINE}", dot(f"d{name}", 40), done(name)]
+    timeline = run("\n".join(lines))
+    rows = timeline.tables()["What every collective overlaps"].rows
+    assert rows == (
+        (
+            "a +2 collective-permute",
+            "3",
+            "303.00",
+            "120.00",
+            "0.00",
+            "183.00",
+            "0.00",
+            "you/model.py:8",
+        ),
+        ("z collective-permute", "1", "101.00", "0.00", "0.00", "101.00", "0.00", "you/model.py:9"),
+    )
+    assert len(timeline.collectives()) == 4
+
+
 def test_covered_is_the_union_within() -> None:
     """Against a count of tenths, over random intervals."""
     draw = random.Random(0)

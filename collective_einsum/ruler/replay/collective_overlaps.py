@@ -11,11 +11,12 @@ from collective_einsum.ruler.replay.intervals import Intervals
 from collective_einsum.ruler.replay.source_lines import short_path
 from collective_einsum.ruler.replay.tables import Table
 
-# The number of collectives printed: those that the chip waits longest for.
+# The number of rows printed: those that the chip waits longest for.
 _SHOWN = 12
 _NAME_WIDTH, _LINE_WIDTH = 36, 30
 _MEANINGS = {
-    "collective": "an instruction that moves data between chips, with its kind where its name hides it",
+    "collective": "an instruction that moves data between chips, with its kind where its name hides it; "
+    "+n: with n more of its kind and source line",
     "runs": "how often",
     "us": "in flight, from its start to its arrival; the sum of the next four",
     "dots": "of these, the chip runs a dot",
@@ -100,32 +101,45 @@ def _runs(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def overlap_table(rows: Sequence[CollectiveOverlap]) -> Table:
-    """The collectives that the chip waits longest for, in microseconds."""
-    us = 1e6
+    """The collectives that the chip waits longest for, in microseconds; those of one kind that were
+    traced from one source line, as in unrolled layers, are one row."""
+    groups = _of_one_line(rows)
     cells = [
         (
-            _shortened(_named(row), _NAME_WIDTH),
-            str(row.runs),
-            *(
-                f"{s * us:.2f}"
-                for s in (row.in_flight, row.dots, row.compute, row.exposed, row.waits)
-            ),
-            _shortened(short_path(row.line), _LINE_WIDTH) if row.line else "",
+            _shortened(_named(group), _NAME_WIDTH),
+            *_sums(group),
+            _shortened(short_path(line), _LINE_WIDTH) if (line := group[0].line) else "",
         )
-        for row in rows[:_SHOWN]
+        for group in groups[:_SHOWN]
     ]
-    others = rows[_SHOWN:]
+    others = [row for group in groups[_SHOWN:] for row in group]
     if others:
-        columns = zip(
-            *((o.in_flight, o.dots, o.compute, o.exposed, o.waits) for o in others), strict=True
-        )
-        sums = (f"{sum(column) * us:.2f}" for column in columns)
-        cells.append((f"{len(others)} others", str(sum(o.runs for o in others)), *sums, ""))
+        cells.append((f"{len(others)} others", *_sums(others), ""))
     return Table(rows=tuple(cells), meanings=_MEANINGS)
 
 
-def _named(row: CollectiveOverlap) -> str:
-    return row.name if not row.op or row.op in row.name else f"{row.name} {row.op}"
+def _of_one_line(rows: Sequence[CollectiveOverlap]) -> list[list[CollectiveOverlap]]:
+    """Collectives by kind and source line, the ones that the chip waits longest for first; those of
+    which the module does not say the line stay alone."""
+    groups: dict[object, list[CollectiveOverlap]] = {}
+    for row in rows:
+        groups.setdefault((row.op, row.line) if row.line else row.name, []).append(row)
+    return sorted(groups.values(), key=lambda group: -round(sum(row.exposed for row in group), 12))
+
+
+def _sums(rows: Sequence[CollectiveOverlap]) -> tuple[str, ...]:
+    """Runs, and microseconds in flight and of what they overlap."""
+    columns = zip(
+        *((row.in_flight, row.dots, row.compute, row.exposed, row.waits) for row in rows),
+        strict=True,
+    )
+    return str(sum(row.runs for row in rows)), *(f"{sum(column) * 1e6:.2f}" for column in columns)
+
+
+def _named(group: Sequence[CollectiveOverlap]) -> str:
+    row = group[0]
+    name = row.name if len(group) == 1 else f"{row.name} +{len(group) - 1}"
+    return name if not row.op or row.op in row.name else f"{name} {row.op}"
 
 
 def _shortened(text: str, width: int) -> str:
