@@ -44,7 +44,8 @@ DOT = """%dot (p0: s8[10,10]) -> s8[10,10] {
 
 def module(lines: str, before: str = "", head: str = "num_partitions=4") -> hlo.Module:
     """A scheduled module; %p is a parameter on the chip, %w one of 1000 bytes in HBM."""
-    body = "\n".join("  " + line.strip() for line in lines.strip().splitlines())
+    *ops, last = (line.strip() for line in lines.strip().splitlines())
+    body = "\n".join(f"  {line}" for line in (*ops, f"ROOT {last.removeprefix('ROOT ')}"))
     return hlo.parse(f"""HloModule m, is_scheduled=true, {head}
 
 {DOT}{before}ENTRY %main (p: s8[100], w: s8[1000]) -> s8[100] {{

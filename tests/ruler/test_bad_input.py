@@ -68,8 +68,21 @@ def test_names_that_are_not_there() -> None:
         run(dot("d", 1).replace("fusion(%q)", "fusion(%x)"))
 
 
+def test_a_computation_without_a_result_is_refused() -> None:
+    text = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+}
+"""
+    with pytest.raises(ValueError, match="computation main of the HLO module has no ROOT op"):
+        hlo.parse(text)
+
+
 def test_a_line_that_ends_too_early_is_shown() -> None:
-    with pytest.raises(ValueError, match=r"the line '%c = s8\[4\]\{0\} neg' .* cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"the line 'ROOT %c = s8\[4\]\{0\} neg' .* cannot be read"
+    ):
         run("%c = s8[4]{0} neg")
 
 

@@ -169,6 +169,12 @@ def test_a_count_joins_what_is_there(tmp_path: Path, fields: str) -> None:
     assert kept == json.loads(fields)
 
 
+def test_a_count_joins_what_goes_on_over_lines(tmp_path: Path) -> None:
+    more = ', frontend_attributes={kernel_metadata={\n"a":"b"\n}}, backend_config={"c":"d"}'
+    config = dumped(tmp_path, more).entry["k"].backend_config
+    assert (config["issued_bundles"], config["c"]) == ("2", "d")
+
+
 def test_a_time_by_bundles_counts_where_the_estimate_is_off(tmp_path: Path) -> None:
     entry = dumped(tmp_path).entry
     rate, clock = TPU_V4.hbm_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz

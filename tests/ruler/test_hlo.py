@@ -184,3 +184,22 @@ ENTRY %main (v: f32[4], d: s32[]) -> (s32[], s32[], f32[4]) {{
 def test_trip_count(text: str, count: int | None) -> None:
     module = hlo.parse(text)
     assert scalars.trip_count(module, module.entry["w"], module.entry) == count
+
+
+@pytest.mark.parametrize("more", ["", ',other="1"', "}, metadata={x=1"])
+def test_a_kernel_whose_attributes_go_on_over_lines(more: str) -> None:
+    """As Pallas kernels have them: a line that begins with a brace need not end a computation."""
+    name, metadata = 'custom_call_target="tpu_custom_call"', 'metadata={op_name="splash"}'
+    module = hlo.parse(f"""HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %a = f32[8]{{0}} parameter(0)
+  %k = f32[8]{{0}} custom-call(%a), {name}, frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q\\": 512}}"
+}}{more}}}, {metadata}, backend_config={{"estimated_cycles":"7"}}
+  ROOT %n = f32[8]{{0}} negate(%k)
+}}
+""")
+    assert list(module.entry.instructions) == ["a", "k", "n"]
+    assert module.entry.root.name == "n"
+    assert module.entry["k"].estimated_cycles == 7

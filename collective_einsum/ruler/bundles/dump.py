@@ -94,7 +94,9 @@ def annotated(text: str, folder: Path) -> str:
                 continue
     # Ops of the same code share one file, named after one of them.
     counts |= {name: by_code[code] for name, code in ops.items() if code in by_code}
-    return "\n".join(_with_count(line, counts) for line in text.split("\n"))
+    # Attributes of a kernel go on over lines.
+    ops = re.split(r"\n(?=\s+(?:ROOT )?%?[\w.\-]+ = )", text)
+    return "\n".join(_with_count(op, counts) for op in ops)
 
 
 @functools.cache
@@ -141,13 +143,15 @@ def _code(
     )
 
 
-def _with_count(line: str, counts: dict[str, Count]) -> str:
-    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
+def _with_count(op: str, counts: dict[str, Count]) -> str:
+    """The text of an op, and of what follows it before the next one, with its count."""
+    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", op)
     counted = counts.get(match[1]) if match else None
     if counted is None:
-        return line
+        return op
     field = f'"issued_bundles":"{counted.bundles}","issued_windows":"{counted.windows}"'
-    if "backend_config={" not in line:
-        return f"{line}, backend_config={{{field}}}"
-    separator = "" if "backend_config={}" in line else ","
-    return line.replace("backend_config={", f"backend_config={{{field}{separator}", 1)
+    if "backend_config={" not in op:
+        line, end, rest = op.partition("\n")
+        return f"{line}, backend_config={{{field}}}{end}{rest}"
+    separator = "" if "backend_config={}" in op else ","
+    return op.replace("backend_config={", f"backend_config={{{field}{separator}", 1)

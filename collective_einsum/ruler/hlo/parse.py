@@ -25,6 +25,7 @@ from collective_einsum.ruler.hlo.stack_frames import SourceLine, Stacks, parse_s
 
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
+_END = re.compile(r'\}(, execution_thread="[^"]*")?\s*$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ def parse(text: str) -> Module:
             "this is not the text of an HLO module: it does not start with `HloModule`; pass "
             "`compiled.as_text()`."
         )
-    head, *lines = text.lstrip().splitlines()
+    head, *lines = text.lstrip().split("\n")
     is_scheduled = "is_scheduled=true" in head
     computations, entry = _computations(lines)
     if entry is None:
@@ -229,14 +230,18 @@ def _computations(lines: Iterable[str]) -> tuple[dict[str, Computation], Computa
             match = _HEADER.match(line)
             if match:
                 name, body, is_entry = match[2], [], bool(match[1])
-        elif line.startswith("}"):
+        elif match := _LINE.match(line):
+            body.append((match, [line]))
+        elif _END.match(line):
             if not body:
                 raise ValueError(f"computation {name} of the HLO module has no ops; {_WHOLE}.")
-            computations[name] = _computation(name, body)
+            instructions = [_read_instruction("\n".join(op), match) for match, op in body]
+            computations[name] = _computation(name, instructions)
             entry = computations[name] if is_entry else entry
             body = None
-        elif match := _LINE.match(line):
-            body.append(_read_instruction(line, match))
+        elif body:
+            # Attributes of a Pallas kernel go on over lines.
+            body[-1][1].append(line)
     if body is not None:
         raise ValueError(
             f"the HLO module ends within computation {name}, so that it has no ENTRY computation that "
@@ -273,7 +278,9 @@ def _names(text: str) -> list[str]:
 
 def _computation(name: str, body: list[Instruction]) -> Computation:
     parameters = sorted((i for i in body if i.opcode == "parameter"), key=lambda i: int(i.literal))
-    root = next((i for i in body if i.is_root), body[-1])
+    root = next((i for i in body if i.is_root), None)
+    if root is None:
+        raise ValueError(f"computation {name} of the HLO module has no ROOT op; {_WHOLE}.")
     return Computation(name, {i.name: i for i in body}, root, tuple(parameters))
 
 
