@@ -21,11 +21,12 @@ from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.hlo.stack_frames import SourceLine, callers_lines
 from collective_einsum.ruler.hlo.streaming import streamed_seconds
+from collective_einsum.ruler.replay.argument_copies import argument_copies
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
 from collective_einsum.ruler.replay.op_seconds import Basis, basis_notes, op_seconds
 from collective_einsum.ruler.replay.timeline import Timeline
-from collective_einsum.ruler.replay.unpriced import HOST, ON_CHIP, UNKNOWN, Unpriced
+from collective_einsum.ruler.replay.unpriced import CUSTOM_CALL, HOST, ON_CHIP, UNKNOWN, Unpriced
 from collective_einsum.ruler.torus import Link, Torus
 
 _HBM = "hbm"
@@ -73,6 +74,7 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
     )
     walk = _Walk(module, torus.distinguish(permutes), chip)
     walk.computation(module.entry)
+    copies = argument_copies(module.entry, walk.events, walk.network.now)
     return Timeline(
         name=module.name,
         chip=chip.name,
@@ -89,6 +91,7 @@ def replay_module(module: hlo.Module, torus: Torus, chip: Chip) -> Timeline:
             *dict.fromkeys(walk.notes),
             *basis_notes(walk.bases.values()),
             *walk.unpriced.notes(),
+            *copies,
         ),
     )
 
@@ -190,10 +193,7 @@ class _Walk:
         if basis == "estimate" and instruction.estimated_cycles and streamed is not None:
             seconds = min(seconds, streamed)
         if instruction.opcode == "custom-call" and basis == "none":
-            self.notes.append(
-                f"{instruction.name}: custom call {instruction.custom_call_target} has no "
-                "estimate; charged the time of its HBM bytes"
-            )
+            self.unpriced.add(CUSTOM_CALL, instruction)
         elif not opcodes.is_known(instruction.opcode):
             self.unpriced.add(UNKNOWN, instruction)
         elif not seconds and not moved and work.elements(instruction.shape) > 1:

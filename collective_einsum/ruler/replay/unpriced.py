@@ -11,6 +11,10 @@ UNKNOWN = (
     "that this reader of schedules does not know; charged the compiler's estimate, or the time of the "
     "HBM bytes where there is none, and no flops"
 )
+CUSTOM_CALL = (
+    "that the compiler gives no estimate of; charged the time of the HBM bytes (of Pallas kernels, "
+    "bundles=True or --bundles counts the code)"
+)
 ON_CHIP = "without an estimate of the compiler and without bytes in HBM; charged no time"
 HOST = "that exchange data with the host, which the replay does not model; charged no time"
 
@@ -23,10 +27,12 @@ class Unpriced:
 
     def add(self, reason: str, instruction: hlo.Instruction) -> None:
         """Counts an instruction, once however often it runs."""
-        self._by_reason.setdefault(reason, {})[instruction.name] = instruction.opcode
+        kind = instruction.custom_call_target or instruction.opcode
+        self._by_reason.setdefault(reason, {})[instruction.name] = kind
 
     def notes(self) -> list[str]:
-        """A sentence for each reason: how many instructions, which opcodes, and names of some."""
+        """A sentence for each reason: how many instructions, which opcodes (of custom calls, the
+        targets), and names of some."""
         return [_note(reason, opcodes) for reason, opcodes in self._by_reason.items()]
 
 
