@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("collective_einsum", "layouts", "bench")
 
 # The rooms (folders) and top-level files of each package, from below. Those of one level do not
-# import each other; a file in no level stands above all that are named.
+# import each other; a file in no level stands above all that are named, and so does a command.
 LEVELS = {
     "collective_einsum": (
         ("text",),
@@ -97,7 +97,12 @@ def _package(module: str) -> str:
 
 
 def _room(module: str) -> str:
-    """The folder or top-level file that a module is, or lies in; "" for the package itself."""
+    """The folder or top-level file that a module is, or lies in; "" for the package itself.
+
+    A command (`python -m`) is a room of its own, also in a folder: nothing imports it.
+    """
+    if module.endswith(".__main__"):
+        return "__main__"
     return module.split(".")[1] if "." in module else ""
 
 

@@ -23,6 +23,11 @@ from .compiler_figures import CompilerFigures
 
 _MIB = 2**20
 
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
+_GATHERS_ON_SPARSE_CORES = tuple(
+    (f"{_OFFLOAD}{gather}", True) for gather in ("all_gather", "2d_all_gather", "3d_all_gather")
+)
+
 TPU_V4 = CompilerFigures(
     asynchronous=(),  # H2 in docs/compiler.md
     asynchronous_by_options=("all_gather", "all_to_all"),
@@ -74,6 +79,7 @@ TPU_V5P = CompilerFigures(
     scatter_passes=(0.6, 0.0, 2.6),
     scatter_fill_seconds=2e-6,  # [64,4608] in 4: 2.7 us
     exchange_passes=4.0,  # [M,4608] in 4 and 16, chunks: 3.0 to 4.7; one chunk: 0.2 to 2
+    sparse_core_options=_GATHERS_ON_SPARSE_CORES,
     transposes_scatter=False,  # [M,4608] scattered in 4
 )
 
@@ -133,6 +139,7 @@ TPU_V6E = CompilerFigures(
     scatter_passes=(0.4, 0.0, 0.5),
     scatter_fill_seconds=2e-6,  # [64,4608] in 4: 2.7 us
     exchange_passes=1.5,  # [8192,18432] in chunks, in 4 over x: 2.4, over y: 0.6
+    sparse_core_options=_GATHERS_ON_SPARSE_CORES,
     transposes_scatter=True,  # [M,4608] scattered in 4
 )
 
@@ -142,6 +149,7 @@ TPU_7X = replace(
     TPU_V6E,
     # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
     asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
+    sparse_core_options=(),
     dot_efficiency=0.86,  # [D]
     int8_dot_efficiency=0.87,  # [D] 0.99 of a bf16 dot's cycles
 )

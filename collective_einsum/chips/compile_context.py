@@ -18,17 +18,23 @@ _named = jax.make_user_context(default_value=None)
 _likely = jax.make_user_context(default_value=None)
 
 
-def compiler_options(chip: Chip | str | None = None) -> dict[str, CompilerOption]:
+def compiler_options(
+    chip: Chip | str | None = None, *, sparse_cores: bool = False
+) -> dict[str, CompilerOption]:
     """Options for `jax.jit(..., compiler_options=...)` under which the chip's compiler overlaps more of
     lax's collectives with compute; {} for a chip whose compiler has none.
 
     Args:
       chip: a `Chip` or its name; by default the chip of `jax.devices()`.
+      sparse_cores: also let SparseCores run all-gathers, on chips that have them and do not do so
+        anyway (v5p, v6e). It helps where independent compute can overlap them, and costs time where a
+        dot waits for them: `collective_einsum.advise` tries it.
 
     Raises:
       ValueError: no chip has that name.
     """
-    return dict((chip_for(attached_kind()) if chip is None else as_chip(chip)).compiler_options)
+    known = chip_for(attached_kind()) if chip is None else as_chip(chip)
+    return dict((*known.compiler_options, *(known.sparse_core_options if sparse_cores else ())))
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ class CompilerFigures:
       exchange_passes: memory passes over a result whose last dimension an all-to-all scatters.
       transposes_scatter: whether the compiler transposes such a result and scatters it; if not, it
         makes an all-reduce and a slice, which move twice the bytes.
+      sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
+        in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
     """
 
     asynchronous: tuple[str, ...]
@@ -70,3 +72,4 @@ class CompilerFigures:
     scatter_fill_seconds: float
     exchange_passes: float
     transposes_scatter: bool
+    sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()

@@ -33,6 +33,8 @@ _HBM_FILL_SECONDS = 3e-6  # the dot_fill_seconds of v5e and v6e
 _HOP_SECONDS = 1e-6  # [S] about 1 us a hop, on every generation
 _PERMUTE_SECONDS = 4e-6  # permutes of 4 KiB and 1 MiB alone, on v5p and v6e: 4.0 to 4.8 us
 _COLLECTIVE_SECONDS = 2e-6  # all-gather and all-reduce on v5e: 1 to 3 us; decoding on v4
+# [I] of TPU7x; v5p and v6e, whose SparseCores were not timed, take it too
+_OFFLOAD_SECONDS = 11e-6 - _COLLECTIVE_SECONDS
 
 TPU_V4 = Chip(
     name="TPU v4",
@@ -77,6 +79,7 @@ TPU_V5P = Chip(
     clock_hz=1.75e9,  # 459e12 over 2 cores x 4 MXUs [J] x 128 x 128 x 2
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
+    offload_seconds=_OFFLOAD_SECONDS,
     **vars(calibration.TPU_V5P),
 )
 
@@ -125,6 +128,7 @@ TPU_V6E = Chip(
     clock_hz=1.75e9,
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
+    offload_seconds=_OFFLOAD_SECONDS,
     **vars(calibration.TPU_V6E),
 )
 
@@ -152,7 +156,7 @@ TPU_7X = Chip(
     clock_hz=2.2e9,  # libtpu 0.0.50.1's description of the topology
     vmem_bytes=64 * _MIB,  # libtpu 0.0.50.1: "vmem_size" of its description of the topology
     cmem_bytes=0,
-    offload_seconds=11e-6 - _COLLECTIVE_SECONDS,  # [I]
+    offload_seconds=_OFFLOAD_SECONDS,
     **vars(calibration.TPU_7X),
 )
 

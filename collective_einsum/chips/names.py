@@ -34,7 +34,11 @@ _CHIP_OF_KIND: dict[str, Chip] = {
 _TPU_OPTIONS = {
     name
     for chip in _CHIP_OF_KIND.values()
-    for name, _ in (*chip.compiler_options, *chip.no_prefetch_options)
+    for name, _ in (
+        *chip.compiler_options,
+        *chip.no_prefetch_options,
+        *chip.sparse_core_options,
+    )
 }
 
 _SHORT_NAMES: dict[str, Chip] = {

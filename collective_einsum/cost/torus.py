@@ -14,7 +14,8 @@ from ..chips.chip import Chip
 
 def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
     """Seconds of an all-gather: (n - 1)/n * gathered_bytes / bandwidth + hops * hop_seconds +
-    collective_seconds, and the fixed cost of SparseCores where they run it.
+    collective_seconds, and the fixed cost of SparseCores where they run it, as
+    `chip.asynchronous` says.
 
     Args:
       chip: every chip of the mesh.
@@ -23,24 +24,28 @@ def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: fl
         each has half of it, also over the axis between the two.
       gathered_bytes: size of the result, on one chip, in bytes.
     """
-    n = math.prod(axis_sizes)
-    if n == 1:
-        return 0.0
-    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
-    sending = gathered_bytes * (n - 1) / n / width
-    return sending + _latency(chip, axis_sizes) + chip.offload_seconds
+    return _seconds(chip, axis_sizes, gathered_bytes, "all_gather")
 
 
 def reduce_scatter_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
     """Seconds of a reduce-scatter of `operand_bytes` a chip: an all-gather backwards, and as long."""
-    return all_gather_seconds(chip, axis_sizes, operand_bytes)
+    return _seconds(chip, axis_sizes, operand_bytes, "reduce_scatter")
+
+
+def _seconds(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float, kind: str) -> float:
+    n = math.prod(axis_sizes)
+    if n == 1:
+        return 0.0
+    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
+    sending = unsharded_bytes * (n - 1) / n / width
+    return sending + _latency(chip, axis_sizes) + _offload(chip, kind)
 
 
 def all_reduce_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
     """Seconds of an all-reduce of `operand_bytes` a chip: a reduce-scatter, then an all-gather, in one
     collective."""
-    once = all_gather_seconds(chip, axis_sizes, operand_bytes)
-    return 2 * once - (chip.collective_seconds + chip.offload_seconds if once else 0.0)
+    once = _seconds(chip, axis_sizes, operand_bytes, "all_reduce")
+    return 2 * once - (chip.collective_seconds + _offload(chip, "all_reduce") if once else 0.0)
 
 
 def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
@@ -58,7 +63,7 @@ def ring_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: f
     """Seconds of an all-gather or a reduce-scatter that is made of permutes, one a hop."""
     seconds = all_gather_seconds(chip, axis_sizes, gathered_bytes)
     count = hops(chip, axis_sizes)
-    fixed = chip.collective_seconds + chip.offload_seconds
+    fixed = chip.collective_seconds + _offload(chip, "all_gather")
     return seconds + count * chip.permute_seconds - (fixed if count else 0.0)
 
 
@@ -93,3 +98,8 @@ def _latency(chip: Chip, axis_sizes: Sequence[int]) -> float:
     """Seconds of one of the compiler's own collectives beside its bytes."""
     count = hops(chip, axis_sizes)
     return count * chip.hop_seconds + (chip.collective_seconds if count else 0.0)
+
+
+def _offload(chip: Chip, kind: str) -> float:
+    """The fixed cost of SparseCores, if they run collectives of this kind on the chip."""
+    return chip.offload_seconds if kind in chip.asynchronous else 0.0

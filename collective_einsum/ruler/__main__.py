@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from collective_einsum.advise import advise
 from collective_einsum.ruler import command_arguments as arguments
 from collective_einsum.ruler.bundles import dump
 from collective_einsum.ruler.compile.targets import TOPOLOGIES
@@ -125,6 +126,17 @@ def _parser() -> arguments.Parser:
         )
     command.add_argument("--target", required=True, help="the slice, such as v5e:4x4")
 
+    command = commands.add_parser(
+        "advise",
+        parents=[compiling],
+        help="what would make a function of yours faster",
+        description="Compiles what MODULE:FUNCTION returns, as for predict, under the compiler options "
+        "that are worth trying; says what each gives, and what einsums of collective_einsum would save.",
+    )
+    command.set_defaults(run=_advise)
+    command.add_argument("function", metavar=arguments.FUNCTION, type=arguments.function_of_module)
+    command.add_argument("--target", help="the slice, such as v5e:4x4; checked against the mesh")
+
     command = commands.add_parser("targets", help="what can be compiled for")
     command.set_defaults(run=_targets)
     return parser
@@ -135,6 +147,11 @@ def _predict(options: argparse.Namespace) -> str:
         dump.start()
     program = _loaded(options.function, options.target)
     return _written(_timeline(program, options), options)
+
+
+def _advise(options: argparse.Namespace) -> str:
+    program, *args = _loaded(options.function, options.target)
+    return str(advise(program, *args, target=options.target, options=dict(options.option)))
 
 
 def _hlo(options: argparse.Namespace) -> str:

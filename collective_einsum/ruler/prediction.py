@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from collective_einsum.chips.chip import Chip
 from collective_einsum.ruler.bundles import dump
-from collective_einsum.ruler.compile.targets import compiled
+from collective_einsum.ruler.compile.targets import compiled, lowered
 from collective_einsum.ruler.compile.targets import target as target_of
 from collective_einsum.ruler.replay.simulation import replay
 from collective_einsum.ruler.replay.timeline import Timeline
@@ -95,10 +95,43 @@ def predict(
             "shardings; leave it out"
         )
     executable, text = dump.text_of(lambda: _compiled(program, args, options))
+    return replay(text, mesh_of_compiled(args, executable, target), chip)
+
+
+def lower(
+    program: Callable[..., Any] | jax.stages.Lowered, args: tuple[Any, ...]
+) -> jax.stages.Lowered:
+    """A function, jitted or not, lowered with its arguments; what is lowered already stays as it is.
+
+    Raises:
+      ValueError: no argument says on which slice, or there are arguments for what is lowered, or the
+        program is compiled.
+    """
+    if isinstance(program, jax.stages.Compiled | str):
+        raise ValueError(
+            "the program is compiled already, so no other options can be tried; give the function with "
+            "its arguments, or what lowering it gave"
+        )
+    if isinstance(program, jax.stages.Lowered):
+        _refuse("the program is lowered already", args=args)
+        return program
+    # This check precedes lowering: a function without shardings would be compiled for the host.
+    _mesh_of(jax.tree.leaves(args))
+    return lowered(program, *args)
+
+
+def mesh_of_compiled(
+    args: tuple[Any, ...], executable: jax.stages.Compiled, target: str | None
+) -> Mesh:
+    """The mesh that a program was compiled for.
+
+    Raises:
+      ValueError: neither its arguments nor its shardings name one, or it is not of the target.
+    """
     where = _mesh_of(jax.tree.leaves(args) + jax.tree.leaves(executable.input_shardings))
     if target is not None:
         _check_target(where, target)
-    return replay(text, where, chip)
+    return where
 
 
 def _compiled(
@@ -109,12 +142,7 @@ def _compiled(
     if isinstance(program, jax.stages.Compiled):
         _refuse("the program is compiled already", args=args, options=options)
         return program
-    if isinstance(program, jax.stages.Lowered):
-        _refuse("the program is lowered already", args=args)
-    else:
-        # This check precedes lowering: a function without shardings would be compiled for the host.
-        _mesh_of(jax.tree.leaves(args))
-    return compiled(program, *args, compiler_options=options)
+    return compiled(lower(program, args), compiler_options=options)
 
 
 def _mesh_of(leaves: list[Any]) -> Mesh:

@@ -125,12 +125,14 @@ def compiled(
     compiler_options: Mapping[str, CompilerOption] | None = None,
 ) -> jax.stages.Compiled:
     """Compiles a function, jitted or not, or a lowered one, for the devices of its shardings' mesh."""
-    if isinstance(function, jax.stages.Lowered):
-        lowered = function
-    else:
-        jitted = function if isinstance(function, _Lowerable) else jax.jit(function)
-        lowered = jitted.lower(*args)
-    return lowered.compile(compiler_options=dict(compiler_options or {}) or None)
+    made = function if isinstance(function, jax.stages.Lowered) else lowered(function, *args)
+    return made.compile(compiler_options=dict(compiler_options or {}) or None)
+
+
+def lowered(function: Callable[..., object], *args: object) -> jax.stages.Lowered:
+    """Lowers a function, jitted or not, for the devices of its arguments' shardings."""
+    jitted = function if isinstance(function, _Lowerable) else jax.jit(function)
+    return jitted.lower(*args)
 
 
 def target(name: str) -> Target:

@@ -91,6 +91,10 @@ class Timeline:
                 seconds[event.name] = seconds.get(event.name, 0.0) + event.seconds
         return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
+    def stalls(self, name: str) -> tuple[Event, ...]:
+        """The events in which the chip waits for one instruction."""
+        return tuple(e for e in self.events if e.row == STALL_ROW and e.name == name)
+
     @property
     def exposed_seconds(self) -> float:
         """Seconds in which the chip waits for communication."""
