@@ -58,7 +58,7 @@ def dot_general(
       ValueError: while tracing, as `einsum`, and for dimension numbers that do not fit.
     """
     arrays = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in (lhs, rhs)]
-    text = _formula(dimension_numbers, *(tuple(x.shape) for x in arrays))
+    text = formula(dimension_numbers, *(tuple(x.shape) for x in arrays))
     return einsum(
         text,
         *arrays,
@@ -74,8 +74,12 @@ def dot_general(
     )
 
 
-def _formula(numbers: DimensionNumbers, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> str:
-    """The einsum of dimension numbers."""
+def formula(numbers: DimensionNumbers, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> str:
+    """The einsum of dimension numbers, for operands of these shapes.
+
+    Raises:
+      ValueError: they do not fit the shapes.
+    """
     where = f"dot_general of shapes {lhs} and {rhs} with dimension_numbers={numbers!r}"
     try:
         (summed, batch) = ([tuple(map(operator.index, side)) for side in both] for both in numbers)

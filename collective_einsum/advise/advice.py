@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .ruler.hlo.stack_frames import SourceLine
-from .ruler.replay.source_lines import short_path
-from .ruler.replay.tables import legend, table, wrapped
-from .ruler.replay.timeline import Timeline
-from .text.showing import Shown
+from ..ruler.hlo.stack_frames import SourceLine
+from ..ruler.replay.source_lines import short_path
+from ..ruler.replay.tables import WIDTH, legend, table, wrapped
+from ..ruler.replay.timeline import Timeline
+from ..text.showing import Shown
 
 # A smaller gain, as a fraction of the program, is within the error of the replay.
 WORTHWHILE = 0.01
@@ -22,10 +22,11 @@ _OPTION_COLUMNS = {
 }
 _EINSUM_COLUMNS = {
     "collective": "next to a dot",
-    "times": "how often it runs",
+    "runs": "how often",
     "exposed": "us in which the chip waits for it, in all",
-    "saves": "us that the call below is predicted to save, in all; - where nothing is saved",
-    "share": "of the program's time",
+    "saves": "us that the program takes less with the einsum below in its place, compiled and replayed; "
+    "negative where it takes more; - where it was not tried",
+    "gain": "the same, of the program's time as it is",
     "line": "where it was traced",
 }
 
@@ -47,27 +48,30 @@ class OptionAdvice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EinsumAdvice:
-    """A collective next to a dot, and the einsum that does what both do.
+    """The collectives of one source line that are next to a dot, and the einsums in their place.
 
     Attributes:
-      collective: "all-gather", "reduce-scatter" or "all-reduce".
-      name: of the instruction that starts it.
+      collective: "all-gather", "reduce-scatter", "all-reduce" or "collective-permute", as compiled.
       line: where it was traced, outside this library; None where the module does not say.
       count: how often it runs.
       exposed: seconds that the chip waits for it, in all.
-      call: the call of this library, with x the operand that is gathered and w the other; "" if none.
-      schedule: what "auto" takes there.
-      saving: seconds that the call is predicted to save, in all; 0 where nothing is gained.
+      calls: the calls of this library, x being the operand that is sharded, or the first; () if none.
+      schedules: what "auto" takes there.
+      saving: seconds that the program takes less with these calls, replayed; negative where it takes
+        more, None where it was not tried.
+      timeline: the program with these calls; None where it was not tried.
+      reason: why it was not tried.
     """
 
     collective: str
-    name: str
     line: SourceLine | None
     count: int
     exposed: float
-    call: str
-    schedule: str
-    saving: float
+    calls: tuple[str, ...]
+    schedules: tuple[str, ...] = ()
+    saving: float | None = None
+    timeline: Timeline | None = None
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +82,15 @@ class Advice(Shown):
       timeline: the program as it is.
       options: the program under every set of further options.
       einsums: the collectives next to dots that the chip waits for, the longest first.
+      advised: those of them that are worth a change, together.
+      changed: the program with these; None if there are none.
     """
 
     timeline: Timeline
     options: tuple[OptionAdvice, ...]
     einsums: tuple[EinsumAdvice, ...]
+    advised: tuple[EinsumAdvice, ...] = ()
+    changed: Timeline | None = None
 
     def gain(self, option: OptionAdvice) -> float:
         """The fraction of the program's time that options save; negative where they cost time."""
@@ -95,27 +103,32 @@ class Advice(Shown):
         return max(worth, key=lambda o: (round(self.gain(o), 3), -len(o.options)), default=None)
 
     @property
-    def worthwhile(self) -> tuple[EinsumAdvice, ...]:
-        """The einsums that save enough to be worth a change."""
-        least = WORTHWHILE * self.timeline.total_seconds
-        return tuple(einsum for einsum in self.einsums if einsum.saving >= least)
+    def saving(self) -> float:
+        """Seconds that the program takes less with all that is advised but for options; 0 if nothing."""
+        if self.changed is None:
+            return 0.0
+        return self.timeline.total_seconds - self.changed.total_seconds
 
     @property
     def conclusion(self) -> str:
         """What helps, in a sentence."""
-        best, einsums = self.best_options, self.worthwhile
-        if best is None and not einsums:
-            return "So neither the options nor an einsum of collective_einsum would help here."
+        best = self.best_options
         ways = []
         if best is not None:
             ways.append(f"the options {best.name!r} would save {self.gain(best):.1%}")
-        if einsums:
-            saved = sum(einsum.saving for einsum in einsums)
-            number = "one call" if len(einsums) == 1 else f"{len(einsums)} calls"
-            share = saved / self.timeline.total_seconds
-            ways.append(f"{number} of collective_einsum {saved * 1e6:.1f} us ({share:.1%})")
-        joined = ", and ".join(ways)
-        return f"So {joined}, predicted." if best else f"So {joined} would be saved, predicted."
+        if self.advised:
+            calls = sum(len(einsum.calls) for einsum in self.advised)
+            number = "one call" if calls == 1 else f"{calls} calls"
+            share = self.saving / self.timeline.total_seconds
+            ways.append(
+                f"{number} of collective_einsum would save {self.saving * 1e6:.1f} us ({share:.1%})"
+            )
+        if not ways:
+            return (
+                "So nothing that was tried would help here: neither the options nor an einsum of "
+                "collective_einsum."
+            )
+        return f"So {', and '.join(ways)}, predicted."
 
     def __repr__(self) -> str:
         return f"Advice({self.timeline.name}: {self.conclusion})"
@@ -125,40 +138,52 @@ class Advice(Shown):
 
     def _lines(self) -> Iterator[str]:
         timeline = self.timeline
-        yield f"{timeline.name} on {timeline.chip}, compiled and replayed (predicted)"
+        yield f"{timeline.name} on {timeline.chip}, compiled and replayed (predicted)\n"
         rows = [("as it is", timeline, "")]
         rows += [(o.name, o.timeline, f"{self.gain(o):+.1%}") for o in self.options]
         cells = [
             (name, f"{t.total_seconds * 1e6:.1f}", f"{t.exposed_seconds * 1e6:.1f}", gain)
             for name, t, gain in rows
         ]
-        yield table(tuple(_OPTION_COLUMNS), cells)
+        yield f"{table(tuple(_OPTION_COLUMNS), cells)}\n"
         yield legend(_OPTION_COLUMNS)
         if (best := self.best_options) is not None:
             yield f"\n{best.name}:"
             yield from (f"  {name}={value}" for name, value in best.options.items())
         yield ""
         if self.einsums:
-            total = timeline.total_seconds
-            yield table(tuple(_EINSUM_COLUMNS), [_cells(einsum, total) for einsum in self.einsums])
-            yield legend(_EINSUM_COLUMNS)
-            for einsum in self.worthwhile:
-                line = "" if einsum.line is None else f"{short_path(einsum.line)}, "
-                yield f"\n{line}{einsum.name}:"
-                yield f"  {einsum.call}  # auto: {einsum.schedule}"
+            yield from self._einsum_lines()
         else:
             yield "No collective next to a dot is exposed for 1% of the time or more."
         yield ""
         yield from wrapped(self.conclusion)
 
+    def _einsum_lines(self) -> Iterator[str]:
+        total = self.timeline.total_seconds
+        yield f"{table(tuple(_EINSUM_COLUMNS), [_cells(e, total) for e in self.einsums])}\n"
+        yield legend(_EINSUM_COLUMNS)
+        for einsum in self.einsums:
+            if einsum.reason:
+                yield ""
+                yield from wrapped(f"{_where(einsum)}: {einsum.reason}"[: 3 * WIDTH])
+        for einsum in self.advised:
+            yield f"\n{_where(einsum)}, instead:"
+            yield from (f"  {call}" for call in einsum.calls)
+            yield f"  # auto takes {', '.join(einsum.schedules)}"
+
+
+def _where(einsum: EinsumAdvice) -> str:
+    line = "of no line" if einsum.line is None else short_path(einsum.line)
+    return f"{line}, {einsum.collective}"
+
 
 def _cells(einsum: EinsumAdvice, total: float) -> tuple[str, ...]:
-    saves = f"{einsum.saving * 1e6:.1f}" if einsum.saving else "-"
+    saving = einsum.saving
     return (
         einsum.collective,
         str(einsum.count),
         f"{einsum.exposed * 1e6:.1f}",
-        saves,
-        f"{einsum.saving / total:.1%}" if einsum.saving else "",
+        "-" if saving is None else f"{saving * 1e6:.1f}",
+        "" if saving is None else f"{saving / total:+.1%}",
         "" if einsum.line is None else short_path(einsum.line),
     )
