@@ -84,6 +84,7 @@ class Advice(Shown):
       einsums: the collectives next to dots that the chip waits for, the longest first.
       advised: those of them that are worth a change, together.
       changed: the program with these; None if there are none.
+      both: the program with these, under `best_options`; None if there are no such.
     """
 
     timeline: Timeline
@@ -91,6 +92,7 @@ class Advice(Shown):
     einsums: tuple[EinsumAdvice, ...]
     advised: tuple[EinsumAdvice, ...] = ()
     changed: Timeline | None = None
+    both: Timeline | None = None
 
     def gain(self, option: OptionAdvice) -> float:
         """The fraction of the program's time that options save; negative where they cost time."""
@@ -128,7 +130,11 @@ class Advice(Shown):
                 "So nothing that was tried would help here: neither the options nor an einsum of "
                 "collective_einsum."
             )
-        return f"So {', and '.join(ways)}, predicted."
+        if self.both is not None:
+            saved = 1 - self.both.total_seconds / self.timeline.total_seconds
+            ways.append(f"both together {saved:.1%}")
+        *first, last = ways
+        return f"So {', '.join(first)}{', and ' if first else ''}{last}, predicted."
 
     def __repr__(self) -> str:
         return f"Advice({self.timeline.name}: {self.conclusion})"
@@ -168,7 +174,8 @@ class Advice(Shown):
                 yield from wrapped(f"{_where(einsum)}: {einsum.reason}"[: 3 * WIDTH])
         for einsum in self.advised:
             yield f"\n{_where(einsum)}, instead:"
-            yield from (f"  {call}" for call in einsum.calls)
+            for call in einsum.calls:
+                yield from wrapped(f"  {call}")
             yield f"  # auto takes {', '.join(einsum.schedules)}"
 
 

@@ -27,6 +27,9 @@ from .substitute import substituted
 _NO_WINDOWED_EINSUM = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 _LOWERED = "what is lowered cannot be changed; give the function with its arguments"
 
+# The compiler's own loops around a dot, which a blocking einsum would end.
+_PERMUTES = "collective-permute"
+
 Replay = Callable[[jax.stages.Lowered, Mapping[str, Any]], Timeline]
 
 
@@ -78,9 +81,13 @@ def advise(
     search = _Search(traced, replayed, timeline, figures)
     rows = tuple(search.row(wait, may_try=search.tries < tries) for wait in waits)
     advised, changed = search.together(rows)
-    return Advice(
+    advice = Advice(
         timeline=timeline, options=tuple(tried), einsums=rows, advised=advised, changed=changed
     )
+    best = advice.best_options
+    if best is None or search.best is None:
+        return advice
+    return dataclasses.replace(advice, both=replayed(search.best, best.options))
 
 
 def option_sets(chip: Chip) -> dict[str, dict[str, Any]]:
@@ -167,7 +174,10 @@ def _lines(
 
 
 class _Search:
-    """Tries the candidates of a program, each alone and then those that gain."""
+    """Tries the candidates of a program, each alone and then those that gain.
+
+    `best` is the program with what `together` advises, lowered.
+    """
 
     def __init__(
         self, traced: TracedProgram | None, replayed: Replay, timeline: Timeline, chip: Chip
@@ -175,7 +185,8 @@ class _Search:
         self.traced, self.replayed, self.timeline, self.chip = traced, replayed, timeline, chip
         self.tries = 0
         self.seen: set[int] = set()
-        self.by_row: dict[int, tuple[Candidate, Timeline]] = {}
+        self.by_row: dict[int, tuple[Candidate, jax.stages.Lowered, Timeline]] = {}
+        self.best: jax.stages.Lowered | None = None
 
     def row(self, wait: _Wait, *, may_try: bool) -> EinsumAdvice:
         """What comes of the candidate for a wait, if it may be compiled."""
@@ -198,16 +209,17 @@ class _Search:
             return dataclasses.replace(row, reason=f"the call is refused: {error}")
         taken = schedules(changed, self.traced.jaxpr, self.chip)
         row = dataclasses.replace(row, schedules=taken)
-        if set(taken) == {"blocking"}:
+        if set(taken) == {"blocking"} and wait.collective != _PERMUTES:
             return dataclasses.replace(row, reason='"auto" overlaps nothing there: it is blocking')
         if not may_try:
             return dataclasses.replace(row, reason="not tried: others wait longer")
         self.tries += 1
-        after = self.replayed(self.traced.lowered(changed), {})
+        lowered = self.traced.lowered(changed)
+        after = self.replayed(lowered, {})
         row = dataclasses.replace(
             row, saving=self.timeline.total_seconds - after.total_seconds, timeline=after
         )
-        self.by_row[id(row)] = (wait.candidate, after)
+        self.by_row[id(row)] = (wait.candidate, lowered, after)
         return row
 
     def together(
@@ -219,17 +231,20 @@ class _Search:
         gaining.sort(key=lambda row: -(row.saving or 0.0))
         if not gaining:
             return (), None
-        best = ((gaining[0],), self.by_row[id(gaining[0])][1])
+        _, self.best, fastest = self.by_row[id(gaining[0])]
         if len(gaining) == 1:
-            return best
+            return (gaining[0],), fastest
         try:
             changed = self._changed([self.by_row[id(row)][0] for row in gaining])
         except (ValueError, NotImplementedError, TypeError):
-            return best
+            return (gaining[0],), fastest
         assert self.traced is not None
-        after = self.replayed(self.traced.lowered(changed), {})
-        faster = after.total_seconds < best[1].total_seconds
-        return (tuple(gaining), after) if faster else best
+        lowered = self.traced.lowered(changed)
+        after = self.replayed(lowered, {})
+        if after.total_seconds >= fastest.total_seconds:
+            return (gaining[0],), fastest
+        self.best = lowered
+        return tuple(gaining), after
 
     def _changed(self, chosen: Sequence[Candidate]) -> ClosedJaxpr:
         """The program with these candidates; a dot is taken by the first that has it.

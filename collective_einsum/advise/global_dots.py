@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxlib.mlir import passmanager
+from jaxlib.mlir import ir, passmanager
 
 from ..chips.chip import Chip
 from ..dot_general import formula
@@ -64,8 +64,13 @@ def shardings(program: TracedProgram, dots: Sequence[JaxprEqn], chip: Chip) -> l
     tagged = [_tagged(dot, number) for number, dot in enumerate(dots)]
     lowered = program.lowered(substituted(program.jaxpr, tagged, chip))
     module: Any = lowered.compiler_ir("stablehlo")
-    with module.context:
-        passmanager.PassManager.parse(_PROPAGATION).run(module.operation)
+    if "sdy.mesh" not in str(module):
+        return ["the program is not partitioned by Shardy"] * len(dots)
+    try:
+        with module.context:
+            passmanager.PassManager.parse(_PROPAGATION).run(module.operation)
+    except (ir.MLIRError, ValueError) as error:
+        return [f"Shardy does not propagate its shardings: {error}"] * len(dots)
     known: dict[int, Specs | str] = {}
     for number, operands, result in _FUNCTION.findall(str(module)):
         read = _specs(f"{operands}, {result}")

@@ -48,7 +48,7 @@ def after_gather(eqn: JaxprEqn, dim: int, count: int) -> tuple[Step, int] | None
     """The step on a shard in place of one on the array that `count` of them, gathered in `dim`, are.
 
     Returns:
-      The step, and which dimension is to be gathered after it; None where shards do not stay whole.
+      The step, and which dimension to gather after it; None where shards do not stay contiguous.
     """
     (before,), (after,) = _shapes(eqn.invars[:1]), _shapes(eqn.outvars)
     if eqn.primitive.name == _TRANSPOSE:
@@ -64,7 +64,7 @@ def before_scatter(eqn: JaxprEqn, dim: int, count: int) -> tuple[Step, int] | No
     """The step on a block in place of one on the array that is scattered over `count` devices in `dim`.
 
     Returns:
-      The step, and which dimension is to be scattered before it; None where blocks do not stay whole.
+      The step, and which dimension to scatter before it; None where blocks do not stay contiguous.
     """
     (before,), (after,) = _shapes(eqn.invars[:1]), _shapes(eqn.outvars)
     if eqn.primitive.name == _TRANSPOSE:

@@ -136,6 +136,9 @@ def _parser() -> arguments.Parser:
     command.set_defaults(run=_advise)
     command.add_argument("function", metavar=arguments.FUNCTION, type=arguments.function_of_module)
     command.add_argument("--target", help="the slice, such as v5e:4x4; checked against the mesh")
+    command.add_argument(
+        "--tries", metavar="N", type=int, default=4, help="source lines to change and replay (4)"
+    )
 
     command = commands.add_parser("targets", help="what can be compiled for")
     command.set_defaults(run=_targets)
@@ -151,7 +154,8 @@ def _predict(options: argparse.Namespace) -> str:
 
 def _advise(options: argparse.Namespace) -> str:
     program, *args = _loaded(options.function, options.target)
-    return str(advise(program, *args, target=options.target, options=dict(options.option)))
+    given = dict(options.option)
+    return str(advise(program, *args, target=options.target, options=given, tries=options.tries))
 
 
 def _hlo(options: argparse.Namespace) -> str:
