@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxlib.mlir import ir, passmanager
 
 from ..chips.chip import Chip
@@ -119,8 +119,10 @@ def _mesh(program: TracedProgram) -> Mesh | None:
     )
 
 
-def _einsum(dot: JaxprEqn, specs: Specs, mesh: Mesh) -> Replacement:
+def _einsum(dot: JaxprEqn, specs: Specs, arguments_mesh: Mesh) -> Replacement:
     lhs, rhs = (type_of(var) for var in dot.invars)
+    typed: AbstractMesh = lhs.sharding.mesh
+    mesh = arguments_mesh if typed.empty else typed
     spec = formula(dot.params["dimension_numbers"], lhs.shape, rhs.shape)
     dtype, precision = type_of(dot.outvars[0]).dtype, dot.params["precision"]
     explicit = all(kind == AxisType.Explicit for kind in mesh.axis_types)

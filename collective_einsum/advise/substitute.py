@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 from ..chips.chip import Chip
 from ..chips.compile_context import for_chip
@@ -52,7 +53,7 @@ def traced_call(replacement: Replacement, around: Surroundings, chip: Chip) -> J
         return ()
 
     with for_chip(None, likely=chip):
-        _within(around, trace)
+        _within(around, types[0].sharding.mesh, trace)
     (jaxpr,) = traced
     (eqn,) = jaxpr.jaxpr.eqns
     for made, wanted in zip(eqn.outvars, replacement.results, strict=True):
@@ -67,8 +68,8 @@ def traced_call(replacement: Replacement, around: Surroundings, chip: Chip) -> J
     )
 
 
-def _within(around: Surroundings, trace: Callable[[], tuple[()]]) -> None:
-    """Calls `trace` with the mesh axes of these shard_maps."""
+def _within(around: Surroundings, mesh: AbstractMesh, trace: Callable[[], tuple[()]]) -> None:
+    """Calls `trace` with the mesh axes of these shard_maps, or, where there are none, with `mesh`."""
     for parameters in reversed(around):
         trace = jax.shard_map(
             trace,
@@ -80,8 +81,12 @@ def _within(around: Surroundings, trace: Callable[[], tuple[()]]) -> None:
         )
     if around:
         jax.eval_shape(trace)
-    else:
+    elif mesh.empty:
         trace()
+    else:
+        # Axes that are Explicit in the program may be Auto here.
+        with jax.sharding.use_abstract_mesh(mesh):
+            trace()
 
 
 def surroundings(eqn: JaxprEqn, around: Surroundings) -> Surroundings:
