@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.mlir import ir, passmanager
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxlib.mlir import ir, passmanager
 
 from ..chips.chip import Chip
 from ..dot_general import formula
