@@ -12,6 +12,7 @@ from bench.sources import SOURCES
 from bench.truth import links, memory, models
 from bench.truth.programs import Program, Step, axis_names
 from bench.truth.records import Record
+from collective_einsum.ruler.bundles import dump
 from collective_einsum.ruler.compile import (
     Cache,
     in_processes,
@@ -63,7 +64,13 @@ def predict_all(
 ) -> Iterator[tuple[int, Outcome]]:
     """Predicts each record in worker processes; yields places and outcomes as they finish."""
     arguments = [(record, os.fspath(cache_directory)) for record in asked]
-    yield from in_processes(predict, arguments, workers)
+    yield from in_processes(_predict_by_bundles, arguments, workers)
+
+
+def _predict_by_bundles(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
+    """`predict`, in a process that counts the bundles of what it compiles."""
+    dump.start()
+    return predict(record, cache_directory)
 
 
 def predict(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
@@ -80,33 +87,50 @@ def predict(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
             record=record, measured_seconds=measured, predicted_seconds=None, refused=str(error)
         )
     if isinstance(record.program, Step):
-        row = step(record.program.phase, record.target, cache_directory)
-        seconds = row.layers_seconds if record.program.layers_only else row.step_seconds
+        seconds, refused = _step_seconds(record.program, record.target, cache_directory)
         return Outcome(
             record=record,
             measured_seconds=measured,
-            predicted_seconds=None if row.refused else seconds,
-            refused=row.refused,
+            predicted_seconds=None if refused else seconds,
+            refused=refused,
         )
     seconds = _operation_seconds(record, record.program, Cache(cache_directory))
     return Outcome(record=record, measured_seconds=measured, predicted_seconds=seconds)
 
 
+def _step_seconds(
+    program: Step, target_name: str, cache_directory: str | os.PathLike[str]
+) -> tuple[float, str]:
+    """Predicted seconds of a step; and why there are none, if so."""
+    layers = program.phase.config.layers
+    counts = program.layer_counts or (layers,)
+    rows = [
+        step(dataclasses.replace(program.phase, layers=count), target_name, cache_directory)
+        for count in counts
+    ]
+    seconds = [row.layers_seconds if program.layers_only else row.step_seconds for row in rows]
+    refused = next((row.refused for row in rows if row.refused), "")
+    if len(seconds) == 1:
+        return seconds[0], refused
+    a_layer = (seconds[1] - seconds[0]) / (counts[1] - counts[0])
+    return seconds[0] + (layers - counts[0]) * a_layer, refused
+
+
 def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:
     """Predicted seconds of one run of a program of one operation."""
-    name = source_name(SOURCES, record.target, program, record.options)
+    name = source_name(SOURCES, record.target, program, record.options) + dump.mark()
     kept = cache.load_row(name)
     if kept is not None:
         return float(kept["seconds"])
     slice_ = target(record.target)
     mesh = slice_.mesh(program.sides or (len(slice_.devices),), axis_names(program.sides))
     lowered, options = program.lower(mesh), dict(record.options)
-    key = program_key(lowered, record.target, options)
+    key = program_key(lowered, record.target, options) + dump.mark()
     compiled = cache.load(key)
     if compiled is None:
         start = time.perf_counter()
-        binary = slice_.compile(lowered, compiler_options=options)
-        compiled = Compiled.of(binary, time.perf_counter() - start)
+        binary, text = dump.text_of(lambda: slice_.compile(lowered, compiler_options=options))
+        compiled = Compiled.of(binary, time.perf_counter() - start, text)
         cache.store(key, key, compiled)
     seconds = program.seconds(replay(compiled.text, mesh))
     cache.store_row(name, {"seconds": seconds})

@@ -212,10 +212,14 @@ class Step:
     Attributes:
       phase: what it computes, under which layouts.
       layers_only: whether the figure leaves embedding and unembedding out.
+      layer_counts: for layers that are written out, the two numbers of layers, the smaller first, of
+        the programs that are compiled; the step's time is the line through theirs at all its layers.
+        Without them one program has all layers.
     """
 
     phase: Phase
     layers_only: bool = False
+    layer_counts: tuple[int, int] | None = None
 
 
 def ring_order(places: Sequence[Sequence[int]]) -> list[int]:

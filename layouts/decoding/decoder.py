@@ -325,9 +325,10 @@ def _append(
     if isinstance(blocks, Mapping):
         x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
         return x, write(k, new_k), write(v, new_v)
-    made, early = [], max(array.nbytes for array in jax.tree.leaves((k, v))) < tuning.ON_CHIP_BYTES
+    made, early = [], _writes_early(k, v)
     for layer, weights in enumerate(blocks):
-        x, new = one(x, (weights, at((k, v), layer), at(prefix, layer)), steps[layer])
+        past = _layer_of_cache((k, v), layer)
+        x, new = one(x, (weights, past, at(prefix, layer)), steps[layer])
         made.append(new)
         if early:
             new = jax.tree.map(lambda array: array[None], new)
@@ -337,6 +338,18 @@ def _append(
         new_k, new_v = jax.tree.map(lambda *array: jnp.stack(array), *made)
         k, v = write(k, new_k), write(v, new_v)
     return x, k, v
+
+
+def _layer_of_cache(past: Past, layer: int) -> Past:
+    """One layer of keys and values [layers, ...], sliced where they are read: H14 in docs/compiler.md."""
+    index = lax.optimization_barrier(jnp.int32(layer))
+    return jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, index, keepdims=False), past)
+
+
+def _writes_early(k: Entries, v: Entries) -> bool:
+    """Whether an unrolled step writes each layer's new entries before the next layer."""
+    nbytes = max(array.nbytes for array in jax.tree.leaves((k, v)))
+    return nbytes < tuning.ON_CHIP_BYTES and k.values.shape[1] <= tuning.EARLY_SEQUENCES
 
 
 def _fill(

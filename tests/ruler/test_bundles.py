@@ -152,13 +152,55 @@ def dumped(folder: Path, config: str = "") -> hlo.Module:
 
 
 def test_counts_are_written_into_the_module(tmp_path: Path) -> None:
-    """Ops of the same code share a file; an op that is neither narrow dot nor kernel has none."""
+    """Ops of the same code share a file; a parameter has none."""
     entry = dumped(tmp_path).entry
     counted = {op.name: (op.issued_bundles, op.windows) for op in entry}
     assert counted["fusion.1"] == counted["fusion.2"] == (93, 6)
     assert counted["k"] == (2, 1)
-    assert counted["n"] == counted["x"] == (None, 1)
+    assert counted["n"] == (2, 1)
+    assert counted["x"] == (None, 1)
     assert [op.estimated_cycles for op in entry][2:] == [20000, 20000, None, 10]
+
+
+def test_dots_of_16_bits_are_not_counted(tmp_path: Path) -> None:
+    """For them the estimate is fair, so the file that is there is not read."""
+    wide = module().replace("s8[512,1024]{1,0:T(8,128)(4,1)}", "bf16[512,1024]{1,0:T(8,128)(2,1)}")
+    for name in ("fusion.1", "n"):
+        (tmp_path / f"17-{name}-01-final_bundles.txt").write_text(kernel("", "", name=name))
+    entry = hlo.parse(annotated(wide.replace("s8[", "bf16["), tmp_path)).entry
+    assert [op.issued_bundles for op in entry][2:] == [None, None, None, 2]
+
+
+def test_a_file_stands_for_what_does_the_same_in_another_order(tmp_path: Path) -> None:
+    """The compiler emits one code for two fusions whose operands are in another order."""
+
+    def added(number: int, order: tuple[str, str]) -> str:
+        lines = [
+            f"  %{name}.{number} = f32[8,128]{{1,0}} parameter({at})\n"
+            for at, name in enumerate(order)
+        ]
+        return (
+            f"%sum.{number} (a.{number}: f32[8,128], b.{number}: f32[8,128]) -> f32[8,128] {{\n"
+            + "".join(lines)
+            + f"  %n.{number} = f32[8,128]{{1,0}} negate(%a.{number})\n"
+            f"  ROOT %s.{number} = f32[8,128]{{1,0}} add(%n.{number}, %b.{number})\n}}\n"
+        )
+
+    config = 'backend_config={"window_config":{"estimated_cycles":"1900"}}'
+    text = f"""HloModule m, is_scheduled=true
+
+{added(1, ("a", "b"))}
+{added(2, ("b", "a"))}
+ENTRY %main (x: f32[8,128], y: f32[8,128]) -> f32[8,128] {{
+  %x = f32[8,128]{{1,0}} parameter(0)
+  %y = f32[8,128]{{1,0}} parameter(1)
+  %first = f32[8,128]{{1,0}} fusion(%x, %y), kind=kLoop, calls=%sum.1, {config}
+  ROOT %second = f32[8,128]{{1,0}} fusion(%y, %first), kind=kLoop, calls=%sum.2, {config}
+}}
+"""
+    (tmp_path / "17-first-01-final_bundles.txt").write_text(kernel("", "", "", name="first"))
+    entry = hlo.parse(annotated(text, tmp_path)).entry
+    assert [op.issued_bundles for op in entry] == [None, None, 3, 3]
 
 
 @pytest.mark.parametrize("fields", ["{}", '{"custom_call_config":{"body":"x"}}'])
@@ -178,16 +220,28 @@ def test_a_count_joins_what_goes_on_over_lines(tmp_path: Path) -> None:
 def test_a_time_by_bundles_counts_where_the_estimate_is_off(tmp_path: Path) -> None:
     entry = dumped(tmp_path).entry
     rate, clock = TPU_V4.hbm_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz
-    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 0)
+    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 0, 1)
     assert (seconds, basis) == (pytest.approx(93 / clock), "bundles")
     # Bytes that take as long as the estimate, but for one window: then it stands.
     moved = int(20000 / clock * rate)
-    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], moved)
+    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], moved, 1)
     assert (seconds, basis) == (pytest.approx(20000 / clock), "confirmed")
-    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 2 * moved)
+    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 2 * moved, 1)
     assert (seconds, basis) == (pytest.approx(2 * moved / rate, rel=0.01), "bundles")
-    assert op_seconds(TPU_V4, entry, entry["k"], 0) == (2 / clock, "bundles")
-    assert op_seconds(TPU_V4, entry, entry["n"], 0) == (10 / clock, "estimate")
+    assert op_seconds(TPU_V4, entry, entry["k"], 0, 0) == (2 / clock, "bundles")
+
+
+def test_what_is_no_dot_issues_its_bundles_or_waits_for_hbm(tmp_path: Path) -> None:
+    """On the chip it takes its 2 bundles, whatever the estimate; from HBM the shorter of the estimate
+    and of bytes, fill and bundles."""
+    small, large = dumped(tmp_path).entry["n"], "100000"
+    entry = hlo.parse(annotated(module().replace('"10"', f'"{large}"'), tmp_path)).entry
+    rate, clock = TPU_V4.hbm_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz
+    assert op_seconds(TPU_V4, entry, entry["n"], 0, 0) == (2 / clock, "bundles")
+    assert op_seconds(TPU_V4, entry, small, 1 << 20, 0) == (10 / clock, "confirmed")
+    seconds, basis = op_seconds(TPU_V4, entry, entry["n"], 1 << 20, 0)
+    assert basis == "bundles"
+    assert seconds == pytest.approx((1 << 20) / rate + TPU_V4.hbm_fill_seconds + 2 / clock)
 
 
 @pytest.mark.parametrize(
@@ -204,5 +258,5 @@ def test_windows_are_fetched_while_others_are_computed(
 def test_the_note_says_how_many_used_which() -> None:
     assert basis_notes(["estimate", "none"]) == ()
     (note,) = basis_notes(["bundles", "estimate", "confirmed", "confirmed"])
-    assert note.startswith("3 narrow dots and Pallas kernels have their issued bundles counted: 1 ")
+    assert note.startswith("3 ops have their issued bundles counted: 1 charged by bundles")
     assert "; 2 by the estimate" in note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -37,7 +38,8 @@ if stacked:
         return jax.lax.scan(lambda x, w: (one(x, w), None), x, stack)[0]
 args = [jax.ShapeDtypeStruct(*s, sharding=NamedSharding(mesh, P())) for s in shapes]
 executable, text = dump.text_of(jax.jit(dot).lower(*args).compile)
-line = next(line for line in text.splitlines() if "issued_bundles" in line)
+counted = [line for line in text.splitlines() if "issued_bundles" in line]
+line = max(counted, key=lambda line: int(re.search(r'issued_bundles":"(\\d+)', line)[1]))
 own = re.search(r'bundle_analysis_data":{"estimated_cycles":"(\\d+)', line)
 fields = {key: int(re.search(f'"{key}":"(\\\\d+)', line)[1]) for key in ("estimated_cycles",
           "issued_bundles", "issued_windows")}
@@ -116,9 +118,9 @@ def test_the_command_counts_bundles(tmp_path: Path) -> None:
     words = ["-m", "collective_einsum.ruler", "predict", "yours:step", "--bundles"]
     run = run_as_user([sys.executable, *words], tmp_path)
     assert run.returncode == 0, run.stderr
-    assert (
-        "note: 3 narrow dots and Pallas kernels have their issued bundles counted: " in run.stdout
-    )
+    number = re.search(r"note: (\d+) ops have their issued bundles counted: ", run.stdout)
+    assert number
+    assert int(number[1]) >= 3
     assert max(map(len, run.stdout.splitlines())) <= 120
     assert "gives no estimate of" not in run.stdout
 

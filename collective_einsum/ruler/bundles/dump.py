@@ -54,6 +54,11 @@ def is_on() -> bool:
     return bool(_folder.cache_info().currsize)
 
 
+def mark() -> str:
+    """A mark for the keys under which programs are kept: those with counts have one."""
+    return " bundles" if is_on() else ""
+
+
 def text_of(compile_program: Callable[[], jax.stages.Compiled]) -> tuple[jax.stages.Compiled, str]:
     """Compiles a program.
 
@@ -73,30 +78,33 @@ def text_of(compile_program: Callable[[], jax.stages.Compiled]) -> tuple[jax.sta
 
 
 def annotated(text: str, folder: Path) -> str:
-    """A module's text, with the issued bundles of narrow dots and Pallas kernels in their
-    `backend_config`; a dot is narrow if an operand has less than 16 bits.
+    """A module's text, with the issued bundles of its ops in their `backend_config`: of narrow dots, of
+    Pallas kernels, and of all that is no dot; a dot is narrow if an operand has less than 16 bits.
 
-    An op has none where no file is named after it, as if jax took the program from a cache, or where
-    it issues too many bundles to follow.
+    An op has none where no file is named after it or after one with the same code, as if jax took the
+    program from a cache, or where it issues too many bundles to follow.
     """
     files = {}
     for file in sorted(folder.iterdir()):
         if match := _FILE.fullmatch(file.name):
             files[match[1]] = file
     counts: dict[str, Count] = {}
-    by_code: dict[Hashable, Count] = {}
-    ops = _counted_ops(hlo.parse(text))
-    for name, code in ops.items():
-        if name in files:
-            try:
-                counts[name] = by_code[code] = count(parse_kernel(files[name].read_text()))
-            except ValueError:
-                continue
-    # Ops of the same code share one file, named after one of them.
-    counts |= {name: by_code[code] for name, code in ops.items() if code in by_code}
+    module = hlo.parse(text)
+    ops = _counted_ops(module)
+    for name in ops.keys() & files.keys():
+        try:
+            counts[name] = count(parse_kernel(files[name].read_text()))
+        except ValueError:
+            continue
+    # Ops of the same code share one file, named after one of them. The compiler ignores more
+    # differences than the exact code does: the order of a fusion's operands, and of its lines.
+    for code_of in (_code, _outline):
+        codes = {name: code_of(module, *op) for name, op in ops.items()}
+        by_code = {codes[name]: counted for name, counted in counts.items()}
+        counts |= {name: by_code[code] for name, code in codes.items() if code in by_code}
     # Attributes of a kernel go on over lines.
-    ops = re.split(r"\n(?=\s+(?:ROOT )?%?[\w.\-]+ = )", text)
-    return "\n".join(_with_count(op, counts) for op in ops)
+    texts = re.split(r"\n(?=\s+(?:ROOT )?%?[\w.\-]+ = )", text)
+    return "\n".join(_with_count(op, counts) for op in texts)
 
 
 @functools.cache
@@ -106,18 +114,34 @@ def _folder() -> Path:
     return Path(folder)
 
 
-def _counted_ops(module: hlo.Module) -> dict[str, Hashable]:
-    """Narrow dots and Pallas kernels, by name, with all that determines their code."""
+def _counted_ops(module: hlo.Module) -> dict[str, tuple[hlo.Computation, hlo.Instruction]]:
+    """The ops that count, by name, with the computations that they are in."""
     return {
-        instruction.name: _code(module, computation, instruction)
+        instruction.name: (computation, instruction)
+        for computation in _run_by_themselves(module)
+        for instruction in computation
+        if _counts(module, computation, instruction)
+    }
+
+
+def _run_by_themselves(module: hlo.Module) -> list[hlo.Computation]:
+    """The computations whose instructions are ops of their own: all that no fusion calls."""
+    fused = {
+        name
         for computation in module.computations.values()
         for instruction in computation
-        if instruction.custom_call_target == _KERNEL_TARGET
-        or (
-            any(_is_narrow(computation[name].shape) for name in instruction.operands)
-            and work.flops(module, computation, instruction)
-        )
+        if instruction.opcode == "fusion"
+        for name in instruction.calls
     }
+    return [module.computations[name] for name in module.computations if name not in fused]
+
+
+def _counts(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
+    if instruction.custom_call_target == _KERNEL_TARGET:
+        return True
+    if work.flops(module, computation, instruction):
+        return any(_is_narrow(computation[name].shape) for name in instruction.operands)
+    return instruction.estimated_cycles is not None
 
 
 def _is_narrow(shape: shapes.AnyShape) -> bool:
@@ -140,6 +164,20 @@ def _code(
             for called in inner
             for one in called
         ),
+    )
+
+
+def _outline(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
+) -> Hashable:
+    """An op's shapes, attributes and opcodes, in no order; equal for ops that do the same."""
+    inner = (one.opcode for name in instruction.calls for one in module.computations[name])
+    return (
+        instruction.opcode,
+        instruction.shape,
+        tuple(sorted(str(computation[operand].shape) for operand in instruction.operands)),
+        tuple(sorted((k, v) for k, v in instruction.attributes.items() if k not in _NAMES)),
+        tuple(sorted(inner)),
     )
 
 

@@ -35,15 +35,18 @@ class Program:
     chip_bytes: int = 0
 
     @classmethod
-    def of(cls, binary: jax.stages.Compiled, compile_seconds: float) -> Program:
-        """The text, the compile time and the memory of a compiled program."""
+    def of(
+        cls, binary: jax.stages.Compiled, compile_seconds: float, text: str | None = None
+    ) -> Program:
+        """The text (its own unless given), the compile time and the memory of a compiled program."""
         memory = binary.memory_analysis()
         temporary = chip = 0
         if memory is not None:
             temporary = int(memory.temp_size_in_bytes)
             held = memory.argument_size_in_bytes + memory.output_size_in_bytes
             chip = int(held - memory.alias_size_in_bytes) + temporary
-        return cls(binary.as_text() or "", compile_seconds, temporary, chip)
+        own = binary.as_text() or "" if text is None else text
+        return cls(own, compile_seconds, temporary, chip)
 
 
 class Cache:

@@ -186,9 +186,9 @@ class _Walk:
     def compute(self, instruction: hlo.Instruction, computation: hlo.Computation) -> None:
         """Runs an op that occupies the cores; it takes longer where HBM is shared."""
         moved = work.hbm_bytes(self.module, computation, instruction)
-        seconds, basis = op_seconds(self.chip, computation, instruction, moved)
-        self.bases[instruction.name] = basis
         flops = work.flops(self.module, computation, instruction)
+        seconds, basis = op_seconds(self.chip, computation, instruction, moved, flops)
+        self.bases[instruction.name] = basis
         streamed = streamed_seconds(self.chip, instruction, moved, flops)
         if basis == "estimate" and instruction.estimated_cycles and streamed is not None:
             seconds = min(seconds, streamed)
