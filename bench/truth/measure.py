@@ -62,9 +62,15 @@ def records(full: bool) -> list[Record]:
 def predict_all(
     asked: Sequence[Record], cache_directory: str | os.PathLike[str], workers: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """Predicts each record in worker processes; yields places and outcomes as they finish."""
-    arguments = [(record, os.fspath(cache_directory)) for record in asked]
-    yield from in_processes(_predict_by_bundles, arguments, workers)
+    """Predicts each record in worker processes; yields places and outcomes as they finish.
+
+    Programs with operands of less than 16 bits are compiled in processes that count bundles.
+    """
+    for function, narrow in ((predict, False), (_predict_by_bundles, True)):
+        places = [place for place, record in enumerate(asked) if record.is_narrow == narrow]
+        arguments = [(asked[place], os.fspath(cache_directory)) for place in places]
+        for at, outcome in in_processes(function, arguments, workers):
+            yield places[at], outcome
 
 
 def _predict_by_bundles(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:

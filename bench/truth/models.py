@@ -9,9 +9,9 @@ from bench.truth.records import MODELS, PAPER, Record, Source
 
 JAX_LLM_EXAMPLES = Source(
     name="jax-ml/jax-llm-examples, llama3",
-    how="tokens/s of one sequence on v5e-16, jax 0.6.0, int8 weights and cache, room for 2048 positions, "
-    "of which a kernel reads the blocks that are filled; our programs have this project's layouts, "
-    "layers written out, and read 512 positions",
+    how="tokens/s of one sequence on v5e-16, jax 0.6.0, int8 weights and cache with room for 2048 "
+    "positions, of which a kernel reads the blocks that are filled; our programs have this project's "
+    "layouts, their layers written out, and a cache of 512 positions",
 )
 PYTORCH = Source(
     name="LLaMA-1 7B by PyTorch/XLA on TPU v4",
@@ -28,9 +28,9 @@ PUBLIC_VERSIONS = "libtpu 0.0.50.1, jax 0.12.0.1"
 
 # Positions of Llama's cache that a step reads. The published runs have room for 2048, 4096 and 8192, and
 # their steps hardly grow with it: 6.29, 6.85 and 6.85 ms at batch 8, where reading all of it would add
-# 2.6 ms each time. Their kernel reads blocks of 512 positions as far as they are filled, and the published
-# seconds of prefill allow prompts of at most 870 tokens: all flops of 16 chips in 0.309 s, over 8 prompts
-# of 2 x 70.6e9 flops a token.
+# 0.9 and then 1.9 ms. Their kernel reads blocks of 512 positions as far as they are filled, and the
+# published seconds of prefill allow prompts of at most 862 tokens: all flops of 16 chips in 0.309 s,
+# over 8 prompts of 2 x 70.6e9 flops a token.
 _POSITIONS_READ = 512
 # Layers of the two programs that stand for 80: unrolled layers take seconds each to compile.
 _LAYER_COUNTS = (8, 16)

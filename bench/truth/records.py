@@ -73,3 +73,8 @@ class Record:
             known = ", ".join((*_TIMES, *_RATES))
             raise ValueError(f"{self.label}: unit {self.unit!r} must be one of {known}")
         return self.program.work / (self.measured * _RATES[self.unit])
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether dots of the program have operands of less than 16 bits."""
+        return isinstance(self.program, Step) and self.program.phase.weights == "int8"

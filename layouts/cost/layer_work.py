@@ -210,8 +210,11 @@ class _Layer:
             yield from self.transfer(
                 name, "all-gather", features.gathered, rows * columns, ACTIVATION_BYTES
             )
-        if features.exchanged(moved):
-            yield from self.transfer(name, "all-to-all", moved, rows * columns, ACTIVATION_BYTES)
+        exchanged = features.exchanged(moved)
+        if exchanged:
+            yield from self.transfer(
+                name, "all-to-all", exchanged, rows * columns, ACTIVATION_BYTES
+            )
         elif back:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
 

@@ -341,7 +341,7 @@ def _append(
 
 
 def _layer_of_cache(past: Past, layer: int) -> Past:
-    """One layer of keys and values [layers, ...], sliced where they are read: H14 in docs/compiler.md."""
+    """One layer of keys and values, which dots slice where they lie: H3 in docs/compiler.md."""
     index = lax.optimization_barrier(jnp.int32(layer))
     return jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, index, keepdims=False), past)
 

@@ -26,10 +26,10 @@ def to_attention(
     for axes in row_axes:
         y = ax.all_gather(y, axes, 0, schedule)
     y = _by_sequence(y, step)
-    if columns.exchanged(moved):
-        y = ax.all_to_all(y, moved, 0, y.ndim - 1, schedule)
-    else:
-        y = ax.own_block(y, moved, 0)
+    exchanged = columns.exchanged(moved)
+    if exchanged:
+        y = ax.all_to_all(y, exchanged, 0, y.ndim - 1, schedule)
+    y = ax.own_block(y, [axis for axis in moved if axis not in exchanged], 0)
     y = _sorted_blocks(y, columns.arrived(moved), in_feature_order(columns.arrived(moved)))
     # Over axes that did not shard the features, every chip takes its slice.
     y = ax.own_block(y, [a for a in columns.kept if a not in columns.sharded], y.ndim - 1)
@@ -41,10 +41,10 @@ def from_attention(y: jax.Array, columns: FeatureSharding, step: Step) -> jax.Ar
     moved, schedule = step.placement.moved, step.schedule
     y = _by_sequence(to_rows(y, step.feedforward), step)
     y = _sorted_blocks(y, in_feature_order(columns.arrived(moved)), columns.arrived(moved))
-    if columns.exchanged(moved):
-        y = ax.all_to_all(y, moved, y.ndim - 1, 0, schedule)
-    else:
-        y = ax.all_gather(y, moved, 0, schedule)
+    exchanged = columns.exchanged(moved)
+    y = ax.all_gather(y, [axis for axis in moved if axis not in exchanged], 0, schedule)
+    if exchanged:
+        y = ax.all_to_all(y, exchanged, y.ndim - 1, 0, schedule)
     y = to_rows(y, step.feedforward) if y.ndim == 3 else y
     return ax.own_block(y, columns.gathered, 1)
 

@@ -61,14 +61,14 @@ class FeatureSharding:
     gathered: Axes
     kept: Axes
 
-    def exchanged(self, moved: Axes) -> bool:
-        """Whether an all-to-all over `moved` exchanges features for batch. If not, features are
-        replicated over these axes, and each chip takes its own sequences."""
-        return bool(moved) and set(moved) <= set(self.sharded)
+    def exchanged(self, moved: Axes) -> Axes:
+        """The axes of `moved` over which an all-to-all exchanges features for batch. Over its other axes
+        features are replicated, and each chip takes its own sequences."""
+        return tuple(axis for axis in moved if axis in self.sharded)
 
     def arrived(self, moved: Axes) -> Axes:
         """The axes whose slices lie one after another on each chip in attention, major first."""
-        return (*(moved if self.exchanged(moved) else ()), *self.gathered, *self.joined)
+        return (*self.exchanged(moved), *self.gathered, *self.joined)
 
 
 def in_feature_order(axes: Axes) -> Axes:
@@ -118,10 +118,13 @@ class Placement:
 
 
 def stored_kv_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
-    """The axes over which the columns of w_kv are stored: y and z, or none if they do not divide the
-    key-value heads."""
-    divides = config.stored_kv_heads % size(WEIGHT_AXES, sizes) == 0
-    return WEIGHT_AXES if divides else ()
+    """The axes over which the columns of w_kv are stored: y and z; or y where only that divides the
+    key-value heads; or none."""
+    for axes in (WEIGHT_AXES, WEIGHT_AXES[:1]):
+        divides = config.stored_kv_heads % size(axes, sizes) == 0
+        if divides and (axes == WEIGHT_AXES or size(axes, sizes) > 1):
+            return axes
+    return ()
 
 
 def place(

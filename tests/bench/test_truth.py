@@ -6,11 +6,13 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import __main__ as command
-from bench.decoder_suite.phases import VARIANTS
+from bench.decoder_suite.phases import VARIANTS, Phase
+from bench.decoder_suite.steps import StepRow
 from bench.truth import links, measure, memory, models, report
 from bench.truth.measure import Outcome
 from bench.truth.programs import Collective, Permute, Step, ring_order
@@ -82,6 +84,47 @@ def test_the_rows_of_the_paper_are_its_published_lines() -> None:
     programs = [record.program for record in records]
     assert all(isinstance(p, Step) and p.layers_only for p in programs)
     assert all(p.phase.schedule == "blocking" for p in programs if isinstance(p, Step))
+
+
+def test_a_step_of_many_layers_lies_on_the_line_through_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = next(r for r in models.records() if r.label == "Llama-3.1-70B, TP16, batch 8")
+    assert record.is_narrow
+    assert isinstance(record.program, Step)
+    assert record.program.phase.unrolled
+
+    def one(phase: Phase, target: str, directory: object) -> StepRow:
+        assert phase.layers in (8, 16)
+        return StepRow(phase, target, step_seconds=3e-4 + phase.layers * 7e-5)
+
+    monkeypatch.setattr(measure, "step", one)
+    found = measure.predict(record, tmp_path)
+    assert found.predicted_seconds == pytest.approx(3e-4 + 80 * 7e-5)
+
+    def refuses(phase: Phase, target: str, directory: object) -> StepRow:
+        return StepRow(phase, target, refused="no memory" if phase.layers == 16 else "")
+
+    monkeypatch.setattr(measure, "step", refuses)
+    found = measure.predict(record, tmp_path)
+    assert (found.predicted_seconds, found.refused) == (None, "no memory")
+
+
+def test_narrow_programs_are_predicted_by_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places are those of the list that was asked for, whichever processes predict."""
+    asked = [*models.records(), SMALL]
+    called: list[tuple[object, str]] = []
+
+    def processes(function: Any, arguments: Any, workers: int) -> Any:
+        for at, (record, _) in enumerate(arguments):
+            called.append((function, record.label))
+            yield at, record.label
+
+    monkeypatch.setattr(measure, "in_processes", processes)
+    found = dict(measure.predict_all(asked, "", 1))
+    assert found == {place: record.label for place, record in enumerate(asked)}
+    by_bundles = {label for function, label in called if function is not measure.predict}
+    assert by_bundles == {record.label for record in asked if "70B" in record.label}
 
 
 def test_neighbours_on_the_ring_are_linked() -> None:

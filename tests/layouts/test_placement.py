@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import layouts
 from layouts.mesh.axis_collectives import AXES
@@ -17,6 +18,7 @@ from layouts.partitionings.attention_layouts import BatchSharded, HeadSharded
 from layouts.partitionings.attention_placement import Placement, place
 from layouts.partitionings.named_layouts import ATTENTIONS as NAMED_ATTENTIONS
 from layouts.partitionings.named_layouts import FEEDFORWARDS as NAMED
+from layouts.partitionings.param_specs import block_specs
 from layouts.partitionings.partitioning import as_plan
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
@@ -100,6 +102,22 @@ def kv_heads_of(found: Placement, config: ModelConfig, shape: Any, chip: Any) ->
         index, count = index * shape[axis] + chip[axis], count * shape[axis]
     size = config.kv_heads // count
     return list(range(index * size, (index + 1) * size))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stored"),
+    [((1, 4, 4), "y"), ((1, 2, 4), "yz"), ((1, 16, 2), ""), ((1, 1, 16), ""), ((4, 8, 2), "y")],
+    ids=str,
+)
+def test_key_value_heads_are_stored_over_what_divides_them(
+    sizes: tuple[int, int, int], stored: str
+) -> None:
+    """8 heads of 64 queries; a chip that attends with two of them multiplies with no more columns."""
+    shape, config = dict(zip(AXES, sizes, strict=True)), grouped(64, 8)
+    spec = block_specs(config, shape)["w_kv"]
+    assert spec == P("x", tuple(stored) or None)
+    found = place(config, NAMED["WS 2D all-reduce"], HeadSharded(), shape)
+    assert found.keys.sharded == found.kv_axes[: len(stored)] == tuple(stored)
 
 
 def test_refuses_heads_that_do_not_divide() -> None:

@@ -4,16 +4,17 @@ XLA:TPU's `estimated_cycles` are fair for bf16 dots and wrong for narrower ones:
 [64, 4608] x [4608, 10240] on v4 has 54,627 cycles with int8 weights where 26,719 bundles are issued,
 and 70,366 with f8e4m3fn weights where there are 227,745. (bf16 dots issue 10% to 22% fewer too; but
 replayed with estimates PaLM 540B's decode steps in bf16 are within 7% of what Pope et al. measured,
-and with bundles 6% to 17% below.) And they charge every op what one that reads and writes HBM waits,
-1,800 cycles on v5e, if it does so or not: an RMS norm of [8, 8192] in on-chip memory has 5,000 cycles
-where some 200 bundles are issued, and took under 500 cycles in a profile of decoding on v5e.
+and with bundles 6% to 17% below.) And they charge every op for what one waits that reads HBM and writes
+it, 1,800 cycles on v5e, if it does so or not: the two ops of an RMS norm of [8, 8192] in on-chip memory
+have 5,000 cycles where some 200 bundles are issued, and took under 500 cycles in a profile of decoding
+on v5e (the records of `bench.truth`).
 
-Where the text has an op's issued bundles (`ruler.bundles`), its time by them is that of a pipeline of its n windows: the first one is
-fetched, then each further one is fetched while the one before is computed, and the last one is
-computed. Fetching takes its HBM bytes at the rate at which a dot streams its larger operand. That time
-counts for a dot where it differs from the estimate by more than a tenth, for a Pallas kernel, which has
-no estimate, and for all else that moves nothing from or to HBM. All else that does takes the shorter of
-the estimate and of this time with the fill of HBM's pipeline.
+Where the text has an op's issued bundles (`ruler.bundles`), its time by them is that of a pipeline of
+its n windows: the first one is fetched, then each further one is fetched while the one before is
+computed, and the last one is computed. Fetching takes its HBM bytes at the rate at which a dot streams
+its larger operand. That time counts for a dot where it differs from the estimate by more than a tenth,
+for a Pallas kernel, which has no estimate, and for all else that moves nothing from or to HBM. All else
+that does takes the shorter of the estimate and of this time with the fill of HBM's pipeline.
 """
 
 from __future__ import annotations
@@ -82,6 +83,6 @@ def basis_notes(bases: Collection[Basis]) -> tuple[str, ...]:
     return (
         f"{sum(counts.values())} ops have their issued bundles counted: {counts['bundles']} charged by "
         "bundles and HBM bytes, which differ from the compiler's estimate or have none to differ from; "
-        f"{counts['confirmed']} by the estimate, which bundles agree with to {TOLERANCE:.0%} or which is "
-        "HBM's; dots of 16 bits and all other ops by estimates",
+        f"{counts['confirmed']} by the estimate, which bundles agree with to {TOLERANCE:.0%} or which "
+        "is HBM's; dots of 16 bits and all other ops by estimates",
     )
