@@ -109,17 +109,15 @@ def _step_seconds(
 ) -> tuple[float, str]:
     """Predicted seconds of a step; and why there are none, if so."""
     layers = program.phase.config.layers
-    counts = program.layer_counts or (layers,)
+    fewer, more = program.layer_counts or (layers, layers)
     rows = [
         step(dataclasses.replace(program.phase, layers=count), target_name, cache_directory)
-        for count in counts
+        for count in dict.fromkeys((fewer, more))
     ]
     seconds = [row.layers_seconds if program.layers_only else row.step_seconds for row in rows]
     refused = next((row.refused for row in rows if row.refused), "")
-    if len(seconds) == 1:
-        return seconds[0], refused
-    a_layer = (seconds[1] - seconds[0]) / (counts[1] - counts[0])
-    return seconds[0] + (layers - counts[0]) * a_layer, refused
+    a_layer = (seconds[-1] - seconds[0]) / max(1, more - fewer)
+    return seconds[0] + (layers - fewer) * a_layer, refused
 
 
 def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:

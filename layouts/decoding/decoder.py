@@ -23,7 +23,15 @@ from .. import tuning
 from ..arguments import Tokens, as_next_tokens, as_prompts
 from ..layers.block import block, normed
 from ..layers.embedding import embed, unembed
-from ..layers.kv_cache import append, begin, empty_cache, fill, stored_like, with_stored_batch
+from ..layers.kv_cache import (
+    append,
+    as_stored,
+    begin,
+    empty_cache,
+    fill,
+    stored_like,
+    with_stored_batch,
+)
 from ..layers.layer_context import Past, Step, make_step
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import MeshLike
@@ -343,7 +351,11 @@ def _append(
 def _layer_of_cache(past: Past, layer: int) -> Past:
     """One layer of keys and values, which dots slice where they lie: H3 in docs/compiler.md."""
     index = lax.optimization_barrier(jnp.int32(layer))
-    return jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, index, keepdims=False), past)
+
+    def one(array: jax.Array) -> jax.Array:
+        return lax.dynamic_index_in_dim(as_stored(array), index, keepdims=False)
+
+    return jax.tree.map(one, past)
 
 
 def _writes_early(k: Entries, v: Entries) -> bool:

@@ -128,6 +128,15 @@ def is_int8(past: tuple[Entries, Entries] | None) -> bool:
     return past is not None and past[0].scale is not None
 
 
+def as_stored(buffer: jax.Array) -> jax.Array:
+    """An array of the cache in the order of its dimensions, in which it is stored: without that, the TPU
+    compiler may copy all of the cache into the order that it writes or reads fastest."""
+    # Not at the top: `import layouts` should bring little besides jax.
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    return with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
+
+
 def append(
     entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array, layer: int = 0
 ) -> Entries:
@@ -140,9 +149,6 @@ def append(
       counts: [B] int32, the number of its T entries to write; entries past S are not written.
       layer: the index of the first layer of `new` in `entries`.
     """
-
-    # Not at the top: `import layouts` should bring little besides jax.
-    from jax.experimental.layout import Layout, with_layout_constraint
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
         # The smallest window that holds the T new positions wherever they start: T, or, where tiles are
@@ -171,10 +177,8 @@ def append(
                 own = jnp.roll(jnp.pad(own, more), start - window, axis=dim)
             return lax.dynamic_update_slice(buffer, jnp.where(fresh, own, old).reshape(cut), at)
 
-        # Without a fixed layout, the TPU compiler may copy all of the cache into the one that it writes
-        # fastest.
         shape = buffer.shape
-        buffer = with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
+        buffer = as_stored(buffer)
         buffer = buffer.reshape(_tiled(shape, dim, tile))
         batch = shape[1]
         if batch > tuning.UNROLLED_WRITES:
