@@ -1,7 +1,8 @@
-"""Writing a token into a cache, compiled for TPUs: in place, also as int8."""
+"""Writing a token into a cache and reading it, compiled for TPUs: in place, also as int8."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,10 +12,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+import layouts
 from collective_einsum.ruler.compile.targets import target
+from collective_einsum.ruler.hlo import parse as hlo
+from collective_einsum.ruler.hlo import shapes
 from collective_einsum.ruler.replay.simulation import replay
+from layouts import tuning
 from layouts.layers.kv_cache import append
 from layouts.models.cache import Entries
+from layouts.models.config import TINY_GROUPED
 
 pytestmark = pytest.mark.tpu
 
@@ -52,3 +58,39 @@ def test_a_cache_of_int8_is_not_copied(chip: str, batch: int) -> None:
     assert where is not None
     copied = 2 * LAYERS * batch * POSITIONS * D / where.hbm_bandwidth
     assert seconds(chip, batch) < copied
+
+
+# Every chip reads both heads of keys and values.
+CONFIG = dataclasses.replace(
+    TINY_GROUPED, layers=4, d_model=1024, d_ff=2048, heads=8, kv_heads=2, d_head=128, vocab=1024
+)
+
+
+# Written layer by layer, as with one sequence on a chip, and at the end.
+@pytest.mark.parametrize(("batch", "early"), [(8, 8), (32, 1)])
+def test_an_unrolled_step_reads_a_layer_of_the_cache_in_place(
+    monkeypatch: pytest.MonkeyPatch, batch: int, early: int
+) -> None:
+    """Nothing is as large as the keys of one layer but the stack: no slice of it, and no copy."""
+    monkeypatch.setattr(tuning, "EARLY_SEQUENCES", early)
+    mesh = target(SLICES["v5e"]).mesh((1, 1, 4), ("x", "y", "z"))
+    lowered = layouts.lower_decode_step(
+        CONFIG,
+        mesh,
+        batch=batch,
+        context=POSITIONS,
+        weights="int8",
+        int8_cache=True,
+        unrolled=True,
+        plan="WS 2D all-reduce, heads",
+        schedule="blocking",
+    )
+    module = hlo.parse(lowered.compile().as_text() or "")
+    layer = batch * CONFIG.kv_heads * POSITIONS * CONFIG.d_head
+    moved = {
+        one.name: one.opcode
+        for one in module.entry
+        if one.opcode in ("slice", "dynamic-slice", "copy", "transpose", "reshape")
+        and sum(leaf.bytes for leaf in shapes.leaves(one.shape)) >= layer
+    }
+    assert not moved
