@@ -64,10 +64,10 @@ def predict_all(
 ) -> Iterator[tuple[int, Outcome]]:
     """Predicts each record in worker processes; yields places and outcomes as they finish.
 
-    Programs with operands of less than 16 bits are compiled in processes that count bundles.
+    Those by bundles are compiled in processes that count them.
     """
-    for function, narrow in ((predict, False), (_predict_by_bundles, True)):
-        places = [place for place, record in enumerate(asked) if record.is_narrow == narrow]
+    for function, bundles in ((predict, False), (_predict_by_bundles, True)):
+        places = [place for place, record in enumerate(asked) if record.bundles == bundles]
         arguments = [(asked[place], os.fspath(cache_directory)) for place in places]
         for at, outcome in in_processes(function, arguments, workers):
             yield places[at], outcome

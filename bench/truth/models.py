@@ -23,8 +23,8 @@ POPE = Source(
     "schedule blocking",
 )
 # The compilers of `Record.public_ms`: the public program was lowered for v5e:4x4 as it is, its own
-# kernel of decoding attention off, so that it reads all 2048 positions. Four of its layers were compiled,
-# with bundles, and the others take as long as the third.
+# kernel of decoding attention off, so that it reads all 2048 positions. Four of its layers were
+# compiled, with bundles, and the others take as long as the third.
 PUBLIC_VERSIONS = "libtpu 0.0.50.1, jax 0.12.0.1"
 
 # Positions of Llama's cache that a step reads. The published runs have room for 2048, 4096 and 8192, and
@@ -72,7 +72,7 @@ def _llama_70b() -> list[Record]:
     def step(batch: int, sides: tuple[int, ...]) -> Step:
         model = ("llama-3.1-70b", "decode", batch, _POSITIONS_READ, "int8")
         phase = Phase(*model, *_MEGATRON, int8_cache=True, unrolled=True, sides=sides)
-        return Step(phase=phase, layer_counts=_LAYER_COUNTS)
+        return Step(phase=phase, layer_counts=_LAYER_COUNTS, bundles=True)
 
     tensor_parallel = [
         Record(

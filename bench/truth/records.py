@@ -75,6 +75,6 @@ class Record:
         return self.program.work / (self.measured * _RATES[self.unit])
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether dots of the program have operands of less than 16 bits."""
-        return isinstance(self.program, Step) and self.program.phase.weights == "int8"
+    def bundles(self) -> bool:
+        """Whether its program is predicted by the bundles that it issues; see `Step`."""
+        return isinstance(self.program, Step) and self.program.bundles

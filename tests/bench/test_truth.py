@@ -90,7 +90,7 @@ def test_a_step_of_many_layers_lies_on_the_line_through_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = next(r for r in models.records() if r.label == "Llama-3.1-70B, TP16, batch 8")
-    assert record.is_narrow
+    assert record.bundles
     assert isinstance(record.program, Step)
     assert record.program.phase.unrolled
 
@@ -110,7 +110,7 @@ def test_a_step_of_many_layers_lies_on_the_line_through_two(
     assert (found.predicted_seconds, found.refused) == (None, "no memory")
 
 
-def test_narrow_programs_are_predicted_by_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_programs_are_predicted_by_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are those of the list that was asked for, whichever processes predict."""
     asked = [*models.records(), SMALL]
     called: list[tuple[object, str]] = []
