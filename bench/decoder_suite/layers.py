@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from bench.decoder_suite.phases import Phase, mfu, split
-from collective_einsum.ruler.bundles import dump
+from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
 from collective_einsum.ruler.replay import Timeline, legend, replay, table, wrapped
 
@@ -110,14 +110,14 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
 def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
     """Replays a phase's program, which is compiled if the cache does not have it.
 
-    Where this process dumps bundles (`bundles.dump`), the program has their counts.
+    Where this process dumps bundles (`ruler.bundles`), the program has their counts.
     """
     lowered = phase.lower(mesh)
-    key = program_key(lowered, name, phase.compiler_options(mesh)) + dump.mark()
+    key = program_key(lowered, name, phase.compiler_options(mesh)) + bundles.mark()
     program = cache.load(key)
     if program is None:
         start = time.perf_counter()
-        binary, text = dump.text_of(lowered.compile)
+        binary, text = bundles.text_of(lowered.compile)
         program = Program.of(binary, time.perf_counter() - start, text)
         cache.store(key, key, program)
     return replay(program.text, mesh), program

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from bench.decoder_suite.layers import mesh_of, outside_layers, replayed
 from bench.decoder_suite.phases import Phase, split
 from bench.sources import SOURCES
-from collective_einsum.ruler.bundles import dump
+from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import Cache, in_processes, source_name
 
 
@@ -46,7 +46,7 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
     Raises ModuleNotFoundError if libtpu is not installed.
     """
     cache = Cache(cache_directory)
-    name = source_name(SOURCES, target_name, phase, "step") + dump.mark()
+    name = source_name(SOURCES, target_name, phase, "step") + bundles.mark()
     kept = cache.load_row(name)
     if kept is not None:
         return StepRow(**{**kept, "phase": phase})

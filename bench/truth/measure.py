@@ -12,7 +12,7 @@ from bench.sources import SOURCES
 from bench.truth import links, memory, models
 from bench.truth.programs import Program, Step, axis_names
 from bench.truth.records import Record
-from collective_einsum.ruler.bundles import dump
+from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import (
     Cache,
     in_processes,
@@ -66,8 +66,8 @@ def predict_all(
 
     Those by bundles are compiled in processes that count them.
     """
-    for function, bundles in ((predict, False), (_predict_by_bundles, True)):
-        places = [place for place, record in enumerate(asked) if record.bundles == bundles]
+    for function, counted in ((predict, False), (_predict_by_bundles, True)):
+        places = [place for place, record in enumerate(asked) if record.bundles == counted]
         arguments = [(asked[place], os.fspath(cache_directory)) for place in places]
         for at, outcome in in_processes(function, arguments, workers):
             yield places[at], outcome
@@ -75,7 +75,7 @@ def predict_all(
 
 def _predict_by_bundles(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
     """`predict`, in a process that counts the bundles of what it compiles."""
-    dump.start()
+    bundles.start()
     return predict(record, cache_directory)
 
 
@@ -122,18 +122,18 @@ def _step_seconds(
 
 def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:
     """Predicted seconds of one run of a program of one operation."""
-    name = source_name(SOURCES, record.target, program, record.options) + dump.mark()
+    name = source_name(SOURCES, record.target, program, record.options) + bundles.mark()
     kept = cache.load_row(name)
     if kept is not None:
         return float(kept["seconds"])
     slice_ = target(record.target)
     mesh = slice_.mesh(program.sides or (len(slice_.devices),), axis_names(program.sides))
     lowered, options = program.lower(mesh), dict(record.options)
-    key = program_key(lowered, record.target, options) + dump.mark()
+    key = program_key(lowered, record.target, options) + bundles.mark()
     compiled = cache.load(key)
     if compiled is None:
         start = time.perf_counter()
-        binary, text = dump.text_of(lambda: slice_.compile(lowered, compiler_options=options))
+        binary, text = bundles.text_of(lambda: slice_.compile(lowered, compiler_options=options))
         compiled = Compiled.of(binary, time.perf_counter() - start, text)
         cache.store(key, key, compiled)
     seconds = program.seconds(replay(compiled.text, mesh))
