@@ -128,7 +128,9 @@ def test_sparse_cores_are_tried() -> None:
     assert ce.compiler_options("v4") == ce.compiler_options("v4", sparse_cores=True)
 
 
-def test_what_is_compiled_is_refused() -> None:
+def test_mistakes_are_refused_before_compiling() -> None:
+    with pytest.raises(ValueError, match="give 0 or more"):
+        advise(*on_slice(layer, "v4:2x2x1"), tries=-1)
     with pytest.raises(ValueError, match="compiled already"):
         advise(jax.jit(lambda x: x).lower(1.0).compile())  # pyright: ignore[reportArgumentType]
 

@@ -132,7 +132,10 @@ class Advice(Shown):
             )
         if self.both is not None:
             saved = 1 - self.both.total_seconds / self.timeline.total_seconds
-            ways.append(f"both together {saved:.1%}")
+            less = best is not None and saved < self.gain(best)
+            ways.append(
+                f"both together {saved:.1%}{', less than the options alone' if less else ''}"
+            )
         *first, last = ways
         return f"So {', '.join(first)}{', and ' if first else ''}{last}, predicted."
 

@@ -61,8 +61,11 @@ def advise(
       The advice; `print` shows it.
 
     Raises:
-      ValueError: the arguments do not say on which slice, or the program is compiled already.
+      ValueError: the arguments do not say on which slice, or the program is compiled already, or `tries`
+        is negative.
     """
+    if tries < 0:
+        raise ValueError(f"tries={tries} is a number of source lines: give 0 or more")
     lowered = lower(program, args)
     given = dict(options or {})
     baseline = lowered.compile(compiler_options=given or None)
