@@ -60,6 +60,7 @@ def parser() -> arguments.Parser:
     _add_layers(subparsers, shared)
     _add_paper(subparsers, caching)
     _add_truth(subparsers, shared)
+    _add_calibrate(subparsers, caching)
     return result
 
 
@@ -169,6 +170,25 @@ def _add_truth(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     )
     command.set_defaults(run=commands.truth)
     command.add_argument("--full", action="store_true", help="all rows; else some, in minutes")
+
+
+def _add_calibrate(subparsers: _Subparsers, shared: arguments.Parser) -> None:
+    command = subparsers.add_parser(
+        "calibrate",
+        parents=[shared],
+        help="what the installed compiler makes of dots on a chip, as the data file of the chip",
+        description="Compiles dots of many sizes and dtypes for one chip of a slice, and writes their "
+        "cycles to a file of the chip and the version of libtpu. Narrow dots have the bundles counted "
+        "that they issue, others have the compiler's estimates. Goes on where it was interrupted.",
+    )
+    command.set_defaults(run=commands.calibrate)
+    _add_target(command, "slice of such chips")
+    command.add_argument(
+        "--out",
+        type=arguments.folder,
+        metavar="DIR",
+        help="folder of the file (collective_einsum/chips/observed, where the library reads it)",
+    )
 
 
 def _add_target(command: arguments.Parser, meaning: str) -> None:

@@ -194,6 +194,29 @@ def truth(options: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(options: argparse.Namespace) -> int:
+    """Observes the dots of a slice's chip, and writes its file."""
+    from bench.calibration import observe, report
+    from bench.calibration.dots import dots
+    from collective_einsum.ruler.compile import target
+
+    _check_slice(options.target)
+    if options.json:
+        raise ValueError("--json has no effect here: calibrate writes a JSON file into --out DIR")
+    chip = target(options.target).chip
+    assert chip is not None
+    asked = dots(chip)
+    seen: dict[int, Any] = {}
+    observing = observe.observe_all(asked, options.target, options.cache, options.workers)
+    for place, observation in observing:
+        seen[place] = observation
+        _progress("observed %d of %d: %s", len(seen), len(asked), asked[place])
+    observations = observe.observations(options.target, [seen[place] for place in sorted(seen)])
+    print(report.print_observations(observations))
+    print(f"\nwritten to {report.write(observations, options.target, options.out)}")
+    return 0
+
+
 def timeline(options: argparse.Namespace) -> int:
     """Replays one case, prints its timeline, draws it and writes a trace."""
     from bench.einsum_suite import measure

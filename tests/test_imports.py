@@ -41,7 +41,12 @@ LEVELS = {
         ("sampling",),
         ("decoding",),
     ),
-    "bench": (("sources",), ("einsum_suite", "decoder_suite"), ("paper",), ("truth",)),
+    "bench": (
+        ("sources",),
+        ("calibration", "einsum_suite", "decoder_suite"),
+        ("paper",),
+        ("truth",),
+    ),
 }
 ABOVE = {"collective_einsum": ("advise",)}
 

@@ -5,7 +5,6 @@ from .compile_context import compiler_options as compiler_options
 from .compile_context import for_chip as for_chip
 from .compile_context import traced_chip as traced_chip
 from .compiler_figures import CompilerFigures as CompilerFigures
-from .dot_rates import dot_flops as dot_flops
 from .known_chips import H100 as H100
 from .known_chips import H200 as H200
 from .known_chips import TPU_7X as TPU_7X
@@ -17,6 +16,12 @@ from .names import UnlistedChipWarning as UnlistedChipWarning
 from .names import as_chip as as_chip
 from .names import chip_for as chip_for
 from .names import options_on as options_on
+from .observations import DotObservation as DotObservation
+from .observations import Observations as Observations
+from .observations import file_name as file_name
+from .observations import nearest_version as nearest_version
+from .observations import observed_folder as observed_folder
+from .peaks import peak_flops as peak_flops
 from .tiles import MATRIX_TILE as MATRIX_TILE
 from .tiles import TILE_LANES as TILE_LANES
 from .tiles import TILE_ROWS as TILE_ROWS
@@ -34,12 +39,17 @@ __all__ = [
     "TPU_V6E",
     "Chip",
     "CompilerFigures",
+    "DotObservation",
+    "Observations",
     "UnlistedChipWarning",
     "as_chip",
     "chip_for",
     "compiler_options",
-    "dot_flops",
+    "file_name",
     "for_chip",
+    "nearest_version",
+    "observed_folder",
     "options_on",
+    "peak_flops",
     "traced_chip",
 ]

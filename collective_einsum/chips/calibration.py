@@ -8,8 +8,8 @@ compiles such a program without a TPU and replays it:
     target("v4:2x2x1").compile(f, *shapes).as_text()    # ruler.compile; estimated_cycles are in it
     print(replay(compiled, mesh))                       # ruler.replay
 
-Figures marked [D] are of libtpu 0.0.50.1 with jax 0.12.0.1, by `python -m bench.dot_rates v4:2x2x1`
-(v5p:2x2x1, v5e:2x2, v6e:2x2, tpu7x:2x2x1). `tests/ruler` and
+Figures marked [D] are of libtpu 0.0.50.1 with jax 0.12.0.1. What compilers make of dots alone is in the
+files that `observations` reads. `tests/ruler` and
 `tests/collective_einsum/test_schedules_tpu.py` compare predictions with replays under the installed
 compiler.
 """
@@ -36,12 +36,7 @@ TPU_V4 = CompilerFigures(
         ("xla_tpu_enable_async_all_to_all", True),
     ),
     no_prefetch_options=(("xla_msa_max_cross_program_prefetches", 0),),
-    dot_fill_seconds=7.1e-6,  # intercept over rows of [M,4608]x[4608,1152]: 7.1; x[.,4608]: 13
-    dot_fill_bandwidth=7.5e12,  # as the line above
-    dot_efficiency=0.91,  # 0.170 us a row of [M,4608]x[4608,4608] from M=1024 to 2048
-    int8_dot_efficiency=0.91,  # [D] 1.0 of a bf16 dot's cycles
     vector_bandwidth=0.59e12,  # bf16 added to f32[2048,1152]
-    int8_convert_rate=2.1e12,  # +7.8 us at M=512
     int8_slice_passes=4.0,  # copied before their dots in rings of int8 weights
     sum_bytes=0,  # each sum is charged to HBM, while the dot computes
     # those of [8192,4608] cost no more where activations travel, and 120 to 250 us where weights do
@@ -61,13 +56,7 @@ TPU_V5P = CompilerFigures(
     asynchronous_by_options=("all_to_all",),
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
-    dot_fill_seconds=4.2e-6,  # [64,4608] x [4608,1152]: 12.5 us, less what is streamed
-    dot_fill_bandwidth=math.inf,  # a part of dot_fill_seconds
-    # 0.87 is the slope of [M,4608] x [4608,4608], M=512 to 8192; the dots of its chunks reach 0.92
-    dot_efficiency=0.88,
-    int8_dot_efficiency=0.88,  # [D] half of a bf16 dot's cycles
     vector_bandwidth=1.39e12,  # sums of a scatter ring of [2048,4608]: 40.6 us for 57 MB
-    int8_convert_rate=1.6e13,  # +1.07 us at M=512
     # fitted to rings of [M,4608] x [4608,4608], rows sliced in 4, M=64 and 512
     int8_slice_passes=3.4,
     sum_bytes=0,  # that of [512,4608] goes through HBM
@@ -88,16 +77,9 @@ TPU_V5E = CompilerFigures(
     asynchronous_by_options=("all_to_all",),
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
-    # [64,18432] x [18432,4608] as four dots: 1 us each longer in bf16, 10 us in int8
-    dot_fill_seconds=3e-6,
-    dot_fill_bandwidth=math.inf,  # a part of dot_fill_seconds
-    # [M,4608] x [4608,18432], M=512 to 8192, the M rows on the chip: 0.92 to 0.97
-    dot_efficiency=0.95,
-    int8_dot_efficiency=0.97,  # [D] 0.49 of a bf16 dot's cycles
     # sums of scatter rings of [2048,18432], by the bytes that the cost model counts: 0.50e12
     # in one direction, 0.76e12 in two
     vector_bandwidth=0.55e12,
-    int8_convert_rate=4.7e12,  # +3.57 us at M=512
     int8_slice_passes=4.2,  # rings of [M,18432] x [18432,4608], rows sliced in 4: M=64 and 512
     sum_bytes=64 * _MIB,  # that of [512,18432] stays, that of [2048,18432] does not
     large_sum_bytes=(64 * _MIB, 64 * _MIB),  # as the line above
@@ -120,16 +102,10 @@ TPU_V6E = CompilerFigures(
     asynchronous_by_options=("all_to_all",),
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
-    dot_fill_seconds=3e-6,  # [64,18432] x [18432,4608] as four dots: 3.3 us each longer
-    dot_fill_bandwidth=math.inf,  # a part of dot_fill_seconds
-    # [M,4608] x [4608,18432] and [M,18432] x [18432,4608], M=2048 and 8192, the M rows on the
-    # chip: 0.75 to 0.89
-    dot_efficiency=0.80,
-    int8_dot_efficiency=0.57,  # [D] 0.70 of a bf16 dot's cycles
     vector_bandwidth=1.49e12,  # sums of a scatter ring of [2048,18432]: 152 us for 226 MB
-    int8_convert_rate=1.3e13,  # +1.28 us at M=512
     int8_slice_passes=7.0,  # rings of [M,18432] x [18432,4608], rows sliced in 4: M=64 and 512
-    sum_bytes=64 * _MIB,  # that of [512,18432] stays, that of [2048,18432] does not
+    # [D] rings of [M,4608] x [4608,18432] in 4: the sum of M=512 goes through HBM, that of 64 stays
+    sum_bytes=32 * _MIB,
     large_sum_bytes=(64 * _MIB, 64 * _MIB),  # as the line above
     # rings of [M,1152] x [1152,18432]: 0.97e12 for M=2048, 0.85e12 for 8192
     sum_bandwidth=0.95e12,
@@ -150,8 +126,6 @@ TPU_7X = replace(
     # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
     asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
     sparse_core_options=(),
-    dot_efficiency=0.86,  # [D]
-    int8_dot_efficiency=0.87,  # [D] 0.99 of a bf16 dot's cycles
 )
 
 # No compiler estimates Hopper's cycles: its dots run at the instruction set's peaks, and the fixed
@@ -162,12 +136,7 @@ H100 = CompilerFigures(
     asynchronous_by_options=(),
     compiler_options=(),
     no_prefetch_options=(),
-    dot_fill_seconds=4e-6,
-    dot_fill_bandwidth=math.inf,
-    dot_efficiency=1.0,
-    int8_dot_efficiency=1.0,
     vector_bandwidth=3.0e12,  # a device-to-device copy on an H100 SXM, read and written
-    int8_convert_rate=132 * 64 * 1.83e9,  # 64 conversions a cycle and SM (CUDA C++ guide, cc 9.0)
     int8_slice_passes=0.0,
     sum_bytes=0,
     large_sum_bytes=(0, 0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .compiler_figures import CompilerFigures
+from .observations import Observations, observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Chip(CompilerFigures):
       devices_per_chip: devices of jax on one chip, which share its links. Where it is 2, the other
         fields are those of a device, half a chip; but `link_bandwidth` is that of the chip's link.
       die_bandwidth: bytes/s one way between the two devices of a chip; 0 where a chip is a device.
+      observed: the chip's name in the files of what compilers were observed to make of its dots, such
+        as "v4"; "" where there are none, and dots run at the peaks.
       offload_seconds: fixed cost of a collective that SparseCores run, besides `collective_seconds`.
     """
 
@@ -68,6 +71,14 @@ class Chip(CompilerFigures):
     devices_per_chip: int = 1
     die_bandwidth: float = 0.0
     offload_seconds: float = 0.0
+    observed: str = ""
+
+    @property
+    def observations(self) -> Observations | None:
+        """What the installed libtpu makes of dots on this chip, as the nearest version that was observed
+        does (`Observations.compiler` says which; the newest where libtpu is not installed). None for a
+        chip whose compiler was not observed."""
+        return observed(self.observed) if self.observed else None
 
     @property
     def device_link_bandwidth(self) -> float:

@@ -24,16 +24,7 @@ class CompilerFigures:
       compiler_options: names and values; see `collective_einsum.compiler_options`.
       no_prefetch_options: further options, under which a program does not end with a copy into
         on-chip memory of what its next run reads first.
-      dot_fill_seconds: fixed cost of a dot, in seconds, before its pipeline is full. A dot takes
-        max(flops / (dot_efficiency * peak) + large / dot_fill_bandwidth + dot_fill_seconds,
-        large / (hbm_efficiency * hbm_bandwidth) + (small + result) / vector_bandwidth
-        + hbm_fill_seconds), where `large`, `small` and `result` are bytes of the larger operand,
-        of the smaller one and of the result.
-      dot_fill_bandwidth: bytes/s at which a dot first loads its larger operand.
-      dot_efficiency: fraction of the peak at which each further row of a floating dot runs.
-      int8_dot_efficiency: the same fraction, of `int8_ops`, for an int8 x int8 dot.
       vector_bandwidth: bytes/s, read and written together, of a memory pass.
-      int8_convert_rate: elements/s that are converted from int8 to bf16 for a bf16 dot.
       int8_slice_passes: memory passes over int8 weights that a ring slices by rows.
       sum_bytes: size in bytes of the largest 32-bit sum that stays in on-chip memory between two
         dots that add to it; a larger one is read from and written to HBM while the dot computes.
@@ -57,12 +48,7 @@ class CompilerFigures:
     asynchronous_by_options: tuple[str, ...]
     compiler_options: tuple[tuple[str, CompilerOption], ...]
     no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
-    dot_fill_seconds: float
-    dot_fill_bandwidth: float
-    dot_efficiency: float
-    int8_dot_efficiency: float
     vector_bandwidth: float
-    int8_convert_rate: float
     int8_slice_passes: float
     sum_bytes: int
     large_sum_bytes: tuple[int, int]

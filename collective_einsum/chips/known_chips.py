@@ -12,7 +12,7 @@ Sources, cited by letter:
   f32[n,8,128] a device over four devices, n = 64 to 16384, measured by others, take 11 to 15 us longer
   than their bytes over the links and two hops
 * [T] figures that others measured, the records of `bench.truth`, each with its source
-* [D] products of bf16 that XLA:TPU makes of an f32 dot; see `dot_rates`
+* [D] products of bf16 that XLA:TPU makes of an f32 dot; see `peaks`
 
 How the compilers behave stands in `calibration`.
 """
@@ -29,7 +29,9 @@ _GIB = 2**30
 
 # [T] The residuals of `python -m bench truth` before and after each of these are in docs/truth.md.
 _HBM_EFFICIENCY = 0.87  # copies: 0.83 on v6e, 0.87 on TPU7x; decoding on v5e reads at 0.91
-_HBM_FILL_SECONDS = 3e-6  # the dot_fill_seconds of v5e and v6e
+_HBM_FILL_SECONDS = (
+    3e-6  # dots on v5e and v6e, [64,18432] x [18432,4608] as four: 1 to 3.3 us each longer
+)
 _HOP_SECONDS = 1e-6  # [S] about 1 us a hop, on every generation
 _PERMUTE_SECONDS = 4e-6  # permutes of 4 KiB and 1 MiB alone, on v5p and v6e: 4.0 to 4.8 us
 _COLLECTIVE_SECONDS = 2e-6  # all-gather and all-reduce on v5e: 1 to 3 us; decoding on v4
@@ -56,6 +58,7 @@ TPU_V4 = Chip(
     clock_hz=1.05e9,  # Jouppi et al., arXiv 2304.01433; times 8 MXUs x 128 x 128 x 2 is 275e12
     vmem_bytes=2 * 16 * _MIB,  # [J] 16 MiB a core
     cmem_bytes=128 * _MIB,  # [J]
+    observed="v4",
     **vars(calibration.TPU_V4),
 )
 
@@ -80,6 +83,7 @@ TPU_V5P = Chip(
     vmem_bytes=2 * 64 * _MIB,  # [J] 64 MiB a core
     cmem_bytes=0,  # [J]
     offload_seconds=_OFFLOAD_SECONDS,
+    observed="v5p",
     **vars(calibration.TPU_V5P),
 )
 
@@ -103,6 +107,7 @@ TPU_V5E = Chip(
     clock_hz=1.5e9,  # [S]; 197e12 over 4 MXUs [J] x 128 x 128 x 2
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
+    observed="v5e",
     **vars(calibration.TPU_V5E),
 )
 
@@ -129,6 +134,7 @@ TPU_V6E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     offload_seconds=_OFFLOAD_SECONDS,
+    observed="v6e",
     **vars(calibration.TPU_V6E),
 )
 
@@ -157,6 +163,7 @@ TPU_7X = Chip(
     vmem_bytes=64 * _MIB,  # libtpu 0.0.50.1: "vmem_size" of its description of the topology
     cmem_bytes=0,
     offload_seconds=_OFFLOAD_SECONDS,
+    observed="tpu7x",
     **vars(calibration.TPU_7X),
 )
 
@@ -171,7 +178,7 @@ H100 = Chip(
     hbm_bytes=80 * 10**9,  # [N]
     hbm_bandwidth=3.35e12,  # [N]
     hbm_efficiency=0.9,  # an assumption: 90% of the peak, as a plain copy reaches
-    hbm_fill_seconds=4e-6,  # its `dot_fill_seconds`
+    hbm_fill_seconds=4e-6,  # an assumption: TPU v4's fill, as far as a compiler reports one
     link_bandwidth=450e9,  # [N] NVLink 4: 900 GB/s, both ways together
     torus_dims=0,  # NVSwitch
     hop_seconds=_HOP_SECONDS,

@@ -3,8 +3,10 @@
 from .candidates import GATHERED_CHUNKS as GATHERED_CHUNKS
 from .choice import WORTHWHILE as WORTHWHILE
 from .choice import Choice as Choice
+from .dots import dot_flops as dot_flops
 from .dots import matmul_seconds as matmul_seconds
 from .ranking import rank_einsum as rank_einsum
+from .roofline import Dot as Dot
 from .torus import all_gather_seconds as all_gather_seconds
 from .torus import all_reduce_seconds as all_reduce_seconds
 from .torus import all_to_all_seconds as all_to_all_seconds
@@ -17,10 +19,12 @@ __all__ = [
     "GATHERED_CHUNKS",
     "WORTHWHILE",
     "Choice",
+    "Dot",
     "Estimate",
     "all_gather_seconds",
     "all_reduce_seconds",
     "all_to_all_seconds",
+    "dot_flops",
     "hops",
     "links",
     "matmul_seconds",

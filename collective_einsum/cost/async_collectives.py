@@ -37,7 +37,7 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     compute = sum(dots) + pass_seconds(work, _joined_bytes(work, label))
     if op.gather is not None and len(dots) > 1:
         # A chunk does not arrive where the dot before left off: each dot fills its pipeline anew.
-        compute += len(dots) * work.chip.dot_fill_seconds
+        compute += len(dots) * work.chip.hbm_fill_seconds
     if op.scatter is not None:
         compute += _exchange_pass_seconds(work, op.scatter)
     if op.scatter is None:

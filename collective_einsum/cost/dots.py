@@ -1,62 +1,55 @@
 """Seconds of a dot, and of a pass over memory, by the TPU compiler's own account.
 
-`collective_einsum.chips.Chip` holds the constants. Everything is predicted; nothing was timed.
+`Chip.observations` holds what the compiler makes of dots. Everything is predicted; nothing was timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
 
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
-from ..chips.dot_rates import dot_flops
 from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
 from ..rings.slicing import chunk_spans
+from .dot_factors import dot_factor
+from .roofline import Dot, multiplying_seconds, roofline_seconds
 from .workload import Fractions, Workload
 
+# Sizes of a large dot, beyond all that are observed.
+_LARGE = 2**15
 
-def matmul_seconds(
-    chip: Chip,
-    flops: float,
-    operand_bytes: Sequence[float],
-    result_bytes: float,
-    *,
-    lhs_dtype: DTypeLike = jnp.bfloat16,
-    rhs_dtype: DTypeLike = jnp.bfloat16,
-    precision: lax.PrecisionLike = None,
-    widened: float = 0,
-    summed_bytes: float = 0,
-) -> float:
-    """Seconds of one matmul, operands and result in HBM.
 
-    It takes the longer of arithmetic, flops / (efficiency * peak), and of memory: the larger operand
-    is streamed from HBM while it is multiplied, the other one and the result pass through on-chip
-    memory before and after.
+def matmul_seconds(chip: Chip, dot: Dot) -> float:
+    """Seconds of one dot, operands and result in HBM.
 
-    Args:
-      chip: the chip.
-      flops: twice the multiply-adds.
-      operand_bytes: bytes of both operands, the smaller first.
-      result_bytes: bytes of the result.
-      lhs_dtype: of one operand; the dtypes and the precision decide the peak.
-      rhs_dtype: of the other.
-      precision: as `jnp.einsum` takes it.
-      widened: elements of an int8 operand that the chip converts to bf16.
-      summed_bytes: bytes, in 32 bits, of a partial sum that the matmul adds to.
+    They are those of the chip's data sheet (`roofline.roofline_seconds`), times what was observed of its
+    compiler for the nearest sizes and dtypes (`dot_factors.dot_factor`). A large sum that the dot adds
+    to is read from HBM and written there meanwhile.
     """
-    small, large = operand_bytes
-    streaming = large / (chip.hbm_efficiency * chip.hbm_bandwidth)
-    passing = (small + result_bytes) / chip.vector_bandwidth
-    computing = flops / dot_flops(chip, lhs_dtype, rhs_dtype, precision)
-    computing += 0.25 * widened / chip.int8_convert_rate
-    if summed_bytes > chip.sum_bytes:
-        computing = max(computing, 2 * summed_bytes / chip.hbm_bandwidth)
-    filling = chip.dot_fill_seconds + large / chip.dot_fill_bandwidth
-    return max(computing + filling, streaming + passing + chip.hbm_fill_seconds)
+    seconds = dot_factor(chip, dot) * roofline_seconds(chip, dot)
+    if dot.adds and dot.result_bytes > chip.sum_bytes:
+        seconds = max(seconds, 2 * dot.result_bytes / chip.hbm_bandwidth + chip.hbm_fill_seconds)
+    return seconds
+
+
+def dot_flops(
+    chip: Chip, lhs: DTypeLike, rhs: DTypeLike, precision: lax.PrecisionLike = None
+) -> float:
+    """Flop/s that large dots of these dtypes reach."""
+    large = Dot(
+        rows=_LARGE,
+        contracted=_LARGE,
+        columns=_LARGE,
+        lhs=jnp.dtype(lhs),
+        rhs=jnp.dtype(rhs),
+        precision=precision,
+    )
+    return large.flops / matmul_seconds(chip, large)
 
 
 def dot_seconds(
@@ -77,33 +70,56 @@ def dot_seconds(
 
 
 def _dot_seconds(work: Workload, fractions: Fractions, waiting: float) -> float:
-    op, chip = work.op, work.chip
-    lhs, rhs, out = [work.elements(labels, fractions) for labels in (op.lhs, op.rhs, op.out)]
-    # The matrix unit multiplies full tiles.
-    padded = {
-        label: _padded(work.sizes[label] * fraction) / max(1, work.sizes[label])
-        for label, fraction in fractions.items()
-    }
-    flops = 2 * work.elements("".join(dict.fromkeys(op.lhs + op.rhs)), padded)
+    chip, dot = work.chip, work_dot(work, fractions)
+    seconds = matmul_seconds(chip, dot)
+    if waiting:
+        seconds += waiting * dot_factor(chip, dot) * multiplying_seconds(chip, dot)
+    return seconds * work.rhs_count
+
+
+def work_dot(work: Workload, fractions: Fractions) -> Dot:
+    """The dot of one right operand, of these fractions of the labels' sizes."""
+    op = work.op
+    # A chunk of a contraction reads and writes the sum so far, in 32 bits.
     adds = any(fraction < 1 and label not in op.out for label, fraction in fractions.items())
-    seconds = matmul_seconds(
-        chip,
-        flops,
-        sorted((lhs * work.lhs_dtype.itemsize, rhs * work.rhs_dtype.itemsize)),
-        out * op.dtype.itemsize,
-        lhs_dtype=work.lhs_dtype,
-        rhs_dtype=work.rhs_dtype,
-        precision=op.precision,
-        widened=work.elements(work.widened, fractions) if work.widened else 0,
-        # A chunk of a contraction reads and writes the sum so far, in 32 bits.
-        summed_bytes=4 * out if adds else 0,
+    left, right, out = set(op.lhs), set(op.rhs), set(op.out)
+
+    def size(labels: set[str]) -> float:
+        return work.elements("".join(sorted(labels)), fractions)
+
+    # The matrix unit multiplies full tiles.
+    padded = (
+        _padded(length) / max(length, 1)
+        for label, fraction in fractions.items()
+        for length in [work.sizes[label] * fraction]
     )
-    rate = dot_flops(chip, work.lhs_dtype, work.rhs_dtype, op.precision)
-    return (seconds + waiting * flops / rate) * work.rhs_count
+    return Dot(
+        rows=size(left - right),
+        contracted=size((left & right) - out),
+        columns=size(right - left),
+        batch=size(left & right & out),
+        lhs=work.lhs_dtype,
+        rhs=work.rhs_dtype,
+        result=op.dtype,
+        adds=adds,
+        precision=op.precision,
+        padding=math.prod(padded),
+    )
 
 
 def _padded(size: float) -> float:
     return -(-size // MATRIX_TILE) * MATRIX_TILE if size >= MATRIX_TILE else size
+
+
+def finishing_seconds(work: Workload, fractions: Fractions) -> float:
+    """What the last dot of a contraction's chunks takes beyond the others, all right operands together:
+    it writes the result instead of a sum of 32 bits that stays in on-chip memory."""
+    last = work_dot(work, fractions)
+    if not last.adds:
+        return 0.0
+    writes = dataclasses.replace(last, adds=False)
+    longer = matmul_seconds(work.chip, writes) - matmul_seconds(work.chip, last)
+    return max(0.0, longer) * work.rhs_count
 
 
 def full_dot_seconds(work: Workload) -> float:

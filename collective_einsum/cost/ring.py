@@ -9,7 +9,7 @@ from ..ops.einsum_op import EinsumCollective
 from ..ops.schedule import Schedule
 from ..rings.hamiltonian_rings import disjoint_rings
 from ..rings.streams import RingDirection, ring_directions
-from .dots import dot_seconds, pass_seconds
+from .dots import dot_seconds, finishing_seconds, pass_seconds
 from .lax_collectives import collective_seconds, scatter_pass_seconds
 from .torus import all_gather_seconds, hop_seconds
 from .workload import Estimate, Workload
@@ -59,6 +59,8 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
     time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
     compute = ring.streams * dots
+    finishing = finishing_seconds(work, ring.own)
+    compute, time = compute + finishing, time + finishing
     copying = _slice_copy_seconds(work, collective)
     # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
     overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous

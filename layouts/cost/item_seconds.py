@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
+
 from collective_einsum.chips import TILE_ROWS, Chip
-from collective_einsum.cost import all_reduce_seconds, all_to_all_seconds
+from collective_einsum.cost import all_reduce_seconds, all_to_all_seconds, dot_flops
 
 from .. import tuning
 from . import einsum_cost
@@ -29,7 +31,7 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
 def attention_seconds(item: Attention, chip: Chip) -> float:
     """Seconds of scores, softmax and values: the slower of the matmuls and the reading of the cache, and
     the memory passes of the scores through the vector units."""
-    computed = item.flops / (chip.dot_efficiency * chip.bf16_flops)
+    computed = item.flops / dot_flops(chip, jnp.bfloat16, jnp.bfloat16)
     streamed = item.streamed_bytes / (chip.hbm_efficiency * chip.hbm_bandwidth)
     # Rows of a key-value head's scores fill full tiles; groups of a prompt's queries share their last
     # keys.
@@ -42,4 +44,4 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
         share = 1 if at_once else item.queries / item.new
         scores *= 2 - share * (1 - 1 / tuning.CAUSAL_GROUPS)
     passes = tuning.SCORE_PASSES * 4 * scores / chip.vector_bandwidth
-    return max(computed, streamed) + passes + chip.dot_fill_seconds
+    return max(computed, streamed) + passes + chip.hbm_fill_seconds

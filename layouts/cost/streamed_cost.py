@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax.numpy as jnp
+
 from collective_einsum.chips import Chip
-from collective_einsum.cost import WORTHWHILE, matmul_seconds
+from collective_einsum.cost import WORTHWHILE, Dot, matmul_seconds
 from collective_einsum.rings import ring_directions
 
 from ..models.config import ModelConfig
 from . import einsum_cost
 from .einsum_cost import Seconds
-from .layer_items import ACTIVATION_BYTES, Einsum, Item, Transfer
+from .layer_items import Einsum, Item, Transfer
 
 
 def outgoing(config: ModelConfig) -> tuple[str, ...]:
@@ -69,12 +71,12 @@ def _together(
     dots = sum(
         matmul_seconds(
             chip,
-            2 * einsum.m * einsum.e * f / n,
-            sorted(
-                (einsum.m * einsum.e * ACTIVATION_BYTES, einsum.e * f / n * einsum.weight_bytes)
+            Dot(
+                rows=einsum.m,
+                contracted=einsum.e,
+                columns=f / n,
+                rhs=jnp.dtype(jnp.int8 if einsum.weight_bytes == 1 else jnp.bfloat16),
             ),
-            einsum.m * f / n * ACTIVATION_BYTES,
-            widened=einsum.e * f / n if einsum.weight_bytes == 1 else 0,
         )
         for einsum in into
         for f in einsum.f

@@ -14,6 +14,7 @@ import collective_einsum as ce
 from collective_einsum.chips import MATRIX_TILE, TILE_ROWS, Chip
 from collective_einsum.cost import (
     WORTHWHILE,
+    Dot,
     all_gather_seconds,
     all_to_all_seconds,
     matmul_seconds,
@@ -152,14 +153,7 @@ def split_seconds(of: TokenShardedFeedForward) -> float | None:
 
 
 def _dot(of: TokenShardedFeedForward, into: int, out: int, summed: bool = False) -> float:
-    operands = sorted((ACTIVATION_BYTES * of.tokens * into, ACTIVATION_BYTES * into * out))
-    return matmul_seconds(
-        of.chip,
-        2.0 * of.tokens * into * out,
-        operands,
-        ACTIVATION_BYTES * of.tokens * out,
-        summed_bytes=4.0 * of.tokens * out if summed else 0,
-    )
+    return matmul_seconds(of.chip, Dot(rows=of.tokens, contracted=into, columns=out, adds=summed))
 
 
 def _array(*shape: int) -> jax.ShapeDtypeStruct:

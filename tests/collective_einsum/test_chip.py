@@ -215,11 +215,7 @@ def test_chips_differ() -> None:
 def test_peaks_are_ordered(chip: Chip) -> None:
     assert 0 < chip.f32_flops < chip.f32_high_flops <= chip.f32_default_flops <= chip.bf16_flops
     assert chip.bf16_flops <= chip.int8_ops
-    assert 0 < chip.int8_dot_efficiency <= 1
     assert chip.link_bandwidth < chip.hbm_bandwidth
-    assert 0 < chip.dot_efficiency <= 1
-    # Widening int8 as it streams in must not be slower than streaming one byte an element.
-    assert chip.int8_convert_rate > chip.hbm_bandwidth
 
 
 def test_links_of_v4_add_up_to_the_bandwidth_of_the_paper() -> None:

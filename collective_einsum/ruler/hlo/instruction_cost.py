@@ -49,15 +49,6 @@ COLLECTIVES = (
 _FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "PrepareAsyncCallStart", "PrepareAsyncCallDone")
 
 
-def estimated_cycles(text: str) -> int:
-    """The sum of the `estimated_cycles` that XLA:TPU wrote on the instructions of a compiled program
-    that has no loop.
-
-    Raises ValueError if `text` is no HLO module.
-    """
-    return sum(instruction.estimated_cycles or 0 for instruction in hlo.parse(text).entry)
-
-
 def is_free(instruction: hlo.Instruction) -> bool:
     """Whether an instruction takes no time and moves nothing."""
     return instruction.opcode in FREE or instruction.custom_call_target in _FREE_TARGETS

@@ -1,6 +1,7 @@
 """Replaying a compiled schedule on the slice's torus: its timeline and its waits."""
 
 from .collective_overlaps import CollectiveOverlap as CollectiveOverlap
+from .compiled_dots import dot_cycles as dot_cycles
 from .scheduler_log import scheduler_verdict as scheduler_verdict
 from .simulation import replay as replay
 from .simulation import replay_module as replay_module
@@ -20,6 +21,7 @@ __all__ = [
     "LineSeconds",
     "Table",
     "Timeline",
+    "dot_cycles",
     "figure_class",
     "legend",
     "markdown_table",

@@ -1,8 +1,8 @@
-"""Flop/s of a dot by the dtypes of its operands and its precision.
+"""Peak flop/s of a dot by the dtypes of its operands and its precision.
 
 XLA:TPU multiplies bf16, and int8 where the matrix unit can, and splits f32 into three bf16 terms. Its
 `estimated_cycles` (libtpu 0.0.50.1) of each further row of [M, 4608] x [4608, 4608], from M=4096 to
-8192, relative to bf16 x bf16, by `python -m bench.dot_rates v4:2x2x1`:
+8192, relative to bf16 x bf16:
 
 | operands                      | v4  | v5e | v5p | v6e | 7x  | products                        |
 |-------------------------------|-----|-----|-----|-----|-----|---------------------------------|
@@ -39,10 +39,10 @@ _NAMES: dict[str, _Level] = {
 }
 
 
-def dot_flops(
+def peak_flops(
     chip: Chip, lhs_dtype: DTypeLike, rhs_dtype: DTypeLike, precision: lax.PrecisionLike = None
 ) -> float:
-    """Flop/s, or op/s of integers, at which each further row of a dot of these dtypes runs.
+    """Peak flop/s, or op/s of integers, of a dot of these dtypes.
 
     Args:
       chip: the chip.
@@ -51,13 +51,13 @@ def dot_flops(
       precision: as `jnp.einsum` takes it; it counts for operands of 32 bits alone.
     """
     dtypes = [jnp.dtype(lhs_dtype), jnp.dtype(rhs_dtype)]
-    if all(dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
-        return chip.int8_dot_efficiency * chip.int8_ops
-    if chip.fp8_flops and all(_is_fp8(dtype) for dtype in dtypes):
-        return chip.dot_efficiency * chip.fp8_flops
+    if all(is_int8(dtype) for dtype in dtypes):
+        return chip.int8_ops
+    if chip.fp8_flops and all(is_fp8(dtype) for dtype in dtypes):
+        return chip.fp8_flops
     wide = sum(_is_wide(dtype) for dtype in dtypes)
     if not wide:
-        return chip.dot_efficiency * chip.bf16_flops
+        return chip.bf16_flops
     level = _level(precision)
     if wide == 1 and level != "default":
         # A narrow operand is one bf16 term, not the sum of three: half of the products.
@@ -67,10 +67,16 @@ def dot_flops(
         "high": chip.f32_high_flops,
         "highest": chip.f32_flops,
     }
-    return chip.dot_efficiency * by_level[level]
+    return by_level[level]
 
 
-def _is_fp8(dtype: np.dtype[np.generic]) -> bool:
+def is_int8(dtype: np.dtype[np.generic]) -> bool:
+    """Whether a dtype is of integers of one byte."""
+    return jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize == 1
+
+
+def is_fp8(dtype: np.dtype[np.generic]) -> bool:
+    """Whether a dtype is of floating numbers of one byte."""
     return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize == 1
 
 

@@ -1,0 +1,100 @@
+"""The dots of a calibration: their programs, and what the compiler made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from collective_einsum.chips import Chip, DotObservation
+from collective_einsum.ruler.compile import Target
+from collective_einsum.ruler.replay import dot_cycles
+
+# Rows, contracted and columns, whose products are observed: of dots of 16 bits, and of narrower ones,
+# which compile more slowly where bundles are dumped and counted.
+SIZES = ((8, 64, 256, 512, 2048), (256, 1152, 4608), (1152, 4608, 18432))
+NARROW_SIZES = ((64, 1024), (1152, 4608), (1152, 4608))
+NARROW = (("bfloat16", "int8"), ("int8", "int8"))
+FP8 = ("float8_e4m3fn", "float8_e4m3fn")
+_LAYERS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A dot of [rows, contracted] and [contracted, columns], and the dtypes of its operands; one that
+    `adds` has a sum of 32 bits added, which is its result, as chunks of a contraction do."""
+
+    rows: int
+    contracted: int
+    columns: int
+    lhs: str
+    rhs: str
+    adds: bool = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether an operand has less than 16 bits, so that its bundles are counted."""
+        return any(jnp.dtype(dtype).itemsize < 2 for dtype in (self.lhs, self.rhs))
+
+    def lower(self, slice_: Target) -> jax.stages.Lowered:
+        """The program: a loop over a stack of weights. The left operand, and a sum,
+        are computed before each dot, so that they are in on-chip memory, as a gathered operand is."""
+        mesh = slice_.mesh((len(slice_.devices),), ("x",))
+        everywhere = NamedSharding(mesh, P())
+        lhs, rhs = jnp.dtype(self.lhs), jnp.dtype(self.rhs)
+        integers = lhs == rhs == jnp.int8
+        sums = jnp.dtype(jnp.int32 if integers else jnp.float32)
+        result = sums if self.adds or integers else jnp.dtype(jnp.bfloat16)
+
+        def dot(x: jax.Array, w: jax.Array) -> jax.Array:
+            wide = w if lhs == rhs else w.astype(lhs)
+            return jnp.einsum("me,ef->mf", x, wide, preferred_element_type=sums).astype(result)
+
+        def layer(
+            carry: tuple[jax.Array, jax.Array], w: jax.Array
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            x, y = lax.optimization_barrier(carry)
+            if not self.adds:
+                return (x, dot(lax.optimization_barrier(x + x), w)), None
+            x2, y2 = lax.optimization_barrier((x + x, y + y))
+            y = lax.optimization_barrier(y2 + dot(x2, w))
+            return (x, y + y), None
+
+        def program(x: jax.Array, stack: jax.Array) -> jax.Array:
+            first = jnp.zeros((self.rows, self.columns), result)
+            return lax.scan(layer, (x, first), stack)[0][1]
+
+        shapes = (
+            ((self.rows, self.contracted), lhs),
+            ((_LAYERS, self.contracted, self.columns), rhs),
+        )
+        args = [jax.ShapeDtypeStruct(*shape, sharding=everywhere) for shape in shapes]
+        return jax.jit(program).lower(*args)
+
+    def observed(self, chip: Chip, text: str) -> DotObservation:
+        """The observation of the dot in the text of its compiled program.
+
+        Raises ValueError if it has no dot.
+        """
+        cycles, basis = dot_cycles(chip, text)
+        source = "bundles" if basis == "bundles" else "estimate"
+        return DotObservation(**vars(self), cycles=cycles, source=source)
+
+
+def dots(chip: Chip) -> list[Dot]:
+    """The dots that are observed on a chip."""
+    bf16 = ("bfloat16", "bfloat16")
+    kinds = [(SIZES, bf16, False), (SIZES, bf16, True)]
+    kinds += [(NARROW_SIZES, dtypes, False) for dtypes in NARROW]
+    if chip.fp8_flops:
+        kinds.append((NARROW_SIZES, FP8, False))
+    return [
+        Dot(rows=rows, contracted=contracted, columns=columns, lhs=lhs, rhs=rhs, adds=adds)
+        for (all_rows, all_contracted, all_columns), (lhs, rhs), adds in kinds
+        for contracted, columns, rows in itertools.product(all_contracted, all_columns, all_rows)
+    ]

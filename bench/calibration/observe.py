@@ -1,0 +1,81 @@
+"""Compile dots for a slice and observe them, in worker processes and with a cache."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from bench.calibration.dots import Dot
+from collective_einsum.chips import DotObservation, Observations
+from collective_einsum.ruler import bundles
+from collective_einsum.ruler.compile import (
+    Cache,
+    Program,
+    Target,
+    in_processes,
+    program_key,
+    target,
+    versions,
+)
+
+
+def observe_all(
+    asked: Sequence[Dot], name: str, cache_directory: str | os.PathLike[str], workers: int = 2
+) -> Iterator[tuple[int, DotObservation]]:
+    """Observes dots on a slice by name; yields places and observations as they finish.
+
+    Processes that dump bundles compile more slowly, so each process does so for all of its dots or for
+    none.
+    """
+    for narrow in (False, True):
+        places = [place for place, dot in enumerate(asked) if dot.is_narrow == narrow]
+        arguments = [(asked[place], name, os.fspath(cache_directory)) for place in places]
+        for i, observation in in_processes(observe, arguments, workers):
+            yield places[i], observation
+
+
+def observe(dot: Dot, name: str, cache_directory: str | os.PathLike[str]) -> DotObservation:
+    """Compiles a dot for a slice, with its bundles where it is narrow, or takes it from the cache.
+
+    Raises ValueError if there is no such slice, ModuleNotFoundError if libtpu is not installed.
+    """
+    if dot.is_narrow:
+        bundles.start()
+    slice_, cache = _target(name), Cache(cache_directory)
+    assert slice_.chip is not None
+    lowered = dot.lower(slice_)
+    key = program_key(lowered, name, {}) + dot.is_narrow * " with bundles"
+    program = cache.load(key)
+    if program is None:
+        start = time.perf_counter()
+        executable, text = bundles.text_of(functools.partial(_compile, slice_, lowered))
+        program = Program.of(executable, time.perf_counter() - start, text)
+        cache.store(key, key, program)
+    return dot.observed(slice_.chip, program.text)
+
+
+def observations(name: str, seen: Sequence[DotObservation]) -> Observations:
+    """What the file of a slice's chip holds."""
+    chip, numbers = target(name).chip, versions()
+    assert chip is not None
+    return Observations(
+        chip=chip.name,
+        compiler=f"libtpu {numbers['libtpu']}",
+        jax=str(numbers["jax"]),
+        command=f"python -m bench calibrate --target {name}",
+        clock_hz=chip.clock_hz,
+        dots=tuple(seen),
+    )
+
+
+def _compile(slice_: Target, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    return slice_.compile(lowered)
+
+
+@functools.cache
+def _target(name: str) -> Target:
+    return target(name)

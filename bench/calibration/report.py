@@ -1,0 +1,77 @@
+"""The table of a calibration, and its file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from collective_einsum.chips import (
+    DotObservation,
+    Observations,
+    as_chip,
+    file_name,
+    observed_folder,
+)
+from collective_einsum.ruler.replay import legend, table, wrapped
+
+_DTYPES = {"bfloat16": "bf16", "float8_e4m3fn": "fp8"}
+_COLUMNS = {
+    "sizes": "rows, contracted and columns",
+    "us": "of the dot, at the chip's clock",
+    "Tflop/s": "a multiply-add is two",
+    "source": "bundles: the bundles that it issues, with its HBM bytes; estimate: the compiler's cycles",
+}
+
+
+def print_observations(observations: Observations) -> str:
+    """A table of dots by dtypes, its legend, and what it shows."""
+    lines = [
+        f"{observations.chip}, predicted by {observations.compiler} with jax {observations.jax}\n",
+        table(("dtypes", *_COLUMNS), (_cells(observations, dot) for dot in observations.dots)),
+        "",
+        legend({"dtypes": "of both operands; sum: it adds to a sum of 32 bits", **_COLUMNS}),
+        "",
+        *wrapped(_conclusion(observations)),
+    ]
+    return "\n".join(lines)
+
+
+def write(observations: Observations, target: str, folder: str | None) -> Path:
+    """Writes the file of a slice's chip into a folder, by default the library's; returns its path."""
+    where = observed_folder() if folder is None else Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    version = observations.compiler.removeprefix("libtpu ")
+    path = where / file_name(target.partition(":")[0], version)
+    path.write_text(observations.to_json(), encoding="utf-8")
+    return path
+
+
+def _cells(observations: Observations, dot: DotObservation) -> tuple[str, ...]:
+    rate = _rate(observations, dot) / 1e12
+    return (
+        _dtypes(dot),
+        f"{dot.rows} x {dot.contracted} x {dot.columns}",
+        f"{dot.cycles / observations.clock_hz * 1e6:.2f}",
+        f"{rate:.1f}",
+        dot.source,
+    )
+
+
+def _rate(observations: Observations, dot: DotObservation) -> float:
+    """Flop/s."""
+    return 2 * dot.rows * dot.contracted * dot.columns * observations.clock_hz / dot.cycles
+
+
+def _dtypes(dot: DotObservation) -> str:
+    operands = " x ".join(_DTYPES.get(dtype, dtype) for dtype in (dot.lhs, dot.rhs))
+    return f"{operands}, sum" if dot.adds else operands
+
+
+def _conclusion(observations: Observations) -> str:
+    peak = as_chip(observations.chip).bf16_flops
+    best = (
+        f"{_dtypes(dots[0])} at most {max(_rate(observations, dot) for dot in dots) / peak:.0%}"
+        for _, group in itertools.groupby(observations.dots, key=_dtypes)
+        for dots in [list(group)]
+    )
+    return f"So of the peak of bf16, {peak / 1e12:.0f} Tflop/s, dots reach: {', '.join(best)}."

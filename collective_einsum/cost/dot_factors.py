@@ -1,0 +1,155 @@
+"""How much longer than by the data sheet dots take, interpolated in what was observed of a compiler.
+
+Observed seconds are taken over those of arithmetic at the peak or of HBM bytes, the longer of both.
+Between the observed sizes the logarithm of this is linear in those of rows, contracted and columns;
+beyond them it is that of the nearest size.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from ..chips.chip import Chip
+from ..chips.names import as_chip
+from ..chips.observations import DotObservation
+from ..chips.peaks import is_fp8, is_int8
+from ..chips.streaming import streaming_seconds, waits_for_hbm
+from .roofline import Dot, multiplying_seconds, roofline_seconds, streamed_bytes
+
+# The dtypes of both operands, and whether the dot adds to a sum.
+_Kind = tuple[str, str, bool]
+_PLAIN = ("bfloat16", "bfloat16", False)
+# A part of a result may stay on chip: a dot is taken to wait for HBM if it waits by so much longer.
+_SURELY = 1.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Values at all products of some sizes.
+
+    Attributes:
+      axes: the logarithms of the sizes of each dimension, rising.
+      values: by their places in `axes`.
+    """
+
+    axes: tuple[tuple[float, ...], ...]
+    values: Mapping[tuple[int, ...], float]
+
+    @classmethod
+    def of(cls, values: Mapping[tuple[float, ...], float]) -> Grid:
+        """The grid of these values by sizes.
+
+        Raises:
+          ValueError: a product of the sizes has no value.
+        """
+        sizes = [sorted(set(column)) for column in zip(*values, strict=True)]
+        places = {
+            tuple(axis.index(size) for axis, size in zip(sizes, key, strict=True)): value
+            for key, value in values.items()
+        }
+        if len(places) != math.prod(map(len, sizes)):
+            raise ValueError(
+                f"observed dots are no grid of sizes {sizes}: {len(places)} of "
+                f"{math.prod(map(len, sizes))} are there; run `python -m bench calibrate` again"
+            )
+        axes = tuple(tuple(math.log(size) for size in axis) for axis in sizes)
+        return cls(axes=axes, values=places)
+
+    def at(self, sizes: tuple[float, ...]) -> float:
+        """The value at some sizes, each dimension linear in its logarithm."""
+        corners = {(): 1.0}
+        for axis, size in zip(self.axes, sizes, strict=True):
+            weights = _weights(axis, math.log(max(size, 1.0)))
+            corners = {
+                (*corner, place): weight * share
+                for corner, weight in corners.items()
+                for place, share in weights
+            }
+        return sum(weight * self.values[corner] for corner, weight in corners.items())
+
+
+def dot_factor(chip: Chip, dot: Dot) -> float:
+    """Seconds of a dot over `roofline_seconds`; 1.0 for a chip whose compiler was not observed.
+
+    Both are those of the chip that was observed, whatever numbers of its data sheet `chip` has replaced,
+    so that a lower rate never takes less time.
+    """
+    grids = _grids(chip.observed)
+    if not grids:
+        return 1.0
+    kind, turned = _kind(dot)
+    observed = as_chip(chip.observed)
+    grid = grids.get(kind) or grids.get((*kind[:2], False)) or grids[_PLAIN]
+    sizes = (dot.rows, dot.contracted, dot.columns)
+    seconds = math.exp(grid.at(sizes[::-1] if turned else sizes)) * _bound_seconds(observed, dot)
+    # Chips read faster than compilers reckon, and int8 weights of a stack as fast, though code that is
+    # issued on v4 widens them: Pope et al. measured decode steps of PaLM 540B to gain 71 us a layer from
+    # int8 weights, which are 71 MB less a chip.
+    moved = streamed_bytes(dot)
+    if waits_for_hbm(observed, moved / _SURELY, dot.flops):
+        seconds = min(seconds, streaming_seconds(observed, moved))
+    return seconds / roofline_seconds(observed, dot)
+
+
+def _kind(dot: Dot) -> tuple[_Kind, bool]:
+    """The kind of the observed dots that stand for this one, and whether they are its transpose."""
+    if is_fp8(dot.lhs) and is_fp8(dot.rhs):
+        return ("float8_e4m3fn", "float8_e4m3fn", dot.adds), False
+    lhs, rhs = ("int8" if is_int8(dtype) else "bfloat16" for dtype in (dot.lhs, dot.rhs))
+    turned = (lhs, rhs) == ("int8", "bfloat16")
+    return ((rhs, lhs, dot.adds) if turned else (lhs, rhs, dot.adds)), turned
+
+
+def _bound_seconds(chip: Chip, dot: Dot) -> float:
+    """Seconds of a dot at the peak, or of its bytes at the bandwidth that is reached."""
+    streaming = streamed_bytes(dot) / (chip.hbm_efficiency * chip.hbm_bandwidth)
+    return max(multiplying_seconds(chip, dot), streaming)
+
+
+@functools.cache
+def _grids(name: str) -> Mapping[_Kind, Grid]:
+    """The logarithms of observed seconds over `_bound_seconds`, of a chip by its short name, by kind."""
+    if not name:
+        return {}
+    chip = as_chip(name)
+    observations = chip.observations
+    if observations is None:
+        return {}
+    by_kind: dict[_Kind, dict[tuple[float, ...], float]] = {}
+    for seen in observations.dots:
+        bound = _bound_seconds(chip, _dot(seen))
+        factor = math.log(seen.cycles / observations.clock_hz / bound)
+        sizes = (seen.rows, seen.contracted, seen.columns)
+        by_kind.setdefault((seen.lhs, seen.rhs, seen.adds), {})[sizes] = factor
+    return {kind: Grid.of(values) for kind, values in by_kind.items()}
+
+
+def _dot(seen: DotObservation) -> Dot:
+    lhs, rhs = jnp.dtype(seen.lhs), jnp.dtype(seen.rhs)
+    integers = is_int8(lhs) and is_int8(rhs)
+    return Dot(
+        rows=seen.rows,
+        contracted=seen.contracted,
+        columns=seen.columns,
+        lhs=lhs,
+        rhs=rhs,
+        result=jnp.dtype(jnp.int32 if integers else jnp.bfloat16),
+        adds=seen.adds,
+    )
+
+
+def _weights(axis: tuple[float, ...], value: float) -> tuple[tuple[int, float], ...]:
+    """The places on an axis on both sides of a value, with their weights."""
+    above = bisect.bisect_right(axis, value)
+    if above == 0:
+        return ((0, 1.0),)
+    if above == len(axis):
+        return ((above - 1, 1.0),)
+    share = (value - axis[above - 1]) / (axis[above] - axis[above - 1])
+    return ((above - 1, 1 - share), (above, share))
