@@ -30,7 +30,7 @@ def dot_cycles(chip: Chip, text: str) -> tuple[int, Basis]:
             flops = work.flops(module, computation, op)
             if op.estimated_cycles is not None and flops:
                 moved = work.hbm_bytes(module, computation, op)
-                seconds, basis = op_seconds(chip, computation, op, moved)
+                seconds, basis = op_seconds(chip, computation, op, moved, flops)
                 peak = max(chip.bf16_flops, chip.int8_ops, chip.fp8_flops)
                 if basis == "bundles" and flops / seconds > _BEYOND * peak:
                     return op.estimated_cycles, "estimate"
