@@ -142,23 +142,28 @@ def compiled(unrolled: bool, batch: int = 16, context: int = 512) -> str:
     return text
 
 
-def weights_in_flight(text: str) -> int:
-    """Copies of whole weights into on-chip memory that something else runs beside."""
-    found = 0
-    for computation in hlo.parse(text).computations.values():
-        order = list(computation.instructions.values())
-        places = {each.name: place for place, each in enumerate(order)}
-        for each in order:
-            matrix = isinstance(each.shape, Shape) and each.shape.dims == (2048, 4096)
-            if each.opcode == "copy-done" and matrix:
-                found += places[each.name] - places[each.operands[0]] > 1
-    return found
+def share_in_flight(text: str) -> float:
+    """Elements of arrays that come into on-chip memory, whole or in slices, while something else runs,
+    over those of the layers' weights."""
+    module = hlo.parse(text)
+    weights = sum(
+        parameter.shape.size
+        for parameter in module.entry.parameters
+        if isinstance(parameter.shape, Shape) and "blocks" in parameter.op_name
+    )
+    ahead = 0
+    for computation in module.computations.values():
+        places = {name: place for place, name in enumerate(computation.instructions)}
+        for op in computation:
+            if op.opcode in ("copy-done", "slice-done") and isinstance(op.shape, Shape):
+                ahead += op.shape.size * (places[op.name] - places[op.operands[0]] > 1)
+    return ahead / weights
 
 
 @pytest.mark.tpu
 def test_weights_are_streamed_ahead() -> None:
-    assert weights_in_flight(compiled(unrolled=True)) >= SMALL.layers
-    assert weights_in_flight(compiled(unrolled=False)) == 0
+    assert share_in_flight(compiled(unrolled=True)) > 0.8
+    assert share_in_flight(compiled(unrolled=False)) < 0.05
     mesh = target("v4:2x2x2").mesh((2, 2, 2), ("x", "y", "z"))
     fast, slow = (replay(compiled(how), mesh).total_seconds for how in (True, False))
     assert fast < 0.9 * slow
