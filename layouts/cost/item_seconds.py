@@ -44,4 +44,5 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
         share = 1 if at_once else item.queries / item.new
         scores *= 2 - share * (1 - 1 / tuning.CAUSAL_GROUPS)
     passes = tuning.SCORE_PASSES * 4 * scores / chip.vector_bandwidth
-    return max(computed, streamed) + passes + chip.hbm_fill_seconds
+    # The scores' dot waits for the keys, and then the values' dot for the values.
+    return max(computed, streamed) + passes + 2 * chip.hbm_fill_seconds
