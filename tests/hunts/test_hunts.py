@@ -12,12 +12,11 @@ from . import run
 from .run import NAMES
 
 CASES = 5
+_MARKS = {"plans": pytest.mark.tpu, "caches": pytest.mark.slow}
 
 
 @pytest.mark.parametrize("seed", range(CASES))
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.tpu if n == "plans" else ()) for n in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_MARKS.get(name, ())) for name in NAMES])
 def test_holds(name: str, seed: int) -> None:
     importlib.import_module(f"{__package__}.{name}").case(seed)
 
