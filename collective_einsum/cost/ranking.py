@@ -14,9 +14,9 @@ from ..chips.chip import Chip
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .candidates import candidates
-from .choice import WORTHWHILE, Choice
+from .choice import WORTHWHILE, WORTHWHILE_WIDENED_RING, Choice
 from .estimate import estimate
-from .workload import ShapedArray, workload
+from .workload import Estimate, ShapedArray, Workload, workload
 
 
 def rank_einsum(
@@ -101,9 +101,13 @@ def _rank(
     rows = [estimate(work, schedule) for schedule in candidates(work)]
     rows.sort(key=operator.attrgetter("seconds"))
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
-    if rows[0].seconds * (1 + WORTHWHILE) > blocking.seconds:
-        rows.remove(blocking)
-        rows.insert(0, blocking)
+    fastest = rows[0]
+    chosen = next(
+        (row for row in rows if row.seconds * (1 + _worthwhile(work, row)) <= blocking.seconds),
+        blocking,
+    )
+    rows.remove(chosen)
+    rows.insert(0, chosen)
     collectives = [
         f"{word} {collective.label!r} over {collective.axes}"
         for word, collective in (("gather", op.gather), ("scatter", op.scatter))
@@ -115,4 +119,11 @@ def _rank(
         einsum=f"{op.lhs},{op.rhs}->{op.out}, {shapes}, {', '.join(collectives)}",
         chip=chip.name,
         rows=tuple(rows),
+        worthwhile=_worthwhile(work, fastest),
     )
+
+
+def _worthwhile(work: Workload, row: Estimate) -> float:
+    """The gain over "blocking" for which a schedule is chosen."""
+    ring = row.schedule.kind == "ring"
+    return WORTHWHILE_WIDENED_RING if ring and work.widened else WORTHWHILE
