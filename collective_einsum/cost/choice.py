@@ -12,8 +12,8 @@ from .workload import Estimate
 # ones are within the error of the cost model.
 WORTHWHILE = 0.015
 # The same for a ring whose dots widen int8 or fp8 weights, whose cost is known less well: that of
-# [256, 4608] x [4608, 4608] on v4, scattered over y and z, was predicted 4% faster than "blocking" and is
-# replayed 15% slower (`python -m bench collectives --full`, libtpu 0.0.50.1).
+# [256, 4608] x [4608, 4608] on v4, scattered over y and z, was predicted 4% faster than "blocking"
+# and is replayed 15% slower (`python -m bench collectives --full`, libtpu 0.0.50.1).
 WORTHWHILE_WIDENED_RING = 0.06
 
 # Below the table that a `Choice` prints.
