@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Iterator, Sequence
-
-import jax
 
 from bench.calibration.dots import Dot
 from collective_einsum.chips import DotObservation, Observations
 from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import (
     Cache,
-    Program,
     Target,
     in_processes,
     program_key,
@@ -48,13 +44,7 @@ def observe(dot: Dot, name: str, cache_directory: str | os.PathLike[str]) -> Dot
     slice_, cache = _target(name), Cache(cache_directory)
     assert slice_.chip is not None
     lowered = dot.lower(slice_)
-    key = program_key(lowered, name, {}) + dot.is_narrow * " with bundles"
-    program = cache.load(key)
-    if program is None:
-        start = time.perf_counter()
-        executable, text = bundles.text_of(functools.partial(_compile, slice_, lowered))
-        program = Program.of(executable, time.perf_counter() - start, text)
-        cache.store(key, key, program)
+    program = cache.compiled(program_key(lowered, name, {}), lowered.compile)
     return dot.observed(slice_.chip, program.text)
 
 
@@ -70,10 +60,6 @@ def observations(name: str, seen: Sequence[DotObservation]) -> Observations:
         clock_hz=chip.clock_hz,
         dots=tuple(seen),
     )
-
-
-def _compile(slice_: Target, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    return slice_.compile(lowered)
 
 
 @functools.cache

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from bench.decoder_suite.phases import Phase, mfu, split
-from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
 from collective_einsum.ruler.replay import Timeline, legend, replay, table, wrapped
 
@@ -108,18 +106,10 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
 
 
 def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
-    """Replays a phase's program, which is compiled if the cache does not have it.
-
-    Where this process dumps bundles (`ruler.bundles`), the program has their counts.
-    """
+    """Replays a phase's program, which is compiled if the cache does not have it."""
     lowered = phase.lower(mesh)
-    key = program_key(lowered, name, phase.compiler_options(mesh)) + bundles.mark()
-    program = cache.load(key)
-    if program is None:
-        start = time.perf_counter()
-        binary, text = bundles.text_of(lowered.compile)
-        program = Program.of(binary, time.perf_counter() - start, text)
-        cache.store(key, key, program)
+    key = program_key(lowered, name, phase.compiler_options(mesh))
+    program = cache.compiled(key, lowered.compile)
     return replay(program.text, mesh), program
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Iterator, Sequence
 
 from bench.decoder_suite.steps import step
@@ -20,7 +19,6 @@ from collective_einsum.ruler.compile import (
     source_name,
     target,
 )
-from collective_einsum.ruler.compile import Program as Compiled
 from collective_einsum.ruler.replay import replay
 
 
@@ -129,13 +127,8 @@ def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:
     slice_ = target(record.target)
     mesh = slice_.mesh(program.sides or (len(slice_.devices),), axis_names(program.sides))
     lowered, options = program.lower(mesh), dict(record.options)
-    key = program_key(lowered, record.target, options) + bundles.mark()
-    compiled = cache.load(key)
-    if compiled is None:
-        start = time.perf_counter()
-        binary, text = bundles.text_of(lambda: slice_.compile(lowered, compiler_options=options))
-        compiled = Compiled.of(binary, time.perf_counter() - start, text)
-        cache.store(key, key, compiled)
+    key = program_key(lowered, record.target, options)
+    compiled = cache.compiled(key, lambda: slice_.compile(lowered, compiler_options=options))
     seconds = program.seconds(replay(compiled.text, mesh))
     cache.store_row(name, {"seconds": seconds})
     return seconds

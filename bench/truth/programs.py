@@ -46,22 +46,17 @@ class Program(Protocol):
         ...
 
 
-class _Once:
-    """A `Program` on one axis of all devices, that runs its operation once."""
+class _OnOneAxis:
+    """A `Program` on one axis of all devices."""
 
     @property
     def sides(self) -> tuple[int, ...]:
         """One axis."""
         return ()
 
-    @property
-    def runs(self) -> int:
-        """One."""
-        return 1
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Permute(_Once):
+class Permute(_OnOneAxis):
     """Every device sends an f32 array to its neighbour on a ring through all devices, time after time.
 
     The permutes are written out: a loop would copy what arrived to where the next one departs from,
@@ -72,11 +67,6 @@ class Permute(_Once):
     """
 
     bytes: int
-
-    @property
-    def runs(self) -> int:
-        """The number of permutes."""
-        return _PERMUTES
 
     @property
     def work(self) -> float:
@@ -153,7 +143,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dot(_Once):
+class Dot(_OnOneAxis):
     """[m, k] x [k, n] on every device, with a result of the same dtype.
 
     Attributes:
@@ -182,7 +172,7 @@ class Dot(_Once):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Copy(_Once):
+class Copy(_OnOneAxis):
     """A copy of a bf16 array from HBM to HBM.
 
     Attributes:

@@ -81,6 +81,11 @@ class Chip(CompilerFigures):
         return observed(self.observed) if self.observed else None
 
     @property
+    def reached_hbm_bandwidth(self) -> float:
+        """Bytes/s of HBM that programs reach."""
+        return self.hbm_efficiency * self.hbm_bandwidth
+
+    @property
     def device_link_bandwidth(self) -> float:
         """Bytes/s one way that a device has of a link while all devices of its chip send over it."""
         return self.link_bandwidth / self.devices_per_chip

@@ -17,9 +17,9 @@ _MATMUL_EFFICIENCY = 0.9
 def waits_for_hbm(chip: Chip, hbm_bytes: float, flops: float) -> bool:
     """Whether a dot waits for its HBM bytes longer than it multiplies."""
     multiplies = flops / (_MATMUL_EFFICIENCY * chip.bf16_flops)
-    return hbm_bytes / (chip.hbm_efficiency * chip.hbm_bandwidth) > multiplies
+    return hbm_bytes / chip.reached_hbm_bandwidth > multiplies
 
 
 def streaming_seconds(chip: Chip, hbm_bytes: float) -> float:
     """Seconds of an operation that waits for these HBM bytes."""
-    return hbm_bytes / (chip.hbm_efficiency * chip.hbm_bandwidth) + chip.hbm_fill_seconds
+    return hbm_bytes / chip.reached_hbm_bandwidth + chip.hbm_fill_seconds

@@ -108,7 +108,7 @@ def _kind(dot: Dot) -> tuple[_Kind, bool]:
 
 def _bound_seconds(chip: Chip, dot: Dot) -> float:
     """Seconds of a dot at the peak, or of its bytes at the bandwidth that is reached."""
-    streaming = streamed_bytes(dot) / (chip.hbm_efficiency * chip.hbm_bandwidth)
+    streaming = streamed_bytes(dot) / chip.reached_hbm_bandwidth
     return max(multiplying_seconds(chip, dot), streaming)
 
 

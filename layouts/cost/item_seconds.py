@@ -32,7 +32,7 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     """Seconds of scores, softmax and values: the slower of the matmuls and the reading of the cache, and
     the memory passes of the scores through the vector units."""
     computed = item.flops / dot_flops(chip, jnp.bfloat16, jnp.bfloat16)
-    streamed = item.streamed_bytes / (chip.hbm_efficiency * chip.hbm_bandwidth)
+    streamed = item.streamed_bytes / chip.reached_hbm_bandwidth
     # Rows of a key-value head's scores fill full tiles; groups of a prompt's queries share their last
     # keys.
     rows = item.queries * item.heads / item.kv_heads

@@ -116,24 +116,14 @@ def _folder() -> Path:
 
 def _counted_ops(module: hlo.Module) -> dict[str, tuple[hlo.Computation, hlo.Instruction]]:
     """The ops that count, by name, with the computations that they are in."""
+    fused = module.called_by("fusion")
     return {
         instruction.name: (computation, instruction)
-        for computation in _run_by_themselves(module)
+        for computation in module.computations.values()
+        if computation.name not in fused
         for instruction in computation
         if _counts(module, computation, instruction)
     }
-
-
-def _run_by_themselves(module: hlo.Module) -> list[hlo.Computation]:
-    """The computations whose instructions are ops of their own: all that no fusion calls."""
-    fused = {
-        name
-        for computation in module.computations.values()
-        for instruction in computation
-        if instruction.opcode == "fusion"
-        for name in instruction.calls
-    }
-    return [module.computations[name] for name in module.computations if name not in fused]
 
 
 def _counts(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction) -> bool:

@@ -10,13 +10,15 @@ import importlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from collective_einsum.chips.compiler_figures import CompilerOption
+from collective_einsum.ruler import bundles
 
 DEFAULT_DIRECTORY = ".bench_cache"
 
@@ -82,6 +84,21 @@ class Cache:
         document = json.dumps(dataclasses.asdict(program)).encode()
         self._write(self._path(key, "json.gz"), gzip.compress(document, 3))
         self._write(self._path(name, "name"), key.encode())
+
+    def compiled(self, key: str, compile_program: Callable[[], jax.stages.Compiled]) -> Program:
+        """The program of a key, which is compiled and kept if it is not there.
+
+        Where this process dumps bundles (`ruler.bundles`), the program has their counts, and is kept
+        apart from one without.
+        """
+        key += bundles.mark()
+        program = self.load(key)
+        if program is None:
+            start = time.perf_counter()
+            binary, text = bundles.text_of(compile_program)
+            program = Program.of(binary, time.perf_counter() - start, text)
+            self.store(key, key, program)
+        return program
 
     def load_row(self, name: str) -> dict[str, Any] | None:
         """The row stored under a name, if it is there."""

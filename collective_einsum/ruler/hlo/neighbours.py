@@ -30,9 +30,10 @@ def dots_next_to_collectives(module: hlo.Module) -> dict[str, tuple[SourceLine, 
       innermost lines that its dots were traced from; none where the module does not say.
     """
     lines: dict[str, tuple[SourceLine, ...]] = {}
-    fused = _called_by_fusions(module)
+    # What fusions contain is no op of its own; SparseCores run what a start calls.
+    within = module.called_by("fusion", "-start")
     for computation in module.computations.values():
-        if computation.name in fused:
+        if computation.name in within:
             continue
         for instruction in computation:
             dots = tuple(_dots(module, computation, instruction))
@@ -40,17 +41,6 @@ def dots_next_to_collectives(module: hlo.Module) -> dict[str, tuple[SourceLine, 
                 traced = (line for dot in dots for line in _lines(module, dot))
                 lines[instruction.name] = tuple(dict.fromkeys(traced))
     return lines
-
-
-def _called_by_fusions(module: hlo.Module) -> set[str]:
-    """Names of the computations within fusions, and of those that SparseCores run."""
-    return {
-        name
-        for computation in module.computations.values()
-        for instruction in computation
-        if instruction.opcode == "fusion" or instruction.opcode.endswith("-start")
-        for name in instruction.calls
-    }
 
 
 def _dots(

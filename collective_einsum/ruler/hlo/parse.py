@@ -173,6 +173,16 @@ class Module:
         """The number of devices that run the module together."""
         return self.num_partitions * self.replica_count
 
+    def called_by(self, *endings: str) -> set[str]:
+        """Names of the computations that ops call whose opcodes end so: "fusion", "-start"."""
+        return {
+            name
+            for computation in self.computations.values()
+            for instruction in computation
+            if instruction.opcode.endswith(endings)
+            for name in instruction.calls
+        }
+
     def stack_of(self, instruction: Instruction) -> tuple[SourceLine, ...]:
         """The call stack that an instruction was traced in, the innermost line first; () if unknown."""
         line = instruction.source_line

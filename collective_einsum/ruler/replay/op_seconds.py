@@ -54,7 +54,7 @@ def op_seconds(
     cycles = instruction.estimated_cycles
     estimate = (cycles or 0) / chip.clock_hz
     if instruction.issued_bundles is not None:
-        fetching = moved / (chip.hbm_efficiency * chip.hbm_bandwidth)
+        fetching = moved / chip.reached_hbm_bandwidth
         issuing = instruction.issued_bundles / chip.clock_hz
         pipelined = pipeline_seconds(fetching, issuing, instruction.windows)
         if cycles is not None and not flops:

@@ -114,7 +114,7 @@ class _Walk:
     def __init__(self, module: hlo.Module, torus: Torus, chip: Chip):
         self.module, self.torus, self.chip = module, torus, chip
         links = {link: torus.bandwidth(link, chip) for link in torus.distinguished_links}
-        self.hbm_bandwidth = chip.hbm_efficiency * chip.hbm_bandwidth
+        self.hbm_bandwidth = chip.reached_hbm_bandwidth
         self.network: Network[_Resource] = Network({**links, _HBM: self.hbm_bandwidth})
         self.events: list[Event] = []
         self.hbm_bytes = 0.0
