@@ -32,8 +32,15 @@ ROWS = (1, 8, 64, 256, 512, 2048, 8192)
 GATHERED_ROWS = 2048
 WEIGHTS = ("bf16", "int8")
 CHUNKS = (1, 2, 4, 8)
+# lax's collectives in a plain jit: by the compiler's defaults, by the options of `ce.jit`, and by those
+# with collectives on SparseCores, on chips that have these options.
+PLAIN, BY_OPTIONS, ON_SPARSE_CORES = "blocking", "blocking by options", "blocking on SparseCores"
 # Variants compiled by `jax.jit`, with their schedules; `ce.jit` compiles all others.
-IN_JIT = {"blocking": "blocking", "auto in jit": "auto", "ours in jit": "ours"}
+IN_JIT = {
+    **dict.fromkeys((PLAIN, BY_OPTIONS, ON_SPARSE_CORES), "blocking"),
+    "auto in jit": "auto",
+    "ours in jit": "ours",
+}
 
 
 Weights = jax.Array | ce.Quantized
@@ -125,12 +132,14 @@ class Case:
         """Whether weights are gathered, and the activations stay."""
         return "m" not in _moving(FORMS[self.form])
 
-    def variants(self) -> tuple[str | ce.Schedule, ...]:
-        """All schedules and numbers of chunks to be tried; some cannot serve the einsum."""
+    def variants(self, chip: ce.Chip) -> tuple[str | ce.Schedule, ...]:
+        """What is tried on a chip: plain jits, and all schedules; some cannot serve the einsum."""
         # The chunked label is that of the rows of what moves: e for weights [e, f], m for activations.
         label = "e" if self.moves_weights else "m"
         return (
-            "blocking",
+            PLAIN,
+            *((BY_OPTIONS,) if chip.compiler_options else ()),
+            *((ON_SPARSE_CORES,) if chip.sparse_core_options else ()),
             "auto",
             "auto in jit",
             "unidirectional",
@@ -236,8 +245,11 @@ class Case:
         return x, ce.Quantized(values, scale)
 
     def options(self, variant: str | ce.Schedule, mesh: Mesh) -> Mapping[str, bool | int | str]:
-        """The compiler's options: its defaults, or those of `ce.jit`."""
-        return {} if variant in IN_JIT else ce.compiler_options(chip_of(mesh))
+        """The compiler's options: its defaults, or those of `ce.jit`, or of a plain jit with options."""
+        with_options = variant not in IN_JIT or variant in (BY_OPTIONS, ON_SPARSE_CORES)
+        if not with_options:
+            return {}
+        return ce.compiler_options(chip_of(mesh), sparse_cores=variant == ON_SPARSE_CORES)
 
 
 def schedule_of(variant: str | ce.Schedule) -> str | ce.Schedule:
@@ -256,9 +268,11 @@ def chip_of(mesh: Mesh) -> ce.Chip:
 
 
 def mesh_of(target: Target) -> Mesh:
-    """The mesh of all cases: axes x, y and z, or x and y on a two-dimensional torus."""
-    sizes = tuple(int(size) for size in target.name.partition(":")[2].split("x"))
-    return target.mesh(sizes, tuple("xyz"[: len(sizes)]))
+    """The mesh of all cases: axes x, y and z, or x and y on a two-dimensional torus; the devices of a
+    chip lie along the last one."""
+    *sizes, last = (int(size) for size in target.name.partition(":")[2].split("x"))
+    last *= target.chip.devices_per_chip if target.chip else 1
+    return target.mesh((*sizes, last), tuple("xyz"[: len(sizes) + 1]))
 
 
 def cases(

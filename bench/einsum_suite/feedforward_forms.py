@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
-from bench.einsum_suite.cases import D_FF, D_MODEL, LAYERS, ROWS, chip_of, jit_of
+from bench.einsum_suite.cases import D_FF, D_MODEL, LAYERS, PLAIN, ROWS, chip_of, jit_of
 from collective_einsum.chips import traced_chip
 from collective_einsum.cost import WORTHWHILE
 from layouts.cost import TokenShardedFeedForward, split_seconds
@@ -216,19 +216,23 @@ class FeedForward:
         """Layers of the timed program, one feedforward each."""
         return LAYERS
 
-    def variants(self) -> tuple[str, ...]:
+    @property
+    def forms(self) -> tuple[str, ...]:
         """Names of all its forms."""
-        return ("blocking", "ours", *(() if self.unrolled else ("ours in jit", *COMPILER)))
+        return (PLAIN, "ours", *(() if self.unrolled else ("ours in jit", *COMPILER)))
+
+    def variants(self, chip: ce.Chip) -> tuple[str, ...]:
+        """What is tried: all its forms, on every chip."""
+        del chip
+        return self.forms
 
     def lower(self, mesh: Mesh, variant: str | ce.Schedule) -> jax.stages.Lowered:
         """The program: `LAYERS` layers.
 
         Raises ValueError if there is no such variant.
         """
-        if not isinstance(variant, str) or variant not in self.variants():
-            raise ValueError(
-                f"there is no {self.name} {variant!r}; choose one of {self.variants()}"
-            )
+        if not isinstance(variant, str) or variant not in self.forms:
+            raise ValueError(f"there is no {self.name} {variant!r}; choose one of {self.forms}")
         x = ("x",)
         yz = tuple(name for name in mesh.axis_names if name != "x")
         activations, w_in, w_out = P(None, (*x, *yz)), P(None, x, yz), P(None, yz, x)
@@ -240,7 +244,7 @@ class FeedForward:
             layer = _left_to_compiler(mesh, HIDDEN[variant.split()[1]], activations)
         else:
             own = functools.partial(ours, rows=rows)
-            written: Layer = blocking if variant == "blocking" else own
+            written: Layer = blocking if variant == PLAIN else own
 
             def layer(c: jax.Array, *w: jax.Array) -> jax.Array:
                 return written(c, *w, x=x, yz=yz)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.einsum_suite.cases import ROWS, WEIGHTS, Case, cases, parse_schedule
 from bench.einsum_suite.feedforward_forms import FeedForward, feedforwards
 from bench.einsum_suite.measure import AnyCase, Task, compile_task
+from collective_einsum.chips import as_chip
 
 SHORT_TARGET = "v4:4x4x4"
 SHORT_ROWS = (64, 512, 2048)
@@ -35,14 +36,15 @@ def tasks(
     """
     counts = rows or (ROWS if full else SHORT_ROWS)
     dtypes = weights or (WEIGHTS if full else ("bf16",))
-    einsums = cases(counts, dtypes, dims=target.count("x") + 1)
+    family, _, size = target.partition(":")
+    einsums = cases(counts, dtypes, dims=size.count("x") + 1)
     chosen: list[AnyCase] = [case for case in einsums if full or not case.moves_weights]
     chosen += [*feedforwards(counts), *feedforwards(counts, unrolled=full)]
     return [
         Task(case, schedule, target)
         for case in chosen
         if only in case.name
-        for schedule in case.variants()
+        for schedule in case.variants(as_chip(family))
     ]
 
 
@@ -51,7 +53,7 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
 
     Raises ValueError if there is no such case, or several.
     """
-    dims = target.count("x") + 1
+    dims = target.partition(":")[2].count("x") + 1
     unrolled = FeedForward(2048, unrolled=True)
     known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,)), unrolled]
     matching = [one for one in known if case in one.name]

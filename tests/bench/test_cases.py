@@ -14,7 +14,18 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from bench.einsum_suite import feedforward_forms as feedforward
-from bench.einsum_suite.cases import FORMS, LAYERS, ROWS, Case, cases, mesh_of, parse_schedule
+from bench.einsum_suite.cases import (
+    BY_OPTIONS,
+    FORMS,
+    LAYERS,
+    ON_SPARSE_CORES,
+    PLAIN,
+    ROWS,
+    Case,
+    cases,
+    mesh_of,
+    parse_schedule,
+)
 from bench.einsum_suite.feedforward_forms import FeedForward
 from bench.einsum_suite.tasks import find_task, short_tasks, tasks
 from collective_einsum.ruler.compile.targets import target
@@ -49,9 +60,10 @@ def test_flops_are_those_of_the_whole_einsum(form: str, weights: str) -> None:
 def test_every_schedule_is_served(form: str) -> None:
     case = Case(form, 64, "bf16")
     mesh = mesh_of(target("v4:4x4x4"))
-    texts = {str(schedule): case.lower(mesh, schedule).as_text() for schedule in case.variants()}
-    # One chunk of a gather that goes directly is blocking.
-    assert len(set(texts.values())) >= len(texts) - 3
+    variants = case.variants(ce.TPU_V4)
+    texts = {str(schedule): case.lower(mesh, schedule).as_text() for schedule in variants}
+    # One chunk of a gather that goes directly is blocking, and so are plain jits with options.
+    assert len(set(texts.values())) >= len(texts) - 4
     for auto, chip in (("auto", ce.TPU_V4.under_options()), ("auto in jit", ce.TPU_V4)):
         assert texts[auto] in [text for name, text in texts.items() if "auto" not in name]
         choice = case.choice(mesh, chip)
@@ -65,8 +77,26 @@ def test_options_are_those_of_what_compiles() -> None:
     for case, ours in ((Case("gather x, W_out", 64), "auto"), (FeedForward(64), "ours")):
         assert case.options(ours, mesh) == options
         assert case.options("blocking", mesh) == case.options(f"{ours} in jit", mesh) == {}
+    assert Case("gather x, W_out", 64).options(BY_OPTIONS, mesh) == options
     assert FeedForward(64).options("compiler yz asynchronous", mesh) == options
     assert FeedForward(64).options("compiler yz", mesh) == {}
+
+
+@pytest.mark.tpu
+def test_plain_jits_are_tried_with_all_options_that_a_chip_has() -> None:
+    case = Case("gather x, W_out", 64)
+    assert case.variants(ce.H100)[:2] == (PLAIN, "auto")
+    assert case.variants(ce.TPU_V4)[:3] == (PLAIN, BY_OPTIONS, "auto")
+    assert case.variants(ce.TPU_V6E)[:4] == (PLAIN, BY_OPTIONS, ON_SPARSE_CORES, "auto")
+    mesh = mesh_of(target("v6e:2x2"))
+    assert case.options(ON_SPARSE_CORES, mesh) == ce.compiler_options("v6e", sparse_cores=True)
+
+
+@pytest.mark.tpu
+def test_devices_of_a_chip_lie_along_the_last_axis() -> None:
+    assert mesh_of(target("tpu7x:2x2x1")).shape == {"x": 2, "y": 2, "z": 2}
+    assert mesh_of(target("tpu7x:4x4x4")).shape == {"x": 4, "y": 4, "z": 8}
+    assert mesh_of(target("v6e:4x4")).shape == {"x": 4, "y": 4}
 
 
 @pytest.mark.tpu

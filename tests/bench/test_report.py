@@ -95,6 +95,18 @@ def test_what_is_not_ours_is_a_baseline_and_no_choice() -> None:
     assert "1.167 times faster than blocking, 0.833 than the best" in print_summary(rows)
 
 
+def test_plain_jits_with_options_are_baselines_and_no_choices() -> None:
+    by_options, offloaded = row("blocking by options", 120), row("blocking on SparseCores", 105)
+    (found,) = comparisons([*ROWS, by_options, offloaded])
+    assert found.baseline == offloaded
+    assert found.against_baseline == pytest.approx(112 / 105)
+    assert found.best.schedule != "blocking on SparseCores"
+    summary = print_summary([*ROWS, by_options, offloaded])
+    assert "1.067 of it (einsum, 512 rows, bf16, blocking on SparseCores)" in summary
+    head, line = print_comparisons([found]).splitlines()
+    assert line[: head.index("best jit") + 8].endswith(" 105.0")
+
+
 def test_tables() -> None:
     found = comparisons(ROWS)
     for text in (print_comparisons(found), print_short(found)):
@@ -103,7 +115,7 @@ def test_tables() -> None:
         assert "+12.0%" in line
         assert "1.250" in line
     summary = print_summary(ROWS)
-    assert "slowest against blocking: 0.800" in summary
+    assert "slowest against the best plain jit: 0.800" in summary
     assert "worst regret: 1.8% (einsum, 512 rows, bf16, best chunked 2" in summary
     assert "speedup 1.250 in the geometric mean (limit 1.400), 90.0% of communication" in summary
     assert "longest compile of any (measured): 3.0 s (einsum, 512 bf16, blocking)" in summary
