@@ -104,8 +104,9 @@ TPU_V6E = CompilerFigures(
     no_prefetch_options=(),
     vector_bandwidth=1.49e12,  # sums of a scatter ring of [2048,18432]: 152 us for 226 MB
     int8_slice_passes=7.0,  # rings of [M,18432] x [18432,4608], rows sliced in 4: M=64 and 512
-    # [D] rings of [M,4608] x [4608,18432] in 4: the sum of M=512 goes through HBM, that of 64 stays
-    sum_bytes=32 * _MIB,
+    # rings of [512,4608] x [4608,18432] in 4: one sum of 36 MiB stays; of two, one goes through HBM
+    # (libtpu 0.0.50.1)
+    sum_bytes=64 * _MIB,
     large_sum_bytes=(64 * _MIB, 64 * _MIB),  # as the line above
     # rings of [M,1152] x [1152,18432]: 0.97e12 for M=2048, 0.85e12 for 8192
     sum_bandwidth=0.95e12,

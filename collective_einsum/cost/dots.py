@@ -28,11 +28,12 @@ def matmul_seconds(chip: Chip, dot: Dot) -> float:
     """Seconds of one dot, operands and result in HBM.
 
     They are those of the chip's data sheet (`roofline.roofline_seconds`), times what was observed of its
-    compiler for the nearest sizes and dtypes (`dot_factors.dot_factor`). A large sum that the dot adds
-    to is read from HBM and written there meanwhile.
+    compiler for the nearest sizes and dtypes (`dot_factors.dot_factor`). Where the live sums are larger
+    than what stays in on-chip memory, the one that the dot adds to is read from HBM and written there
+    meanwhile.
     """
     seconds = dot_factor(chip, dot) * roofline_seconds(chip, dot)
-    if dot.adds and dot.result_bytes > chip.sum_bytes:
+    if dot.adds and dot.sums * dot.result_bytes > chip.sum_bytes:
         seconds = max(seconds, 2 * dot.result_bytes / chip.hbm_bandwidth + chip.hbm_fill_seconds)
     return seconds
 
@@ -53,7 +54,11 @@ def dot_flops(
 
 
 def dot_seconds(
-    work: Workload, fractions: Fractions | None = None, *, waiting: float = 0.0
+    work: Workload,
+    fractions: Fractions | None = None,
+    *,
+    waiting: float = 0.0,
+    directions: int = 1,
 ) -> float:
     """Seconds of one dot with every right operand.
 
@@ -61,16 +66,18 @@ def dot_seconds(
       work: the einsum.
       fractions: of the labels' sizes, for the dot of a chunk.
       waiting: seconds that the dot waits for an operand, as a fraction of its arithmetic.
+      directions: of the ring whose chunks these are: each has sums of its own.
     """
     fractions = fractions or {}
-    key = (waiting, *fractions.items())
+    key = (waiting, directions, *fractions.items())
     if key not in work.dots:
-        work.dots[key] = _dot_seconds(work, fractions, waiting)
+        work.dots[key] = _dot_seconds(work, fractions, waiting, directions)
     return work.dots[key]
 
 
-def _dot_seconds(work: Workload, fractions: Fractions, waiting: float) -> float:
+def _dot_seconds(work: Workload, fractions: Fractions, waiting: float, directions: int) -> float:
     chip, dot = work.chip, work_dot(work, fractions)
+    dot = dataclasses.replace(dot, sums=directions * work.rhs_count)
     seconds = matmul_seconds(chip, dot)
     if waiting:
         seconds += waiting * dot_factor(chip, dot) * multiplying_seconds(chip, dot)

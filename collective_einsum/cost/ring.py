@@ -54,7 +54,7 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
     sent = work.full_bytes(collective)
     minor_axes = collective.axes[1:] if ring.axis is not None else ()
     inner = all_gather_seconds(work.chip, work.sides(minor_axes), sent / ring.size)
-    own_dot = dot_seconds(work, ring.own)
+    own_dot = dot_seconds(work, ring.own, directions=len(ring.directions))
     hop_dots = {direction: _hop_dot(work, ring, direction) for direction in ring.directions}
     time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
@@ -150,7 +150,7 @@ def _hops(
 def _hop_dot(work: Workload, ring: _Ring, direction: RingDirection) -> float:
     """Seconds of the dot of a slice that arrived, or that will leave."""
     op, chip, label = work.op, work.chip, ring.collective.label
-    seconds = dot_seconds(work, ring.fraction(direction))
+    seconds = dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))
     one_sum = 4 * work.out_elements
     # Rows of an operand that does not move are sliced by columns.
     large = chip.large_sum_bytes[op.out[:1] in op.rhs]

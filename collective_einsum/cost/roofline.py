@@ -25,6 +25,8 @@ class Dot:
       rows, contracted, columns, batch: its sizes.
       lhs, rhs, result: dtypes; that of the result only counts if the dot adds to no sum.
       adds: whether it adds to a sum of 32 bits, as a chunk of a contraction does.
+      sums: sums of this size that are live at the same time, where it adds to one: more than one where
+        a ring of two directions, or several right operands, has a sum for each.
       precision: as `jnp.einsum` takes it; it counts for operands of 32 bits alone.
       padding: what the matrix unit multiplies, full tiles, over what there is to multiply.
     """
@@ -37,6 +39,7 @@ class Dot:
     rhs: np.dtype[np.generic] = _BF16
     result: np.dtype[np.generic] = _BF16
     adds: bool = False
+    sums: float = 1.0
     precision: lax.PrecisionLike = None
     padding: float = 1.0
 
