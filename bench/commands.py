@@ -221,8 +221,12 @@ def timeline(options: argparse.Namespace) -> int:
     """Replays one case, prints its timeline, draws it and writes a trace."""
     from bench.einsum_suite import measure
     from bench.einsum_suite import tasks as collectives
+    from collective_einsum.ruler import bundles
     from collective_einsum.ruler.replay import scheduler_verdict
 
+    if options.weights == "int8":
+        # Before libtpu starts.
+        bundles.start()
     _check_slice(options.target)
     asked = (options.case, options.rows, options.weights, options.schedule, options.target)
     task = collectives.find_task(*asked)

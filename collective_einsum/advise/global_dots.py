@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend.mlir import ir, passmanager
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -20,6 +19,7 @@ from ..dot_general import formula
 from ..global_einsum import einsum
 from .jaxprs import DOT, Jaxpr, JaxprEqn, every_jaxpr, type_of
 from .program import TracedProgram
+from .source_text import source_text
 from .substitute import Replacement, substituted
 
 Specs = tuple[PartitionSpec, PartitionSpec, PartitionSpec]
@@ -139,9 +139,9 @@ def _einsum(dot: JaxprEqn, specs: Specs, arguments_mesh: Mesh) -> Replacement:
 
     call.__name__ = einsum.__name__
     words = [] if explicit else ["mesh=mesh"]
-    words += [f"{name}={_shown(value)}" for name, value in named.items()]
+    words += [f"{name}={source_text(value)}" for name, value in named.items()]
     if dtype != np.result_type(lhs.dtype, rhs.dtype):
-        words.append(f"preferred_element_type={dtype.name!r}")
+        words.append(f"preferred_element_type={source_text(dtype)}")
     return Replacement(
         replaced=(dot,),
         superseded=(),
@@ -149,11 +149,3 @@ def _einsum(dot: JaxprEqn, specs: Specs, arguments_mesh: Mesh) -> Replacement:
         call=call,
         text=f'ce.einsum("{spec}", x, w, {", ".join(words)})',
     )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, PartitionSpec):
-        return f"P({', '.join(map(repr, value))})"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_shown, value))})"
-    return f"jax.lax.{value}" if isinstance(value, jax.lax.Precision) else repr(value)

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ..dot_general import formula
 from ..local_einsums import all_gather_einsum, einsum_all_reduce, einsum_reduce_scatter
 from . import steps as between
 from .jaxprs import DOT, Jaxpr, JaxprEqn, Literal, type_of
+from .source_text import source_text
 from .steps import Step
 from .substitute import Replacement
 
@@ -287,13 +287,5 @@ def _text(
     shown = {**options, "axis_name": axes[0] if len(axes) == 1 else axes}
     if dtype != np.result_type(*(type_of(var).dtype for var in dot.invars)):
         shown["preferred_element_type"] = dtype
-    words = [f"{name}={_shown(value)}" for name, value in shown.items()]
+    words = [f"{name}={source_text(value)}" for name, value in shown.items()]
     return f'ce.{function.__name__}("{spec}", {operands}, {", ".join(words)})'
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, np.dtype):
-        return repr(value.name)
-    if isinstance(value, lax.Precision):
-        return f"jax.lax.{value}"
-    return repr(value)

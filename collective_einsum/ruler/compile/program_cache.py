@@ -63,9 +63,10 @@ class Cache:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def recall(self, name: str) -> tuple[str, Program] | None:
-        """The key and program that a name was last stored under."""
+        """The key and program that a name was last given to, with bundles where this process dumps
+        them."""
         try:
-            key = self._path(name, "name").read_text(encoding="utf-8")
+            key = self._path(name + bundles.mark(), "name").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
         program = self.load(key)
@@ -79,14 +80,14 @@ class Cache:
             return None
         return Program(**json.loads(document))
 
-    def store(self, key: str, name: str, program: Program) -> None:
-        """Keeps a program under its key and a name."""
-        document = json.dumps(dataclasses.asdict(program)).encode()
-        self._write(self._path(key, "json.gz"), gzip.compress(document, 3))
-        self._write(self._path(name, "name"), key.encode())
-
-    def compiled(self, key: str, compile_program: Callable[[], jax.stages.Compiled]) -> Program:
-        """The program of a key, which is compiled and kept if it is not there.
+    def compiled(
+        self,
+        key: str,
+        compile_program: Callable[[], jax.stages.Compiled],
+        name: str | None = None,
+    ) -> Program:
+        """The program of a key, which is compiled and kept if it is not there; `recall` finds it by its
+        name, if one is given.
 
         Where this process dumps bundles (`ruler.bundles`), the program has their counts, and is kept
         apart from one without.
@@ -97,7 +98,10 @@ class Cache:
             start = time.perf_counter()
             binary, text = bundles.text_of(compile_program)
             program = Program.of(binary, time.perf_counter() - start, text)
-            self.store(key, key, program)
+            document = json.dumps(dataclasses.asdict(program)).encode()
+            self._write(self._path(key, "json.gz"), gzip.compress(document, 3))
+        if name is not None:
+            self._write(self._path(name + bundles.mark(), "name"), key.encode())
         return program
 
     def load_row(self, name: str) -> dict[str, Any] | None:
