@@ -119,7 +119,8 @@ def _hops(
     """Seconds of a ring with its dots, hop by hop, and seconds during which its links send.
 
     XLA:TPU starts a hop one dot before the hop must have arrived: one dot hides it, however many dots
-    there are between two hops; with two streams, two dots.
+    there are between two hops; with two streams, two dots. The hops of a scatter's two directions follow
+    one another, each hidden by the other direction's dot (seen on v4, v5p and TPU7x, libtpu 0.0.50.1).
 
     Args:
       work: the einsum.
@@ -133,11 +134,10 @@ def _hops(
     for hop in range(1, max((direction.hops for direction in ring.directions), default=0) + 1):
         active = [direction for direction in ring.directions if direction.hops >= hop]
         sent = [shard_bytes * direction.size / ring.span / ring.streams for direction in active]
-        if ring.axis is None or work.chip.wraps(ring.size):
-            sent = [max(sent)]
-        elif ring.collective is work.op.gather:
-            # On a line each direction takes links both ways, and both leave at once.
-            sent = [sum(sent)]
+        if ring.collective is work.op.gather:
+            # Both directions leave at once; on a line each of them takes links both ways.
+            both_ways = ring.axis is not None and not work.chip.wraps(ring.size)
+            sent = [sum(sent) if both_ways else max(sent)]
         far = 1 if ring.axis is None else ring.size
         hops = [hop_seconds(work.chip, far, size) for size in sent]
         time += sum(max(0.0, seconds - ring.streams * dot) for seconds in hops)
