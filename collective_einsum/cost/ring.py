@@ -119,8 +119,10 @@ def _hops(
     """Seconds of a ring with its dots, hop by hop, and seconds during which its links send.
 
     XLA:TPU starts a hop one dot before the hop must have arrived: one dot hides it, however many dots
-    there are between two hops; with two streams, two dots. The hops of a scatter's two directions follow
-    one another, each hidden by the other direction's dot (seen on v4, v5p and TPU7x, libtpu 0.0.50.1).
+    there are between two hops; with two streams, two dots; in Hamiltonian rings, the dots of both
+    directions (weights gathered over 4x4 on v5e and v6e). The hops of a scatter's two directions follow
+    one another, each hidden by the other direction's dot (v4, v5p and TPU7x). All seen in schedules of
+    libtpu 0.0.50.1.
 
     Args:
       work: the einsum.
@@ -143,7 +145,8 @@ def _hops(
         time += sum(max(0.0, seconds - ring.streams * dot) for seconds in hops)
         sending += sum(hops)
         dots = [hop_dots[direction] for direction in active]
-        time, dot = time + ring.streams * sum(dots), max(dots)
+        time = time + ring.streams * sum(dots)
+        dot = sum(dots) if ring.axis is None else max(dots)
     return time, sending
 
 
