@@ -15,6 +15,12 @@ WORTHWHILE = 0.015
 # [256, 4608] x [4608, 4608] on v4, scattered over y and z, was predicted 4% faster than "blocking"
 # and is replayed 15% slower (`python -m bench collectives --full`, libtpu 0.0.50.1).
 WORTHWHILE_WIDENED_RING = 0.06
+# The same for chunks whose gathers SparseCores run: TPU7x's compiler may wait for the first one before
+# the dot that could overlap it, and the dots of narrow chunks take up to twice what is known of wider
+# ones. [2048, 18432] x [18432, 2304] with weights gathered over 4 was predicted 12% faster than
+# "blocking" and is replayed 10% slower (`python -m bench collectives --full --target tpu7x:4x4x4`,
+# libtpu 0.0.50.1).
+WORTHWHILE_OFFLOADED_CHUNKS = 0.15
 
 # Below the table that a `Choice` prints.
 LEGEND = (

@@ -14,8 +14,14 @@ from ..chips.chip import Chip
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .candidates import candidates
-from .choice import WORTHWHILE, WORTHWHILE_WIDENED_RING, Choice
+from .choice import (
+    WORTHWHILE,
+    WORTHWHILE_OFFLOADED_CHUNKS,
+    WORTHWHILE_WIDENED_RING,
+    Choice,
+)
 from .estimate import estimate
+from .torus import offloads
 from .workload import Estimate, ShapedArray, Workload, workload
 
 
@@ -125,5 +131,10 @@ def _rank(
 
 def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
-    ring = row.schedule.kind == "ring"
-    return WORTHWHILE_WIDENED_RING if ring and work.widened else WORTHWHILE
+    schedule = row.schedule
+    if schedule.kind == "ring" and work.widened:
+        return WORTHWHILE_WIDENED_RING
+    chunks = schedule.direction == "async" and schedule.label is not None
+    if chunks and work.op.gather is not None and offloads(work.chip, "all_gather"):
+        return WORTHWHILE_OFFLOADED_CHUNKS
+    return WORTHWHILE

@@ -100,6 +100,11 @@ def _latency(chip: Chip, axis_sizes: Sequence[int]) -> float:
     return count * chip.hop_seconds + (chip.collective_seconds if count else 0.0)
 
 
+def offloads(chip: Chip, kind: str) -> bool:
+    """Whether SparseCores run lax's collectives of a kind, such as "all_gather", on the chip."""
+    return chip.offload_seconds > 0 and kind in chip.asynchronous
+
+
 def _offload(chip: Chip, kind: str) -> float:
     """The fixed cost of SparseCores, if they run collectives of this kind on the chip."""
-    return chip.offload_seconds if kind in chip.asynchronous else 0.0
+    return chip.offload_seconds if offloads(chip, kind) else 0.0
