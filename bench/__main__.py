@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from bench import command_line, interrupts
+from bench import command_line, commands, interrupts
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,8 +39,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _execute(options: argparse.Namespace) -> int:
-    # The bench only compiles for a TPU slice; the correctness checks run on the CPU.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    # The bench only compiles for a TPU slice, unless it times what is attached; the correctness checks
+    # run on the CPU.
+    if getattr(options, "target", "") != commands.ATTACHED:
+        os.environ["JAX_PLATFORMS"] = "cpu"
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.INFO)
     for name in ("jax", "matplotlib"):

@@ -179,10 +179,11 @@ def _add_calibrate(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         help="what the installed compiler makes of dots on a chip, as the data file of the chip",
         description="Compiles dots of many sizes and dtypes for one chip of a slice, and writes their "
         "cycles to a file of the chip and the version of libtpu. Narrow dots have the bundles counted "
-        "that they issue, others have the compiler's estimates. Goes on where it was interrupted.",
+        "that they issue, others have the compiler's estimates. Goes on where it was interrupted. "
+        "--target attached times the dots on the TPU that is there instead.",
     )
     command.set_defaults(run=commands.calibrate)
-    _add_target(command, "slice of such chips")
+    _add_target(command, "slice of such chips, or attached")
     command.add_argument(
         "--out",
         type=arguments.folder,

@@ -18,6 +18,7 @@ from absl import logging
 from bench import arguments
 
 TARGET = "v4:4x4x4"
+ATTACHED = "attached"
 _BATCH, _LENGTH = 64, 2048
 _FEEDFORWARD, _ATTENTION = ("WS 2D",), ("batch xyz",)
 _EVERY_SECONDS = 10
@@ -195,25 +196,30 @@ def truth(options: argparse.Namespace) -> int:
 
 
 def calibrate(options: argparse.Namespace) -> int:
-    """Observes the dots of a slice's chip, and writes its file."""
-    from bench.calibration import observe, report
+    """Observes the dots of a slice's chip, or of the attached one, and writes the chip's file."""
+    from bench.calibration import attached, observe, report
     from bench.calibration.dots import dots
     from collective_einsum.ruler.compile import target
 
-    _check_slice(options.target)
     if options.json:
         raise ValueError("--json has no effect here: calibrate writes a JSON file into --out DIR")
-    chip = target(options.target).chip
-    assert chip is not None
-    asked = dots(chip)
+    if options.target == ATTACHED:
+        chip, device = attached.device()
+        name, asked = chip.observed, dots(chip)
+        observing = attached.measure_all(asked, chip, device)
+    else:
+        _check_slice(options.target)
+        chip, name = target(options.target).chip, options.target.partition(":")[0]
+        assert chip is not None
+        asked = dots(chip)
+        observing = observe.observe_all(asked, options.target, options.cache, options.workers)
     seen: dict[int, Any] = {}
-    observing = observe.observe_all(asked, options.target, options.cache, options.workers)
     for place, observation in observing:
         seen[place] = observation
         _progress("observed %d of %d: %s", len(seen), len(asked), asked[place])
-    observations = observe.observations(options.target, [seen[place] for place in sorted(seen)])
-    print(report.print_observations(observations))
-    print(f"\nwritten to {report.write(observations, options.target, options.out)}")
+    found = observe.observations(chip, options.target, [seen[place] for place in sorted(seen)])
+    print(report.print_observations(found))
+    print(f"\nwritten to {report.write(found, name, options.out)}")
     return 0
 
 

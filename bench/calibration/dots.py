@@ -21,7 +21,9 @@ SIZES = ((8, 64, 256, 512, 2048), (256, 1152, 4608), (1152, 4608, 18432))
 NARROW_SIZES = ((64, 1024), (1152, 4608), (1152, 4608))
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
-_LAYERS = 4
+LAYERS = 4  # of the stack of weights
+
+_Carry = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,40 +43,73 @@ class Dot:
         """Whether an operand has less than 16 bits, so that its bundles are counted."""
         return any(jnp.dtype(dtype).itemsize < 2 for dtype in (self.lhs, self.rhs))
 
+    @property
+    def operands(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """The left operand and the stack of right ones."""
+        return (
+            jax.ShapeDtypeStruct((self.rows, self.contracted), jnp.dtype(self.lhs)),
+            jax.ShapeDtypeStruct((LAYERS, self.contracted, self.columns), jnp.dtype(self.rhs)),
+        )
+
     def lower(self, slice_: Target) -> jax.stages.Lowered:
-        """The program: a loop over a stack of weights. The left operand, and a sum,
-        are computed before each dot, so that they are in on-chip memory, as a gathered operand is."""
+        """The program: `loop`, on every device of a slice."""
         mesh = slice_.mesh((len(slice_.devices),), ("x",))
         everywhere = NamedSharding(mesh, P())
-        lhs, rhs = jnp.dtype(self.lhs), jnp.dtype(self.rhs)
-        integers = lhs == rhs == jnp.int8
-        sums = jnp.dtype(jnp.int32 if integers else jnp.float32)
-        result = sums if self.adds or integers else jnp.dtype(jnp.bfloat16)
-
-        def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-            wide = w if lhs == rhs else w.astype(lhs)
-            return jnp.einsum("me,ef->mf", x, wide, preferred_element_type=sums).astype(result)
-
-        def layer(
-            carry: tuple[jax.Array, jax.Array], w: jax.Array
-        ) -> tuple[tuple[jax.Array, jax.Array], None]:
-            x, y = lax.optimization_barrier(carry)
-            if not self.adds:
-                return (x, dot(lax.optimization_barrier(x + x), w)), None
-            x2, y2 = lax.optimization_barrier((x + x, y + y))
-            y = lax.optimization_barrier(y2 + dot(x2, w))
-            return (x, y + y), None
+        args = [
+            jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=everywhere) for one in self.operands
+        ]
 
         def program(x: jax.Array, stack: jax.Array) -> jax.Array:
-            first = jnp.zeros((self.rows, self.columns), result)
-            return lax.scan(layer, (x, first), stack)[0][1]
+            return self.loop((x, self.first), stack)[1]
 
-        shapes = (
-            ((self.rows, self.contracted), lhs),
-            ((_LAYERS, self.contracted, self.columns), rhs),
-        )
-        args = [jax.ShapeDtypeStruct(*shape, sharding=everywhere) for shape in shapes]
         return jax.jit(program).lower(*args)
+
+    @property
+    def first(self) -> jax.Array:
+        """The result before the first dot."""
+        return jnp.zeros((self.rows, self.columns), self._result)
+
+    def loop(self, carry: _Carry, stack: jax.Array) -> _Carry:
+        """A loop over a stack of weights, of the left operand and the last result. The left operand,
+        and a sum, are computed before each dot, so that they are in on-chip memory, as a gathered
+        operand is."""
+
+        def layer(carry: _Carry, w: jax.Array) -> tuple[_Carry, None]:
+            x, y = lax.optimization_barrier(carry)
+            if not self.adds:
+                return (x, self._product(lax.optimization_barrier(x + x), w)), None
+            x2, y2 = lax.optimization_barrier((x + x, y + y))
+            y = lax.optimization_barrier(y2 + self._product(x2, w))
+            return (x, y + y), None
+
+        return lax.scan(layer, carry, stack)[0]
+
+    def loop_without(self, carry: _Carry) -> _Carry:
+        """What `loop` does beside its dots. Where the dot adds to no sum, the second array of `carry`
+        has the shape of the left operand."""
+
+        def layer(carry: _Carry, _: None) -> tuple[_Carry, None]:
+            x, y = lax.optimization_barrier(carry)
+            if not self.adds:
+                return (x, lax.optimization_barrier(x + x)), None
+            x, y = lax.optimization_barrier((x + x, y + y))
+            return (x, y + y), None
+
+        return lax.scan(layer, carry, None, length=LAYERS)[0]
+
+    def _product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        wide = w.astype(x.dtype) if self.lhs != self.rhs else w
+        sums = self._sums
+        return jnp.einsum("me,ef->mf", x, wide, preferred_element_type=sums).astype(self._result)
+
+    @property
+    def _sums(self) -> jnp.dtype:
+        return jnp.dtype(jnp.int32 if self.lhs == self.rhs == "int8" else jnp.float32)
+
+    @property
+    def _result(self) -> jnp.dtype:
+        keeps = self.adds or self._sums == jnp.int32
+        return self._sums if keeps else jnp.dtype(jnp.bfloat16)
 
     def observed(self, chip: Chip, text: str) -> DotObservation:
         """The observation of the dot in the text of its compiled program.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bench.calibration.dots import Dot
-from collective_einsum.chips import DotObservation, Observations
+from collective_einsum.chips import Chip, DotObservation, Observations
 from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import (
     Cache,
@@ -48,15 +48,22 @@ def observe(dot: Dot, name: str, cache_directory: str | os.PathLike[str]) -> Dot
     return dot.observed(slice_.chip, program.text)
 
 
-def observations(name: str, seen: Sequence[DotObservation]) -> Observations:
-    """What the file of a slice's chip holds."""
-    chip, numbers = target(name).chip, versions()
-    assert chip is not None
+def observations(chip: Chip, target_name: str, seen: Sequence[DotObservation]) -> Observations:
+    """What the file of a chip holds, whose dots were compiled for a target, or timed on it.
+
+    Raises ValueError if libtpu is not installed as a package, so that its version is not known.
+    """
+    numbers = versions()
+    if numbers["libtpu"] is None:
+        raise ValueError(
+            "a file of observations has the version of libtpu, which is not installed as a package; "
+            "python -m pip install libtpu"
+        )
     return Observations(
         chip=chip.name,
         compiler=f"libtpu {numbers['libtpu']}",
         jax=str(numbers["jax"]),
-        command=f"python -m bench calibrate --target {name}",
+        command=f"python -m bench calibrate --target {target_name}",
         clock_hz=chip.clock_hz,
         dots=tuple(seen),
     )

@@ -19,14 +19,16 @@ _COLUMNS = {
     "sizes": "rows, contracted and columns",
     "us": "of the dot, at the chip's clock",
     "Tflop/s": "a multiply-add is two",
-    "source": "bundles: the bundles that it issues, with its HBM bytes; estimate: the compiler's cycles",
+    "source": "bundles: the bundles that it issues, with its HBM bytes; estimate: the compiler's "
+    "cycles; measured: timed on the attached device",
 }
 
 
 def print_observations(observations: Observations) -> str:
     """A table of dots by dtypes, its legend, and what it shows."""
+    how = "measured on the attached device with" if observations.measured else "predicted by"
     lines = [
-        f"{observations.chip}, predicted by {observations.compiler} with jax {observations.jax}\n",
+        f"{observations.chip}, {how} {observations.compiler} with jax {observations.jax}\n",
         table(("dtypes", *_COLUMNS), (_cells(observations, dot) for dot in observations.dots)),
         "",
         legend({"dtypes": "of both operands; sum: it adds to a sum of 32 bits", **_COLUMNS}),
@@ -36,12 +38,13 @@ def print_observations(observations: Observations) -> str:
     return "\n".join(lines)
 
 
-def write(observations: Observations, target: str, folder: str | None) -> Path:
-    """Writes the file of a slice's chip into a folder, by default the library's; returns its path."""
+def write(observations: Observations, name: str, folder: str | None) -> Path:
+    """Writes the file of a chip, by its short name, into a folder, by default the library's; returns
+    its path."""
     where = observed_folder() if folder is None else Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     version = observations.compiler.removeprefix("libtpu ")
-    path = where / file_name(target.partition(":")[0], version)
+    path = where / file_name(name, version)
     path.write_text(observations.to_json(), encoding="utf-8")
     return path
 

@@ -1,7 +1,8 @@
 """What compilers were observed to make of dots on a chip: the records, and the files that hold them.
 
 `python -m bench calibrate --target v4:2x2x1` compiles the dots and writes such a file, one for each chip
-and version of libtpu, into the folder `observed`.
+and version of libtpu, into the folder `observed`; `--target attached` times them on the devices that are
+there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 FOLDER = "observed"
 _FILE = re.compile(r"(?P<name>\w+)-libtpu-(?P<version>\d+(?:\.\d+)*)\.json")
 
-Source = Literal["bundles", "estimate"]
+Source = Literal["bundles", "estimate", "measured"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ class DotObservation:
       adds: whether it adds to a sum of 32 bits, which is its result.
       cycles: clock cycles that it takes.
       source: "bundles" where they follow from the bundles that are issued and from the HBM bytes,
-        "estimate" where they are the compiler's own `estimated_cycles`.
+        "estimate" where they are the compiler's own `estimated_cycles`, "measured" where they are the
+        clock cycles of seconds that were timed on a device.
     """
 
     rows: int
@@ -67,6 +69,11 @@ class Observations:
     command: str
     clock_hz: float
     dots: tuple[DotObservation, ...]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the dots were timed on a device; if not, what they take is predicted."""
+        return all(dot.source == "measured" for dot in self.dots)
 
     @classmethod
     def from_json(cls, text: str) -> Observations:

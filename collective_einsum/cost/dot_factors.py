@@ -90,11 +90,15 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     seconds = math.exp(grid.at(sizes[::-1] if turned else sizes)) * _bound_seconds(observed, dot)
     # Chips read faster than compilers reckon, and int8 weights of a stack as fast, though code that is
     # issued on v4 widens them: Pope et al. measured decode steps of PaLM 540B to gain 71 us a layer from
-    # int8 weights, which are 71 MB less a chip.
+    # int8 weights, which are 71 MB less a chip. Dots that were timed read as fast as their chip does.
     moved = streamed_bytes(dot)
-    if waits_for_hbm(observed, moved / _SURELY, dot.flops):
+    if not _is_measured(observed) and waits_for_hbm(observed, moved / _SURELY, dot.flops):
         seconds = min(seconds, streaming_seconds(observed, moved))
     return seconds / roofline_seconds(observed, dot)
+
+
+def _is_measured(chip: Chip) -> bool:
+    return chip.observations is not None and chip.observations.measured
 
 
 def _kind(dot: Dot) -> tuple[_Kind, bool]:

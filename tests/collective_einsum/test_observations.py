@@ -13,8 +13,8 @@ import pytest
 import collective_einsum as ce
 from collective_einsum import cost
 from collective_einsum.chips import DotObservation, Observations, nearest_version
-from collective_einsum.chips.observations import nearest
-from collective_einsum.cost.dot_factors import Grid
+from collective_einsum.chips.observations import Source, nearest
+from collective_einsum.cost.dot_factors import Grid, _grids
 
 CHIPS = {
     "v4": ce.TPU_V4,
@@ -109,6 +109,28 @@ def test_an_observed_dot_takes_its_cycles(name: str) -> None:
         assert cost.matmul_seconds(chip, asked) >= expected * 0.999
         if not dot.adds:
             assert cost.matmul_seconds(chip, asked) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("source", ["measured", "estimate"])
+def test_measured_dots_wait_for_hbm_as_long_as_they_were_timed(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predicted ones no longer than chips were measured to read."""
+    seen = nearest("v4", VERSION)
+    assert seen is not None
+    slow = tuple(
+        dataclasses.replace(one, cycles=3 * one.cycles, source=source) for one in seen.dots
+    )
+    monkeypatch.setattr(
+        "collective_einsum.chips.chip.observed", lambda _: dataclasses.replace(seen, dots=slow)
+    )
+    monkeypatch.setattr("collective_einsum.cost.dot_factors._grids", _grids.__wrapped__)
+    dot = next(one for one in slow if one.rows == 8 and one.contracted == one.columns == 4608)
+    seconds = cost.matmul_seconds(ce.TPU_V4, cost.Dot(rows=8, contracted=4608, columns=4608))
+    timed = dot.cycles / seen.clock_hz
+    read = 2 * 4608 * (4608 + 8) / (0.87 * 1.2e12) + 3e-6
+    assert timed > 2 * read
+    assert seconds == pytest.approx(timed if source == "measured" else read)
 
 
 @pytest.mark.parametrize("name", CHIPS)
