@@ -38,8 +38,9 @@ class CompilerFigures:
         blocks that are a dimension of their own.
       scatter_fill_seconds: fixed cost of such a scatter, in seconds.
       exchange_passes: memory passes over a result whose last dimension an all-to-all scatters.
-      transposes_scatter: whether the compiler transposes such a result and scatters it; if not, it
-        makes an all-reduce and a slice, which move twice the bytes.
+      transposes_scatter: whether the compiler transposes such a result and scatters it where its rows
+        fill their tiles as well as its columns; if not, it makes an all-reduce and a slice, which move
+        twice the bytes.
       sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
         in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
     """

@@ -6,7 +6,12 @@ from ..ops.schedule import Schedule
 from .async_collectives import async_estimate
 from .chunked import chunked_estimate
 from .dots import full_dot_seconds, pass_seconds
-from .lax_collectives import collective_seconds, gather_reduces, scatter_pass_seconds
+from .lax_collectives import (
+    collective_seconds,
+    gather_reduces,
+    scatter_pass_seconds,
+    sliced_in_place,
+)
 from .ring import ring_estimate
 from .workload import Estimate, Workload
 
@@ -32,7 +37,7 @@ def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     """lax's collective before the einsum, the dot, and lax's collective after it."""
     op = work.op
     sending, compute = sum(collective_seconds(work)), full_dot_seconds(work)
-    if op.scatter is not None:
+    if op.scatter is not None and not sliced_in_place(work, op.scatter):
         compute += scatter_pass_seconds(work, op.scatter)
     if op.gather is not None and gather_reduces(work, op.gather):
         compute += pass_seconds(work, REDUCED_PASSES * work.full_bytes(op.gather))

@@ -1,0 +1,141 @@
+"""Shapes for which XLA:TPU makes an all-reduce of a gather or of a scatter, which moves twice the bytes.
+
+Each rule was seen in compiled programs, where a gather fed a dot or a dot a scatter.
+`tests/compiler_habits/test_lowering_rules.py` compiles one that shows it and one beside it that does
+not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from ..chips.chip import Chip
+from ..chips.tiles import TILE_LANES, TILE_ROWS
+
+# A scatter along the lanes stays one where a row of a block has a multiple of these bytes (H11 in
+# docs/compiler.md).
+ROW_BYTES = 512
+
+_VERSIONS = ("libtpu 0.0.42.1", "libtpu 0.0.50.1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """What a device has before a gather, or after a scatter, as a matrix.
+
+    Attributes:
+      rows, columns: elements of all dimensions but the last, and of the last.
+      itemsize: bytes of an element.
+      along: the dimension that is gathered or scattered; "inner" is neither the first nor the last.
+      axes: mesh axes of more than one device that the collective goes over.
+    """
+
+    rows: int
+    columns: int
+    itemsize: int
+    along: Literal["rows", "columns", "inner"]
+    axes: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of `TILE_ROWS` by `TILE_LANES` that the block fills, the last ones in part."""
+        return -(-self.rows // TILE_ROWS) * -(-self.columns // TILE_LANES)
+
+    def laid_out(self, chip: Chip) -> Block:
+        """As XLA:TPU lays out the result of a dot whose columns are scattered: transposed, if rows fill
+        the lanes of their last tile better than columns do; if both fill them as well, where
+        `Chip.transposes_scatter` says so."""
+        if self.along != "columns" or not self.rows:
+            return self
+        columns, rows = _padding(self.columns), _padding(self.rows)
+        if columns < rows or (columns == rows and not chip.transposes_scatter):
+            return self
+        return dataclasses.replace(self, rows=self.columns, columns=self.rows, along="rows")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoweringRule:
+    """A shape for which the compiler makes something else of one of lax's collectives.
+
+    Attributes:
+      name: of the rule.
+      collective: what the program asks for.
+      when: for which blocks, in words.
+      applies: whether it is so for a block, laid out, on a chip.
+      becomes: what the compiler makes.
+      seen_with: versions of the compiler with which it was seen.
+    """
+
+    name: str
+    collective: Literal["all_gather", "reduce_scatter"]
+    when: str
+    applies: Callable[[Chip, Block], bool]
+    becomes: Literal["all_reduce"] = "all_reduce"
+    seen_with: tuple[str, ...] = _VERSIONS
+
+
+RULES = (
+    LoweringRule(
+        name="gather of a part of a row",
+        collective="all_gather",
+        when="along the columns of a single row, if a shard is no whole number of tiles of lanes",
+        applies=lambda _, block: (
+            block.along == "columns" and block.rows == 1 and block.columns % TILE_LANES != 0
+        ),
+    ),
+    LoweringRule(
+        name="gather over three axes",
+        collective="all_gather",
+        when="along the columns, over three axes of a torus",
+        applies=lambda _, block: block.along == "columns" and block.axes > 2,
+    ),
+    LoweringRule(
+        name="scatter of parts of tiles",
+        collective="reduce_scatter",
+        when="along the rows, if those of a block are no whole number of tiles",
+        applies=lambda _, block: block.along == "rows" and block.rows % TILE_ROWS != 0,
+    ),
+    LoweringRule(
+        name="scatter of an odd number of tiles",
+        collective="reduce_scatter",
+        when="along the rows, if a block is an odd number of tiles, of which no half goes each way",
+        applies=lambda _, block: block.along == "rows" and block.tiles % 2 == 1,
+    ),
+    LoweringRule(
+        name="scatter of lanes",
+        collective="reduce_scatter",
+        when=f"along the columns, if a row of a block is no multiple of {ROW_BYTES} bytes",
+        applies=lambda _, block: (
+            block.along == "columns" and block.columns * block.itemsize % ROW_BYTES != 0
+        ),
+    ),
+    LoweringRule(
+        name="scatter over a plane",
+        collective="reduce_scatter",
+        when="over both axes of a torus that has two",
+        applies=lambda chip, block: chip.torus_dims == 2 and block.axes > 1,
+    ),
+)
+
+
+def lowering_rule(
+    chip: Chip, collective: Literal["all_gather", "reduce_scatter"], block: Block
+) -> LoweringRule | None:
+    """The rule that holds for a collective of such blocks on a chip; None if the compiler keeps it.
+
+    A chip without a torus has none.
+    """
+    if not chip.torus_dims:
+        return None
+    laid_out = block.laid_out(chip) if collective == "reduce_scatter" else block
+    fitting = (
+        rule for rule in RULES if rule.collective == collective and rule.applies(chip, laid_out)
+    )
+    return next(fitting, None)
+
+
+def _padding(length: int) -> float:
+    """Lanes of the tiles that a row of this length takes, for each that it fills."""
+    return -(-length // TILE_LANES) * TILE_LANES / max(length, 1)
