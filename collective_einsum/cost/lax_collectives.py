@@ -32,7 +32,10 @@ def collective_seconds(work: Workload) -> tuple[float, float]:
 
 def gather_reduces(work: Workload, collective: EinsumCollective) -> bool:
     """Whether XLA:TPU compiles the all-gather to an all-reduce, which moves twice the bytes."""
-    return lowering_rule(work.chip, "all_gather", _block(work, collective, work.op.lhs)) is not None
+    block = _block(work, collective, work.op.lhs)
+    return work.devices(collective) > 1 and (
+        lowering_rule(work.chip, "all_gather", block) is not None
+    )
 
 
 def _scatter_reduces(work: Workload, collective: EinsumCollective) -> bool:

@@ -23,7 +23,8 @@ CHIPS = {
     "v6e": ce.TPU_V6E,
     "tpu7x": ce.TPU_7X,
 }
-VERSION = "0.0.50.1"
+VERSIONS = ("0.0.42.1", "0.0.50.1")
+VERSION = VERSIONS[-1]
 ONE = DotObservation(
     rows=8,
     contracted=256,
@@ -36,11 +37,12 @@ ONE = DotObservation(
 )
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CHIPS)
-def test_every_tpu_was_observed(name: str) -> None:
-    seen = nearest(name, VERSION)
+def test_every_tpu_was_observed(name: str, version: str) -> None:
+    seen = nearest(name, version)
     assert seen is not None
-    assert seen.compiler == f"libtpu {VERSION}"
+    assert seen.compiler == f"libtpu {version}"
     assert seen.chip == CHIPS[name].name
     assert seen.clock_hz == CHIPS[name].clock_hz
     assert f"python -m bench calibrate --target {name}:" in seen.command
