@@ -106,11 +106,19 @@ EARLY_SEQUENCES = 2
 # replays of their einsums alone; the command of the fit was not kept.
 OVERLAP_LOSS = 0.2
 
-# Memory passes over the scores, in 32 bits: 3.5 in a step of decoding, 4.6 in a prefill. With libtpu
-# 0.0.50.1, 3.1 to 4.2 in decoding, 3.1 to 6.9 in a prefill, over ten rows. Column "attend", e.g.:
-#   --phase decode --batch 512 --feedforward "WS 2D batch" --schedules blocking
+# Memory passes over the scores of a prefill, in 32 bits. With libtpu 0.0.50.1, 3.1 to 6.9. Column
+# "attend", e.g.:
 #   --phase prefill --batch 1 --weights int8 --attention heads --schedules blocking
 SCORE_PASSES = 4.0
+
+# The same of a step of decoding, and the seconds of its small operations. Microseconds of attention less
+# the reading of the cache and the fill of HBM, PaLM 540B, 62B and 8B on v4 with libtpu 0.0.50.1: 6.0, 9,
+# 16.7 and 57, where a pass takes 1.78, 3.55, 7.1 and 28.4; on v5e, where a pass takes 1.9, 3.8 and 7.6,
+# 13.6, 18.6 and 25.4 (Llama 3.1 70B, int8 cache). Column "attend", e.g.:
+#   --phase decode --batch 128 --feedforward "WS 2D batch" --schedules auto
+#   --phase decode --batch 256 --weights int8 --feedforward "WS 2D batch" --schedules auto
+DECODE_SCORE_PASSES = 1.95
+DECODE_ATTENTION_SECONDS = 2.5e-6
 
 # Further memory passes over sums too large for on-chip memory that are feature-sharded over several
 # axes: their matmuls write them column-major. 0.8 to 5.7 over 8192 to 32768 tokens. The
@@ -125,16 +133,22 @@ WIDE_SCATTER_PASSES = 1.5
 ACTIVATION_PASSES = 0.45
 
 # Seconds that a layer takes besides, however small: some 25 small operations one after another, in
-# decoding. The one figure for fixed overhead, the same for all models and layouts. With libtpu
-# 0.0.50.1, 24 us (bf16) to 39 us (int8, WS 2D) over decoding of 64 tokens. Column "rest", e.g.:
-#   --phase decode --batch 64 --feedforward "WS 2D batch" --schedules blocking
-LAYER_SECONDS = 28e-6
+# decoding. The one figure for fixed overhead, the same for all models and layouts. Microseconds of
+# column "rest" less its memory passes, with libtpu 0.0.50.1: 15 for PaLM 540B (128 rows), 13 to 15 for
+# PaLM 8B on v4:2x2x2 (64 rows):
+#   --phase decode --batch 128 --feedforward "WS 2D batch" --schedules auto
+#   --phase decode --batch 128 --feedforward "WS 2D all-reduce" --schedules auto
+LAYER_SECONDS = 15e-6
 
-# Seconds, out of LAYER_SECONDS, of copies around the collectives between layers, and of sums of
-# their shards. Where tokens are replicated over y and z there are none. 64 tokens. The
-# command of the fit was not kept, and libtpu 0.0.50.1 has not been compared.
-BOUNDARY_SECONDS = 9e-6
+# Seconds of slicing the scales of an int8 matrix from those of all layers: 0.6 to 0.96 us on v4, for
+# each of six, with libtpu 0.0.50.1. PaLM 62B on v4:2x2x2, the ops called dynamic_slice in:
+#   --model palm-62b --target v4:2x2x2 --phase decode --batch 128 --weights int8
+#   --feedforward "WS 2D batch" --schedules auto
+SCALE_SECONDS = 0.75e-6
 
-# Where tokens are replicated over y and z, norms and sums read or write all of them so many times. 64
-# tokens. As for BOUNDARY_SECONDS, the command was not kept.
-REPLICATED_PASSES = 7.0
+# Where tokens are replicated over y and z, each norm reads or writes all of them so many times, and so
+# does the sum at the end of a layer. With libtpu 0.0.50.1, all three of a serial block, Llama 3.1 70B
+# on v5e: 10.3 in all (128 rows) and 10.9 (64 rows); both of a parallel one, on v4: 6.5 (PaLM 8B, 1024
+# rows) and 6.8 (PaLM 540B, 128 rows), by column "rest" less LAYER_SECONDS:
+#   --phase decode --batch 128 --feedforward "WS 2D all-reduce" --schedules auto
+REPLICATED_PASSES = 3.5

@@ -13,6 +13,7 @@ from .torus import all_to_all_seconds as all_to_all_seconds
 from .torus import hops as hops
 from .torus import links as links
 from .torus import reduce_scatter_seconds as reduce_scatter_seconds
+from .torus import ring_gather_seconds as ring_gather_seconds
 from .workload import Estimate as Estimate
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "matmul_seconds",
     "rank_einsum",
     "reduce_scatter_seconds",
+    "ring_gather_seconds",
 ]

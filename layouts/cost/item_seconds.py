@@ -43,6 +43,10 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
         at_once = 4 * item.sequences * item.heads * item.queries * item.new <= tuning.SCORES_BYTES
         share = 1 if at_once else item.queries / item.new
         scores *= 2 - share * (1 - 1 / tuning.CAUSAL_GROUPS)
-    passes = tuning.SCORE_PASSES * 4 * scores / chip.vector_bandwidth
+    decoding = item.new == 1
+    passes = tuning.DECODE_SCORE_PASSES if decoding else tuning.SCORE_PASSES
+    besides = passes * 4 * scores / chip.vector_bandwidth
+    if decoding:
+        besides += tuning.DECODE_ATTENTION_SECONDS
     # The scores' dot waits for the keys, and then the values' dot for the values.
-    return max(computed, streamed) + passes + 2 * chip.hbm_fill_seconds
+    return max(computed, streamed) + besides + 2 * chip.hbm_fill_seconds

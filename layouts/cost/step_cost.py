@@ -25,7 +25,7 @@ from ..models.config import ModelConfig, as_config
 from ..partitionings.padded_sizes import padded_batch, padded_capacity, padded_length
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
-from . import einsum_cost
+from . import einsum_cost, norm_cost
 from .item_seconds import transfer_seconds
 from .layer_cost import layer_seconds
 from .layer_items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
@@ -232,11 +232,14 @@ def cost(
     layer = layer_seconds(config, items, sizes, chip, overlap)
     n = config.layers
     passed = tuning.ACTIVATION_PASSES * layer.activation_bytes + layer.moved_bytes
+    passed += norm_cost.replicated_bytes(config, plan.feedforward, sizes, padded.tokens)
     rest = tuning.LAYER_SECONDS + passed / chip.vector_bandwidth
-    repeated = size(plan.feedforward.repeated_axes, sizes)
-    if repeated > 1:
-        rows = padded.tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
-        rest += tuning.REPLICATED_PASSES * rows / chip.vector_bandwidth - tuning.BOUNDARY_SECONDS
+    if padded.weight_bytes == 1:
+        matrices = sum(len(item.f) for item in items if isinstance(item, Einsum))
+        rest += matrices * tuning.SCALE_SECONDS
+    waits = norm_cost.waiting_seconds(
+        config, plan.feedforward, sizes, padded.tokens, chip.under_options(), overlap
+    )
     return Cost(
         config=config,
         plan=plan,
@@ -253,7 +256,7 @@ def cost(
         hops=n * sum(_hops(transfer, sizes, chip) for transfer in transfers(items)),
         matmul_seconds=n * layer.matmul,
         attention_seconds=n * layer.attention,
-        exposed_seconds=n * layer.exposed,
+        exposed_seconds=n * (layer.exposed + waits),
         rest_seconds=n * rest,
         outside_seconds=_outside_seconds(config, sizes, padded, chip),
         memory=memory(config, plan, sizes, padded, items),
