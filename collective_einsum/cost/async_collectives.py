@@ -6,7 +6,14 @@ from ..chips.tiles import TILE_ROWS
 from ..ops.einsum_op import EinsumCollective
 from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import Schedule
-from .dots import chunk_dots, chunk_fractions, dot_seconds, full_dot_seconds, pass_seconds
+from .dots import (
+    chunk_dots,
+    chunk_fractions,
+    dot_seconds,
+    full_dot_seconds,
+    pass_seconds,
+    slice_copy_seconds,
+)
 from .lax_collectives import gather_reduces
 from .torus import all_gather_seconds, all_to_all_seconds
 from .workload import Estimate, Workload
@@ -35,6 +42,8 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     gathers = _gather_seconds(work, fractions)
     scatters = _scatter_seconds(work, fractions)
     compute = sum(dots) + pass_seconds(work, _joined_bytes(work, label))
+    if label is not None and len(dots) > 1 and label in op.rhs:
+        compute += slice_copy_seconds(work)
     if op.gather is not None and len(dots) > 1:
         # A chunk does not arrive where the dot before left off: each dot fills its pipeline anew.
         compute += len(dots) * work.chip.hbm_fill_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import POINT_TO_POINT_DEVICES, Schedule
-from .dots import chunk_dots, full_dot_seconds, pass_seconds
+from .dots import chunk_dots, full_dot_seconds, pass_seconds, slice_copy_seconds
 from .lax_collectives import collective_seconds, scatter_splits_tiles
 from .torus import point_to_point_seconds, reduce_scatter_seconds, ring_gather_seconds
 from .workload import Estimate, Workload
@@ -35,12 +35,13 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     if count > 1:
         # Each chunk is written into the result.
         passes += 2 * work.result_bytes + _scaled_bytes(work)
+    copying = slice_copy_seconds(work) if count > 1 and (schedule.label or "") in op.rhs else 0.0
     # A dot overlaps one hop of each collective.
     hops = max((sum(work.axis_sizes[axis] // 2 for axis in axes) for axes in _axes(op)), default=1)
     hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
     return Estimate(
         schedule=schedule,
-        compute=dots + pass_seconds(work, passes),
+        compute=dots + pass_seconds(work, passes) + copying,
         communication=gather + scatter,
         exposed=gather + scatter - hidden,
         memory=work.temporary_bytes,

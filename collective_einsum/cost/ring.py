@@ -9,7 +9,7 @@ from ..ops.einsum_op import EinsumCollective
 from ..ops.schedule import Schedule
 from ..rings.hamiltonian_rings import disjoint_rings
 from ..rings.streams import RingDirection, ring_directions
-from .dots import dot_seconds, finishing_seconds, pass_seconds
+from .dots import dot_seconds, finishing_seconds, pass_seconds, slice_copy_seconds
 from .lax_collectives import collective_seconds, scatter_pass_seconds
 from .torus import all_gather_seconds, hop_seconds
 from .workload import Estimate, Workload
@@ -61,7 +61,8 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
     compute = ring.streams * dots
     finishing = finishing_seconds(work, ring.own)
     compute, time = compute + finishing, time + finishing
-    copying = _slice_copy_seconds(work, collective)
+    copied = collective.label in op.rhs[:-1]
+    copying = slice_copy_seconds(work) if copied else 0.0
     # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
     overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous
     hidden = copying if overlaps else 0.0
@@ -179,12 +180,3 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
         in_passes = adds if len(ring.directions) == 1 else last
     fused = (adds - in_passes) * block * wire / work.chip.hbm_bandwidth
     return fused + in_passes * pass_seconds(work, block * (4 + 2 * wire))
-
-
-def _slice_copy_seconds(work: Workload, collective: EinsumCollective) -> float:
-    """Seconds in which XLA:TPU copies slices of rows of an int8 operand before their dots; seen in its
-    schedules."""
-    op, chip = work.op, work.chip
-    if work.rhs_dtype.itemsize > 1 or collective.label not in op.rhs[:-1]:
-        return 0.0
-    return pass_seconds(work, chip.int8_slice_passes * work.elements(op.rhs) * work.rhs_count)
