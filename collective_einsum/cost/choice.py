@@ -11,10 +11,10 @@ from .workload import Estimate
 # The least predicted gain over "blocking", as a fraction, for which schedule="auto" leaves it: smaller
 # ones are within the error of the cost model.
 WORTHWHILE = 0.015
-# The same for a ring whose dots widen int8 or fp8 weights, whose cost is known less well: that of
-# [256, 4608] x [4608, 4608] on v4, scattered over y and z, was predicted 4% faster than "blocking"
-# and is replayed 15% slower (`python -m bench collectives --full`, libtpu 0.0.50.1).
-WORTHWHILE_WIDENED_RING = 0.06
+# The same where dots widen int8 or fp8 weights, whose cost is known less well: [512, 4608] x
+# [4608, 18432] on v5e, gathered over 4, was predicted 3% faster in two chunks than "blocking" and is
+# replayed 11% slower (`python -m bench collectives --full --target v5e:4x4`, libtpu 0.0.50.1).
+WORTHWHILE_WIDENED = 0.06
 # The same for chunks whose gathers SparseCores run: TPU7x's compiler may wait for the first one before
 # the dot that could overlap it, and the dots of narrow chunks take up to twice what is known of wider
 # ones. [2048, 18432] x [18432, 2304] with weights gathered over 4 was predicted 12% faster than

@@ -17,7 +17,7 @@ from .candidates import candidates
 from .choice import (
     WORTHWHILE,
     WORTHWHILE_OFFLOADED_CHUNKS,
-    WORTHWHILE_WIDENED_RING,
+    WORTHWHILE_WIDENED,
     Choice,
 )
 from .estimate import estimate
@@ -131,9 +131,9 @@ def _rank(
 
 def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
+    if work.widened:
+        return WORTHWHILE_WIDENED
     schedule = row.schedule
-    if schedule.kind == "ring" and work.widened:
-        return WORTHWHILE_WIDENED_RING
     chunks = schedule.direction == "async" and schedule.label is not None
     if chunks and work.op.gather is not None and offloads(work.chip, "all_gather"):
         return WORTHWHILE_OFFLOADED_CHUNKS
