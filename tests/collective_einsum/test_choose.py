@@ -92,7 +92,8 @@ def test_chunks_of_columns_copy_int8_weights() -> None:
     scale = jax.ShapeDtypeStruct((1, 4608), jnp.float32)
     wide = jax.ShapeDtypeStruct(w.shape, jnp.bfloat16)
     longer = {}
-    for dtype, weight in (("int8", ce.Quantized(w, scale)), ("bf16", wide)):
+    weights: dict[str, Any] = {"int8": ce.Quantized(w, scale), "bf16": wide}
+    for dtype, weight in weights.items():
         options: Any = {"axis_name": "x", "scatter": "m", "axis_size": {"x": 4}}
         chip = ce.TPU_V4.under_options()
         rows = ce.choose_schedule("me,ef->mf", x, [weight, weight], **options, chip=chip).rows
