@@ -230,12 +230,12 @@ def timeline(options: argparse.Namespace) -> int:
     from collective_einsum.ruler import bundles
     from collective_einsum.ruler.replay import scheduler_verdict
 
-    if options.weights == "int8":
+    asked = (options.case, options.rows, options.weights, options.schedule, options.target)
+    task = collectives.find_task(*asked)
+    if task.is_narrow:
         # Before libtpu starts.
         bundles.start()
     _check_slice(options.target)
-    asked = (options.case, options.rows, options.weights, options.schedule, options.target)
-    task = collectives.find_task(*asked)
     replayed = measure.timeline(task, options.cache)
     title = f"{task.case.name}, {task.case.rows} rows, {task.case.weights}, {task.schedule}"
     print(f"{title}, {options.target}, {task.case.layers} layers\n\n{replayed}\n")
