@@ -111,7 +111,7 @@ def test_a_cache_is_padded_for_what_reads_it(mesh_of: Any, batch: int) -> None:
 
 
 def test_what_defaults_read_and_hold_apart(mesh_of: Any) -> None:
-    batch, config = 2, dataclasses.replace(TINY_MULTIQUERY, d_model=512, d_ff=2048)
+    batch, config = 2, dataclasses.replace(TINY_MULTIQUERY, d_model=512, d_ff=4096)
     mesh, length = mesh_of((4, 2, 1), "xyz"), 64
     plan = layouts.default_decode(config, mesh, batch, length + 2, chip="v5e")
     reader = default_reader(config, mesh, batch, length, length + 2, chip="v5e")
