@@ -69,7 +69,8 @@ def test_a_loss_comes_true_and_is_not_advised() -> None:
     assert said.changed is None
     assert "nothing that was tried would help" in said.conclusion
     assert (other.collective, other.saving) == ("reduce-scatter", None)
-    assert other.reason == "not tried: others wait longer"
+    # The fastest ring is replayed 1% faster than lax's own reduce-scatter.
+    assert other.reason == '"auto" overlaps nothing there: it is blocking'
 
 
 def of_global_arrays(x: jax.Array, w: jax.Array) -> jax.Array:
