@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -85,7 +84,7 @@ def collectives(options: argparse.Namespace) -> int:
 
 def layers(options: argparse.Namespace) -> int:
     """Replays steps of a decoder on a slice, or runs a small one on `cpu:N` and `attached`."""
-    if options.target.startswith("cpu:") or options.target == "attached":
+    if options.target.startswith("cpu:") or options.target == ATTACHED:
         return _layers_here(options)
     from bench.decoder_suite import layers, phases
 
@@ -135,14 +134,12 @@ def _layers_here(options: argparse.Namespace) -> int:
         **dict.fromkeys((*names, "schedules")),
         unrolled=False,
     )
-    if options.target == "attached":
-        os.environ.pop("JAX_PLATFORMS")
     from bench.decoder_suite import run_small
     from collective_einsum.ruler.compile import target
 
     where = target(options.target)
     chips = len(where.devices)
-    if options.target != "attached" and chips & (chips - 1):
+    if options.target != ATTACHED and chips & (chips - 1):
         raise ValueError(
             f"--target cpu:{chips}: the small decoder needs a power of two, such as "
             f"cpu:{1 << chips.bit_length()}"

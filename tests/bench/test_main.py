@@ -35,6 +35,20 @@ def test_help() -> None:
         assert word in found.stdout
 
 
+def test_the_attached_device_is_asked_for_whatever_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for platforms in (None, "cpu"):
+        if platforms is None:
+            monkeypatch.delenv("JAX_PLATFORMS")
+        else:
+            monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        for word, words in (("layers", "jax sees only CPUs"), ("calibrate", "of platform 'cpu'")):
+            assert command.main([word, "--target", "attached"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert words in line
+
+
 def test_collectives_and_timeline(tmp_path: Path) -> None:
     """One case, in a process without any of the tests' environment."""
     cache, rows, png, trace = (str(tmp_path / n) for n in ("c", "rows.json", "t.png", "t.json"))
