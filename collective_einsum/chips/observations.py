@@ -130,6 +130,7 @@ def nearest_version(known: Sequence[str], version: str | None) -> str:
     return before[-1] if before else ordered[0]
 
 
+@functools.cache
 def _installed() -> str | None:
     try:
         return importlib.metadata.version("libtpu")
