@@ -77,12 +77,23 @@ def of_global_arrays(x: jax.Array, w: jax.Array) -> jax.Array:
     return x @ w
 
 
-def test_the_saving_of_a_dot_of_global_arrays_comes_true() -> None:
+def global_arrays() -> tuple[jax.sharding.Mesh, list[jax.ShapeDtypeStruct]]:
     mesh = ruler.mesh("v5e:2x2", {"y": 4})
-    args = [
+    return mesh, [
         jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
         for spec in (P("y"), P(None, "y"))
     ]
+
+
+def test_no_more_lines_are_tried_than_are_asked_for() -> None:
+    said = advise(of_global_arrays, *global_arrays()[1], tries=0)
+    assert said.advised == ()
+    (einsum,) = said.einsums
+    assert (einsum.saving, einsum.reason) == (None, "not tried: others wait longer")
+
+
+def test_the_saving_of_a_dot_of_global_arrays_comes_true() -> None:
+    mesh, args = global_arrays()
     said = advise(of_global_arrays, *args)
     (einsum,) = said.advised
 
