@@ -22,16 +22,10 @@ from collective_einsum.ruler.compile import (
 def observe_all(
     asked: Sequence[Dot], name: str, cache_directory: str | os.PathLike[str], workers: int = 2
 ) -> Iterator[tuple[int, DotObservation]]:
-    """Observes dots on a slice by name; yields places and observations as they finish.
-
-    Processes that dump bundles compile more slowly, so each process does so for all of its dots or for
-    none.
-    """
-    for narrow in (False, True):
-        places = [place for place, dot in enumerate(asked) if dot.is_narrow == narrow]
-        arguments = [(asked[place], name, os.fspath(cache_directory)) for place in places]
-        for i, observation in in_processes(observe, arguments, workers):
-            yield places[i], observation
+    """Observes dots on a slice by name; yields places and observations as they finish."""
+    arguments = [(dot, name, os.fspath(cache_directory)) for dot in asked]
+    narrow = [dot.is_narrow for dot in asked]
+    yield from in_processes(observe, arguments, workers, apart=narrow)
 
 
 def observe(dot: Dot, name: str, cache_directory: str | os.PathLike[str]) -> DotObservation:

@@ -174,14 +174,11 @@ def measure_all(
 ) -> Iterator[tuple[int, Row]]:
     """Measures tasks in processes of their own, each with its own compiler.
 
-    Processes that dump bundles compile more slowly, so each process does so for all of its tasks or for
-    none. Yields the place of a task and its row, in the order in which they finish.
+    Yields the place of a task and its row, in the order in which they finish.
     """
-    for narrow in (False, True):
-        places = [place for place, task in enumerate(tasks) if task.is_narrow == narrow]
-        arguments = [(tasks[place], os.fspath(cache_directory)) for place in places]
-        for at, row in in_processes(measure, arguments, workers):
-            yield places[at], row
+    arguments = [(task, os.fspath(cache_directory)) for task in tasks]
+    narrow = [task.is_narrow for task in tasks]
+    yield from in_processes(measure, arguments, workers, apart=narrow)
 
 
 def _modelled_seconds(task: Task, slice_: Target) -> float:

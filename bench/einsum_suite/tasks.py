@@ -36,15 +36,15 @@ def tasks(
     """
     counts = rows or (ROWS if full else SHORT_ROWS)
     dtypes = weights or (WEIGHTS if full else ("bf16",))
-    family, _, size = target.partition(":")
-    einsums = cases(counts, dtypes, dims=size.count("x") + 1)
+    chip = as_chip(target.partition(":")[0])
+    einsums = cases(counts, dtypes, dims=_dims(target))
     chosen: list[AnyCase] = [case for case in einsums if full or not case.moves_weights]
     chosen += [*feedforwards(counts), *feedforwards(counts, unrolled=full)]
     return [
         Task(case, schedule, target)
         for case in chosen
         if only in case.name
-        for schedule in case.variants(as_chip(family))
+        for schedule in case.variants(chip)
     ]
 
 
@@ -53,9 +53,12 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
 
     Raises ValueError if there is no such case, or several.
     """
-    dims = target.partition(":")[2].count("x") + 1
     unrolled = FeedForward(2048, unrolled=True)
-    known: list[AnyCase] = [*cases((2048,), ("bf16",), dims), *feedforwards((2048,)), unrolled]
+    known: list[AnyCase] = [
+        *cases((2048,), ("bf16",), _dims(target)),
+        *feedforwards((2048,)),
+        unrolled,
+    ]
     matching = [one for one in known if case in one.name]
     if len(matching) > 1:
         # A string that both feedforwards' names contain means the scanned one.
@@ -76,3 +79,8 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
 def compile_again(case: str, rows: int, weights: str, schedule: str, target: str) -> None:
     """Compiles a task whether it is in a cache or not, for the scheduler's log of it."""
     compile_task(find_task(case, rows, weights, schedule, target))
+
+
+def _dims(target: str) -> int:
+    """The dimensions of a slice, by its name."""
+    return target.partition(":")[2].count("x") + 1

@@ -14,12 +14,29 @@ _Result = TypeVar("_Result")
 
 
 def in_processes(
-    function: Callable[..., _Result], arguments: Sequence[tuple[object, ...]], workers: int
+    function: Callable[..., _Result],
+    arguments: Sequence[tuple[object, ...]],
+    workers: int,
+    *,
+    apart: Sequence[bool] | None = None,
 ) -> Iterator[tuple[int, _Result]]:
     """Calls `function` with the arguments at every place; yields places and results as they finish.
 
-    An error, Ctrl-C among them, ends the processes at once, also while they compile.
+    A process has places that are marked in `apart`, or others, never both: such as those that dump
+    bundles, which compile more slowly. An error, Ctrl-C among them, ends the processes at once, also
+    while they compile.
     """
+    marks = apart or [False] * len(arguments)
+    for kind in (False, True):
+        places = [place for place, mark in enumerate(marks) if mark == kind]
+        for at, result in _alike(function, [arguments[place] for place in places], workers):
+            yield places[at], result
+
+
+def _alike(
+    function: Callable[..., _Result], arguments: Sequence[tuple[object, ...]], workers: int
+) -> Iterator[tuple[int, _Result]]:
+    """`in_processes`, without places apart."""
     context = multiprocessing.get_context("spawn")
     count = max(1, min(workers, len(arguments)))
     # Compilers do not free all memory, so each round starts new processes; the pool's own
