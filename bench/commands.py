@@ -193,22 +193,25 @@ def truth(options: argparse.Namespace) -> int:
 
 
 def calibrate(options: argparse.Namespace) -> int:
-    """Observes the dots of a slice's chip, or of the attached one, and writes the chip's file."""
+    """Observes dots and memory passes of a slice's chip, or times the dots of the attached one, and
+    writes the chip's file."""
     from bench.calibration import attached, observe, report
     from bench.calibration.dots import dots
+    from bench.calibration.passes import passes
     from collective_einsum.ruler.compile import target
 
     if options.json:
         raise ValueError("--json has no effect here: calibrate writes a JSON file into --out DIR")
     if options.target == ATTACHED:
         chip, device = attached.device()
-        name, asked = chip.observed, dots(chip)
+        # On one device, nothing is scattered.
+        name, asked = chip.observed, [dot for dot in dots(chip) if not dot.scattered]
         observing = attached.measure_all(asked, chip, device)
     else:
         _check_slice(options.target)
         chip, name = target(options.target).chip, options.target.partition(":")[0]
         assert chip is not None
-        asked = dots(chip)
+        asked = [*dots(chip), *passes()]
         observing = observe.observe_all(asked, options.target, options.cache, options.workers)
     seen: dict[int, Any] = {}
     for place, observation in observing:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from hypothesis import settings
 
+from tests.users import COMPILE_FAST
+
 DEVICE_COUNT = 8
 
 # All of this is read when jax, or libtpu inside it, first loads. Every process that a test starts
@@ -22,9 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(
             if not flag.startswith("--xla_force_host_platform_device_count")
         ),
         f"--xla_force_host_platform_device_count={DEVICE_COUNT}",
-        # Tests compile far longer than they run.
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
+        *COMPILE_FAST,
     ]
 )
 # libtpu compiles without a TPU if it neither asks the cloud for one nor locks the machine.

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bench.calibration.dots import LAYERS, Dot
+from bench.calibration.dots import Dot
+from bench.calibration.programs import LAYERS
 from collective_einsum.chips import (
     TPU_7X,
     TPU_V4,

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from collective_einsum.chips import Chip, DotObservation
+import collective_einsum as ce
+from bench.calibration.programs import DEVICES, LAYERS, lower_einsums, on_every_device
+from collective_einsum.chips import Chip, DotObservation, Scattered
 from collective_einsum.ruler.compile import Target
 from collective_einsum.ruler.replay import dot_cycles
 
 # Rows, contracted and columns, whose products are observed: of dots of 16 bits, and of narrower ones,
 # which compile more slowly where bundles are dumped and counted.
-SIZES = ((8, 64, 256, 512, 2048), (256, 1152, 4608), (1152, 4608, 18432))
+_CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
+SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
+SCATTERED_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
 NARROW_SIZES = ((64, 1024), (1152, 4608), (1152, 4608))
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
-LAYERS = 4  # of the stack of weights
+
+# What scatters the result of a dot.
+_SCHEDULES = {"whole": "blocking", "ring": "unidirectional"}
 
 _Carry = tuple[jax.Array, jax.Array]
 
@@ -29,7 +34,8 @@ _Carry = tuple[jax.Array, jax.Array]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dot:
     """A dot of [rows, contracted] and [contracted, columns], and the dtypes of its operands; one that
-    `adds` has a sum of 32 bits added, which is its result, as chunks of a contraction do."""
+    `adds` has a sum of 32 bits added, which is its result, as chunks of a contraction do; the result of
+    one that is `scattered` is, whole or in a ring, of whose chunks it is one."""
 
     rows: int
     contracted: int
@@ -37,6 +43,7 @@ class Dot:
     lhs: str
     rhs: str
     adds: bool = False
+    scattered: Scattered = ""
 
     @property
     def is_narrow(self) -> bool:
@@ -52,17 +59,25 @@ class Dot:
         )
 
     def lower(self, slice_: Target) -> jax.stages.Lowered:
-        """The program: `loop`, on every device of a slice."""
-        mesh = slice_.mesh((len(slice_.devices),), ("x",))
-        everywhere = NamedSharding(mesh, P())
-        args = [
-            jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=everywhere) for one in self.operands
-        ]
+        """The program, on every device of a slice: `loop`; for a dot that adds to a sum, all-gathers
+        along rings, whose middle dot it is; for one that is scattered, reduce-scatters.
+
+        Raises ValueError if the slice has no ring of four devices.
+        """
+        x, stack = self.operands
+        if self.adds:
+            shape = (LAYERS, DEVICES * self.contracted, self.columns)
+            return lower_einsums(_ring, slice_, x, jax.ShapeDtypeStruct(shape, stack.dtype))
+        if self.scattered:
+            times = DEVICES if self.scattered == "ring" else 1
+            shape = (LAYERS, self.contracted, times * self.columns)
+            scattered = functools.partial(_scattered, _SCHEDULES[self.scattered])
+            return lower_einsums(scattered, slice_, x, jax.ShapeDtypeStruct(shape, stack.dtype))
 
         def program(x: jax.Array, stack: jax.Array) -> jax.Array:
             return self.loop((x, self.first), stack)[1]
 
-        return jax.jit(program).lower(*args)
+        return jax.jit(program).lower(on_every_device(slice_, x), on_every_device(slice_, stack))
 
     @property
     def first(self) -> jax.Array:
@@ -111,12 +126,15 @@ class Dot:
         keeps = self.adds or self._sums == jnp.int32
         return self._sums if keeps else jnp.dtype(jnp.bfloat16)
 
-    def observed(self, chip: Chip, text: str) -> DotObservation:
+    def observed(self, slice_: Target, text: str) -> DotObservation:
         """The observation of the dot in the text of its compiled program.
 
         Raises ValueError if it has no dot.
         """
-        cycles, basis = dot_cycles(chip, text)
+        assert slice_.chip is not None
+        # The first dot of a ring adds to nothing, and waits longer for its left operand.
+        in_ring = self.adds or self.scattered == "ring"
+        cycles, basis = dot_cycles(slice_.chip, text, place=int(in_ring))
         source = "bundles" if basis == "bundles" else "estimate"
         return DotObservation(**vars(self), cycles=cycles, source=source)
 
@@ -124,12 +142,37 @@ class Dot:
 def dots(chip: Chip) -> list[Dot]:
     """The dots that are observed on a chip."""
     bf16 = ("bfloat16", "bfloat16")
-    kinds = [(SIZES, bf16, False), (SIZES, bf16, True)]
-    kinds += [(NARROW_SIZES, dtypes, False) for dtypes in NARROW]
+    kinds: list[tuple[tuple[tuple[int, ...], ...], tuple[str, str], bool, Scattered]] = [
+        (SIZES, bf16, False, ""),
+        (SIZES, bf16, True, ""),
+        (SCATTERED_SIZES, bf16, False, "whole"),
+        (SCATTERED_SIZES, bf16, False, "ring"),
+    ]
+    kinds.extend((NARROW_SIZES, dtypes, False, "") for dtypes in NARROW)
     if chip.fp8_flops:
-        kinds.append((NARROW_SIZES, FP8, False))
+        kinds.append((NARROW_SIZES, FP8, False, ""))
     return [
-        Dot(rows=rows, contracted=contracted, columns=columns, lhs=lhs, rhs=rhs, adds=adds)
-        for (all_rows, all_contracted, all_columns), (lhs, rhs), adds in kinds
+        Dot(
+            rows=rows,
+            contracted=contracted,
+            columns=columns,
+            lhs=lhs,
+            rhs=rhs,
+            adds=adds,
+            scattered=scattered,
+        )
+        for (all_rows, all_contracted, all_columns), (lhs, rhs), adds, scattered in kinds
         for contracted, columns, rows in itertools.product(all_contracted, all_columns, all_rows)
     ]
+
+
+def _ring(x: jax.Array, w: jax.Array) -> jax.Array:
+    return ce.all_gather_einsum(
+        "me,ef->mf", x, w, axis_name="x", gather="e", schedule="unidirectional"
+    )
+
+
+def _scattered(schedule: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    return ce.einsum_reduce_scatter(
+        "me,ef->mf", x, w, axis_name="x", scatter="f", schedule=schedule
+    )

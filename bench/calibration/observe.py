@@ -1,4 +1,4 @@
-"""Compile dots for a slice and observe them, in worker processes and with a cache."""
+"""Compile dots and memory passes for a slice and observe them, in worker processes and with a cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bench.calibration.dots import Dot
-from collective_einsum.chips import Chip, DotObservation, Observations
+from bench.calibration.passes import Pass
+from collective_einsum.chips import Chip, DotObservation, Observations, PassObservation
 from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import (
     Cache,
@@ -20,34 +21,44 @@ from collective_einsum.ruler.compile import (
 
 
 def observe_all(
-    asked: Sequence[Dot], name: str, cache_directory: str | os.PathLike[str], workers: int = 2
-) -> Iterator[tuple[int, DotObservation]]:
-    """Observes dots on a slice by name; yields places and observations as they finish."""
-    arguments = [(dot, name, os.fspath(cache_directory)) for dot in asked]
-    narrow = [dot.is_narrow for dot in asked]
+    asked: Sequence[Dot | Pass],
+    name: str,
+    cache_directory: str | os.PathLike[str],
+    workers: int = 2,
+) -> Iterator[tuple[int, DotObservation | PassObservation]]:
+    """Observes dots and passes on a slice by name; yields places and observations as they finish."""
+    arguments = [(one, name, os.fspath(cache_directory)) for one in asked]
+    narrow = [one.is_narrow for one in asked]
     yield from in_processes(observe, arguments, workers, apart=narrow)
 
 
-def observe(dot: Dot, name: str, cache_directory: str | os.PathLike[str]) -> DotObservation:
-    """Compiles a dot for a slice, with its bundles where it is narrow, or takes it from the cache.
+def observe(
+    asked: Dot | Pass, name: str, cache_directory: str | os.PathLike[str]
+) -> DotObservation | PassObservation:
+    """Compiles a dot, with its bundles where it is narrow, or a pass for a slice, or takes the program
+    from the cache.
 
-    Raises ValueError if there is no such slice, ModuleNotFoundError if libtpu is not installed.
+    Raises ValueError if there is no such slice, or it is too small; ModuleNotFoundError if libtpu is not
+    installed.
     """
-    if dot.is_narrow:
+    if asked.is_narrow:
         bundles.start()
     slice_, cache = _target(name), Cache(cache_directory)
-    assert slice_.chip is not None
-    lowered = dot.lower(slice_)
+    lowered = asked.lower(slice_)
     program = cache.compiled(program_key(lowered, name, {}), lowered.compile)
-    return dot.observed(slice_.chip, program.text)
+    return asked.observed(slice_, program.text)
 
 
-def observations(chip: Chip, target_name: str, seen: Sequence[DotObservation]) -> Observations:
-    """What the file of a chip holds, whose dots were compiled for a target, or timed on it.
+def observations(
+    chip: Chip, target_name: str, seen: Sequence[DotObservation | PassObservation]
+) -> Observations:
+    """What the file of a chip holds, whose dots were compiled for a target, or timed on it. Passes that
+    were not observed are those of the file that was there.
 
     Raises ValueError if libtpu is not installed as a package, so that its version is not known.
     """
     numbers = versions()
+    passes = tuple(one for one in seen if isinstance(one, PassObservation))
     if numbers["libtpu"] is None:
         raise ValueError(
             "a file of observations has the version of libtpu, which is not installed as a package; "
@@ -59,7 +70,8 @@ def observations(chip: Chip, target_name: str, seen: Sequence[DotObservation]) -
         jax=str(numbers["jax"]),
         command=f"python -m bench calibrate --target {target_name}",
         clock_hz=chip.clock_hz,
-        dots=tuple(seen),
+        dots=tuple(one for one in seen if isinstance(one, DotObservation)),
+        passes=passes or (chip.observations.passes if chip.observations else ()),
     )
 
 

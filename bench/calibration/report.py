@@ -1,4 +1,4 @@
-"""The table of a calibration, and its file."""
+"""The tables of a calibration, and its file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from collective_einsum.chips import (
     DotObservation,
     Observations,
+    PassKind,
+    PassObservation,
+    Scattered,
     as_chip,
     file_name,
     observed_folder,
@@ -15,6 +18,14 @@ from collective_einsum.chips import (
 from collective_einsum.ruler.replay import legend, table, wrapped
 
 _DTYPES = {"bfloat16": "bf16", "float8_e4m3fn": "fp8"}
+_SCATTERED: dict[Scattered, str] = {"whole": "scattered", "ring": "chunk"}
+_PASSES: dict[PassKind, str] = {
+    "add": "a scatter's ring adds a block that arrived; bytes: read and written",
+    "slice": "a block is taken of what lax's reduce-scatter left; bytes, as below: of the array",
+    "move": "blocks are moved apart before a reduce-scatter of a dimension of their own",
+    "exchange": "they are moved apart before an all-to-all, and what arrived is added up",
+    "copy int8": "int8 weights, sliced by rows for a ring's dots, are copied",
+}
 _COLUMNS = {
     "sizes": "rows, contracted and columns",
     "us": "of the dot, at the chip's clock",
@@ -25,13 +36,33 @@ _COLUMNS = {
 
 
 def print_observations(observations: Observations) -> str:
-    """A table of dots by dtypes, its legend, and what it shows."""
+    """A table of dots by dtypes and one of memory passes, their legends, and what the first shows."""
     how = "measured on the attached device with" if observations.measured else "predicted by"
     lines = [
         f"{observations.chip}, {how} {observations.compiler} with jax {observations.jax}\n",
         table(("dtypes", *_COLUMNS), (_cells(observations, dot) for dot in observations.dots)),
         "",
-        legend({"dtypes": "of both operands; sum: it adds to a sum of 32 bits", **_COLUMNS}),
+        legend(
+            {
+                "dtypes": "of both operands; sum: it adds to a sum of 32 bits, in the middle of a "
+                "ring; scattered: its result is; chunk: its result is one of a ring's chunks",
+                **_COLUMNS,
+            }
+        ),
+        "",
+        table(
+            ("pass", "array", "MB", "us", "GB/s"),
+            (_pass_cells(observations, one) for one in observations.passes),
+        ),
+        "",
+        legend(
+            {
+                **_PASSES,
+                "array": "rows and columns, which four devices split",
+                "us": "by the compiler's own cycles, whatever the table above shows",
+                "GB/s": "bytes over us",
+            }
+        ),
         "",
         *wrapped(_conclusion(observations)),
     ]
@@ -47,6 +78,17 @@ def write(observations: Observations, name: str, folder: str | None) -> Path:
     path = where / file_name(name, version)
     path.write_text(observations.to_json(), encoding="utf-8")
     return path
+
+
+def _pass_cells(observations: Observations, one: PassObservation) -> tuple[str, ...]:
+    seconds = one.cycles / observations.clock_hz
+    return (
+        one.kind,
+        f"{one.rows} x {one.columns}",
+        f"{one.bytes / 1e6:.2f}",
+        f"{seconds * 1e6:.2f}",
+        f"{one.bytes / seconds / 1e9:.0f}",
+    )
 
 
 def _cells(observations: Observations, dot: DotObservation) -> tuple[str, ...]:
@@ -67,7 +109,11 @@ def _rate(observations: Observations, dot: DotObservation) -> float:
 
 def _dtypes(dot: DotObservation) -> str:
     operands = " x ".join(_DTYPES.get(dtype, dtype) for dtype in (dot.lhs, dot.rhs))
-    return f"{operands}, sum" if dot.adds else operands
+    return (
+        operands
+        + (", sum" if dot.adds else "")
+        + (f", {_SCATTERED[dot.scattered]}" if dot.scattered else "")
+    )
 
 
 def _conclusion(observations: Observations) -> str:

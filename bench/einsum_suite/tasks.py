@@ -49,7 +49,8 @@ def tasks(
 
 
 def find_task(case: str, rows: int, weights: str, schedule: str, target: str) -> Task:
-    """The one case whose name contains `case`, under a schedule by name or in a form.
+    """The one case of this name, or else whose name contains `case`, under a schedule by name or in a
+    form.
 
     Raises ValueError if there is no such case, or several.
     """
@@ -59,7 +60,8 @@ def find_task(case: str, rows: int, weights: str, schedule: str, target: str) ->
         *feedforwards((2048,)),
         unrolled,
     ]
-    matching = [one for one in known if case in one.name]
+    exact = [one for one in known if case == one.name]
+    matching = exact or [one for one in known if case in one.name]
     if len(matching) > 1:
         # A string that both feedforwards' names contain means the scanned one.
         matching = [one for one in matching if one != unrolled]

@@ -4,7 +4,7 @@ from .chip import Chip as Chip
 from .compile_context import compiler_options as compiler_options
 from .compile_context import for_chip as for_chip
 from .compile_context import traced_chip as traced_chip
-from .compiler_figures import CompilerFigures as CompilerFigures
+from .compiler_habits import CompilerHabits as CompilerHabits
 from .known_chips import H100 as H100
 from .known_chips import H200 as H200
 from .known_chips import TPU_7X as TPU_7X
@@ -18,6 +18,9 @@ from .names import chip_for as chip_for
 from .names import options_on as options_on
 from .observations import DotObservation as DotObservation
 from .observations import Observations as Observations
+from .observations import PassKind as PassKind
+from .observations import PassObservation as PassObservation
+from .observations import Scattered as Scattered
 from .observations import file_name as file_name
 from .observations import nearest_version as nearest_version
 from .observations import observed_folder as observed_folder
@@ -38,9 +41,12 @@ __all__ = [
     "TPU_V5P",
     "TPU_V6E",
     "Chip",
-    "CompilerFigures",
+    "CompilerHabits",
     "DotObservation",
     "Observations",
+    "PassKind",
+    "PassObservation",
+    "Scattered",
     "UnlistedChipWarning",
     "as_chip",
     "chip_for",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .compiler_figures import CompilerFigures
-from .observations import Observations, observed
+from .compiler_habits import CompilerHabits
+from .memory_passes import memory_passes
+from .observations import Observations, PassKind, observed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chip(CompilerFigures):
+class Chip(CompilerHabits):
     """One accelerator chip, or the half of one that is a device, and its links: a value, hashable.
 
-    These fields are data-sheet numbers. Those that `CompilerFigures` adds say how the chip's compiler
-    treats dots and collectives. `dataclasses.replace(TPU_V4, ...)` makes a chip of your own.
+    These fields are data-sheet numbers. Those that `CompilerHabits` adds say which collectives the
+    chip's compiler overlaps; what it makes of dots and memory passes is in the file that `observed`
+    names. `dataclasses.replace(TPU_V4, ...)` makes a chip of your own.
 
     Attributes:
       name: the chip's name in tables and messages, such as "TPU v4".
@@ -43,8 +45,9 @@ class Chip(CompilerFigures):
       devices_per_chip: devices of jax on one chip, which share its links. Where it is 2, the other
         fields are those of a device, half a chip; but `link_bandwidth` is that of the chip's link.
       die_bandwidth: bytes/s one way between the two devices of a chip; 0 where a chip is a device.
-      observed: the chip's name in the files of what compilers were observed to make of its dots, such
-        as "v4"; "" where there are none, and dots run at the peaks.
+      observed: the chip's name in the files of what compilers were observed to make of its dots and
+        memory passes, such as "v4"; "" where there are none: dots run at the peaks, and the passes that
+        schedules add cost nothing.
       offload_seconds: fixed cost of a collective that SparseCores run, besides `collective_seconds`.
     """
 
@@ -79,6 +82,26 @@ class Chip(CompilerFigures):
         does (`Observations.compiler` says which; the newest where libtpu is not installed). None for a
         chip whose compiler was not observed."""
         return observed(self.observed) if self.observed else None
+
+    @property
+    def vector_bandwidth(self) -> float:
+        """Bytes/s, read and written together, of a pass over memory that adds two arrays; those of HBM
+        for a chip whose compiler was not observed."""
+        passes = memory_passes(self.observed)
+        return passes.bandwidth if passes else self.reached_hbm_bandwidth
+
+    @property
+    def transposes_scatter(self) -> bool:
+        """Whether the compiler transposes a dot's result whose columns are scattered where its rows fill
+        their tiles as well; see `MemoryPasses`."""
+        passes = memory_passes(self.observed)
+        return passes is not None and passes.transposes_scatter
+
+    def pass_seconds(self, kind: PassKind, size: float, arrays: float = 1) -> float:
+        """Seconds of a memory pass over arrays of `size` bytes in all, as `PassObservation` names and
+        counts them; 0.0 for a chip whose compiler was not observed."""
+        passes = memory_passes(self.observed)
+        return passes.seconds(kind, size, arrays) if passes else 0.0
 
     @property
     def reached_hbm_bandwidth(self) -> float:

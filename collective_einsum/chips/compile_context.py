@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from .chip import Chip
-from .compiler_figures import CompilerOption
+from .compiler_habits import CompilerOption
 from .names import as_chip, chip_for
 
 # These contexts are in the keys of jax's caches: a trace made under one value is not reused under

@@ -14,14 +14,14 @@ Sources, cited by letter:
 * [T] figures that others measured, the records of `bench.truth`, each with its source
 * [D] products of bf16 that XLA:TPU makes of an f32 dot; see `peaks`
 
-How the compilers behave stands in `calibration`.
+What the compilers overlap stands in `known_compilers`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from . import calibration
+from . import known_compilers
 from .chip import Chip
 
 _MIB = 2**20
@@ -59,7 +59,7 @@ TPU_V4 = Chip(
     vmem_bytes=2 * 16 * _MIB,  # [J] 16 MiB a core
     cmem_bytes=128 * _MIB,  # [J]
     observed="v4",
-    **vars(calibration.TPU_V4),
+    **vars(known_compilers.TPU_V4),
 )
 
 TPU_V5P = Chip(
@@ -84,7 +84,7 @@ TPU_V5P = Chip(
     cmem_bytes=0,  # [J]
     offload_seconds=_OFFLOAD_SECONDS,
     observed="v5p",
-    **vars(calibration.TPU_V5P),
+    **vars(known_compilers.TPU_V5P),
 )
 
 TPU_V5E = Chip(
@@ -108,7 +108,7 @@ TPU_V5E = Chip(
     vmem_bytes=128 * _MIB,  # [J]
     cmem_bytes=0,  # [J]
     observed="v5e",
-    **vars(calibration.TPU_V5E),
+    **vars(known_compilers.TPU_V5E),
 )
 
 TPU_V6E = Chip(
@@ -135,7 +135,7 @@ TPU_V6E = Chip(
     cmem_bytes=0,  # [J]
     offload_seconds=_OFFLOAD_SECONDS,
     observed="v6e",
-    **vars(calibration.TPU_V6E),
+    **vars(known_compilers.TPU_V6E),
 )
 
 # A device of jax is half a chip: all but the links is half of what [C] says of a chip.
@@ -164,7 +164,7 @@ TPU_7X = Chip(
     cmem_bytes=0,
     offload_seconds=_OFFLOAD_SECONDS,
     observed="tpu7x",
-    **vars(calibration.TPU_7X),
+    **vars(known_compilers.TPU_7X),
 )
 
 # Its hop and the fixed costs of its transfers are those of the TPUs.
@@ -188,7 +188,7 @@ H100 = Chip(
     clock_hz=1.83e9,  # 989.4e12 over 132 SMs x 4096 flops
     vmem_bytes=132 * 228 * 1024,  # [N] shared memory, 228 KiB an SM
     cmem_bytes=50 * _MIB,  # [N] L2
-    **vars(calibration.H100),
+    **vars(known_compilers.H100),
 )
 
 # The H200 is an H100 with more and faster memory [N].

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .chip import Chip
-from .compiler_figures import CompilerOption
+from .compiler_habits import CompilerOption
 from .known_chips import H100, H200, TPU_7X, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 
 # Compile-only topologies and attached chips report the same kinds; both spellings of v5e, v5p and
@@ -71,19 +71,24 @@ def as_chip(chip: Chip | str) -> Chip:
     """
     if isinstance(chip, Chip):
         return chip
+    known = _named(chip) if isinstance(chip, str) else None
+    if known is not None:
+        return known
     names = ", ".join(repr(name) for name in _SHORT_NAMES)
     if not isinstance(chip, str):
         raise ValueError(
             f"chip={chip!r} is no collective_einsum.Chip; give one, or a name: one of {names}"
         )
-    known = _by_name().get(_plain(chip))
-    if known is None:
-        raise ValueError(
-            f"chip={chip!r}: no chip is known by that name; give one of {names}, "
-            f"collective_einsum.chip_for({chip!r}) for the known one that is nearest to a device "
-            "of that kind, or a collective_einsum.Chip of your own"
-        )
-    return known
+    raise ValueError(
+        f"chip={chip!r}: no chip is known by that name; give one of {names}, "
+        f"collective_einsum.chip_for({chip!r}) for the known one that is nearest to a device "
+        "of that kind, or a collective_einsum.Chip of your own"
+    )
+
+
+@functools.cache
+def _named(name: str) -> Chip | None:
+    return _by_name().get(_plain(name))
 
 
 def chip_for(device_kind: str) -> Chip:

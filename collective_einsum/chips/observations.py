@@ -1,8 +1,8 @@
-"""What compilers were observed to make of dots on a chip: the records, and the files that hold them.
+"""What compilers were observed to make of dots and memory passes on a chip: records and their files.
 
-`python -m bench calibrate --target v4:2x2x1` compiles the dots and writes such a file, one for each chip
-and version of libtpu, into the folder `observed`; `--target attached` times them on the devices that are
-there.
+`python -m bench calibrate --target v4:2x2x1` compiles small programs and writes such a file, one for
+each chip and version of libtpu, into the folder `observed`; `--target attached` times the dots on the
+devices that are there.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ FOLDER = "observed"
 _FILE = re.compile(r"(?P<name>\w+)-libtpu-(?P<version>\d+(?:\.\d+)*)\.json")
 
 Source = Literal["bundles", "estimate", "measured"]
+# How a dot's result is scattered, if it is: whole, by lax, or in chunks along a ring.
+Scattered = Literal["", "whole", "ring"]
+PassKind = Literal["add", "slice", "move", "exchange", "copy int8"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DotObservation:
     """A dot of [rows, contracted] and [contracted, columns] as a compiler made it.
 
-    The left operand, and a sum that the dot adds to, were in on-chip memory, unless they are too large
-    for it; the right operand, a slice of a stack, in HBM.
+    The left operand was in on-chip memory, unless it is too large for it; the right operand, a slice of
+    a stack, in HBM. A dot that adds to a sum is one in the middle of an all-gather's ring: its left
+    operand is where a hop left it, and the sum where the dot before left it.
 
     Attributes:
       rows, contracted, columns: its sizes.
       lhs, rhs: dtypes of the operands, such as "bfloat16".
       adds: whether it adds to a sum of 32 bits, which is its result.
+      scattered: "whole" where lax's reduce-scatter takes the result, "ring" where a ring does, of whose
+        chunks this is one; nothing has brought the left operand into on-chip memory. "" for others.
       cycles: clock cycles that it takes.
       source: "bundles" where they follow from the bundles that are issued and from the HBM bytes,
         "estimate" where they are the compiler's own `estimated_cycles`, "measured" where they are the
@@ -46,21 +52,52 @@ class DotObservation:
     lhs: str
     rhs: str
     adds: bool
+    scattered: Scattered
     cycles: int
     source: Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PassObservation:
+    """What a schedule's program does beside its dots and its communication, as a compiler made it.
+
+    Kinds, each of an array [rows, columns] whose columns are split over four devices, but for the last:
+
+    * "add": a scatter's ring adds a block that arrived;
+    * "slice": a device takes its block of what lax's reduce-scatter left;
+    * "move": blocks are moved apart before a reduce-scatter of a dimension of their own;
+    * "exchange": they are moved apart before an all-to-all, and what arrived is added up;
+    * "copy int8": weights [rows, columns] of int8, sliced by rows for the dots of a ring, are copied.
+
+    Attributes:
+      kind: one of these.
+      rows, columns: sizes of the array.
+      bytes: bytes of the array; of "add", all that are read and written.
+      cycles: clock cycles, by the compiler's own `estimated_cycles`.
+      lowered: what the compiler made of lax's collective: "all-reduce", "reduce-scatter", or "" where
+        the program has none.
+    """
+
+    kind: PassKind
+    rows: int
+    columns: int
+    bytes: int
+    cycles: int
+    lowered: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Observations:
-    """What one version of a compiler makes of dots on one chip.
+    """What one version of a compiler makes of dots and memory passes on one chip.
 
     Attributes:
       chip: the chip's name.
       compiler: the compiler and its version, such as "libtpu 0.0.50.1".
-      jax: the version of jax that lowered the dots.
+      jax: the version of jax that lowered the programs.
       command: makes the file again.
       clock_hz: cycles/s that `cycles` count.
       dots: the dots.
+      passes: the memory passes.
     """
 
     chip: str
@@ -69,6 +106,7 @@ class Observations:
     command: str
     clock_hz: float
     dots: tuple[DotObservation, ...]
+    passes: tuple[PassObservation, ...]
 
     @property
     def measured(self) -> bool:
@@ -85,18 +123,22 @@ class Observations:
         try:
             fields = json.loads(text)
             dots = tuple(DotObservation(**row) for row in fields.pop("dots"))
-            return cls(dots=dots, **fields)
+            passes = tuple(PassObservation(**row) for row in fields.pop("passes"))
+            return cls(dots=dots, passes=passes, **fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"this is no file of observations ({error}); `python -m bench calibrate` writes one"
             ) from error
 
     def to_json(self) -> str:
-        """The text of a file: one line for each dot."""
-        fields = {k: v for k, v in vars(self).items() if k != "dots"}
-        head = json.dumps(fields, indent=1).removesuffix("\n}")
-        rows = ",\n  ".join(json.dumps(dataclasses.asdict(dot)) for dot in self.dots)
-        return f'{head},\n "dots": [\n  {rows}\n ]\n}}\n'
+        """The text of a file: one line for each observation."""
+        lists = {"dots": self.dots, "passes": self.passes}
+        fields = {k: v for k, v in vars(self).items() if k not in lists}
+        parts = [json.dumps(fields, indent=1).removesuffix("\n}")]
+        for name, records in lists.items():
+            rows = ",\n  ".join(json.dumps(dataclasses.asdict(one)) for one in records)
+            parts.append(f' "{name}": [\n  {rows}\n ]')
+        return ",\n".join(parts) + "\n}\n"
 
 
 def file_name(name: str, version: str) -> str:

@@ -18,6 +18,7 @@ XLA:TPU multiplies bf16, and int8 where the matrix unit can, and splits f32 into
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -70,16 +71,19 @@ def peak_flops(
     return by_level[level]
 
 
+@functools.cache
 def is_int8(dtype: np.dtype[np.generic]) -> bool:
     """Whether a dtype is of integers of one byte."""
     return jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize == 1
 
 
+@functools.cache
 def is_fp8(dtype: np.dtype[np.generic]) -> bool:
     """Whether a dtype is of floating numbers of one byte."""
     return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize == 1
 
 
+@functools.cache
 def _is_wide(dtype: np.dtype[np.generic]) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..chips.tiles import TILE_ROWS
 from ..ops.einsum_op import EinsumCollective
 from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import Schedule
@@ -10,11 +9,10 @@ from .dots import (
     chunk_dots,
     chunk_fractions,
     dot_seconds,
-    full_dot_seconds,
     pass_seconds,
     slice_copy_seconds,
 )
-from .lax_collectives import gather_reduces
+from .lax_collectives import gather_reduces, move_seconds
 from .torus import all_gather_seconds, all_to_all_seconds
 from .workload import Estimate, Workload
 
@@ -33,7 +31,7 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     op, label = work.op, schedule.label
     if op.gather is not None and gathers_into_result(op, label):
         return _own_shard_first(work, op.gather, schedule)
-    dots, fractions = [full_dot_seconds(work)], [1.0]
+    dots, fractions = [dot_seconds(work)], [1.0]
     if label is not None:
         dots, fractions = (
             chunk_dots(work, schedule),
@@ -112,11 +110,8 @@ def _exchange_seconds(work: Workload, collective: EinsumCollective, fraction: fl
 def _exchange_pass_seconds(work: Workload, collective: EinsumCollective) -> float:
     """Seconds of the pass that adds up what arrives, and of moving blocks apart before it is sent, if
     they are not of the first dimension."""
-    op, chip, sent = work.op, work.chip, work.full_bytes(collective)
-    if op.out[0] == collective.label:
-        return pass_seconds(work, sent)
-    filling = chip.scatter_fill_seconds if work.elements(op.out[:-1]) > TILE_ROWS else 0.0
-    return pass_seconds(work, (1 + chip.exchange_passes) * sent) + filling * work.rhs_count
+    adding = pass_seconds(work, work.full_bytes(collective))
+    return max(adding, move_seconds(work, collective, "exchange"))
 
 
 def _own_shard_first(work: Workload, collective: EinsumCollective, schedule: Schedule) -> Estimate:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import POINT_TO_POINT_DEVICES, Schedule
-from .dots import chunk_dots, full_dot_seconds, pass_seconds, slice_copy_seconds
-from .lax_collectives import collective_seconds, scatter_splits_tiles
+from .dots import chunk_dots, dot_seconds, pass_seconds, slice_copy_seconds
+from .lax_collectives import collective_seconds, move_seconds, scatter_splits_tiles
 from .torus import point_to_point_seconds, reduce_scatter_seconds, ring_gather_seconds
 from .workload import Estimate, Workload
 
@@ -55,16 +55,12 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
     gather, _ = collective_seconds(work)
     one_result = work.full_bytes(collective) / work.rhs_count
     scatter = reduce_scatter_seconds(work.chip, work.sides(collective.axes), one_result)
-    # Blocks of a dimension that is not the first are moved apart, by the dot and after it; so are
-    # fractions of tiles.
-    passes, filling = 0.0, 0.0
+    passes = moving = 0.0
     if op.out[0] != collective.label:
-        passes = work.chip.scatter_passes[2] * one_result * work.rhs_count
-        filling = work.chip.scatter_fill_seconds
+        moving = move_seconds(work, collective, "move")
     elif scatter_splits_tiles(work, collective):
         passes = 2 * one_result * work.rhs_count
-        filling = work.chip.scatter_fill_seconds * (work.rhs_count - 1)
-    dots, point_to_point, exposed = full_dot_seconds(work), 0.0, scatter
+    dots, point_to_point, exposed = dot_seconds(work), 0.0, scatter
     others = work.rhs_count - 1
     if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.
@@ -75,7 +71,7 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
         exposed *= work.rhs_count
     return Estimate(
         schedule=schedule,
-        compute=dots + filling + pass_seconds(work, passes),
+        compute=dots + moving + pass_seconds(work, passes),
         communication=gather + scatter + others * max(point_to_point, scatter),
         exposed=gather + exposed,
         memory=work.temporary_bytes,

@@ -17,14 +17,15 @@ import jax.numpy as jnp
 
 from ..chips.chip import Chip
 from ..chips.names import as_chip
-from ..chips.observations import DotObservation
+from ..chips.observations import DotObservation, Scattered
 from ..chips.peaks import is_fp8, is_int8
 from ..chips.streaming import streaming_seconds, waits_for_hbm
 from .roofline import Dot, multiplying_seconds, roofline_seconds, streamed_bytes
 
-# The dtypes of both operands, and whether the dot adds to a sum.
-_Kind = tuple[str, str, bool]
-_PLAIN = ("bfloat16", "bfloat16", False)
+# The dtypes of both operands, whether the dot adds to a sum, and how its result is scattered.
+_Kind = tuple[str, str, bool, Scattered]
+_PLAIN: _Kind = ("bfloat16", "bfloat16", False, "")
+_BF16 = jnp.dtype(jnp.bfloat16)
 # A part of a result may stay on chip: a dot is taken to wait for HBM if it waits by so much longer.
 _SURELY = 1.1
 
@@ -85,9 +86,11 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
         return 1.0
     kind, turned = _kind(dot)
     observed = as_chip(chip.observed)
-    grid = grids.get(kind) or grids.get((*kind[:2], False)) or grids[_PLAIN]
+    grid = grids.get(kind) or grids.get((*kind[:2], False, "")) or grids[_PLAIN]
     sizes = (dot.rows, dot.contracted, dot.columns)
     seconds = math.exp(grid.at(sizes[::-1] if turned else sizes)) * _bound_seconds(observed, dot)
+    if dot.scattered and kind != (*_PLAIN[:3], dot.scattered):
+        seconds += _scattered_seconds(observed, dot)
     # Chips read faster than compilers reckon, and int8 weights of a stack as fast, though code that is
     # issued on v4 widens them: Pope et al. measured decode steps of PaLM 540B to gain 71 us a layer from
     # int8 weights, which are 71 MB less a chip. Dots that were timed read as fast as their chip does.
@@ -97,6 +100,18 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     return seconds / roofline_seconds(observed, dot)
 
 
+def _scattered_seconds(observed: Chip, dot: Dot) -> float:
+    """Seconds that a dot of narrow operands takes longer where its result is scattered: those by which
+    one of bf16 waits longer for its left operand, which was not gathered."""
+    grids, sizes = _grids(observed.observed), (dot.rows, dot.contracted, dot.columns)
+    kind: _Kind = (*_PLAIN[:3], dot.scattered)
+    if kind not in grids:
+        return 0.0
+    scattered, plain = (math.exp(grids[one].at(sizes)) for one in (kind, _PLAIN))
+    wide = dataclasses.replace(dot, lhs=_BF16, rhs=_BF16, result=_BF16)
+    return max(0.0, scattered - plain) * _bound_seconds(observed, wide)
+
+
 def _is_measured(chip: Chip) -> bool:
     return chip.observations is not None and chip.observations.measured
 
@@ -104,10 +119,10 @@ def _is_measured(chip: Chip) -> bool:
 def _kind(dot: Dot) -> tuple[_Kind, bool]:
     """The kind of the observed dots that stand for this one, and whether they are its transpose."""
     if is_fp8(dot.lhs) and is_fp8(dot.rhs):
-        return ("float8_e4m3fn", "float8_e4m3fn", dot.adds), False
+        return ("float8_e4m3fn", "float8_e4m3fn", dot.adds, dot.scattered), False
     lhs, rhs = ("int8" if is_int8(dtype) else "bfloat16" for dtype in (dot.lhs, dot.rhs))
     turned = (lhs, rhs) == ("int8", "bfloat16")
-    return ((rhs, lhs, dot.adds) if turned else (lhs, rhs, dot.adds)), turned
+    return (*((rhs, lhs) if turned else (lhs, rhs)), dot.adds, dot.scattered), turned
 
 
 def _bound_seconds(chip: Chip, dot: Dot) -> float:
@@ -130,7 +145,8 @@ def _grids(name: str) -> Mapping[_Kind, Grid]:
         bound = _bound_seconds(chip, _dot(seen))
         factor = math.log(seen.cycles / observations.clock_hz / bound)
         sizes = (seen.rows, seen.contracted, seen.columns)
-        by_kind.setdefault((seen.lhs, seen.rhs, seen.adds), {})[sizes] = factor
+        kind = (seen.lhs, seen.rhs, seen.adds, seen.scattered)
+        by_kind.setdefault(kind, {})[sizes] = factor
     return {kind: Grid.of(values) for kind, values in by_kind.items()}
 
 

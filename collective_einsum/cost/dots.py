@@ -13,13 +13,19 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
+from ..chips.observations import Scattered
 from ..chips.tiles import MATRIX_TILE
+from ..ops.einsum_op import Operation
 from ..ops.schedule import Schedule
 from ..rings.slicing import chunk_spans
 from .dot_factors import dot_factor
-from .roofline import Dot, multiplying_seconds, roofline_seconds
+from .roofline import Dot, roofline_seconds
 from .workload import Fractions, Workload
 
+# The fraction of vector memory that a ring's live sums of 32 bits share with all else. Rings of
+# [512,4608] x [4608,18432] in 4 on v6e: one sum of 36 MiB stays; of two, one goes through HBM
+# (libtpu 0.0.50.1).
+SUMS_IN_VMEM = 0.5
 # Sizes of a large dot, beyond all that are observed.
 _LARGE = 2**15
 
@@ -29,11 +35,10 @@ def matmul_seconds(chip: Chip, dot: Dot) -> float:
 
     They are those of the chip's data sheet (`roofline.roofline_seconds`), times what was observed of its
     compiler for the nearest sizes and dtypes (`dot_factors.dot_factor`). Where the live sums are larger
-    than what stays in on-chip memory, the one that the dot adds to is read from HBM and written there
-    meanwhile.
+    than `SUMS_IN_VMEM` allows, the dot reads the one that it adds to from HBM and writes it there.
     """
     seconds = dot_factor(chip, dot) * roofline_seconds(chip, dot)
-    if dot.adds and dot.sums * dot.result_bytes > chip.sum_bytes:
+    if dot.adds and dot.sums * dot.result_bytes > SUMS_IN_VMEM * chip.vmem_bytes:
         seconds = max(seconds, 2 * dot.result_bytes / chip.hbm_bandwidth + chip.hbm_fill_seconds)
     return seconds
 
@@ -57,7 +62,6 @@ def dot_seconds(
     work: Workload,
     fractions: Fractions | None = None,
     *,
-    waiting: float = 0.0,
     directions: int = 1,
 ) -> float:
     """Seconds of one dot with every right operand.
@@ -65,23 +69,31 @@ def dot_seconds(
     Args:
       work: the einsum.
       fractions: of the labels' sizes, for the dot of a chunk.
-      waiting: seconds that the dot waits for an operand, as a fraction of its arithmetic.
       directions: of the ring whose chunks these are: each has sums of its own.
     """
     fractions = fractions or {}
-    key = (waiting, directions, *fractions.items())
+    key = (directions, *fractions.items())
     if key not in work.dots:
-        work.dots[key] = _dot_seconds(work, fractions, waiting, directions)
+        work.dots[key] = _dot_seconds(work, fractions, directions)
     return work.dots[key]
 
 
-def _dot_seconds(work: Workload, fractions: Fractions, waiting: float, directions: int) -> float:
-    chip, dot = work.chip, work_dot(work, fractions)
-    dot = dataclasses.replace(dot, sums=directions * work.rhs_count)
-    seconds = matmul_seconds(chip, dot)
-    if waiting:
-        seconds += waiting * dot_factor(chip, dot) * multiplying_seconds(chip, dot)
-    return seconds * work.rhs_count
+def _dot_seconds(work: Workload, fractions: Fractions, directions: int) -> float:
+    dot = dataclasses.replace(work_dot(work, fractions), sums=directions * work.rhs_count)
+    return matmul_seconds(work.chip, dot) * work.rhs_count
+
+
+def first_dot_seconds(work: Workload, fractions: Fractions, *, directions: int = 1) -> float:
+    """Seconds of a ring's first dot with every right operand: it adds to nothing, and a scatter's waits
+    for its left operand."""
+    dot = work_dot(work, fractions)
+    others = dot_seconds(work, fractions, directions=directions)
+    if not dot.adds and dot.scattered != "ring":
+        return others
+    alone = dataclasses.replace(dot, adds=False, scattered="whole" if dot.scattered else "")
+    seconds = matmul_seconds(work.chip, alone) * work.rhs_count
+    # Its sum may stay in on-chip memory, where the result of a dot alone goes to HBM.
+    return min(seconds, others) if dot.adds else seconds
 
 
 def work_dot(work: Workload, fractions: Fractions) -> Dot:
@@ -109,9 +121,18 @@ def work_dot(work: Workload, fractions: Fractions) -> Dot:
         rhs=work.rhs_dtype,
         result=op.dtype,
         adds=adds,
+        scattered=_scattered(op, fractions),
         precision=op.precision,
         padding=math.prod(padded),
     )
+
+
+def _scattered(op: Operation, fractions: Fractions) -> Scattered:
+    if op.scatter is None:
+        return ""
+    if fractions.get(op.scatter.label, 1) < 1:
+        return "ring"
+    return "" if op.gather else "whole"
 
 
 def _padded(size: float) -> float:
@@ -129,12 +150,6 @@ def finishing_seconds(work: Workload, fractions: Fractions) -> float:
     return max(0.0, longer) * work.rhs_count
 
 
-def full_dot_seconds(work: Workload) -> float:
-    """Seconds of the dot of unsliced operands. A gathered operand is in on-chip memory already; for
-    another one the dot waits (`Chip.remote_dot_waits`)."""
-    return dot_seconds(work, waiting=work.chip.remote_dot_waits if work.op.gather is None else 0)
-
-
 def pass_seconds(work: Workload, moved: float) -> float:
     """Seconds of a memory pass that reads and writes `moved` bytes in all."""
     return moved / work.chip.vector_bandwidth
@@ -147,8 +162,8 @@ def slice_copy_seconds(work: Workload) -> float:
     of columns copy each of the input matrices in 141 us (libtpu 0.0.50.1)."""
     if work.rhs_dtype.itemsize > 1:
         return 0.0
-    passes = work.chip.int8_slice_passes
-    return pass_seconds(work, passes * work.elements(work.op.rhs) * work.rhs_count)
+    copied = work.elements(work.op.rhs) * work.rhs_count
+    return work.chip.pass_seconds("copy int8", copied, work.rhs_count)
 
 
 def chunk_fractions(schedule: Schedule, size: int) -> list[float]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from ..ops.schedule import Schedule
 from .async_collectives import async_estimate
 from .chunked import chunked_estimate
-from .dots import full_dot_seconds, pass_seconds
+from .dots import dot_seconds, pass_seconds
 from .lax_collectives import (
     collective_seconds,
     gather_reduces,
-    scatter_pass_seconds,
-    sliced_in_place,
+    slice_seconds,
 )
 from .ring import ring_estimate
 from .workload import Estimate, Workload
@@ -36,9 +35,9 @@ def estimate(work: Workload, schedule: Schedule) -> Estimate:
 def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     """lax's collective before the einsum, the dot, and lax's collective after it."""
     op = work.op
-    sending, compute = sum(collective_seconds(work)), full_dot_seconds(work)
-    if op.scatter is not None and not sliced_in_place(work, op.scatter):
-        compute += scatter_pass_seconds(work, op.scatter)
+    sending, compute = sum(collective_seconds(work)), dot_seconds(work)
+    if op.scatter is not None:
+        compute += slice_seconds(work, op.scatter)
     if op.gather is not None and gather_reduces(work, op.gather):
         compute += pass_seconds(work, REDUCED_PASSES * work.full_bytes(op.gather))
     return Estimate(

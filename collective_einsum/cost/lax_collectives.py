@@ -5,10 +5,10 @@ For some shapes the compiler replaces a gather or a scatter by an all-reduce: `l
 
 from __future__ import annotations
 
-from ..chips.tiles import MATRIX_TILE, TILE_ROWS
+from ..chips.observations import PassKind
+from ..chips.tiles import TILE_ROWS
 from ..ops.einsum_op import EinsumCollective
-from .dots import pass_seconds
-from .lowering_rules import ROW_BYTES, Block, lowering_rule
+from .lowering_rules import Block, lowering_rule
 from .torus import all_gather_seconds, all_reduce_seconds, reduce_scatter_seconds
 from .workload import Workload
 
@@ -72,30 +72,18 @@ def scatter_splits_tiles(work: Workload, collective: EinsumCollective) -> bool:
     return leads and rows % TILE_ROWS != 0
 
 
-def _moves_lanes(work: Workload, collective: EinsumCollective) -> bool:
-    """Whether XLA:TPU moves the blocks of a scatter of the last dimension, the lanes, apart first."""
-    op, n = work.op, work.devices(collective)
-    uneven = work.sizes[collective.label] / n * op.sum_wire.itemsize % ROW_BYTES != 0
-    return work.chip.torus_dims > 0 and op.out[-1] == collective.label and n > 1 and uneven
-
-
-def sliced_in_place(work: Workload, collective: EinsumCollective) -> bool:
-    """Whether the all-reduce that stands for a scatter is sliced with no pass of its own: so it is where
-    a block has parts of tiles. On v4, [64, 16 x 288] takes 1.4 us beside its dot (libtpu 0.0.50.1)."""
-    return not _has_full_tiles(work, collective) and _scatter_reduces(work, collective)
-
-
-def _has_full_tiles(work: Workload, collective: EinsumCollective) -> bool:
-    return work.sizes[collective.label] / work.devices(collective) % MATRIX_TILE == 0
-
-
-def scatter_pass_seconds(
-    work: Workload, collective: EinsumCollective, fraction: float = 1
-) -> float:
-    """Seconds of memory passes that slice, or move apart, the blocks of a scattered last dimension."""
-    if not _moves_lanes(work, collective):
+def move_seconds(work: Workload, collective: EinsumCollective, kind: PassKind) -> float:
+    """Seconds of a memory pass that moves blocks of a result apart before they are scattered; none are
+    moved that are of the first dimension, or which the compiler lays out so."""
+    block = _block(work, collective, work.op.out).laid_out(work.chip)
+    if block.along == "rows":
         return 0.0
-    aligned, unaligned, _ = work.chip.scatter_passes
-    passes = aligned if _has_full_tiles(work, collective) else unaligned
-    seconds = pass_seconds(work, fraction * passes * work.full_bytes(collective))
-    return seconds + work.chip.scatter_fill_seconds * work.rhs_count
+    return work.chip.pass_seconds(kind, work.full_bytes(collective), work.rhs_count)
+
+
+def slice_seconds(work: Workload, collective: EinsumCollective, fraction: float = 1) -> float:
+    """Seconds of the memory pass that takes a device's block of an all-reduce that stands for a scatter
+    of a fraction of the results."""
+    if not _scatter_reduces(work, collective):
+        return 0.0
+    return work.chip.pass_seconds("slice", fraction * work.full_bytes(collective), work.rhs_count)

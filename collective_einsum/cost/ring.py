@@ -9,8 +9,14 @@ from ..ops.einsum_op import EinsumCollective
 from ..ops.schedule import Schedule
 from ..rings.hamiltonian_rings import disjoint_rings
 from ..rings.streams import RingDirection, ring_directions
-from .dots import dot_seconds, finishing_seconds, pass_seconds, slice_copy_seconds
-from .lax_collectives import collective_seconds, scatter_pass_seconds
+from .dots import (
+    dot_seconds,
+    finishing_seconds,
+    first_dot_seconds,
+    pass_seconds,
+    slice_copy_seconds,
+)
+from .lax_collectives import collective_seconds, slice_seconds
 from .torus import all_gather_seconds, hop_seconds
 from .workload import Estimate, Workload
 
@@ -54,8 +60,11 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
     sent = work.full_bytes(collective)
     minor_axes = collective.axes[1:] if ring.axis is not None else ()
     inner = all_gather_seconds(work.chip, work.sides(minor_axes), sent / ring.size)
-    own_dot = dot_seconds(work, ring.own, directions=len(ring.directions))
-    hop_dots = {direction: _hop_dot(work, ring, direction) for direction in ring.directions}
+    own_dot = first_dot_seconds(work, ring.own, directions=len(ring.directions))
+    hop_dots = {
+        direction: dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))
+        for direction in ring.directions
+    }
     time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
     compute = ring.streams * dots
@@ -73,7 +82,7 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
     if collective is op.scatter:
         compute += _addition_seconds(work, ring, block)
         if len(collective.axes) > 1:
-            compute += scatter_pass_seconds(work, collective, 1 / ring.size)
+            compute += slice_seconds(work, collective, 1 / ring.size)
         memory += 4 * block
     elif collective.label not in op.out:
         memory += 4 * block * ring.size
@@ -149,18 +158,6 @@ def _hops(
         time = time + ring.streams * sum(dots)
         dot = sum(dots) if ring.axis is None else max(dots)
     return time, sending
-
-
-def _hop_dot(work: Workload, ring: _Ring, direction: RingDirection) -> float:
-    """Seconds of the dot of a slice that arrived, or that will leave."""
-    op, chip, label = work.op, work.chip, ring.collective.label
-    seconds = dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))
-    one_sum = 4 * work.out_elements
-    # Rows of an operand that does not move are sliced by columns.
-    large = chip.large_sum_bytes[op.out[:1] in op.rhs]
-    if label in op.out or one_sum <= large:
-        return seconds
-    return seconds + one_sum * work.rhs_count / chip.sum_bandwidth
 
 
 def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:

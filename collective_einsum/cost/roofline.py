@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from ..chips.chip import Chip
+from ..chips.observations import Scattered
 from ..chips.peaks import peak_flops
 from ..chips.streaming import streaming_seconds
 
@@ -27,6 +28,8 @@ class Dot:
       adds: whether it adds to a sum of 32 bits, as a chunk of a contraction does.
       sums: sums of this size that are live at the same time, where it adds to one: more than one where
         a ring of two directions, or several right operands, has a sum for each.
+      scattered: "whole" where its result is scattered and its left operand was not gathered, "ring"
+        where it is one of the chunks of a result that a ring scatters; "" for others.
       precision: as `jnp.einsum` takes it; it counts for operands of 32 bits alone.
       padding: what the matrix unit multiplies, full tiles, over what there is to multiply.
     """
@@ -40,6 +43,7 @@ class Dot:
     result: np.dtype[np.generic] = _BF16
     adds: bool = False
     sums: float = 1.0
+    scattered: Scattered = ""
     precision: lax.PrecisionLike = None
     padding: float = 1.0
 

@@ -164,7 +164,8 @@ class _Clocks:
             waits = seconds
             self.links = max(self.links, self.now) + seconds
         if item.of_lanes and self.chip.torus_dims:
-            self.moved_bytes += self.chip.scatter_passes[1] * item.bytes
+            moving = self.chip.pass_seconds("move", item.bytes)
+            self.moved_bytes += moving * self.chip.vector_bandwidth
             if len(item.axes) > 1 and item.bytes > self.chip.cmem_bytes:
                 self.moved_bytes += WIDE_SCATTER_PASSES * item.bytes
         return waits

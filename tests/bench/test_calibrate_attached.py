@@ -102,3 +102,8 @@ def test_the_command_writes_a_measured_file(
     assert seen.measured
     assert seen.command == "python -m bench calibrate --target attached"
     assert {dot.cycles / dot.rows for dot in seen.dots} == {7}
+    # Nothing is scattered on one device, and passes are what the compiler makes of them.
+    assert not any(dot.scattered for dot in seen.dots)
+    predicted = ce.TPU_7X.observations
+    assert predicted is not None
+    assert seen.passes == predicted.passes

@@ -195,6 +195,9 @@ def test_tasks() -> None:
     assert find_task("feed", 8, "bf16", "auto", "v4:4x4x4").case == FeedForward(8)
     unrolled = FeedForward(8, unrolled=True)
     assert find_task("unrolled", 8, "bf16", "ours", "v4:4x4x4").case == unrolled
+    # A whole name, though another one begins with it.
+    found = find_task("weights gathered xy", 2048, "bf16", "auto", "v4:4x4x4")
+    assert found.case.name == "weights gathered xy"
     with pytest.raises(ValueError, match="one of 'gather x, W_out'"):
         find_task("W_out", 8, "bf16", "auto", "v4:4x4x4")
     with pytest.raises(ValueError, match="none of 'gather yz, W_in'"):

@@ -32,6 +32,7 @@ ONE = DotObservation(
     lhs="bfloat16",
     rhs="int8",
     adds=False,
+    scattered="",
     cycles=2349,
     source="bundles",
 )
@@ -105,6 +106,7 @@ def test_an_observed_dot_takes_its_cycles(name: str) -> None:
             columns=dot.columns,
             result=jnp.dtype(wide),
             adds=dot.adds,
+            scattered=dot.scattered,
         )
         expected = dot.cycles / seen.clock_hz
         # A sum that does not stay on chip takes the time of its passes at least.
@@ -138,8 +140,9 @@ def test_measured_dots_wait_for_hbm_as_long_as_they_were_timed(
 @pytest.mark.parametrize("name", CHIPS)
 def test_more_rows_never_take_less(name: str) -> None:
     """By more than 10%: compilers choose other tiles for more rows."""
-    for contracted, columns, adds in itertools.product((300, 4608), (1152, 9000), (False, True)):
-        sizes = {"contracted": contracted, "columns": columns, "adds": adds}
+    kinds = ({}, {"adds": True}, {"scattered": "whole"}, {"scattered": "ring"})
+    for contracted, columns, kind in itertools.product((300, 4608), (1152, 9000), kinds):
+        sizes = {"contracted": contracted, "columns": columns, **kind}
         seconds = [
             cost.matmul_seconds(CHIPS[name], cost.Dot(rows=rows, **sizes))
             for rows in (1, 8, 16, 64, 100, 200, 300, 512, 700, 1000, 1500, 2048, 4096, 10**5)

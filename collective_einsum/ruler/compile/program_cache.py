@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from collective_einsum.chips.compiler_figures import CompilerOption
+from collective_einsum.chips.compiler_habits import CompilerOption
 from collective_einsum.ruler import bundles
 
 DEFAULT_DIRECTORY = ".bench_cache"

@@ -19,7 +19,7 @@ import jax
 from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chips.chip import Chip
-from collective_einsum.chips.compiler_figures import CompilerOption
+from collective_einsum.chips.compiler_habits import CompilerOption
 from collective_einsum.chips.known_chips import TPU_7X, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 from collective_einsum.chips.names import chip_for
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from collective_einsum.chips.chip import Chip
 from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import parse as hlo
@@ -11,8 +13,8 @@ from collective_einsum.ruler.replay.op_seconds import Basis, op_seconds
 _BEYOND = 1.05
 
 
-def dot_cycles(chip: Chip, text: str) -> tuple[int, Basis]:
-    """The clock cycles of the first op with a dot, and by which account.
+def dot_cycles(chip: Chip, text: str, place: int = 0) -> tuple[int, Basis]:
+    """The clock cycles of an op with a dot, and by which account.
 
     Bundles with which the dot would exceed the chip's highest peak were not all counted (int8 and fp8
     dots on TPU7x, by a fifth); the estimate stands for them.
@@ -20,19 +22,27 @@ def dot_cycles(chip: Chip, text: str) -> tuple[int, Basis]:
     Args:
       chip: rates and bandwidths.
       text: the scheduled module, with the bundles of narrow dots where `ruler.bundles` counted them.
+      place: of the op among those with a dot, in the order of the text.
 
     Raises:
-      ValueError: if `text` is no HLO module, or no op has a dot and estimated cycles.
+      ValueError: if `text` is no HLO module, or fewer ops have a dot and estimated cycles.
     """
     module = hlo.parse(text)
-    for computation in module.computations.values():
-        for op in computation:
-            flops = work.flops(module, computation, op)
-            if op.estimated_cycles is not None and flops:
-                moved = work.hbm_bytes(module, computation, op)
-                seconds, basis = op_seconds(chip, computation, op, moved, flops)
-                peak = max(chip.bf16_flops, chip.int8_ops, chip.fp8_flops)
-                if basis == "bundles" and flops / seconds > _BEYOND * peak:
-                    return op.estimated_cycles, "estimate"
-                return round(seconds * chip.clock_hz), basis
-    raise ValueError("the module has no dot with estimated cycles; pass the text of a compiled dot")
+    dots = (
+        (computation, op, flops)
+        for computation in module.computations.values()
+        for op in computation
+        if op.estimated_cycles is not None and (flops := work.flops(module, computation, op))
+    )
+    try:
+        computation, op, flops = next(itertools.islice(dots, place, None))
+    except StopIteration:
+        raise ValueError(
+            f"the module has no {place + 1} dots with estimated cycles; pass the text of compiled dots"
+        ) from None
+    moved = work.hbm_bytes(module, computation, op)
+    seconds, basis = op_seconds(chip, computation, op, moved, flops)
+    peak = max(chip.bf16_flops, chip.int8_ops, chip.fp8_flops)
+    if basis == "bundles" and flops / seconds > _BEYOND * peak:
+        return op.estimated_cycles or 0, "estimate"
+    return round(seconds * chip.clock_hz), basis

@@ -1,0 +1,31 @@
+"""Which collectives a chip's compiler overlaps with compute, and under which options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The value of an XLA option.
+CompilerOption = bool | int | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompilerHabits:
+    """Which collectives a chip's compiler overlaps with compute, and under which options.
+
+    Attributes:
+      asynchronous: the collectives of lax ("all_gather", "reduce_scatter", "all_to_all",
+        "all_reduce") that the compiler, by its default options, overlaps with independent dots. Of
+        the others, only those made of permutes overlap.
+      asynchronous_by_options: further ones that it overlaps under `compiler_options`.
+      compiler_options: names and values; see `collective_einsum.compiler_options`.
+      no_prefetch_options: further options, under which a program does not end with a copy into
+        on-chip memory of what its next run reads first.
+      sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
+        in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
+    """
+
+    asynchronous: tuple[str, ...]
+    asynchronous_by_options: tuple[str, ...]
+    compiler_options: tuple[tuple[str, CompilerOption], ...]
+    no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
+    sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()

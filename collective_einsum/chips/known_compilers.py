@@ -1,0 +1,70 @@
+"""Which collectives the compilers of known chips overlap with compute, and under which options.
+
+All of it was seen with libtpu 0.0.42.1 and 0.0.50.1. What compilers make of dots and memory passes is in
+the files that `observations` reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .compiler_habits import CompilerHabits
+
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
+_GATHERS_ON_SPARSE_CORES = tuple(
+    (f"{_OFFLOAD}{gather}", True) for gather in ("all_gather", "2d_all_gather", "3d_all_gather")
+)
+
+TPU_V4 = CompilerHabits(
+    asynchronous=(),  # H2 in docs/compiler.md
+    asynchronous_by_options=("all_gather", "all_to_all"),
+    compiler_options=(
+        ("xla_enable_async_all_gather", True),
+        ("xla_tpu_enable_async_all_to_all", True),
+    ),
+    no_prefetch_options=(("xla_msa_max_cross_program_prefetches", 0),),
+)
+
+TPU_V5P = CompilerHabits(
+    asynchronous=(),
+    # Fusions of all-gathers with dots would do it too, but a later compiler says that they are neither
+    # supported nor safe but on v5e.
+    asynchronous_by_options=("all_to_all",),
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    no_prefetch_options=(),
+    sparse_core_options=_GATHERS_ON_SPARSE_CORES,
+)
+
+TPU_V5E = CompilerHabits(
+    asynchronous=("all_gather",),
+    asynchronous_by_options=("all_to_all",),
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    no_prefetch_options=(),
+)
+
+TPU_V6E = CompilerHabits(
+    asynchronous=(),
+    # Fusions of all-gathers with dots would do it too, but a later compiler says that they are neither
+    # supported nor safe but on v5e.
+    asynchronous_by_options=("all_to_all",),
+    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    no_prefetch_options=(),
+    sparse_core_options=_GATHERS_ON_SPARSE_CORES,
+)
+
+# The options of v6e.
+TPU_7X = replace(
+    TPU_V6E,
+    # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
+    asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
+    sparse_core_options=(),
+)
+
+# Its dots run at the instruction set's peaks: no compiler estimates its cycles.
+H100 = CompilerHabits(
+    # Each runs on a stream of its own.
+    asynchronous=("all_gather", "reduce_scatter", "all_to_all", "all_reduce"),
+    asynchronous_by_options=(),
+    compiler_options=(),
+    no_prefetch_options=(),
+)
