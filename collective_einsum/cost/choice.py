@@ -15,11 +15,11 @@ WORTHWHILE = 0.015
 # [4608, 18432] on v5e, gathered over 4, was predicted 3% faster in two chunks than "blocking" and is
 # replayed 11% slower (`python -m bench collectives --full --target v5e:4x4`, libtpu 0.0.50.1).
 WORTHWHILE_WIDENED = 0.06
-# The same for chunks whose gathers SparseCores run: TPU7x's compiler may wait for the first one before
-# the dot that could overlap it, and the dots of narrow chunks take up to twice what is known of wider
-# ones. [2048, 18432] x [18432, 2304] with weights gathered over 4 was predicted 12% faster than
-# "blocking" and is replayed 10% slower (`python -m bench collectives --full --target tpu7x:4x4x4`,
-# libtpu 0.0.50.1).
+# The same for chunked schedules on chips whose SparseCores run collectives: TPU7x's compiler may wait
+# for the first one before the dot that could overlap it, and copies the weights into other tiles before
+# the dots of some chunks. [2048, 18432] x [18432, 2304] with weights gathered over 4 was predicted 12%
+# faster than "blocking" and is replayed 10% slower
+# (`python -m bench collectives --full --target tpu7x:4x4x4`, libtpu 0.0.50.1).
 WORTHWHILE_OFFLOADED_CHUNKS = 0.15
 
 # Below the table that a `Choice` prints.

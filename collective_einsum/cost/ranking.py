@@ -133,8 +133,6 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
     if work.widened:
         return WORTHWHILE_WIDENED
-    schedule = row.schedule
-    chunks = schedule.direction == "async" and schedule.label is not None
-    if chunks and work.op.gather is not None and offloads(work.chip, "all_gather"):
+    if row.schedule.kind == "chunked" and offloads(work.chip, "all_gather"):
         return WORTHWHILE_OFFLOADED_CHUNKS
     return WORTHWHILE
