@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -105,7 +104,8 @@ def _rank(
 ) -> Choice:
     work = workload(op, operands, chip, dict(axis_sizes), overlap_seconds)
     rows = [estimate(work, schedule) for schedule in candidates(work)]
-    rows.sort(key=operator.attrgetter("seconds"))
+    # Candidates that differ by rounding alone keep their order.
+    rows.sort(key=lambda row: round(row.seconds, 10))
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
     fastest = rows[0]
     chosen = next(
