@@ -13,20 +13,14 @@ import collective_einsum as ce
 from collective_einsum.chips import PassKind
 from collective_einsum.chips.memory_passes import MemoryPasses, memory_passes
 from collective_einsum.chips.observations import nearest
+from tests.observed_chips import CHIPS, VERSIONS
 
-CHIPS = {
-    "v4": ce.TPU_V4,
-    "v5p": ce.TPU_V5P,
-    "v5e": ce.TPU_V5E,
-    "v6e": ce.TPU_V6E,
-    "tpu7x": ce.TPU_7X,
-}
 KINDS: tuple[PassKind, ...] = ("add", "slice", "move", "exchange", "copy int8")
 POINTS = ((10.0, 2.0), (30.0, 3.0), (50.0, 8.0))
 THREE = MemoryPasses(bandwidth=1.0, points={"move": POINTS}, transposes_scatter=False)
 
 
-@pytest.mark.parametrize("version", ["0.0.42.1", "0.0.50.1"])
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CHIPS)
 def test_every_kind_was_observed(name: str, version: str) -> None:
     seen = nearest(name, version)

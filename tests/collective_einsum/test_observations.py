@@ -15,15 +15,8 @@ from collective_einsum import cost
 from collective_einsum.chips import DotObservation, Observations, nearest_version
 from collective_einsum.chips.observations import Source, nearest
 from collective_einsum.cost.dot_factors import Grid, _grids
+from tests.observed_chips import CHIPS, VERSIONS
 
-CHIPS = {
-    "v4": ce.TPU_V4,
-    "v5p": ce.TPU_V5P,
-    "v5e": ce.TPU_V5E,
-    "v6e": ce.TPU_V6E,
-    "tpu7x": ce.TPU_7X,
-}
-VERSIONS = ("0.0.42.1", "0.0.50.1")
 VERSION = VERSIONS[-1]
 ONE = DotObservation(
     rows=8,
