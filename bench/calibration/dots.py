@@ -61,8 +61,6 @@ class Dot:
     def lower(self, slice_: Target) -> jax.stages.Lowered:
         """The program, on every device of a slice: `loop`; for a dot that adds to a sum, all-gathers
         along rings, whose middle dot it is; for one that is scattered, reduce-scatters.
-
-        Raises ValueError if the slice has no ring of four devices.
         """
         x, stack = self.operands
         if self.adds:

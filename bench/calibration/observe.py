@@ -38,8 +38,7 @@ def observe(
     """Compiles a dot, with its bundles where it is narrow, or a pass for a slice, or takes the program
     from the cache.
 
-    Raises ValueError if there is no such slice, or it is too small; ModuleNotFoundError if libtpu is not
-    installed.
+    Raises ValueError if there is no such slice, ModuleNotFoundError if libtpu is not installed.
     """
     if asked.is_narrow:
         bundles.start()

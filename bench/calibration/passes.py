@@ -40,10 +40,7 @@ class Pass:
     is_narrow = False
 
     def lower(self, slice_: Target) -> jax.stages.Lowered:
-        """The program: a loop over a stack of weights, with one einsum each.
-
-        Raises ValueError if the slice has no ring of four devices.
-        """
+        """The program: a loop over a stack of weights, with one einsum each."""
         return lower_einsums(self._einsum, slice_, *self._operands)
 
     def observed(self, slice_: Target, text: str) -> PassObservation:

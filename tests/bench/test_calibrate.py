@@ -149,12 +149,6 @@ def test_the_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
 
 
-@pytest.mark.tpu
-def test_a_slice_without_four_devices_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="over 4 devices, and v6e:1x1 has 1; --target v6e:2x2"):
-        observe.observe(PASSES[0], "v6e:1x1", tmp_path)
-
-
 @pytest.mark.parametrize("words", [["--target", "cpu:8"], ["--target", "v9"], ["--json", "x"]])
 def test_wrong_arguments(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["calibrate", *words]) == 2
