@@ -132,7 +132,7 @@ def test_the_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixtu
         "array",
         "GB/s",
     ):
-        assert f"{column}: " in printed
+        assert f"{column}: " in " ".join(printed.split())
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("v6e-libtpu-")
     assert printed.endswith(f"\nwritten to {file}\n")
