@@ -42,15 +42,8 @@ TPU_V5E = CompilerHabits(
     no_prefetch_options=(),
 )
 
-TPU_V6E = CompilerHabits(
-    asynchronous=(),
-    # Fusions of all-gathers with dots would do it too, but a later compiler says that they are neither
-    # supported nor safe but on v5e.
-    asynchronous_by_options=("all_to_all",),
-    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
-    no_prefetch_options=(),
-    sparse_core_options=_GATHERS_ON_SPARSE_CORES,
-)
+# As v5p.
+TPU_V6E = TPU_V5P
 
 # The options of v6e.
 TPU_7X = replace(

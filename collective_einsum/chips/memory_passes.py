@@ -44,11 +44,6 @@ class MemoryPasses:
                 break
         return arrays * last
 
-    def fixed_seconds(self, kind: PassKind) -> float:
-        """Seconds of the smallest pass that was observed."""
-        points = self.points.get(kind)
-        return points[0][1] if points else 0.0
-
 
 @functools.cache
 def memory_passes(name: str) -> MemoryPasses | None:
