@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+import collective_einsum as ce
 from bench.calibration.dots import Dot
 from bench.calibration.programs import LAYERS
 from collective_einsum.chips import (
@@ -103,9 +104,9 @@ def measure(dot: Dot, chip: Chip, device: Any, watch: Stopwatch) -> DotObservati
         for key, shape in zip(jax.random.split(jax.random.key(0)), dot.operands, strict=True)
     )
     first = jax.device_put(dot.first, device)
-    with_dots = functools.partial(jax.jit(functools.partial(_with_dots, dot)), x, first, stack)
+    with_dots = functools.partial(ce.jit(functools.partial(_with_dots, dot)), x, first, stack)
     beside = first if dot.adds else x
-    without = functools.partial(jax.jit(functools.partial(_without_dots, dot)), x, beside)
+    without = functools.partial(ce.jit(functools.partial(_without_dots, dot)), x, beside)
     without(1).block_until_ready()
     rounds = _rounds(with_dots, watch)
     times = [watch.median(functools.partial(call, rounds)) for call in (with_dots, without)]

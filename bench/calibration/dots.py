@@ -75,7 +75,8 @@ class Dot:
         def program(x: jax.Array, stack: jax.Array) -> jax.Array:
             return self.loop((x, self.first), stack)[1]
 
-        return jax.jit(program).lower(on_every_device(slice_, x), on_every_device(slice_, stack))
+        jit = ce.jit(program, chip=slice_.chip)
+        return jit.lower(on_every_device(slice_, x), on_every_device(slice_, stack))
 
     @property
     def first(self) -> jax.Array:

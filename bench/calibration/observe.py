@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from bench.calibration.dots import Dot
 from bench.calibration.passes import Pass
-from collective_einsum.chips import Chip, DotObservation, Observations, PassObservation
+from collective_einsum.chips import (
+    Chip,
+    DotObservation,
+    Observations,
+    PassObservation,
+    compiler_options,
+)
 from collective_einsum.ruler import bundles
 from collective_einsum.ruler.compile import (
     Cache,
@@ -43,8 +49,10 @@ def observe(
     if asked.is_narrow:
         bundles.start()
     slice_, cache = _target(name), Cache(cache_directory)
+    assert slice_.chip is not None
     lowered = asked.lower(slice_)
-    program = cache.compiled(program_key(lowered, name, {}), lowered.compile)
+    key = program_key(lowered, name, compiler_options(slice_.chip))
+    program = cache.compiled(key, lowered.compile)
     return asked.observed(slice_, program.text)
 
 

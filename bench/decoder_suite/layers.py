@@ -55,10 +55,9 @@ class LayerRow:
 
 def mesh_of(name: str, sides: Sequence[int] = ()) -> Mesh:
     """The mesh of a slice: x, y and z are its sides, of which a flat one has two, unless `sides` gives
-    their sizes."""
+    their sizes; the devices of a chip lie along the last side."""
     slice_ = target(name)
-    sizes = sides or [int(side) for side in name.partition(":")[2].split("x")]
-    return slice_.mesh([*sizes, 1][:3], ("x", "y", "z"))
+    return slice_.mesh([*(sides or slice_.sides), 1][:3], ("x", "y", "z"))
 
 
 def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]) -> LayerRow:

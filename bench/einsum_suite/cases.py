@@ -270,9 +270,7 @@ def chip_of(mesh: Mesh) -> ce.Chip:
 def mesh_of(target: Target) -> Mesh:
     """The mesh of all cases: axes x, y and z, or x and y on a two-dimensional torus; the devices of a
     chip lie along the last one."""
-    *sizes, last = (int(size) for size in target.name.partition(":")[2].split("x"))
-    last *= target.chip.devices_per_chip if target.chip else 1
-    return target.mesh((*sizes, last), tuple("xyz"[: len(sizes) + 1]))
+    return target.mesh(target.sides, tuple("xyz"[: len(target.sides)]))
 
 
 def cases(

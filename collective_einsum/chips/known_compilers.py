@@ -45,9 +45,13 @@ TPU_V5E = CompilerHabits(
 # As v5p.
 TPU_V6E = TPU_V5P
 
-# The options of v6e.
+# The options of v6e, and one that spares copies of weights: H14 in docs/compiler.md.
 TPU_7X = replace(
     TPU_V6E,
+    compiler_options=(
+        *TPU_V6E.compiler_options,
+        ("xla_tpu_control_large_2nd_minor_layout_for_x16", False),
+    ),
     # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
     asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
     sparse_core_options=(),

@@ -44,6 +44,11 @@ def torus_id(torus: Any) -> str:
     return f"{'x'.join(map(str, shape))} over {''.join(names)}"
 
 
+def parameter_id(value: Any) -> str:
+    """A readable id of a torus or of another parameter."""
+    return torus_id(value) if isinstance(value, tuple) else str(value)
+
+
 def pieces(free: str) -> list[str | Schedule]:
     """The gather of a label that stands in the result alone, in pieces of its shards."""
     return [Schedule("chunked", "async", chunks=(1, 2), label=label) for label in free]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import collective_einsum as ce
+from tests.products import sampled
 
 from .oracle import (
     FEW_TORI,
@@ -22,6 +23,7 @@ from .oracle import (
     assert_close,
     hlo,
     on_devices,
+    parameter_id,
     random,
     schedules,
     torus_id,
@@ -67,14 +69,12 @@ def gathered(
     assert_close(on_devices(mesh, names, every, lhs, rhs), case.expected(lhs, rhs, n))
 
 
-@pytest.mark.parametrize("case", CASES[:3], ids=str)
-@pytest.mark.parametrize("n", RINGS)
+@pytest.mark.parametrize(("n", "case"), sampled(RINGS, CASES[:3], 2), ids=str)
 def test_ring(mesh_of: MeshOf, n: int, case: Case) -> None:
     gathered(mesh_of, ((n,), "x", ("x",)), case)
 
 
-@pytest.mark.parametrize("case", CASES[3:], ids=str)
-@pytest.mark.parametrize("n", [3, 4])
+@pytest.mark.parametrize(("case", "n"), sampled(CASES[3:], [3, 4]), ids=str)
 def test_ring_of_rhs(mesh_of: MeshOf, n: int, case: Case) -> None:
     gathered(mesh_of, ((n,), "x", ("x",)), case)
 
@@ -84,8 +84,9 @@ def test_torus(mesh_of: MeshOf, torus: Any) -> None:
     gathered(mesh_of, torus, CASES[1], torus_schedules)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=str)
-@pytest.mark.parametrize("torus", FEW_TORI, ids=torus_id)
+@pytest.mark.parametrize(
+    ("torus", "case"), sampled(FEW_TORI, [CASES[0], CASES[2]]), ids=parameter_id
+)
 def test_torus_of_other_labels(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     gathered(mesh_of, torus, case, torus_schedules)
 
@@ -96,23 +97,25 @@ def test_every_schedule(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     gathered(mesh_of, torus, case, all_schedules)
 
 
+NOTATIONS = [
+    Case("...k,kn->...n", "k", splittable=""),
+    Case("m...,...n->...nm", "m", splittable=""),
+    Case("mk,kn", "k", splittable="m"),
+    Case("kn,m", "n", splittable="k"),
+    Case("...m,n", "m", splittable=""),
+    # Diagonals, and labels that are summed in one operand.
+    Case("bbk,kn->bn", "k", splittable="b"),
+    Case("mk,kan->mn", "k", splittable="m"),
+    Case("amk,kn->mn", "k", splittable="m"),
+    Case("k,k->", "k", splittable=""),
+]
+
+
 @pytest.mark.parametrize(
-    "case",
-    [
-        Case("...k,kn->...n", "k", splittable=""),
-        Case("m...,...n->...nm", "m", splittable=""),
-        Case("mk,kn", "k", splittable="m"),
-        Case("kn,m", "n", splittable="k"),
-        Case("...m,n", "m", splittable=""),
-        # Diagonals, and labels that are summed in one operand.
-        Case("bbk,kn->bn", "k", splittable="b"),
-        Case("mk,kan->mn", "k", splittable="m"),
-        Case("amk,kn->mn", "k", splittable="m"),
-        Case("k,k->", "k", splittable=""),
-    ],
-    ids=str,
+    ("case", "torus"),
+    sampled(NOTATIONS, [((3,), "x", ("x",)), ((2, 2), "xy", ("y", "x"))]),
+    ids=parameter_id,
 )
-@pytest.mark.parametrize("torus", [((3,), "x", ("x",)), ((2, 2), "xy", ("y", "x"))], ids=torus_id)
 def test_notation(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     gathered(mesh_of, torus, case, lambda splittable, free: ["auto", *schedules(splittable, free)])
 

@@ -11,6 +11,7 @@ import pytest
 
 import collective_einsum as ce
 from collective_einsum import Schedule
+from tests.products import sampled
 
 from .oracle import (
     Case,
@@ -46,8 +47,10 @@ MESHES = [
 ]
 
 
-def mesh_id(where: Any) -> str:
-    shape, gather, scatter = where
+def parameter_id(value: Any) -> str:
+    if isinstance(value, Case):
+        return str(value)
+    shape, gather, scatter = value
     return f"{'x'.join(map(str, shape))} {gather} to {scatter}"
 
 
@@ -95,13 +98,14 @@ def few_schedules(splittable: str, free: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("where", MESHES, ids=mesh_id)
+@pytest.mark.parametrize("where", MESHES, ids=parameter_id)
 def test_meshes(mesh_of: MeshOf, where: Any) -> None:
     both(mesh_of, where, CASES[0], few_schedules)
 
 
-@pytest.mark.parametrize("case", CASES[1:], ids=str)
-@pytest.mark.parametrize("where", [MESHES[4], MESHES[7]], ids=mesh_id)
+@pytest.mark.parametrize(
+    ("case", "where"), sampled(CASES[1:], [MESHES[4], MESHES[7]]), ids=parameter_id
+)
 def test_labels(mesh_of: MeshOf, where: Any, case: Case) -> None:
     both(mesh_of, where, case, few_schedules)
 
@@ -110,8 +114,11 @@ def test_every_schedule(mesh_of: MeshOf) -> None:
     both(mesh_of, MESHES[2], CASES[0], all_schedules)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
-@pytest.mark.parametrize("where", [MESHES[2], MESHES[3], MESHES[6]], ids=mesh_id)
+@pytest.mark.parametrize(
+    ("where", "case"),
+    sampled([MESHES[2], MESHES[3], MESHES[6]], [CASES[0], CASES[-1]]),
+    ids=parameter_id,
+)
 def test_a_sequence(mesh_of: MeshOf, where: Any, case: Case) -> None:
     both(mesh_of, where, case, few_schedules, rights=2)
 

@@ -15,8 +15,20 @@ import pytest
 import collective_einsum as ce
 from collective_einsum import Schedule
 from collective_einsum.ops.schedule import DIRECTIONS
+from tests.products import mostly_exhaustive
 
-from .oracle import RINGS, TORI, MeshOf, assert_close, hlo, on_devices, random, torus_id, wide
+from .oracle import (
+    FEW_TORI,
+    RINGS,
+    TORI,
+    MeshOf,
+    assert_close,
+    hlo,
+    on_devices,
+    random,
+    torus_id,
+    wide,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +122,7 @@ def test_ring(mesh_of: MeshOf, n: int) -> None:
     check(mesh_of, ((n,), "x", ("x",)), SCHEDULES, every_way=True)
 
 
-@pytest.mark.parametrize("torus", TORI, ids=torus_id)
+@pytest.mark.parametrize("torus", mostly_exhaustive(TORI, FEW_TORI), ids=torus_id)
 def test_torus(mesh_of: MeshOf, torus: Any) -> None:
     check(mesh_of, torus, ["bidirectional"], every_way=False)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import collective_einsum as ce
+from tests.products import sampled
 
 from .oracle import (
     FEW_TORI,
@@ -20,6 +21,7 @@ from .oracle import (
     all_schedules,
     assert_close,
     on_devices,
+    parameter_id,
     random,
     schedules,
     torus_id,
@@ -67,8 +69,7 @@ def summed(
             assert (y == y[:1]).all(), f"{schedule}: devices differ"
 
 
-@pytest.mark.parametrize("case", [*CASES, REDUCED[0]], ids=str)
-@pytest.mark.parametrize("n", RINGS)
+@pytest.mark.parametrize(("n", "case"), sampled(RINGS, [*CASES, REDUCED[0]], 2), ids=str)
 def test_ring(mesh_of: MeshOf, n: int, case: Case) -> None:
     summed(mesh_of, ((n,), "x", ("x",)), case)
 
@@ -78,8 +79,9 @@ def test_torus(mesh_of: MeshOf, torus: Any) -> None:
     summed(mesh_of, torus, CASES[1], torus_schedules)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[2], *REDUCED], ids=str)
-@pytest.mark.parametrize("torus", FEW_TORI, ids=torus_id)
+@pytest.mark.parametrize(
+    ("torus", "case"), sampled(FEW_TORI, [CASES[0], CASES[2], *REDUCED], 2), ids=parameter_id
+)
 def test_torus_of_other_labels(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     summed(mesh_of, torus, case, torus_schedules)
 
@@ -90,20 +92,22 @@ def test_every_schedule(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     summed(mesh_of, torus, case, all_schedules)
 
 
+NOTATIONS = [
+    Case("...k,kn->...n", scatter="n"),
+    Case("mk,kn", scatter="m", splittable="n"),
+    Case("...m,n", scatter="n", splittable="m"),
+    Case("bbk,kn->bn", scatter="n", splittable="b"),
+    Case("mk,kan->mn", scatter="n", splittable="m"),
+    Case("k,k->", reduce=True),
+    Case("m,m", reduce=True),
+]
+
+
 @pytest.mark.parametrize(
-    "case",
-    [
-        Case("...k,kn->...n", scatter="n"),
-        Case("mk,kn", scatter="m", splittable="n"),
-        Case("...m,n", scatter="n", splittable="m"),
-        Case("bbk,kn->bn", scatter="n", splittable="b"),
-        Case("mk,kan->mn", scatter="n", splittable="m"),
-        Case("k,k->", reduce=True),
-        Case("m,m", reduce=True),
-    ],
-    ids=str,
+    ("case", "torus"),
+    sampled(NOTATIONS, [((3,), "x", ("x",)), ((2, 2), "xy", ("y", "x"))]),
+    ids=parameter_id,
 )
-@pytest.mark.parametrize("torus", [((3,), "x", ("x",)), ((2, 2), "xy", ("y", "x"))], ids=torus_id)
 def test_notation(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     summed(mesh_of, torus, case)
 

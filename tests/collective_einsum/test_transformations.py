@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
+from tests.products import sampled
 
 from .oracle import (
     Case,
@@ -67,8 +69,9 @@ def test_eager_is_jitted_and_the_same_bits_come_twice(mesh_of: MeshOf, case: Cas
     np.testing.assert_allclose(latency(lhs, rhs), first[3], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("in_axes", [(0, 0), (0, None), (None, 1), (1, 0)], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "in_axes"), sampled(CASES, [(0, 0), (0, None), (None, 1), (1, 0)], 2), ids=str
+)
 def test_vmap_inside(mesh_of: MeshOf, case: Case, in_axes: Any) -> None:
     lhs, rhs = (
         np.moveaxis(random((2, *x.shape), 5 + i), 0, 1 + (d or 0)) if d is not None else x
@@ -174,13 +177,13 @@ def test_scan_over_layers(mesh_of: MeshOf) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [AxisType.Auto, AxisType.Explicit], ids=["other auto", "other explicit"]
+    ("case", "types"),
+    sampled(CASES, list(itertools.product((AxisType.Auto, AxisType.Explicit), repeat=2)), 2),
+    ids=str,
 )
-@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_partly_manual_meshes(mesh_of: MeshOf, case: Case, axis: AxisType, other: AxisType) -> None:
+def test_partly_manual_meshes(mesh_of: MeshOf, case: Case, types: Any) -> None:
     # Over x by hand; the first label of lhs is sharded over y by jax.
-    mesh = jax.make_mesh((N, 2), ("x", "y"), axis_types=(axis, other))
+    mesh = jax.make_mesh((N, 2), ("x", "y"), axis_types=types)
     lhs, rhs = operands_of(case)
     if case.gather == "b":
         # Three of them do not divide.

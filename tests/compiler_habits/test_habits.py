@@ -55,6 +55,14 @@ def compiled_per_chip(
     return compiled(mapped, *arguments, options=options)
 
 
+def compiled_on(slice_name: str, function: Callable[..., Any], *arguments: Argument) -> str:
+    """The program of a function, jitted or not, for another slice."""
+    slice_ = target(slice_name)
+    placed = NamedSharding(slice_.mesh((len(slice_.devices),), ("x",)), WHOLE)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for shape, dtype in arguments]
+    return slice_.compile(function, *shapes).as_text() or ""
+
+
 def cycles(program: str) -> int:
     """The compiler's estimates of all instructions, a loop's body counted once."""
     return sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', program)))
@@ -254,3 +262,11 @@ def test_h13_a_gather_over_three_axes_becomes_an_all_reduce() -> None:
     three, two = gathered("x", "y", "z"), gathered("y", "z")
     assert (count(three, "all-reduce"), count(three, "all-gather")) == (1, 0)
     assert (count(two, "all-reduce"), count(two, "all-gather")) == (0, 1)
+
+
+def test_h14_tpu7x_copies_the_weights_of_a_loop_into_taller_tiles() -> None:
+    function, shapes = scanned(jnp.matmul), (((64, 4608), BF16), weight(4, 4608, 4608))
+    plain, ours = (compiled_on("tpu7x:2x2x1", jit(function), *shapes) for jit in (jax.jit, ce.jit))
+    copied = re.compile(r"bf16\[4,4608,4608\]\{2,1,0:T\(16,128\)")
+    assert copied.search(plain)
+    assert not copied.search(ours)

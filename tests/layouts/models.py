@@ -18,9 +18,9 @@ from layouts.models.config import (
 TINY = (TINY_MULTIQUERY, TINY_PADDED, TINY_GROUPED, TINY_MULTIHEAD, TINY_GEGLU, TINY_RELU)
 
 
-def name(config: ModelConfig) -> str:
-    """The id of a parametrized test."""
-    return config.name
+def name(value: object) -> str:
+    """The id of a parameter of tests: of a model, its name."""
+    return value.name if isinstance(value, ModelConfig) else str(value)
 
 
 def prompts(config: ModelConfig, batch: int = 3, length: int = 6, seed: int = 0) -> jax.Array:

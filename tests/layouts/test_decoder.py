@@ -21,6 +21,7 @@ from layouts.models.config import (
 )
 from layouts.models.params import init, quantize
 from layouts.models.stacked_params import unroll
+from tests.products import sampled
 
 from .arrangements import ATTENTIONS, FEEDFORWARDS, MESHES
 from .models import TINY, name, prompts
@@ -35,7 +36,11 @@ PAIRS = [(feedforward, attention) for feedforward in FEEDFORWARDS for attention 
 BLOCKS = (TINY_PADDED, TINY_GROUPED)
 WEIGHTS = ("f32", "int8", "bf16")
 KINDS = [(config, weights) for weights in WEIGHTS for config in BLOCKS]
-OTHER_PLACES = [(pair, MESHES[1 + i % 3]) for i, pair in enumerate(PAIRS)]
+# Each feedforward and each attention with several kinds and on several meshes.
+OTHER_PLACES = [
+    (pair, MESHES[1 + i % 3], *KINDS[(i + i // len(ATTENTIONS)) % len(KINDS)])
+    for i, pair in enumerate(PAIRS)
+]
 
 
 @functools.cache
@@ -124,29 +129,19 @@ def distance(one: np.ndarray, truth: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(one - truth))))
 
 
-@pytest.mark.parametrize("config", BLOCKS, ids=name)
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize(("pair", "config"), sampled(PAIRS, BLOCKS), ids=name)
 def test_every_pair_of_layouts(mesh_of: Any, pair: Any, config: Any) -> None:
     check_sharded(mesh_of((2, 2, 2), "xyz"), pair, config, "f32")
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_every_pair_with_narrow_weights(mesh_of: Any, pair: Any) -> None:
-    """Kinds of weights in turn, and blocks for each layout of attention."""
-    place = PAIRS.index(pair)
-    weights, config = WEIGHTS[1 + place % 2], BLOCKS[place // len(ATTENTIONS) % 2]
-    check_sharded(mesh_of((2, 2, 2), "xyz"), pair, config, weights)
-
-
-@pytest.mark.parametrize(("pair", "shape"), OTHER_PLACES, ids=str)
-def test_other_meshes(mesh_of: Any, pair: Any, shape: Any) -> None:
+@pytest.mark.parametrize(("pair", "shape", "config", "weights"), OTHER_PLACES, ids=name)
+def test_other_meshes(mesh_of: Any, pair: Any, shape: Any, config: Any, weights: str) -> None:
     """Pairs of layouts on meshes in turn, with blocks and weights in turn."""
-    config, weights = KINDS[OTHER_PLACES.index((pair, shape)) // 2 % len(KINDS)]
     check_sharded(mesh_of(shape, "xyz"), pair, config, weights)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("config", "weights"), KINDS, ids=str)
+@pytest.mark.parametrize(("config", "weights"), KINDS, ids=name)
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_every_combination(mesh_of: Any, pair: Any, shape: Any, config: Any, weights: str) -> None:

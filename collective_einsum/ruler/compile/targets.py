@@ -82,6 +82,12 @@ class Target:
         """Whether programs can run here, or only be compiled."""
         return self.kind != "topology"
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sizes of a topology's torus; the devices of a chip lie along the last one."""
+        *sizes, last = (int(size) for size in self.name.partition(":")[2].split("x"))
+        return (*sizes, last * (self.chip.devices_per_chip if self.chip else 1))
+
     def mesh(self, axis_sizes: Sequence[int], axis_names: Sequence[str]) -> jax.sharding.Mesh:
         """A mesh (Auto axes) whose axes lie along those of the torus; of a topology, of all devices.
 
