@@ -21,6 +21,7 @@ _INT8_ROWS = 64  # of the activations that int8 weights meet
 # The schedule that has the pass.
 _SCHEDULES: dict[PassKind, str | ce.Schedule] = {
     "add": "unidirectional",
+    "add halves": "bidirectional",
     "slice": "blocking",
     "move": ce.Schedule("chunked", chunks=1),
     "exchange": ce.Schedule("chunked", "async"),
@@ -88,14 +89,15 @@ class Pass:
         elements = self.rows * self.columns
         if self.kind == "copy int8":
             return elements
-        if self.kind == "add":
-            # A block: a sum of 32 bits and what arrived in 16 are read, 16 bits are written.
-            return elements // DEVICES * (4 + 2 + 2)
+        if self.kind in ("add", "add halves"):
+            # Of each block, a sum of 32 bits and what arrived in 16 are read, 16 bits are written.
+            blocks = 1 if self.kind == "add" else DEVICES - 1
+            return blocks * elements // DEVICES * (4 + 2 + 2)
         return 2 * elements
 
 
 def passes() -> list[Pass]:
     """The memory passes that are observed."""
-    kinds: tuple[PassKind, ...] = ("add", "slice", "move", "exchange")
+    kinds: tuple[PassKind, ...] = ("add", "add halves", "slice", "move", "exchange")
     split = [Pass(kind=kind, rows=rows, columns=4608) for kind in kinds for rows in _ROWS]
     return [*split, *(Pass(kind="copy int8", rows=4608, columns=n) for n in (1152, 4608))]

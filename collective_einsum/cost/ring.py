@@ -108,7 +108,7 @@ def _ring(work: Workload, collective: EinsumCollective, schedule: Schedule) -> _
     if collective is work.op.gather and collective.label not in work.op.rhs and len(sides) > 1:
         streams = len(disjoint_rings(tuple(sides), tuple(work.chip.wraps(side) for side in sides)))
     size = work.devices(collective) if streams else sides[0]
-    span = max(2, work.sizes[collective.label] // work.devices(collective))
+    span = max(2, work.sizes[collective.label] // size)
     return _Ring(
         collective=collective,
         axis=None if streams else collective.axes[0],
@@ -141,8 +141,11 @@ def _hops(
       own_dot: seconds of a stream's dot of the device's own shard.
       hop_dots: seconds of a stream's dot of what arrives from each direction.
     """
+    time, sending = own_dot * ring.streams, 0.0
     dot = own_dot
-    time, sending = dot * ring.streams, 0.0
+    if ring.collective is work.op.scatter:
+        # A scatter's own dot is the last one, which waits for nothing as the first one does.
+        dot = dot_seconds(work, ring.own, directions=len(ring.directions))
     for hop in range(1, max((direction.hops for direction in ring.directions), default=0) + 1):
         active = [direction for direction in ring.directions if direction.hops >= hop]
         sent = [shard_bytes * direction.size / ring.span / ring.streams for direction in active]
@@ -152,7 +155,12 @@ def _hops(
             sent = [sum(sent) if both_ways else max(sent)]
         far = 1 if ring.axis is None else ring.size
         hops = [hop_seconds(work.chip, far, size) for size in sent]
-        time += sum(max(0.0, seconds - ring.streams * dot) for seconds in hops)
+        hiding = [dot] * len(hops)
+        if hop == 1:
+            # A scatter's last hops: the own dot hides that of one direction.
+            hiding[1:] = [hop_dots[direction] for direction in active[1 : len(hops)]]
+        waits = (seconds - ring.streams * dot for seconds, dot in zip(hops, hiding, strict=True))
+        time += sum(max(0.0, wait) for wait in waits)
         sending += sum(hops)
         dots = [hop_dots[direction] for direction in active]
         time = time + ring.streams * sum(dots)
@@ -163,17 +171,21 @@ def _hops(
 def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
     """Seconds in which a scatter ring adds what arrives, blocks of so many elements.
 
-    The dot's own loop adds a full block that arrives before the dot. The last sum of a single result
-    arrives after its dot, and so do all sums of a single direction: memory passes add them, which read
-    a sum of 32 bits and read and write one of the wire's dtype.
+    The dot's own loop adds a full block that arrives before the dot. The last sums of a single result
+    arrive after its dot, and so do all sums of a single direction: memory passes add them, which read
+    a sum of 32 bits and what arrived in the wire's dtype, and write one of that; the last sums of both
+    directions are added in one pass. Halves of blocks cost what was observed.
     """
     wire = work.op.sum_wire.itemsize
     adds = sum(direction.hops * direction.size / ring.span for direction in ring.directions)
-    in_passes = 0.0
+    moved = block * (4 + 2 * wire)
     if any(direction.size < ring.span for direction in ring.directions):
-        in_passes = adds
-    elif work.op.form == "sum" or work.rhs_count == 1:
-        last = sum(direction.size / ring.span for direction in ring.directions)
-        in_passes = adds if len(ring.directions) == 1 else last
-    fused = (adds - in_passes) * block * wire / work.chip.hbm_bandwidth
-    return fused + in_passes * pass_seconds(work, block * (4 + 2 * wire))
+        observed = work.chip.pass_seconds("add halves", adds * moved, work.rhs_count)
+        return observed or adds * pass_seconds(work, moved)
+    if len(ring.directions) == 1 and (work.op.form == "sum" or work.rhs_count == 1):
+        return adds * pass_seconds(work, moved)
+    in_passes, last = 0, 0.0
+    if work.op.form == "sum" or work.rhs_count == 1:
+        in_passes = len(ring.directions)
+        last = pass_seconds(work, block * (4 + (1 + in_passes) * wire))
+    return (adds - in_passes) * block * wire / work.chip.hbm_bandwidth + last

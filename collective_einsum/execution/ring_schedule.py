@@ -50,21 +50,24 @@ def _gather(
     through all devices, each with its stream of every shard.
     """
     dim, axes = op.lhs.index(collective.label), collective.axes
-    shard, sent = x.shape[dim], as_sent(op, x)
+    sent = as_sent(op, x)
     rings: Sequence[AxisRing]
     if len(axes) > 1 and collective.label not in op.rhs:
-        rings = hamiltonian_rings(axes, op.closed)[:shard]
+        rings = hamiltonian_rings(axes, op.closed)[: x.shape[dim]]
     else:
         rings = [major_ring(axes)]
         if len(axes) > 1:
             sent = lax.all_gather(sent, axes[1:], axis=dim, tiled=True)
+    shard = sent.shape[dim]
     spans = slicing.chunk_spans(shard, len(rings), MATRIX_TILE)
     shards = [slicing.slice_shards(sent, dim, shard, span) for span in spans]
     streams = [
         ring.stream(op.schedule.direction, span.size)
         for ring, span in zip(rings, spans, strict=True)
     ]
-    dots = _GatherDots(op=op, label=collective.label, rings=rings, spans=spans, rhs=rhs, lhs=x)
+    dots = _GatherDots(
+        op=op, label=collective.label, rings=rings, spans=spans, rhs=rhs, lhs=x, shard=shard
+    )
     rolled = all(op.schedule.rolls(ring.n) for ring in rings)
     return finish(gather(streams, shards, dots.take, dots.multiply, rolled=rolled))
 
@@ -80,6 +83,7 @@ class _GatherDots:
       spans: of each stream, its slice of every shard.
       rhs: the right operands.
       lhs: the device's own shard of the left operand.
+      shard: the length of what a ring's devices send, in the gathered dimension.
     """
 
     op: Operation
@@ -88,6 +92,7 @@ class _GatherDots:
     spans: Sequence[Span]
     rhs: Sequence[jax.Array]
     lhs: jax.Array
+    shard: int
 
     def take(self, sent: jax.Array, stream: int, direction: RingDirection) -> jax.Array:
         """The slice of a shard that a stream sends in one direction."""
@@ -126,8 +131,7 @@ class _GatherDots:
         """The result with the rows or columns `y` that a slice of a shard makes."""
         dim = self.op.out.index(self.label)
         if result is None:
-            shard = self.lhs.shape[self.op.lhs.index(self.label)]
-            result = slicing.uninitialized(y, dim, shard * ring.shards)
+            result = slicing.uninitialized(y, dim, self.shard * ring.shards)
         return ring.write(result, y, dim, offset, span)
 
 

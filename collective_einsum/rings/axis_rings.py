@@ -109,8 +109,8 @@ def hamiltonian_rings(axes: tuple[str, ...], closed: Sequence[str] = ()) -> list
 
 
 def major_ring(axes: tuple[str, ...]) -> AxisRing:
-    """The ring of the first axis, where the shards of every other one have been gathered already."""
-    return AxisRing(axes, tuple(range(len(axes))), 0)
+    """The ring of the first axis, whose shards hold those of every other axis."""
+    return AxisRing(axes[:1], (0,), 0)
 
 
 def stage_rings(axes: tuple[str, ...], streams: int, stage: int) -> list[AxisRing]:

@@ -65,6 +65,7 @@ def test_bench(tmp_path: Path) -> None:
     assert re.search(r"\ndone in \d+ s \(measured\)\n$", printed)
 
 
+@pytest.mark.slow
 def test_layers_on_emulated_devices(tmp_path: Path) -> None:
     line = "python -m bench layers --target cpu:8"
     assert f"\n{line}\n" in DOCUMENTS

@@ -24,6 +24,8 @@ from .oracle import (
     torus_schedules,
 )
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     Case("mk,kn->mn", gather="k", scatter="n", splittable="m"),
     Case("mk,kn->mn", gather="m", scatter="n"),

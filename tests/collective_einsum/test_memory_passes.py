@@ -15,7 +15,7 @@ from collective_einsum.chips.memory_passes import MemoryPasses, memory_passes
 from collective_einsum.chips.observations import nearest
 from tests.observed_chips import CHIPS, VERSIONS
 
-KINDS: tuple[PassKind, ...] = ("add", "slice", "move", "exchange", "copy int8")
+KINDS: tuple[PassKind, ...] = ("add", "add halves", "slice", "move", "exchange", "copy int8")
 POINTS = ((10.0, 2.0), (30.0, 3.0), (50.0, 8.0))
 THREE = MemoryPasses(bandwidth=1.0, points={"move": POINTS}, transposes_scatter=False)
 

@@ -104,6 +104,13 @@ def timeline(v4: Target, case: Case) -> Timeline:
     return replay(v4.compile(program, *args), mesh)
 
 
+@pytest.mark.parametrize("end", ["gather", "scatter"])
+def test_halves_of_shards_over_two_axes_copy_no_weights(v4: Target, end: str) -> None:
+    """Each half of what goes round the ring of y is one slice of the weights, which a dot reads."""
+    found = timeline(v4, Case(end, YZ, Schedule("ring", "bidirectional"), ()))
+    assert found.compute_seconds < 1.5 * found.dot_seconds, str(found)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hops_stand_behind_dots(v4: Target, case: Case) -> None:
     found = timeline(v4, case)

@@ -34,8 +34,10 @@ def reduce(x: Any, w: Any, schedule: Any) -> Any:
     return ce.einsum_all_reduce("mk,kn->mn", x, w, axis_name="x", schedule=schedule)
 
 
-def result(mesh_of: MeshOf, run: Callable[..., Any], k: int, n: int, schedule: Any) -> Any:
-    """Of x [2 N, k] and w [k, n], both of ones."""
+def program(
+    mesh_of: MeshOf, run: Callable[..., Any], k: int, n: int, schedule: Any
+) -> tuple[Any, Any, Any]:
+    """The jitted einsum, and its arguments: x [2 N, k] and w [k, n], both of ones."""
     spec = P("x") if run is gather else P()
     mapped = jax.shard_map(
         lambda x, w: run(x, w, schedule),
@@ -45,7 +47,7 @@ def result(mesh_of: MeshOf, run: Callable[..., Any], k: int, n: int, schedule: A
         check_vma=False,
     )
     x, w = np.ones((2 * N, k), np.float32), np.ones((k, n), np.float32)
-    return jax.jit(mapped)(x, w)
+    return jax.jit(mapped), x, w
 
 
 ALL = pytest.mark.parametrize("run", [gather, scatter, reduce], ids=lambda f: f.__name__)
@@ -56,7 +58,8 @@ ALL = pytest.mark.parametrize("run", [gather, scatter, reduce], ids=lambda f: f.
 def test_by_name_it_is_as_many_chunks_as_there_are(
     mesh_of: MeshOf, run: Callable[..., Any], k: int, n: int
 ) -> None:
-    got = result(mesh_of, run, k, n, "chunked")
+    jitted, x, w = program(mesh_of, run, k, n, "chunked")
+    got = jitted(x, w)
     want = np.full((2 * N, n), k if run is gather else N * k, np.float32)
     np.testing.assert_array_equal(got, want)
 
@@ -68,8 +71,9 @@ def test_advice_is_accepted(
     mesh_of: MeshOf, run: Callable[..., Any], k: int, n: int, label: str | None
 ) -> None:
     def made(schedule: Any) -> str | None:
+        jitted, x, w = program(mesh_of, run, k, n, schedule)
         try:
-            result(mesh_of, run, k, n, schedule)
+            jitted.lower(x, w)
         except ValueError as error:
             return str(error)
         return None

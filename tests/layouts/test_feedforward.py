@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from layouts.mesh.shard_map_entry import weight_specs_of
 from layouts.models.config import TINY_GEGLU, TINY_MULTIHEAD, TINY_MULTIQUERY, ModelConfig
 from layouts.models.params import init
 from layouts.partitionings.param_specs import WEIGHT_SPECS
+from tests.products import sampled
 
 from .arrangements import BY_POSITION, FEEDFORWARDS, MESHES
 from .models import name
@@ -40,10 +42,11 @@ def activations(config: ModelConfig) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (8, 8, config.d_model))
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("config", MODELS, ids=name)
-def test_equals_the_reference(mesh_of: Any, config: Any, layout: Any, shape: Any) -> None:
+@pytest.mark.parametrize(
+    ("where", "config"), sampled(list(itertools.product(LAYOUTS, MESHES)), MODELS), ids=name
+)
+def test_equals_the_reference(mesh_of: Any, where: Any, config: Any) -> None:
+    layout, shape = where
     weights, x = one_layer(config), activations(config)
     mesh = mesh_of(shape, "xyz")
     y = jax.jit(lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh, schedule="auto"))(

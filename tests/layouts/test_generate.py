@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 
 import jax
@@ -14,6 +15,7 @@ import layouts
 from layouts import reference
 from layouts.models.config import TINY_GROUPED, TINY_PADDED
 from layouts.models.params import init
+from tests.products import sampled
 
 from .models import name, prompts
 
@@ -32,10 +34,13 @@ SAMPLINGS = (
 )
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("config", [TINY_PADDED, TINY_GROUPED], ids=name)
-def test_equals_the_reference(mesh_of: Any, config: Any, plan: Any, sampling: Any) -> None:
+@pytest.mark.parametrize(
+    ("how", "config"),
+    sampled(list(itertools.product(PLANS, SAMPLINGS)), [TINY_PADDED, TINY_GROUPED]),
+    ids=name,
+)
+def test_equals_the_reference(mesh_of: Any, how: Any, config: Any) -> None:
+    plan, sampling = how
     params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
     options: dict[str, Any] = {
         "max_new_tokens": NEW,

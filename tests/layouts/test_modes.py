@@ -96,11 +96,12 @@ def plain(mesh: Any, kind: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
-        *(("x64", kind) for kind in range(len(KINDS))),
-        ("promoting x64", 0),
-        ("debug_nans", 0),
+        ("x64", 0),
+        ("x64", 2),
+        ("promoting x64", 1),
         ("debug_nans", 2),
-        *(("transfer_guard", kind) for kind in range(len(KINDS))),
+        ("transfer_guard", 0),
+        ("transfer_guard", 1),
     ],
 )
 def test_gives_what_it_gives_without(mesh_of: Any, mode: str, kind: int) -> None:

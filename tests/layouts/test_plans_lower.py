@@ -16,18 +16,19 @@ from collective_einsum.ruler.compile.targets import target
 from layouts.cost.step_cost import Load, load, padded_load
 from layouts.models.config import PALM_540B, TINY_GROUPED
 from layouts.tuning import STEP_TILE
+from tests.products import mostly_exhaustive
 
 from ..hunts.plans import Asked, draw, lowers
 
 AXES = ("x", "y", "z")
-# Options that the tests below go through together: 2,000.
-SHARDS, OPTIONS = 8, 250
+# Options that the tests below go through, each: 750 in most runs, 2,000 in all.
+SHARDS, OPTIONS, FEW = range(8), 250, range(3)
 # Batches and lengths of one model and mesh, most of which are padded to the same sizes.
 BATCHES = LENGTHS = 3
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize("shard", mostly_exhaustive(SHARDS, FEW))
 def test_every_option_lowers(shard: int) -> None:
     """Options of sizes that are padded alike are one program, which is lowered once."""
     rng = np.random.default_rng(shard)

@@ -27,6 +27,7 @@ from layouts.models.config import (
     ModelConfig,
 )
 from layouts.models.params import init
+from tests.products import sampled
 
 from .models import name
 
@@ -49,15 +50,16 @@ def one_layer(config: ModelConfig, int8: bool) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("shape", "int8"), [((2, 2, 2), True), ((1, 4, 2), False)], ids=["2x2x2 int8", "1x4x2 f32"]
+    ("config", "how"),
+    sampled(
+        [TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY],
+        [(plan, *where) for where in (((2, 2, 2), True), ((1, 4, 2), False)) for plan in PLANS],
+        2,
+    ),
+    ids=name,
 )
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize(
-    "config", [TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, TINY_MULTIQUERY], ids=name
-)
-def test_streaming_changes_nothing(
-    mesh_of: Any, config: ModelConfig, plan: Any, shape: Any, int8: bool
-) -> None:
+def test_streaming_changes_nothing(mesh_of: Any, config: ModelConfig, how: Any) -> None:
+    plan, shape, int8 = how
     weights, mesh = one_layer(config, int8), mesh_of(shape, "xyz")
     x = jax.random.normal(jax.random.key(1), (8, 3, config.d_model))
     block = layouts.parallel_block if config.block == "parallel" else layouts.serial_block
