@@ -19,14 +19,15 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     op, count = work.op, len(schedule.proportions)
     if count == 1 and op.scatter is not None:
         return _one_chunk(work, op.scatter, schedule)
-    gather = scatter = passes = 0.0
+    gather = scatter = passes = joining = 0.0
     if op.gather is not None:
         sent = work.full_bytes(op.gather)
-        gather = ring_gather_seconds(work.chip, work.sides(op.gather.axes), sent)
+        gather = _rings_seconds(work, op.gather, schedule)
         passes += 2 * sent
+        joining = pass_seconds(work, 2 * sent)
     if op.scatter is not None:
         sent = work.full_bytes(op.scatter)
-        scatter = ring_gather_seconds(work.chip, work.sides(op.scatter.axes), sent)
+        scatter = _rings_seconds(work, op.scatter, schedule)
         passes += 3 * sent
     if op.reduce:
         scatter += collective_seconds(work)[1]
@@ -39,13 +40,27 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     # A dot overlaps one hop of each collective.
     hops = max((sum(work.axis_sizes[axis] // 2 for axis in axes) for axes in _axes(op)), default=1)
     hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
+    # What has arrived is joined while the rest is under way.
+    waiting = max(0.0, gather - joining) + scatter
     return Estimate(
         schedule=schedule,
         compute=dots + pass_seconds(work, passes) + copying,
         communication=gather + scatter,
-        exposed=gather + scatter - hidden,
+        exposed=max(0.0, waiting - hidden),
         memory=work.temporary_bytes,
     )
+
+
+def _rings_seconds(work: Workload, collective: EinsumCollective, schedule: Schedule) -> float:
+    """Seconds in which the rings of all chunks send."""
+    count = len(schedule.proportions)
+    each = ring_gather_seconds(
+        work.chip,
+        work.sides(collective.axes),
+        work.full_bytes(collective) / count,
+        full_shards=schedule.direction == "latency",
+    )
+    return count * each
 
 
 def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule) -> Estimate:

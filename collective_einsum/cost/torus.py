@@ -33,12 +33,17 @@ def reduce_scatter_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes:
 
 
 def _seconds(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float, kind: str) -> float:
-    n = math.prod(axis_sizes)
-    if n == 1:
+    if math.prod(axis_sizes) == 1:
         return 0.0
-    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
-    sending = unsharded_bytes * (n - 1) / n / width
+    sending = _sending(chip, axis_sizes, unsharded_bytes)
     return sending + _latency(chip, axis_sizes) + _offload(chip, kind)
+
+
+def _sending(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float) -> float:
+    """Seconds in which all links along the axes carry what the chips lack, or have too much."""
+    n = math.prod(axis_sizes)
+    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
+    return unsharded_bytes * (n - 1) / n / width
 
 
 def all_reduce_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
@@ -59,12 +64,22 @@ def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: flo
     return sending + _latency(chip, axis_sizes)
 
 
-def ring_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
-    """Seconds of an all-gather or a reduce-scatter that is made of permutes, one a hop."""
-    seconds = all_gather_seconds(chip, axis_sizes, gathered_bytes)
+def ring_gather_seconds(
+    chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float, *, full_shards: bool = False
+) -> float:
+    """Seconds of an all-gather or a reduce-scatter that is made of permutes, one a hop.
+
+    With `full_shards` both directions of a ring carry full shards, as "latency" does: with an even
+    number of chips one of them carries one more than the other, and the ring waits for it.
+    """
     count = hops(chip, axis_sizes)
-    fixed = chip.collective_seconds + _offload(chip, "all_gather")
-    return seconds + count * chip.permute_seconds - (fixed if count else 0.0)
+    if not count:
+        return 0.0
+    sending = _sending(chip, axis_sizes, gathered_bytes)
+    if full_shards:
+        most = [2 * (n // 2) / (n - 1) if chip.wraps(n) else 1.0 for n in axis_sizes if n > 1]
+        sending *= sum(most) / len(most)
+    return sending + count * (chip.hop_seconds + chip.permute_seconds)
 
 
 def point_to_point_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
