@@ -15,7 +15,7 @@ from ..ops.schedule import Schedule
 from .candidates import candidates
 from .choice import (
     WORTHWHILE,
-    WORTHWHILE_OFFLOADED_CHUNKS,
+    WORTHWHILE_OFFLOADED,
     WORTHWHILE_WIDENED,
     Choice,
 )
@@ -133,6 +133,6 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
     if work.widened:
         return WORTHWHILE_WIDENED
-    if row.schedule.kind == "chunked" and offloads(work.chip, "all_gather"):
-        return WORTHWHILE_OFFLOADED_CHUNKS
+    if offloads(work.chip, "all_gather"):
+        return WORTHWHILE_OFFLOADED
     return WORTHWHILE
