@@ -176,6 +176,8 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
     a sum of 32 bits and what arrived in the wire's dtype, and write one of that; the last sums of both
     directions are added in one pass. Halves of blocks cost what was observed.
     """
+    if not ring.directions:
+        return 0.0
     wire = work.op.sum_wire.itemsize
     adds = sum(direction.hops * direction.size / ring.span for direction in ring.directions)
     moved = block * (4 + 2 * wire)

@@ -183,3 +183,9 @@ def test_a_wrong_pair_is_said_and_is_the_exit_status(
     printed = capsys.readouterr().out
     assert "a mesh 2x2x2 of cpu" in printed
     assert printed.count("WRONG") == 1
+
+
+@pytest.mark.tpu
+def test_the_devices_of_a_chip_lie_along_the_last_side() -> None:
+    assert dict(layers.mesh_of("tpu7x:2x2x2").shape) == {"x": 2, "y": 2, "z": 4}
+    assert dict(layers.mesh_of("v5e:4x4").shape) == {"x": 4, "y": 4, "z": 1}

@@ -94,7 +94,10 @@ def test_auto_and_the_compiler_know_the_chip() -> None:
     assert "async" in {row.schedule.direction for row in choice.rows}
     blocking = next(row for row in choice.rows if row.schedule.kind == "blocking")
     assert choice.rows[0].seconds <= blocking.seconds
-    assert ce.compiler_options("v7x") == {"xla_tpu_enable_async_all_to_all": True}
+    assert ce.compiler_options("v7x") == {
+        "xla_tpu_enable_async_all_to_all": True,
+        "xla_tpu_control_large_2nd_minor_layout_for_x16": False,
+    }
 
     def step(x: jax.Array, w: jax.Array) -> jax.Array:
         return ce.all_gather_einsum("mf,fe->me", x, w, axis_name="x", gather="f")
