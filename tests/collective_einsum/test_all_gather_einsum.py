@@ -79,11 +79,13 @@ def test_ring_of_rhs(mesh_of: MeshOf, n: int, case: Case) -> None:
     gathered(mesh_of, ((n,), "x", ("x",)), case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torus", TORI, ids=torus_id)
 def test_torus(mesh_of: MeshOf, torus: Any) -> None:
     gathered(mesh_of, torus, CASES[1], torus_schedules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("torus", "case"), sampled(FEW_TORI, [CASES[0], CASES[2]]), ids=parameter_id
 )
@@ -91,6 +93,7 @@ def test_torus_of_other_labels(mesh_of: MeshOf, torus: Any, case: Case) -> None:
     gathered(mesh_of, torus, case, torus_schedules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
 @pytest.mark.parametrize("torus", [((7,), "x", ("x",)), TORI[1]], ids=torus_id)
 def test_every_schedule(mesh_of: MeshOf, torus: Any, case: Case) -> None:

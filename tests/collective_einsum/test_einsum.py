@@ -138,6 +138,7 @@ def problems(draw: st.DrawFn) -> tuple[Any, ...]:
     return shape, names, draw(st.booleans()), spec, shapes, specs, schedule
 
 
+@pytest.mark.slow
 @settings(max_examples=40, derandomize=True)
 @given(problems())
 def test_any_sharding(mesh_of: MeshOf, problem: tuple[Any, ...]) -> None:
