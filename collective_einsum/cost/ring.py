@@ -159,8 +159,10 @@ def _hops(
         if hop == 1:
             # A scatter's last hops: the own dot hides that of one direction.
             hiding[1:] = [hop_dots[direction] for direction in active[1 : len(hops)]]
-        waits = (seconds - ring.streams * dot for seconds, dot in zip(hops, hiding, strict=True))
-        time += sum(max(0.0, wait) for wait in waits)
+        time += sum(
+            max(0.0, seconds - ring.streams * hider)
+            for seconds, hider in zip(hops, hiding, strict=True)
+        )
         sending += sum(hops)
         dots = [hop_dots[direction] for direction in active]
         time = time + ring.streams * sum(dots)
@@ -184,10 +186,11 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
     if any(direction.size < ring.span for direction in ring.directions):
         observed = work.chip.pass_seconds("add halves", adds * moved, work.rhs_count)
         return observed or adds * pass_seconds(work, moved)
-    if len(ring.directions) == 1 and (work.op.form == "sum" or work.rhs_count == 1):
+    one_result = work.op.form == "sum" or work.rhs_count == 1
+    if not one_result:
+        return adds * block * wire / work.chip.hbm_bandwidth
+    ways = len(ring.directions)
+    if ways == 1:
         return adds * pass_seconds(work, moved)
-    in_passes, last = 0, 0.0
-    if work.op.form == "sum" or work.rhs_count == 1:
-        in_passes = len(ring.directions)
-        last = pass_seconds(work, block * (4 + (1 + in_passes) * wire))
-    return (adds - in_passes) * block * wire / work.chip.hbm_bandwidth + last
+    fused = (adds - ways) * block * wire / work.chip.hbm_bandwidth
+    return fused + pass_seconds(work, block * (4 + (1 + ways) * wire))

@@ -65,9 +65,7 @@ def _gather(
         ring.stream(op.schedule.direction, span.size)
         for ring, span in zip(rings, spans, strict=True)
     ]
-    dots = _GatherDots(
-        op=op, label=collective.label, rings=rings, spans=spans, rhs=rhs, lhs=x, shard=shard
-    )
+    dots = _GatherDots(op=op, label=collective.label, rings=rings, spans=spans, rhs=rhs, lhs=x)
     rolled = all(op.schedule.rolls(ring.n) for ring in rings)
     return finish(gather(streams, shards, dots.take, dots.multiply, rolled=rolled))
 
@@ -83,7 +81,6 @@ class _GatherDots:
       spans: of each stream, its slice of every shard.
       rhs: the right operands.
       lhs: the device's own shard of the left operand.
-      shard: the length of what a ring's devices send, in the gathered dimension.
     """
 
     op: Operation
@@ -92,7 +89,6 @@ class _GatherDots:
     spans: Sequence[Span]
     rhs: Sequence[jax.Array]
     lhs: jax.Array
-    shard: int
 
     def take(self, sent: jax.Array, stream: int, direction: RingDirection) -> jax.Array:
         """The slice of a shard that a stream sends in one direction."""
@@ -131,7 +127,8 @@ class _GatherDots:
         """The result with the rows or columns `y` that a slice of a shard makes."""
         dim = self.op.out.index(self.label)
         if result is None:
-            result = slicing.uninitialized(y, dim, self.shard * ring.shards)
+            shard = sum(span.size for span in self.spans)
+            result = slicing.uninitialized(y, dim, shard * ring.shards)
         return ring.write(result, y, dim, offset, span)
 
 

@@ -25,24 +25,21 @@ pytestmark = pytest.mark.tpu
 BF16, F32, I32 = jnp.bfloat16, jnp.float32, jnp.int32
 WHOLE, SHARDED = PartitionSpec(), PartitionSpec("x")
 Argument = tuple[tuple[int, ...], Any]
+FOUR_V4 = "v4:2x2x1"
 
 
 @functools.cache
-def slice_mesh() -> Mesh:
-    """Four chips of a TPU v4."""
-    return target("v4:2x2x1").mesh((4,), ("x",))
+def slice_mesh(name: str) -> Mesh:
+    """All devices of a slice along one axis, x."""
+    slice_ = target(name)
+    return slice_.mesh((len(slice_.devices),), ("x",))
 
 
 def compiled(
     function: Callable[..., Any], *arguments: Argument, options: Mapping[str, Any] | None = None
 ) -> str:
     """The scheduled program; every chip holds each argument whole."""
-    placed = NamedSharding(slice_mesh(), WHOLE)
-    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for shape, dtype in arguments]
-    return (
-        target("v4:2x2x1").compile(function, *shapes, compiler_options=options or {}).as_text()
-        or ""
-    )
+    return compiled_on(FOUR_V4, function, *arguments, options=options)
 
 
 def compiled_per_chip(
@@ -50,17 +47,21 @@ def compiled_per_chip(
 ) -> str:
     """As `compiled`, of a function that each chip runs and that may name the axis x."""
     mapped = jax.shard_map(
-        function, mesh=slice_mesh(), in_specs=WHOLE, out_specs=SHARDED, check_vma=False
+        function, mesh=slice_mesh(FOUR_V4), in_specs=WHOLE, out_specs=SHARDED, check_vma=False
     )
     return compiled(mapped, *arguments, options=options)
 
 
-def compiled_on(slice_name: str, function: Callable[..., Any], *arguments: Argument) -> str:
-    """The program of a function, jitted or not, for another slice."""
-    slice_ = target(slice_name)
-    placed = NamedSharding(slice_.mesh((len(slice_.devices),), ("x",)), WHOLE)
+def compiled_on(
+    name: str,
+    function: Callable[..., Any],
+    *arguments: Argument,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    """As `compiled`, of a function, jitted or not, for a slice by name."""
+    placed = NamedSharding(slice_mesh(name), WHOLE)
     shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for shape, dtype in arguments]
-    return slice_.compile(function, *shapes).as_text() or ""
+    return target(name).compile(function, *shapes, compiler_options=options or {}).as_text() or ""
 
 
 def cycles(program: str) -> int:

@@ -18,6 +18,7 @@ from layouts import reference
 from layouts.models.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED, ModelConfig
 from layouts.models.params import init, quantize
 from layouts.models.stacked_params import unroll
+from tests.products import mostly_exhaustive
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts
@@ -132,7 +133,7 @@ def test_generate_with_plans_that_pad_differently(mesh_of: Any) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("batch", mostly_exhaustive(range(1, 10), (1, 2, 3, 4, 5, 7)))
 def test_default_plans(mesh_of: Any, batch: int) -> None:
     shape = MESHES[batch % 4]
     config, mesh = model_for(shape), mesh_of(shape, "xyz")

@@ -17,6 +17,7 @@ import pytest
 
 import layouts
 from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
+from tests.products import mostly_exhaustive
 
 from .models import prompts
 
@@ -93,18 +94,24 @@ def plain(mesh: Any, kind: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return run(mesh, KINDS[kind])
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [
-        ("x64", 0),
-        ("x64", 2),
-        ("promoting x64", 1),
-        ("debug_nans", 2),
-        ("transfer_guard", 0),
-        ("transfer_guard", 1),
-    ],
+# Modes and kinds, of which most runs take a few that have each of both.
+MODES_OF_KINDS = (
+    *(("x64", kind) for kind in range(len(KINDS))),
+    *(("promoting x64", kind) for kind in (0, 1)),
+    *(("debug_nans", kind) for kind in (0, 2)),
+    *(("transfer_guard", kind) for kind in range(len(KINDS))),
 )
-def test_gives_what_it_gives_without(mesh_of: Any, mode: str, kind: int) -> None:
+FEW = (
+    *(("x64", kind) for kind in (0, 2)),
+    ("promoting x64", 1),
+    ("debug_nans", 2),
+    *(("transfer_guard", kind) for kind in (0, 1)),
+)
+
+
+@pytest.mark.parametrize("how", mostly_exhaustive(MODES_OF_KINDS, FEW), ids=str)
+def test_gives_what_it_gives_without(mesh_of: Any, how: tuple[str, int]) -> None:
+    mode, kind = how
     mesh = mesh_of((2, 2, 2), "xyz")
     wanted = plain(mesh, kind)
     with MODES[mode]():
