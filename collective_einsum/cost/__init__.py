@@ -12,6 +12,7 @@ from .torus import all_reduce_seconds as all_reduce_seconds
 from .torus import all_to_all_seconds as all_to_all_seconds
 from .torus import hops as hops
 from .torus import links as links
+from .torus import offloads as offloads
 from .torus import reduce_scatter_seconds as reduce_scatter_seconds
 from .torus import ring_gather_seconds as ring_gather_seconds
 from .workload import Estimate as Estimate
@@ -29,6 +30,7 @@ __all__ = [
     "hops",
     "links",
     "matmul_seconds",
+    "offloads",
     "rank_einsum",
     "reduce_scatter_seconds",
     "ring_gather_seconds",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ..ops.schedule import Schedule
 from .async_collectives import async_estimate
 from .chunked import chunked_estimate
@@ -9,6 +11,7 @@ from .dots import dot_seconds, pass_seconds
 from .lax_collectives import (
     collective_seconds,
     gather_reduces,
+    scatter_reduces,
     slice_seconds,
 )
 from .ring import ring_estimate
@@ -35,7 +38,8 @@ def estimate(work: Workload, schedule: Schedule) -> Estimate:
 def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     """lax's collective before the einsum, the dot, and lax's collective after it."""
     op = work.op
-    sending, compute = sum(collective_seconds(work)), dot_seconds(work)
+    dots = compute = dot_seconds(work)
+    sending = sum(collective_seconds(work))
     if op.scatter is not None:
         compute += slice_seconds(work, op.scatter)
     if op.gather is not None and gather_reduces(work, op.gather):
@@ -44,6 +48,27 @@ def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
         schedule=schedule,
         compute=compute,
         communication=sending,
-        exposed=sending,
+        exposed=sending - _overlapped_seconds(work, dots),
         memory=work.temporary_bytes,
     )
+
+
+def _overlapped_seconds(work: Workload, dots: float) -> float:
+    """Seconds of lax's collectives that compute overlaps, where the compiler makes them asynchronous.
+
+    The scatter of a result overlaps the dots of the results after it, and the last collective overlaps
+    `Workload.overlap_seconds`.
+    """
+    op, count = work.op, work.rhs_count
+    before, after = collective_seconds(work)
+    if op.scatter is None:
+        gathers = op.gather is not None and not op.reduce and not gather_reduces(work, op.gather)
+        alone = gathers and "all_gather" in work.chip.asynchronous
+        return min(before, work.overlap_seconds) if alone else 0.0
+    kind = "all_reduce" if scatter_reduces(work, op.scatter) else "reduce_scatter"
+    if kind not in work.chip.asynchronous:
+        return 0.0
+    # The fixed costs of collectives that are under way at once overlap one another.
+    _, last = collective_seconds(dataclasses.replace(work, rhs_count=1.0))
+    earlier = min(after - last, dots * (count - 1) / count)
+    return earlier + min(last, work.overlap_seconds)

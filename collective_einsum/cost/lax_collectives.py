@@ -22,7 +22,7 @@ def collective_seconds(work: Workload) -> tuple[float, float]:
         seconds = all_reduce_seconds if gather_reduces(work, op.gather) else all_gather_seconds
         before = seconds(chip, work.sides(op.gather.axes), work.full_bytes(op.gather))
     if op.scatter is not None:
-        reduces = _scatter_reduces(work, op.scatter)
+        reduces = scatter_reduces(work, op.scatter)
         seconds = all_reduce_seconds if reduces else reduce_scatter_seconds
         after = seconds(chip, work.sides(op.scatter.axes), work.full_bytes(op.scatter))
     if op.reduce:
@@ -38,7 +38,7 @@ def gather_reduces(work: Workload, collective: EinsumCollective) -> bool:
     )
 
 
-def _scatter_reduces(work: Workload, collective: EinsumCollective) -> bool:
+def scatter_reduces(work: Workload, collective: EinsumCollective) -> bool:
     """Whether XLA:TPU compiles the reduce-scatter to an all-reduce and a slice."""
     block = _block(work, collective, work.op.out)
     return work.devices(collective) > 1 and (
@@ -84,6 +84,6 @@ def move_seconds(work: Workload, collective: EinsumCollective, kind: PassKind) -
 def slice_seconds(work: Workload, collective: EinsumCollective, fraction: float = 1) -> float:
     """Seconds of the memory pass that takes a device's block of an all-reduce that stands for a scatter
     of a fraction of the results."""
-    if not _scatter_reduces(work, collective):
+    if not scatter_reduces(work, collective):
         return 0.0
     return work.chip.pass_seconds("slice", fraction * work.full_bytes(collective), work.rhs_count)

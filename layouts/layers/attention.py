@@ -37,7 +37,6 @@ def project_heads(
     step: Step,
     factor: jax.Array | None,
     others: Sequence[Weight],
-    overlap_seconds: float = 0.0,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Columns of q and kv, and of `others`, which are stored like the feedforward's.
 
@@ -48,7 +47,6 @@ def project_heads(
       factor: [rows, 1], by which q and kv are multiplied after the projection; None for 1.
       others: input matrices of the same activations. Their collectives come after those of
         attention, which these larger matmuls can then overlap.
-      overlap_seconds: seconds of independent compute that can overlap the last reduce-scatter.
 
     Returns:
       q and kv as `attend_columns` takes them; and the others as `project_in` leaves them, not
@@ -57,12 +55,11 @@ def project_heads(
     heads = [weights[name] for name in ("w_q", "w_kv")]
     layout, place_, schedule = step.feedforward, step.placement, step.schedules.projections
     stored = [place_.queries.stored, place_.keys.stored]
-    feature_axes = [WEIGHT_AXES] * len(others)
+    feature_axes, overlaps = [WEIGHT_AXES] * len(others), step.schedules.overlaps
+    inputs = overlaps.inputs
     if place_.token_sharded:
-        columns = project_in_token_sharded(c, heads, step.schedule)
-        rest = (
-            layout.project_in(c, others, feature_axes, schedule, overlap_seconds) if others else []
-        )
+        columns = project_in_token_sharded(c, heads, step.schedule, overlaps.heads)
+        rest = layout.project_in(c, others, feature_axes, schedule, inputs) if others else []
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
     elif place_.keys_before_gather:
@@ -70,11 +67,11 @@ def project_heads(
         keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
         axes = [stored[0], *feature_axes]
-        made = layout.project_in(c, [heads[0], *others], axes, schedule, overlap_seconds)
+        made = layout.project_in(c, [heads[0], *others], axes, schedule, inputs)
         columns, rest = [made[0], keys], made[1:]
     else:
         axes = [*stored, *feature_axes]
-        made = layout.project_in(c, [*heads, *others], axes, schedule, overlap_seconds)
+        made = layout.project_in(c, [*heads, *others], axes, schedule, inputs)
         columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
 

@@ -43,9 +43,11 @@ def parallel(
         terms = stream(c, inverse, weights, config, layout, [o], schedules.weight_ring)
     else:
         ffn = [weights[name] for name in config.input_names]
-        columns, inner = project_heads(c, weights, step, inverse, ffn, schedules.overlap_seconds)
+        columns, inner = project_heads(c, weights, step, inverse, ffn)
         o, new = attend_columns(columns, weights, step, past, prefix)
         h = columns_out(inner, inverse, weights, config, layout, schedules.given)
+        o = o._replace(overlap_seconds=schedules.overlaps.attended)
+        h = h._replace(overlap_seconds=schedules.overlaps.hidden)
         if schedules.feedforward_last:
             first, then = lax.optimization_barrier((o.h, h.h))
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)

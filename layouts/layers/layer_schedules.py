@@ -10,6 +10,23 @@ from ..mesh.axis_collectives import ScheduleLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """Seconds of independent compute that a parallel block's asynchronous collectives can overlap.
+
+    Attributes:
+      heads: for the last reduce-scatter of q, k and v where they are projected by themselves.
+      inputs: for the last reduce-scatter of the feedforward's input matrices.
+      attended: for the all-gather of what attention leaves for its output matrix.
+      hidden: for that of the feedforward's hidden activations.
+    """
+
+    heads: float = 0.0
+    inputs: float = 0.0
+    attended: float = 0.0
+    hidden: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSchedules:
     """The schedules of one layer's collectives; `planning.schedule_layers` decides them from sizes.
 
@@ -21,8 +38,7 @@ class LayerSchedules:
         multiplies; None where each weight is gathered in full before its matmul.
       splits_d_ff: whether the feedforward is computed in two fractions of d_ff, whose collectives
         over x overlap each other's matmuls.
-      overlap_seconds: seconds of attention that the last reduce-scatter of the input projections can
-        overlap.
+      overlaps: independent compute that the collectives of the projections can overlap.
       feedforward_last: whether a barrier holds what follows the feedforward's nonlinearity back until
         attention is done.
     """
@@ -31,5 +47,5 @@ class LayerSchedules:
     projections: ScheduleLike
     weight_ring: ce.Schedule | None = None
     splits_d_ff: bool = False
-    overlap_seconds: float = 0.0
+    overlaps: Overlaps = Overlaps()
     feedforward_last: bool = False

@@ -176,6 +176,7 @@ def all_gather_einsum(
     axes: str | Sequence[str],
     gather: str,
     schedule: ScheduleLike,
+    overlap_seconds: float = ...,
 ) -> jax.Array: ...
 @overload
 def all_gather_einsum(
@@ -185,6 +186,7 @@ def all_gather_einsum(
     axes: str | Sequence[str],
     gather: str,
     schedule: ScheduleLike,
+    overlap_seconds: float = ...,
 ) -> list[jax.Array]: ...
 def all_gather_einsum(
     spec: str,
@@ -193,6 +195,7 @@ def all_gather_einsum(
     axes: str | Sequence[str],
     gather: str,
     schedule: ScheduleLike,
+    overlap_seconds: float = 0.0,
 ) -> Products:
     """`collective_einsum.all_gather_einsum` over axes of a layout; `gather` is a label of `spec`.
 
@@ -201,7 +204,13 @@ def all_gather_einsum(
     if not names(axes):
         return _alone(spec, lhs, w)
     return ce.all_gather_einsum(
-        spec, lhs, w, axis_name=names(axes), gather=gather, schedule=schedule
+        spec,
+        lhs,
+        w,
+        axis_name=names(axes),
+        gather=gather,
+        schedule=schedule,
+        overlap_seconds=overlap_seconds,
     )
 
 

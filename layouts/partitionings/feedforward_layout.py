@@ -35,6 +35,7 @@ class Outgoing(NamedTuple):
       features_gathered: whether w is gathered already, [F of h, E over x].
       gather_overlapped: whether the gather of h overlaps the matmuls of the terms before, as an
         asynchronous collective of the compiler.
+      overlap_seconds: seconds of independent compute that the gather of h can overlap.
     """
 
     h: jax.Array
@@ -42,6 +43,7 @@ class Outgoing(NamedTuple):
     token_sharded: bool = False
     features_gathered: bool = False
     gather_overlapped: bool = False
+    overlap_seconds: float = 0.0
 
 
 class FeedForwardLayout(Protocol):

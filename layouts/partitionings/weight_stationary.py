@@ -154,14 +154,14 @@ class WeightStationary1D(FeedForwardLayout):
 
 
 def project_in_token_sharded(
-    c: jax.Array, weights: Sequence[Weight], schedule: ScheduleLike
+    c: jax.Array, weights: Sequence[Weight], schedule: ScheduleLike, overlap_seconds: float = 0.0
 ) -> list[jax.Array]:
     """`project_in` of a weight-stationary layout, with rows scattered over x instead of features: for
     attention whose batch is sharded over x anyway.
 
     Returns [rows over x, F as stored] for each weight.
     """
-    return _gather_and_scatter(c, weights, "e", "m", schedule)
+    return _gather_and_scatter(c, weights, "e", "m", schedule, overlap_seconds)
 
 
 def _gather_and_scatter(
@@ -220,5 +220,7 @@ def _stationary_sum(
         if gather is None:
             products.append(ax.local_einsum(_OUT, h, w).astype(h.dtype))
             continue
-        products.append(ax.all_gather_einsum(_OUT, h, w, "x", gather, schedule))
+        products.append(
+            ax.all_gather_einsum(_OUT, h, w, "x", gather, schedule, term.overlap_seconds)
+        )
     return total(products)

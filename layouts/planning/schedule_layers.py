@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import collective_einsum as ce
 from collective_einsum.chips import Chip
-from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
+from collective_einsum.cost import all_gather_seconds, all_to_all_seconds, offloads
 from collective_einsum.ops import as_schedule
 
 from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import attention_seconds
 from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, gathered_weight
-from ..cost.layer_work import inputs
-from ..layers.layer_schedules import LayerSchedules
+from ..cost.layer_work import inputs, outputs
+from ..layers.layer_schedules import LayerSchedules, Overlaps
 from ..layers.streamed_feedforward import gathered_columns
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, size, values
 from ..models.cache import Entries
@@ -93,11 +93,12 @@ def parallel_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedule
     ring = _weight_ring(case, weights, schedules.projections, ("w_o", "w_out"))
     if ring is not None:
         return dataclasses.replace(schedules, weight_ring=ring)
-    seconds = _overlapping_attention(case)
+    load = _load(case, weights)
+    overlaps = _overlaps(case, load)
     return dataclasses.replace(
         schedules,
-        overlap_seconds=seconds,
-        feedforward_last=_feedforward_last(case, weights, seconds),
+        overlaps=overlaps,
+        feedforward_last=_feedforward_last(case, load, overlaps.inputs),
     )
 
 
@@ -179,11 +180,37 @@ def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
     return between == WEIGHT_AXES and inside == ("x",)
 
 
-def _overlapping_attention(case: LayerSizes) -> float:
-    """See `LayerSchedules.overlap_seconds`; 0 in layouts that are not token-sharded, where the
-    schedule is given, or where the compiler runs no all-to-all asynchronously."""
-    if not (case.layout.moves_tokens and case.auto and "all_to_all" in case.chip.asynchronous):
-        return 0.0
+def _load(case: LayerSizes, weights: LayerWeights) -> Load:
+    """The workload, without a cache; `weights` as `serial_schedules`."""
+    return Load(case.batch, case.new, 0, values(weights["w_out"]).dtype.itemsize)
+
+
+def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
+    """The compute that collectives overlap in a parallel block.
+
+    Where SparseCores run lax's all-gathers and reduce-scatters, each overlaps what does not depend on
+    it. Elsewhere, attention overlaps an all-to-all, in layouts that are token-sharded. None is counted
+    where the schedule is given.
+    """
+    chip, where = case.chip, case.placement
+    if not case.auto or where is None:
+        return Overlaps()
+    if not (offloads(chip, "all_gather") and offloads(chip, "reduce_scatter")):
+        exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
+        return Overlaps(inputs=_attention_seconds(case) if exchanged else 0.0)
+    into = inputs(case.config, case.layout, where, case.sizes, load)
+    matmuls = [
+        einsum_cost.seconds(einsum, case.sizes, chip, "none").compute
+        for einsum in (into, *outputs(case.config, case.layout, where, case.sizes, load))
+    ]
+    attention = _attention_seconds(case)
+    return Overlaps(
+        heads=matmuls[0], inputs=attention, attended=matmuls[2], hidden=attention + matmuls[1]
+    )
+
+
+def _attention_seconds(case: LayerSizes) -> float:
+    """Seconds of the scores, the softmax and the values."""
     config, where, sizes = case.config, case.placement, case.sizes
     assert where is not None
     attention = Attention(
@@ -199,7 +226,7 @@ def _overlapping_attention(case: LayerSizes) -> float:
     return attention_seconds(attention, case.chip)
 
 
-def _feedforward_last(case: LayerSizes, weights: LayerWeights, attention: float) -> bool:
+def _feedforward_last(case: LayerSizes, load: Load, attention: float) -> bool:
     """See `LayerSchedules.feedforward_last`.
 
     The last reduce-scatter over x, and the all-gather after the nonlinearity, are a chain that the
@@ -209,8 +236,8 @@ def _feedforward_last(case: LayerSizes, weights: LayerWeights, attention: float)
 
     Args:
       case: the sizes.
-      weights: as `serial_schedules`.
-      attention: from `_overlapping_attention`.
+      load: the workload.
+      attention: seconds of it that the last reduce-scatter can overlap.
     """
     config, sizes, chip = case.config, case.sizes, case.chip
     x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
@@ -221,6 +248,5 @@ def _feedforward_last(case: LayerSizes, weights: LayerWeights, attention: float)
     if chain < tuning.CHAIN_TO_ATTENTION * attention:
         return False
     assert case.placement is not None
-    load = Load(case.batch, case.new, 0, values(weights["w_out"]).dtype.itemsize)
     einsum = inputs(config, case.layout, case.placement, sizes, load)
     return einsum_cost.schedule(einsum, sizes, chip, attention).direction == "async"
