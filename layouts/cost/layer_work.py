@@ -244,6 +244,17 @@ def outputs(
     return tuple(item for item in items if isinstance(item, Einsum))
 
 
+def attention(
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    where: Placement,
+    sizes: Mapping[str, int],
+    load: Load,
+) -> tuple[Item, ...]:
+    """Attention, and the collectives to it and back."""
+    return tuple(_Layer(config, layout, where, sizes, load).attention())
+
+
 def layer_work(
     config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
 ) -> tuple[Item, ...]:

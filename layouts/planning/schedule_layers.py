@@ -12,9 +12,9 @@ from collective_einsum.ops import as_schedule
 
 from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
-from ..cost.item_seconds import attention_seconds
-from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, gathered_weight
-from ..cost.layer_work import inputs, outputs
+from ..cost.item_seconds import attention_seconds, transfer_seconds
+from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, Transfer, gathered_weight
+from ..cost.layer_work import attention, inputs, outputs
 from ..layers.layer_schedules import LayerSchedules, Overlaps
 from ..layers.streamed_feedforward import gathered_columns
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, size, values
@@ -181,52 +181,41 @@ def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
 
 
 def _load(case: LayerSizes, weights: LayerWeights) -> Load:
-    """The workload, without a cache; `weights` as `serial_schedules`."""
-    return Load(case.batch, case.new, 0, values(weights["w_out"]).dtype.itemsize)
+    """The workload; `weights` as `serial_schedules`."""
+    weight_bytes, keys = values(weights["w_out"]).dtype.itemsize, case.keys
+    if keys is None:
+        return Load(case.batch, case.new, 0, weight_bytes, ACTIVATION_BYTES)
+    return Load(case.batch, case.new, keys.size, weight_bytes, keys.values.dtype.itemsize)
 
 
 def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     """The compute that collectives overlap in a parallel block.
 
     Where SparseCores run lax's all-gathers and reduce-scatters, each overlaps what does not depend on
-    it. Elsewhere, attention overlaps an all-to-all, in layouts that are token-sharded. None is counted
-    where the schedule is given.
+    it, attention with its all-to-alls among that. Elsewhere, attention overlaps an all-to-all, in
+    layouts that are token-sharded. None is counted where the schedule is given.
     """
     chip, where = case.chip, case.placement
     if not case.auto or where is None:
         return Overlaps()
+    layer = (case.config, case.layout, where, case.sizes, load)
+    items = attention(*layer)
+    scores = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
     if not (offloads(chip, "all_gather") and offloads(chip, "reduce_scatter")):
         exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
-        return Overlaps(inputs=_attention_seconds(case) if exchanged else 0.0)
-    into = inputs(case.config, case.layout, where, case.sizes, load)
-    matmuls = [
+        return Overlaps(inputs=scores if exchanged else 0.0)
+    moving = sum(
+        transfer_seconds(item, case.sizes, chip) for item in items if isinstance(item, Transfer)
+    )
+    into, w_o, w_out = (
         einsum_cost.seconds(einsum, case.sizes, chip, "none").compute
-        for einsum in (into, *outputs(case.config, case.layout, where, case.sizes, load))
-    ]
-    attention = _attention_seconds(case)
-    return Overlaps(
-        heads=matmuls[0], inputs=attention, attended=matmuls[2], hidden=attention + matmuls[1]
+        for einsum in (inputs(*layer), *outputs(*layer))
     )
+    inner = scores + moving
+    return Overlaps(heads=into, inputs=inner, attended=w_out, hidden=inner + w_o)
 
 
-def _attention_seconds(case: LayerSizes) -> float:
-    """Seconds of the scores, the softmax and the values."""
-    config, where, sizes = case.config, case.placement, case.sizes
-    assert where is not None
-    attention = Attention(
-        case.batch // size(where.batch_axes, sizes),
-        case.new // size(case.layout.inner_position_axes, sizes),
-        case.new,
-        config.stored_heads / size(where.queries.kept, sizes),
-        max(1, config.stored_kv_heads / size(where.kv_axes, sizes)),
-        config.d_head,
-        0 if case.keys is None else case.keys.size,
-        ACTIVATION_BYTES if case.keys is None else case.keys.values.dtype.itemsize,
-    )
-    return attention_seconds(attention, case.chip)
-
-
-def _feedforward_last(case: LayerSizes, load: Load, attention: float) -> bool:
+def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> bool:
     """See `LayerSchedules.feedforward_last`.
 
     The last reduce-scatter over x, and the all-gather after the nonlinearity, are a chain that the
@@ -237,16 +226,16 @@ def _feedforward_last(case: LayerSizes, load: Load, attention: float) -> bool:
     Args:
       case: the sizes.
       load: the workload.
-      attention: seconds of it that the last reduce-scatter can overlap.
+      overlap_seconds: of attention, which the last reduce-scatter can overlap.
     """
     config, sizes, chip = case.config, case.sizes, case.chip
     x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
-    if not attention or x == 1:
+    if not overlap_seconds or x == 1:
         return False
     hidden = case.batch * case.new * (config.d_ff // yz) * case.activation_bytes
     chain = all_to_all_seconds(chip, [x], hidden) + all_gather_seconds(chip, [x], hidden)
-    if chain < tuning.CHAIN_TO_ATTENTION * attention:
+    if chain < tuning.CHAIN_TO_ATTENTION * overlap_seconds:
         return False
     assert case.placement is not None
     einsum = inputs(config, case.layout, case.placement, sizes, load)
-    return einsum_cost.schedule(einsum, sizes, chip, attention).direction == "async"
+    return einsum_cost.schedule(einsum, sizes, chip, overlap_seconds).direction == "async"
