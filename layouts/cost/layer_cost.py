@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from collective_einsum.chips import Chip
+from collective_einsum.cost import offloads
 
 from ..models.config import ModelConfig
 from ..tuning import WIDE_SCATTER_PASSES
@@ -16,6 +17,7 @@ from . import einsum_cost, streamed_cost, two_part_cost
 from .item_seconds import attention_seconds, transfer_seconds
 from .layer_items import Attention, Einsum, Item, Transfer
 
+HEADS = ("w_q", "w_kv")
 OUTPUTS = ("w_o", "w_out")
 # Transfers to attention, which a parallel block's matmuls can overlap.
 TO_ATTENTION = ("queries", "keys and values")
@@ -81,9 +83,11 @@ class _Clocks:
       gathers_weights_ahead: whether the links bring weights ahead.
       overlaps_attention: whether attention and a parallel block's feedforward overlap each other's
         collectives.
+      on_sparse_cores: whether SparseCores run lax's all-gathers and reduce-scatters of a parallel block,
+        each of which overlaps what does not depend on it.
       attention: seconds of attention.
       now, links: seconds at which the chip, and the links with weights, are done.
-      spare: seconds of attention that nothing overlaps yet.
+      spare: seconds of attention, on SparseCores with its all-to-alls, that nothing overlaps yet.
       matmul, exposed, activation_bytes, moved_bytes: as `LayerSeconds`.
     """
 
@@ -101,9 +105,17 @@ class _Clocks:
         self.gathers_weights_ahead = "all_gather" in self.served.asynchronous
         self.overlaps_attention = parallel and bool(self.served.asynchronous)
         self.late_inputs = config.input_names if parallel and self.gathers_weights_ahead else ()
-        self.outputs = [i for i in items if isinstance(i, Einsum) and i.names[0] in OUTPUTS]
+        self.on_sparse_cores = (
+            parallel and offloads(self.served, "all_gather") and offloads(self.served, "reduce_scatter")
+        )
+        einsums = [item for item in items if isinstance(item, Einsum)]
+        self.outputs = [item for item in einsums if item.names[0] in OUTPUTS]
+        self.inputs = [item for item in einsums if item.names == config.input_names]
         self.attention = sum(attention_seconds(i, chip) for i in items if isinstance(i, Attention))
         self.spare = self.attention if self.overlaps_attention else 0.0
+        if self.on_sparse_cores:
+            moved = [i for i in items if isinstance(i, Transfer) and i.kind == "all-to-all"]
+            self.spare += sum(transfer_seconds(transfer, sizes, chip) for transfer in moved)
         self.now = self.links = 0.0
         self.matmul = self.exposed = self.activation_bytes = self.moved_bytes = 0.0
 
@@ -132,12 +144,12 @@ class _Clocks:
         return max(0.0, self.links - (self.now - spent.compute))
 
     def _priced(self, item: Einsum, overlap: str) -> einsum_cost.Seconds:
-        """The einsum's seconds, with attention and the other output matrix to overlap where tokens are
-        what its collectives split."""
+        """The einsum's seconds, with attention and other matrices to overlap where tokens are what its
+        collectives split, or SparseCores run them."""
         mates = overlapping = 0.0
-        if item.moves_tokens:
-            mates = self._other_outputs(item) if self.overlaps_attention else 0.0
-            overlapping = mates + self.spare
+        if item.moves_tokens or self.on_sparse_cores:
+            mates = self._mates(item) if self.overlaps_attention else 0.0
+            overlapping = mates if self._bounds_attention(item) else mates + self.spare
         spent = einsum_cost.seconds(item, self.sizes, self.served, overlap, overlapping)
         if overlapping:
             # Collectives that overlap attention already leave the rest of it for others.
@@ -145,9 +157,16 @@ class _Clocks:
             self.spare = max(0.0, self.spare - (sum(alone) - sum(spent)))
         return spent
 
-    def _other_outputs(self, item: Einsum) -> float:
-        """Seconds of the other output matrix, which can overlap an all-gather for this one."""
+    def _bounds_attention(self, item: Einsum) -> bool:
+        """Whether attention waits for the einsum's collectives, or they for attention."""
+        return self.on_sparse_cores and item.names in (HEADS, ("w_o",))
+
+    def _mates(self, item: Einsum) -> float:
+        """Seconds of other matrices that can overlap this one's collectives: the other output matrix,
+        and on SparseCores the feedforward's input matrices for those of attention."""
         others = [other for other in self.outputs if item in self.outputs and other is not item]
+        if self.on_sparse_cores and item.names == HEADS:
+            others = self.inputs
         return sum(einsum_cost.seconds(i, self.sizes, self.served, "none").compute for i in others)
 
     def _transfer(self, item: Transfer) -> float:
