@@ -50,7 +50,9 @@ def choose_schedule(
       scatter: the label that is scattered.
       gather_axis_name: axes of the gather, with both collectives.
       scatter_axis_name: axes of the scatter, with both collectives.
-      axis_size: the size of the axis; a sequence for a tuple of axes; or sizes by name.
+      axis_size: the size of the axis; a sequence for a tuple of axes; or the sizes of the axes of the
+        mesh by name, in its order. The devices of a TPU7x chip lie along the last one that is longer
+        than 1.
       preferred_element_type: dtype of the result.
       wire_dtype: dtype on the links.
       overlap_seconds: as `all_gather_einsum`.
@@ -112,7 +114,7 @@ def _sizes(
         missing = [name for name in names if name not in axis_size]
         if missing:
             raise ValueError(f"axis_size={dict(axis_size)!r} lacks the axis {missing[0]!r}")
-        return {name: axis_size[name] for name in names}
+        return dict(axis_size)
     sizes = (axis_size,) if isinstance(axis_size, int) else tuple(axis_size)
     if len(sizes) != len(names):
         raise ValueError(

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .autodiff.primitive import apply, named
 from .cost import ranking
@@ -78,7 +77,7 @@ def rank(
             "schedule of its own; ask for one at a time"
         )
     op, values = _operation(group)
-    axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    axes = choice.mesh_axes(op)
     return ranking.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
 
 

@@ -15,6 +15,7 @@ from .torus import links as links
 from .torus import offloads as offloads
 from .torus import reduce_scatter_seconds as reduce_scatter_seconds
 from .torus import ring_gather_seconds as ring_gather_seconds
+from .torus import sides as sides
 from .workload import Estimate as Estimate
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "rank_einsum",
     "reduce_scatter_seconds",
     "ring_gather_seconds",
+    "sides",
 ]

@@ -50,7 +50,8 @@ def rank_einsum(
         all-gather.
       scatter: the label of the result that is scattered after it, and the axes of the
         reduce-scatter.
-      axis_sizes: sizes of these mesh axes.
+      axis_sizes: sizes of the axes of the mesh, in its order; where a chip is one device, those of these
+        collectives are enough.
       chip: every chip of the mesh.
       result_dtype: of every result.
       wire_dtype: of partial sums while a reduce-scatter sends them.

@@ -17,7 +17,7 @@ from .dots import (
     slice_copy_seconds,
 )
 from .lax_collectives import collective_seconds, slice_seconds
-from .torus import all_gather_seconds, hop_seconds
+from .torus import all_gather_seconds, hop_seconds, wraps
 from .workload import Estimate, Workload
 
 
@@ -151,7 +151,7 @@ def _hops(
         sent = [shard_bytes * direction.size / ring.span / ring.streams for direction in active]
         if ring.collective is work.op.gather:
             # Both directions leave at once; on a line each of them takes links both ways.
-            both_ways = ring.axis is not None and not work.chip.wraps(ring.size)
+            both_ways = ring.axis is not None and not wraps(work.chip, ring.size)
             sent = [sum(sent) if both_ways else max(sent)]
         far = 1 if ring.axis is None else ring.size
         hops = [hop_seconds(work.chip, far, size) for size in sent]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 from jax import lax
 
 from ..chips.chip import Chip
@@ -30,7 +31,7 @@ def resolve(
 ) -> Schedule:
     """The schedule that was asked for, with every choice made; for "auto", the first of `rank`."""
     given, named = as_schedule(schedule), None if chip is None else as_chip(chip)
-    axes = {axis: lax.axis_size(axis) for axis in op.axes}
+    axes = mesh_axes(op)
     symbolic = checks.symbolic(*(size for x in operands for size in x.shape))
     if given is None:
         # Sizes that are no numbers have no costs.
@@ -56,6 +57,13 @@ def resolve(
         split = [dataclasses.replace(given, label=c) for c in labels]
         return min(split, key=lambda schedule: estimate(work, schedule).seconds, default=given)
     return given
+
+
+def mesh_axes(op: Operation) -> dict[str, int]:
+    """The sizes of all axes of the mesh in scope, in its order, and of the operation's: the devices of a
+    chip lie along an axis that it need not name."""
+    own = {axis: lax.axis_size(axis) for axis in op.axes}
+    return dict(jax.sharding.get_abstract_mesh().shape) | own
 
 
 def closed_axes(op: Operation, schedule: Schedule, chip: Chip | str | None) -> tuple[str, ...]:

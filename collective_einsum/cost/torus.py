@@ -2,14 +2,41 @@
 
 Formulas of "Efficiently Scaling Transformer Inference" (arXiv 2211.05102), appendix A.1, with latency
 added. They are predictions: nothing here was timed on a chip.
+
+The devices of a chip (two on TPU7x) lie along the last axis of the mesh that is longer than one. Over
+this axis each device gathers its part from other chips, and the devices of a chip exchange these over
+the link between them; over other axes, the devices of a chip share its links.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..chips.chip import Chip
+
+
+class WithinChips(int):
+    """The size of a mesh axis, in devices, that the devices of a chip lie along."""
+
+
+def sides(chip: Chip, axis_sizes: Mapping[str, int], axes: Sequence[str]) -> list[int]:
+    """The sizes of some mesh axes, as the functions below take them.
+
+    Args:
+      chip: every chip of the mesh.
+      axis_sizes: of the axes of the mesh, in its order; where a chip is one device, those of `axes` are
+        enough.
+      axes: those whose sizes are returned.
+    """
+    last = next((axis for axis in reversed(tuple(axis_sizes)) if axis_sizes[axis] > 1), None)
+    inside = last if chip.devices_per_chip > 1 else None
+    return [
+        WithinChips(axis_sizes[axis])
+        if axis == inside and axis_sizes[axis] % chip.devices_per_chip == 0
+        else axis_sizes[axis]
+        for axis in axes
+    ]
 
 
 def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:
@@ -19,9 +46,10 @@ def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: fl
 
     Args:
       chip: every chip of the mesh.
-      axis_sizes: sizes of the mesh axes; n is their product. `bandwidth` is that of all links along
-        them, two for an axis that closes into a ring and one for a line; where a chip is two devices,
-        each has half of it, also over the axis between the two.
+      axis_sizes: sizes of the mesh axes, from `sides`; n is the number of chips along them.
+        `bandwidth` is that of all links along them, two for an axis that closes into a ring and one for
+        a line; where a chip is two devices, each has half of it, but together they have all over the
+        axis that both lie along.
       gathered_bytes: size of the result, on one chip, in bytes.
     """
     return _seconds(chip, axis_sizes, gathered_bytes, "all_gather")
@@ -41,9 +69,14 @@ def _seconds(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float, kind
 
 def _sending(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float) -> float:
     """Seconds in which all links along the axes carry what the chips lack, or have too much."""
-    n = math.prod(axis_sizes)
-    width = sum(links(chip, size) for size in axis_sizes if size > 1) * chip.device_link_bandwidth
-    return unsharded_bytes * (n - 1) / n / width
+    inside = _within(chip, axis_sizes)
+    chips = math.prod(axis_sizes) // inside
+    bandwidth = chip.device_link_bandwidth * inside
+    width = sum(links(chip, size) for size in axis_sizes if _chips(chip, size) > 1) * bandwidth
+    sending = unsharded_bytes * (chips - 1) / chips / width if width else 0.0
+    if inside == 1:
+        return sending
+    return max(sending, unsharded_bytes * (inside - 1) / inside / chip.die_bandwidth)
 
 
 def all_reduce_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
@@ -59,8 +92,12 @@ def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: flo
     The links in the middle of the longest axis, of k chips, carry most: k/8 * operand_bytes if it
     closes into a ring, k/4 * operand_bytes on a line.
     """
-    far = max((size / (2 * links(chip, size)) for size in axis_sizes if size > 1), default=0.0)
+    chips = [(_chips(chip, size), links(chip, size)) for size in axis_sizes]
+    far = max((size / (2 * ways) for size, ways in chips if size > 1), default=0.0)
     sending = operand_bytes * far / (2 * chip.device_link_bandwidth)
+    inside = _within(chip, axis_sizes)
+    if inside > 1:
+        sending = max(sending, operand_bytes * (inside - 1) / inside / chip.die_bandwidth)
     return sending + _latency(chip, axis_sizes)
 
 
@@ -72,12 +109,14 @@ def ring_gather_seconds(
     With `full_shards` both directions of a ring carry full shards, as "latency" does: with an even
     number of chips one of them carries one more than the other, and the ring waits for it.
     """
-    count = hops(chip, axis_sizes)
+    count = sum(size // 2 if wraps(chip, size) else size - 1 for size in axis_sizes)
     if not count:
         return 0.0
-    sending = _sending(chip, axis_sizes, gathered_bytes)
+    n = math.prod(axis_sizes)
+    width = sum(links(chip, size) * _hop_bandwidth(chip, size) for size in axis_sizes if size > 1)
+    sending = gathered_bytes * (n - 1) / n / width
     if full_shards:
-        most = [2 * (n // 2) / (n - 1) if chip.wraps(n) else 1.0 for n in axis_sizes if n > 1]
+        most = [2 * (n // 2) / (n - 1) if wraps(chip, n) else 1.0 for n in axis_sizes if n > 1]
         sending *= sum(most) / len(most)
     return sending + count * (chip.hop_seconds + chip.permute_seconds)
 
@@ -92,21 +131,51 @@ def point_to_point_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes:
 def hop_seconds(chip: Chip, axis_size: int, sent_bytes: float) -> float:
     """Seconds of one hop of a ring in which every chip sends `sent_bytes` one way.
 
-    On a line the first and the last chip are neighbours in the ring, axis_size - 1 links apart. Give
+    On a line the first and the last chip are neighbours in the ring, all its links apart. Give
     axis_size=1 for a Hamiltonian ring, whose neighbours are always linked.
     """
-    far = 1 if chip.wraps(axis_size) else axis_size - 1
-    return sent_bytes / chip.device_link_bandwidth + far * chip.hop_seconds + chip.permute_seconds
+    far = 1 if wraps(chip, axis_size) else _chips(chip, axis_size) - 1
+    sending = sent_bytes / _hop_bandwidth(chip, axis_size)
+    return sending + far * chip.hop_seconds + chip.permute_seconds
 
 
 def links(chip: Chip, axis_size: int) -> int:
     """The links that a chip has along a mesh axis: two if it closes into a ring, one on a line."""
-    return 2 if chip.wraps(axis_size) else 1
+    return 2 if wraps(chip, axis_size) else 1
+
+
+def wraps(chip: Chip, axis_size: int) -> bool:
+    """Whether the chips along a mesh axis, a size from `sides`, close into a ring."""
+    return chip.wraps(_chips(chip, axis_size))
 
 
 def hops(chip: Chip, axis_sizes: Sequence[int]) -> int:
-    """The hops from a chip to the farthest one along these mesh axes."""
-    return sum(size // 2 if chip.wraps(size) else size - 1 for size in axis_sizes)
+    """The hops from a device to the farthest one along these mesh axes."""
+    chips = [_chips(chip, size) for size in axis_sizes]
+    between = sum(size // 2 if chip.wraps(size) else size - 1 for size in chips)
+    return between + _within(chip, axis_sizes) - 1
+
+
+def _hop_bandwidth(chip: Chip, axis_size: int) -> float:
+    """Bytes/s one way of each device's neighbour along a mesh axis, a size from `sides`.
+
+    Where a ring goes from one device of a chip to the other and on to the next chip, a link carries what
+    one of them sends.
+    """
+    inside = _within(chip, [axis_size])
+    if axis_size == inside > 1:
+        return chip.die_bandwidth
+    return chip.device_link_bandwidth * inside
+
+
+def _chips(chip: Chip, axis_size: int) -> int:
+    """The chips along a mesh axis, a size from `sides`."""
+    return axis_size // _within(chip, [axis_size])
+
+
+def _within(chip: Chip, axis_sizes: Sequence[int]) -> int:
+    """The devices of one chip along these mesh axes."""
+    return chip.devices_per_chip if any(isinstance(n, WithinChips) for n in axis_sizes) else 1
 
 
 def _latency(chip: Chip, axis_sizes: Sequence[int]) -> float:

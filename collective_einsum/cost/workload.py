@@ -13,6 +13,7 @@ import numpy as np
 from ..chips.chip import Chip
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
+from .torus import sides
 
 # Fractions of the sizes of some labels: those of a chunk. A label that is missing keeps its size.
 Fractions = Mapping[str, float]
@@ -64,7 +65,8 @@ class Workload:
       rhs_dtype: of the right operands.
       rhs_count: the number of right operands; one with fewer elements than the largest counts as a
         fraction.
-      axis_sizes: sizes of the mesh axes that `op` names.
+      axis_sizes: sizes of the axes of the mesh, in its order; where a chip is one device, those that
+        `op` names are enough.
       chip: every chip of the mesh.
       overlap_seconds: seconds of independent compute that can overlap the last collective.
     """
@@ -88,8 +90,8 @@ class Workload:
         return math.prod(self.sizes[label] * fractions.get(label, 1) for label in labels)
 
     def sides(self, axes: Sequence[str]) -> list[int]:
-        """The sizes of these mesh axes."""
-        return [self.axis_sizes[axis] for axis in axes]
+        """The sizes of these mesh axes, as `torus` takes them."""
+        return sides(self.chip, self.axis_sizes, axes)
 
     def devices(self, collective: EinsumCollective) -> int:
         """The number of devices of a collective."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from collective_einsum.chips import Chip
-from collective_einsum.cost import Choice, Estimate, all_gather_seconds, rank_einsum
+from collective_einsum.cost import Choice, Estimate, all_gather_seconds, rank_einsum, sides
 from collective_einsum.ops import Schedule
 
 from .. import tuning
@@ -65,7 +65,7 @@ def schedule(
 
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
     """Seconds of an all-gather or a reduce-scatter that overlaps with nothing."""
-    return all_gather_seconds(chip, [sizes[axis] for axis in gather.axes], gather.bytes)
+    return all_gather_seconds(chip, sides(chip, sizes, gather.axes), gather.bytes)
 
 
 @functools.lru_cache(maxsize=2**16)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from collective_einsum.chips import TILE_ROWS, Chip
-from collective_einsum.cost import all_reduce_seconds, all_to_all_seconds, dot_flops
+from collective_einsum.cost import all_reduce_seconds, all_to_all_seconds, dot_flops, sides
 
 from .. import tuning
 from . import einsum_cost
@@ -20,12 +20,12 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     (K - 1)/K of its bytes over the bandwidth of its axes; an all-reduce twice that; an all-to-all on a
     ring of K chips sends its bytes an average of K/4 hops.
     """
-    sides = [sizes[axis] for axis in transfer.axes]
+    along = sides(chip, sizes, transfer.axes)
     if transfer.kind == "all-reduce":
-        return all_reduce_seconds(chip, sides, transfer.bytes)
+        return all_reduce_seconds(chip, along, transfer.bytes)
     if transfer.kind != "all-to-all":
         return einsum_cost.gather_seconds(transfer, sizes, chip)
-    return all_to_all_seconds(chip, sides, transfer.bytes)
+    return all_to_all_seconds(chip, along, transfer.bytes)
 
 
 def attention_seconds(item: Attention, chip: Chip) -> float:

@@ -106,7 +106,9 @@ class _Clocks:
         self.overlaps_attention = parallel and bool(self.served.asynchronous)
         self.late_inputs = config.input_names if parallel and self.gathers_weights_ahead else ()
         self.on_sparse_cores = (
-            parallel and offloads(self.served, "all_gather") and offloads(self.served, "reduce_scatter")
+            parallel
+            and offloads(self.served, "all_gather")
+            and offloads(self.served, "reduce_scatter")
         )
         einsums = [item for item in items if isinstance(item, Einsum)]
         self.outputs = [item for item in einsums if item.names[0] in OUTPUTS]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from collective_einsum.chips import Chip
-from collective_einsum.cost import reduce_scatter_seconds, ring_gather_seconds
+from collective_einsum.cost import (
+    all_reduce_seconds,
+    offloads,
+    reduce_scatter_seconds,
+    ring_gather_seconds,
+    sides,
+)
 
 from .. import tuning
 from ..mesh.axis_collectives import size
@@ -28,8 +35,9 @@ def waiting_seconds(
     """Seconds for which a layer's norms wait for their sums over the chips that share a row's features.
 
     Every axis that shards features takes a reduce-scatter of few bytes, by permutes unless the schedule
-    is blocking (`axis_collectives.all_reduce_few`). Where no all-gather stands between a norm and the
-    matmuls, as with replicated tokens, they overlap it: it multiplies their results.
+    is blocking (`axis_collectives.all_reduce_few`). TPU7x, whose compiler makes lax's asynchronous,
+    all-reduces so few bytes instead, and not on SparseCores. Where no all-gather stands between a norm
+    and the matmuls, as with replicated tokens, they overlap it: it multiplies their results.
 
     Args:
       config: the model, for its number of norms.
@@ -44,11 +52,13 @@ def waiting_seconds(
     rows = tokens / size((*layout.batch_axes, *layout.position_axes), sizes)
     moments = 1 if config.norm == "rmsnorm" else 2
     seconds_of = ring_gather_seconds if overlap == "auto" else reduce_scatter_seconds
+    if offloads(chip, "reduce_scatter"):
+        chip, seconds_of = dataclasses.replace(chip, offload_seconds=0.0), all_reduce_seconds
     seconds = 0.0
     for axis in boundary_axes(layout):
         # One copy of the sums for every chip.
         copies = sizes[axis] * rows * moments * _MOMENT_BYTES
-        seconds += seconds_of(chip, [sizes[axis]], copies)
+        seconds += seconds_of(chip, sides(chip, sizes, [axis]), copies)
     return _norms(config) * seconds
 
 
