@@ -112,7 +112,7 @@ class _Clocks:
         )
         einsums = [item for item in items if isinstance(item, Einsum)]
         self.outputs = [item for item in einsums if item.names[0] in OUTPUTS]
-        self.inputs = [item for item in einsums if item.names == config.input_names]
+        self.inputs = [item for item in einsums if item.names[-1] in config.input_names]
         self.attention = sum(attention_seconds(i, chip) for i in items if isinstance(i, Attention))
         self.spare = self.attention if self.overlaps_attention else 0.0
         if self.on_sparse_cores:
@@ -151,7 +151,8 @@ class _Clocks:
         mates = overlapping = 0.0
         if item.moves_tokens or self.on_sparse_cores:
             mates = self._mates(item) if self.overlaps_attention else 0.0
-            overlapping = mates if self._bounds_attention(item) else mates + self.spare
+            waited_for = self.on_sparse_cores and item not in self.inputs
+            overlapping = mates if waited_for else mates + self.spare
         spent = einsum_cost.seconds(item, self.sizes, self.served, overlap, overlapping)
         if overlapping:
             # Collectives that overlap attention already leave the rest of it for others.
@@ -159,16 +160,14 @@ class _Clocks:
             self.spare = max(0.0, self.spare - (sum(alone) - sum(spent)))
         return spent
 
-    def _bounds_attention(self, item: Einsum) -> bool:
-        """Whether attention waits for the einsum's collectives, or they for attention."""
-        return self.on_sparse_cores and item.names in (HEADS, ("w_o",))
-
     def _mates(self, item: Einsum) -> float:
-        """Seconds of other matrices that can overlap this one's collectives: the other output matrix,
-        and on SparseCores the feedforward's input matrices for those of attention."""
+        """Seconds of other matrices that can overlap this one's collectives: the other output matrix;
+        as `planning.schedule_layers` says where SparseCores run them."""
         others = [other for other in self.outputs if item in self.outputs and other is not item]
-        if self.on_sparse_cores and item.names == HEADS:
-            others = self.inputs
+        if self.on_sparse_cores:
+            if others:
+                return self.served.offload_seconds
+            others = self.inputs if item.names == HEADS else []
         return sum(einsum_cost.seconds(i, self.sizes, self.served, "none").compute for i in others)
 
     def _transfer(self, item: Transfer) -> float:

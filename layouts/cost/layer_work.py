@@ -231,19 +231,6 @@ def inputs(
     return next(item for item in items if isinstance(item, Einsum))
 
 
-def outputs(
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    where: Placement,
-    sizes: Mapping[str, int],
-    load: Load,
-) -> tuple[Einsum, ...]:
-    """The einsums of a parallel block's output matrices, attention's first, where weights are
-    stationary."""
-    items = _Layer(config, layout, where, sizes, load).out_of(["w_o", "w_out"])
-    return tuple(item for item in items if isinstance(item, Einsum))
-
-
 def attention(
     config: ModelConfig,
     layout: FeedForwardLayout,

@@ -46,8 +46,8 @@ def parallel(
         columns, inner = project_heads(c, weights, step, inverse, ffn)
         o, new = attend_columns(columns, weights, step, past, prefix)
         h = columns_out(inner, inverse, weights, config, layout, schedules.given)
-        o = o._replace(overlap_seconds=schedules.overlaps.attended)
-        h = h._replace(overlap_seconds=schedules.overlaps.hidden)
+        o = o._replace(overlap_seconds=schedules.overlaps.outputs)
+        h = h._replace(overlap_seconds=schedules.overlaps.outputs)
         if schedules.feedforward_last:
             first, then = lax.optimization_barrier((o.h, h.h))
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)

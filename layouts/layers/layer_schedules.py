@@ -16,14 +16,12 @@ class Overlaps:
     Attributes:
       heads: for the last reduce-scatter of q, k and v where they are projected by themselves.
       inputs: for the last reduce-scatter of the feedforward's input matrices.
-      attended: for the all-gather of what attention leaves for its output matrix.
-      hidden: for that of the feedforward's hidden activations.
+      outputs: for the all-gather before each output matrix.
     """
 
     heads: float = 0.0
     inputs: float = 0.0
-    attended: float = 0.0
-    hidden: float = 0.0
+    outputs: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import attention_seconds, transfer_seconds
 from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, Transfer, gathered_weight
-from ..cost.layer_work import attention, inputs, outputs
+from ..cost.layer_work import attention, inputs
 from ..layers.layer_schedules import LayerSchedules, Overlaps
 from ..layers.streamed_feedforward import gathered_columns
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, size, values
@@ -191,9 +191,12 @@ def _load(case: LayerSizes, weights: LayerWeights) -> Load:
 def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     """The compute that collectives overlap in a parallel block.
 
-    Where SparseCores run lax's all-gathers and reduce-scatters, each overlaps what does not depend on
-    it, attention with its all-to-alls among that. Elsewhere, attention overlaps an all-to-all, in
-    layouts that are token-sharded. None is counted where the schedule is given.
+    Where SparseCores run lax's all-gathers and reduce-scatters, the latter overlap what does not depend
+    on them, attention with its all-to-alls among that; and the all-gathers before the two output
+    matrices overlap each other's fixed cost. Those of many tokens overlap no more: in a prefill of
+    4 x 2048 tokens of PaLM 540B on tpu7x:4x4x4, a layer takes 2252 us with lax's own and 2145 us where
+    w_out's is chunked (libtpu 0.0.50.1). Elsewhere, attention overlaps an all-to-all, in layouts that
+    are token-sharded. None is counted where the schedule is given.
     """
     chip, where = case.chip, case.placement
     if not case.auto or where is None:
@@ -207,12 +210,8 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     moving = sum(
         transfer_seconds(item, case.sizes, chip) for item in items if isinstance(item, Transfer)
     )
-    into, w_o, w_out = (
-        einsum_cost.seconds(einsum, case.sizes, chip, "none").compute
-        for einsum in (inputs(*layer), *outputs(*layer))
-    )
-    inner = scores + moving
-    return Overlaps(heads=into, inputs=inner, attended=w_out, hidden=inner + w_o)
+    into = einsum_cost.seconds(inputs(*layer), case.sizes, chip, "none").compute
+    return Overlaps(heads=into, inputs=scores + moving, outputs=chip.offload_seconds)
 
 
 def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> bool:
