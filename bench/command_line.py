@@ -141,6 +141,13 @@ def _add_layers(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         action="store_true",
         help="each layer's weights in arrays of their own; compiles for minutes",
     )
+    command.add_argument(
+        "--compiler_options",
+        choices=("step", "chip", "sparse_cores"),
+        help="compiler options of every schedule: none for 'blocking' and those of ce.jit for others, "
+        "as layouts.decode_step has them; those of ce.jit; or these with all-gathers on SparseCores "
+        "(step)",
+    )
 
 
 def _add_paper(subparsers: _Subparsers, shared: arguments.Parser) -> None:

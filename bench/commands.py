@@ -106,6 +106,7 @@ def layers(options: argparse.Namespace) -> int:
         options.attention or _ATTENTION,
         options.schedules or ("blocking", "auto"),
         unrolled=options.unrolled,
+        options=options.compiler_options or "step",
     )
     if options.phase is not None:
         # Whether the layouts fit does not depend on the schedule: one phase a pair is checked.
@@ -119,7 +120,8 @@ def layers(options: argparse.Namespace) -> int:
     ordered = [rows[place] for place in sorted(rows)]
     unrolled = ", layers unrolled" if options.unrolled else ""
     model = options.model or "palm-540b"
-    print(f"{model} on {options.target}{unrolled}\n\n{layers.print_rows(ordered)}")
+    under = phases.OPTIONS[options.compiler_options or "step"]
+    print(f"{model} on {options.target}{unrolled}, {under}\n\n{layers.print_rows(ordered)}")
     _save_json(options, rows=ordered)
     return 1 if all(row.refused for row in ordered) else 0
 
@@ -131,7 +133,7 @@ def _layers_here(options: argparse.Namespace) -> int:
         options,
         f"--target {options.target} runs a small decoder of its own; name a slice, such as "
         f"--target {TARGET}",
-        **dict.fromkeys((*names, "schedules")),
+        **dict.fromkeys((*names, "schedules", "compiler_options")),
         unrolled=False,
     )
     from bench.decoder_suite import run_small

@@ -9,6 +9,7 @@ of embedding and unembedding are left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -107,8 +108,11 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
 def replayed(phase: Phase, mesh: Mesh, name: str, cache: Cache) -> tuple[Timeline, Program]:
     """Replays a phase's program, which is compiled if the cache does not have it."""
     lowered = phase.lower(mesh)
-    key = program_key(lowered, name, phase.compiler_options(mesh))
-    program = cache.compiled(key, lowered.compile)
+    options = phase.compiler_options(mesh)
+    compile_ = lowered.compile
+    if phase.options != "step":
+        compile_ = functools.partial(lowered.compile, compiler_options=options)
+    program = cache.compiled(program_key(lowered, name, options), compile_)
     return replay(program.text, mesh), program
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import collective_einsum as ce
 import layouts
 from collective_einsum.ops import as_schedule
 from collective_einsum.ruler.replay import Timeline
@@ -17,11 +18,19 @@ from layouts import ModelConfig, Partitioning
 from layouts.decoding import Program
 from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
+from layouts.planning.defaults import chip_of
 from layouts.sampling import sample
 
 # Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
 # with table 1), and open models. Sizes of the Llamas: table 2 of arXiv 2302.13971, and table 3 of
 # arXiv 2407.21783.
+# The options that a step can be compiled under.
+OPTIONS = {
+    "step": "under the options of layouts.decode_step",
+    "chip": "all under the options of ce.jit",
+    "sparse_cores": "all under the options of ce.jit and with all-gathers on SparseCores",
+}
+
 VARIANTS = {
     "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
     "palm-540b multihead": dataclasses.replace(
@@ -71,6 +80,7 @@ class Phase:
       unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
       int8_cache: whether keys and values are int8, in decoding.
       sides: sizes of the mesh axes x, y and z; those of the slice unless given.
+      options: a key of `OPTIONS`, those that it is compiled under.
     """
 
     model: str
@@ -85,6 +95,7 @@ class Phase:
     unrolled: bool = False
     int8_cache: bool = False
     sides: tuple[int, ...] = ()
+    options: str = "step"
 
     @property
     def config(self) -> ModelConfig:
@@ -126,6 +137,9 @@ class Phase:
 
     def compiler_options(self, mesh: Mesh) -> dict[str, bool | int | str]:
         """The compiler options of its program."""
+        if self.options != "step":
+            on_sparse_cores = self.options == "sparse_cores"
+            return ce.compiler_options(chip_of(mesh), sparse_cores=on_sparse_cores)
         if self.kind == "sample":
             return {}
         params = params_shapes(
@@ -197,9 +211,10 @@ def chosen(
     schedules: Sequence[str],
     *,
     unrolled: bool = False,
+    options: str = "step",
 ) -> list[Phase]:
     """The phase of one kind and size under each pair of layouts; without a kind, the phases of
-    `published`. Each is under each schedule, and `unrolled` or not.
+    `published`. Each is under each schedule, `unrolled` or not, compiled under these options.
 
     Raises ValueError if there is no such layout, schedule or model.
     """
@@ -220,7 +235,7 @@ def chosen(
         if kind
     ]
     return [
-        dataclasses.replace(phase, schedule=schedule, unrolled=unrolled)
+        dataclasses.replace(phase, schedule=schedule, unrolled=unrolled, options=options)
         for phase in phases or published(model)
         for schedule in schedules
     ]

@@ -9,6 +9,7 @@ import tempfile
 
 import pytest
 
+import collective_einsum as ce
 import layouts
 from bench import __main__ as command
 from bench.decoder_suite import layers, phases
@@ -41,6 +42,25 @@ def test_the_parts_of_a_layer_make_the_whole() -> None:
     assert list(found.exposed_by_op.values()) == sorted(found.exposed_by_op.values(), reverse=True)
     # Embedding and unembedding are in the step, not in the layers.
     assert 0.8 * found.step_seconds < found.seconds * PHASE.config.layers < found.step_seconds
+
+
+@pytest.mark.tpu
+def test_the_options_of_a_step_can_be_chosen() -> None:
+    mesh = layers.mesh_of("v6e:2x2")
+    blocking = dataclasses.replace(PHASE, schedule="blocking")
+
+    def options(phase: Phase, name: str) -> dict[str, bool | int | str]:
+        return dataclasses.replace(phase, options=name).compiler_options(mesh)
+
+    chip, offloaded = (ce.compiler_options("v6e", sparse_cores=on) for on in (False, True))
+    assert options(blocking, "step") == {}
+    assert options(PHASE, "step") == options(PHASE, "chip") == options(blocking, "chip") == chip
+    assert options(blocking, "sparse_cores") == offloaded != chip
+    assert set(phases.OPTIONS) == {"step", "chip", "sparse_cores"}
+    one = dataclasses.replace(blocking, layers=1, options="sparse_cores")
+    with tempfile.TemporaryDirectory() as directory:
+        _, program = layers.replayed(one, mesh, "v6e:2x2", layers.Cache(directory))
+    assert 'async_execution_thread="sparsecore"' in program.text
 
 
 @pytest.mark.tpu
@@ -124,6 +144,7 @@ def test_phases_are_those_asked_for() -> None:
         "palm-8b", "decode", 8, 256, "int8", ("WS 1D",), ("heads",), ("auto",), unrolled=True
     )
     assert [p.schedule_name for p in again] == ["auto, unrolled"]
+    assert {p.options for p in found} == {"step"}
     published = phases.chosen("palm-540b", None, 0, 0, "", (), (), ("auto",))
     assert len(published) == 5
     assert {p.kind for p in published} == {"decode", "prefill"}
