@@ -18,7 +18,6 @@ from layouts import ModelConfig, Partitioning
 from layouts.decoding import Program
 from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
-from layouts.planning.defaults import chip_of
 from layouts.sampling import sample
 
 # Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
@@ -139,7 +138,8 @@ class Phase:
         """The compiler options of its program."""
         if self.options != "step":
             on_sparse_cores = self.options == "sparse_cores"
-            return ce.compiler_options(chip_of(mesh), sparse_cores=on_sparse_cores)
+            chip = ce.chip_for(mesh.devices.flat[0].device_kind)
+            return ce.compiler_options(chip, sparse_cores=on_sparse_cores)
         if self.kind == "sample":
             return {}
         params = params_shapes(

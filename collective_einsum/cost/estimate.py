@@ -66,7 +66,7 @@ def _overlapped_seconds(work: Workload, dots: float) -> float:
         alone = gathers and "all_gather" in work.chip.asynchronous
         return min(before, work.overlap_seconds) if alone else 0.0
     kind = "all_reduce" if scatter_reduces(work, op.scatter) else "reduce_scatter"
-    if kind not in work.chip.asynchronous:
+    if kind not in work.chip.asynchronous or not count:
         return 0.0
     # The fixed costs of collectives that are under way at once overlap one another.
     _, last = collective_seconds(dataclasses.replace(work, rhs_count=1.0))
