@@ -102,7 +102,7 @@ MODES_OF_KINDS = (
     *(("transfer_guard", kind) for kind in range(len(KINDS))),
 )
 FEW = (
-    *(("x64", kind) for kind in (0, 2)),
+    ("x64", 2),
     ("promoting x64", 1),
     ("debug_nans", 2),
     *(("transfer_guard", kind) for kind in (0, 1)),
