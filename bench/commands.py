@@ -89,6 +89,7 @@ def layers(options: argparse.Namespace) -> int:
     from bench.decoder_suite import layers, phases
 
     _check_slice(options.target)
+    compiled_under = options.compiler_options or "step"
     if options.phase is None:
         arguments.check_unused(
             options,
@@ -106,7 +107,7 @@ def layers(options: argparse.Namespace) -> int:
         options.attention or _ATTENTION,
         options.schedules or ("blocking", "auto"),
         unrolled=options.unrolled,
-        options=options.compiler_options or "step",
+        options=compiled_under,
     )
     if options.phase is not None:
         # Whether the layouts fit does not depend on the schedule: one phase a pair is checked.
@@ -120,7 +121,7 @@ def layers(options: argparse.Namespace) -> int:
     ordered = [rows[place] for place in sorted(rows)]
     unrolled = ", layers unrolled" if options.unrolled else ""
     model = options.model or "palm-540b"
-    under = phases.OPTIONS[options.compiler_options or "step"]
+    under = phases.OPTIONS[compiled_under]
     print(f"{model} on {options.target}{unrolled}, {under}\n\n{layers.print_rows(ordered)}")
     _save_json(options, rows=ordered)
     return 1 if all(row.refused for row in ordered) else 0

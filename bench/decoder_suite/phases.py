@@ -20,9 +20,6 @@ from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
 from layouts.sampling import sample
 
-# Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
-# with table 1), and open models. Sizes of the Llamas: table 2 of arXiv 2302.13971, and table 3 of
-# arXiv 2407.21783.
 # The options that a step can be compiled under.
 OPTIONS = {
     "step": "under the options of layouts.decode_step",
@@ -30,6 +27,9 @@ OPTIONS = {
     "sparse_cores": "all under the options of ce.jit and with all-gathers on SparseCores",
 }
 
+# Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
+# with table 1), and open models. Sizes of the Llamas: table 2 of arXiv 2302.13971, and table 3 of
+# arXiv 2407.21783.
 VARIANTS = {
     "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
     "palm-540b multihead": dataclasses.replace(

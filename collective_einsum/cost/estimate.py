@@ -39,7 +39,7 @@ def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     """lax's collective before the einsum, the dot, and lax's collective after it."""
     op = work.op
     dots = compute = dot_seconds(work)
-    sending = sum(collective_seconds(work))
+    before, after = collective_seconds(work)
     if op.scatter is not None:
         compute += slice_seconds(work, op.scatter)
     if op.gather is not None and gather_reduces(work, op.gather):
@@ -47,20 +47,24 @@ def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     return Estimate(
         schedule=schedule,
         compute=compute,
-        communication=sending,
-        exposed=sending - _overlapped_seconds(work, dots),
+        communication=before + after,
+        exposed=before + after - _overlapped_seconds(work, dots, before, after),
         memory=work.temporary_bytes,
     )
 
 
-def _overlapped_seconds(work: Workload, dots: float) -> float:
+def _overlapped_seconds(work: Workload, dots: float, before: float, after: float) -> float:
     """Seconds of lax's collectives that compute overlaps, where the compiler makes them asynchronous.
 
     The scatter of a result overlaps the dots of the results after it, and the last collective overlaps
     `Workload.overlap_seconds`.
+
+    Args:
+      work: the einsum.
+      dots: seconds of the dots of all results.
+      before, after: from `collective_seconds`.
     """
     op, count = work.op, work.rhs_count
-    before, after = collective_seconds(work)
     if op.scatter is None:
         gathers = op.gather is not None and not op.reduce and not gather_reduces(work, op.gather)
         alone = gathers and "all_gather" in work.chip.asynchronous

@@ -109,7 +109,7 @@ def ring_gather_seconds(
     With `full_shards` both directions of a ring carry full shards, as "latency" does: with an even
     number of chips one of them carries one more than the other, and the ring waits for it.
     """
-    count = sum(size // 2 if wraps(chip, size) else size - 1 for size in axis_sizes)
+    count = sum(_farthest(size, wraps(chip, size)) for size in axis_sizes)
     if not count:
         return 0.0
     n = math.prod(axis_sizes)
@@ -152,8 +152,13 @@ def wraps(chip: Chip, axis_size: int) -> bool:
 def hops(chip: Chip, axis_sizes: Sequence[int]) -> int:
     """The hops from a device to the farthest one along these mesh axes."""
     chips = [_chips(chip, size) for size in axis_sizes]
-    between = sum(size // 2 if chip.wraps(size) else size - 1 for size in chips)
+    between = sum(_farthest(size, chip.wraps(size)) for size in chips)
     return between + _within(chip, axis_sizes) - 1
+
+
+def _farthest(size: int, ring: bool) -> int:
+    """The hops to the farthest of so many devices or chips, on a ring or on a line."""
+    return size // 2 if ring else size - 1
 
 
 def _hop_bandwidth(chip: Chip, axis_size: int) -> float:

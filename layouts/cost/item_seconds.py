@@ -7,11 +7,22 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from collective_einsum.chips import TILE_ROWS, Chip
-from collective_einsum.cost import all_reduce_seconds, all_to_all_seconds, dot_flops, sides
+from collective_einsum.cost import (
+    all_reduce_seconds,
+    all_to_all_seconds,
+    dot_flops,
+    offloads,
+    sides,
+)
 
 from .. import tuning
 from . import einsum_cost
 from .layer_items import Attention, Transfer
+
+
+def on_sparse_cores(chip: Chip) -> bool:
+    """Whether SparseCores run lax's all-gathers and reduce-scatters, beside other work."""
+    return offloads(chip, "all_gather") and offloads(chip, "reduce_scatter")
 
 
 def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:

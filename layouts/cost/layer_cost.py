@@ -9,12 +9,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from collective_einsum.chips import Chip
-from collective_einsum.cost import offloads
 
 from ..models.config import ModelConfig
 from ..tuning import WIDE_SCATTER_PASSES
 from . import einsum_cost, streamed_cost, two_part_cost
-from .item_seconds import attention_seconds, transfer_seconds
+from .item_seconds import attention_seconds, on_sparse_cores, transfer_seconds
 from .layer_items import Attention, Einsum, Item, Transfer
 
 HEADS = ("w_q", "w_kv")
@@ -105,11 +104,7 @@ class _Clocks:
         self.gathers_weights_ahead = "all_gather" in self.served.asynchronous
         self.overlaps_attention = parallel and bool(self.served.asynchronous)
         self.late_inputs = config.input_names if parallel and self.gathers_weights_ahead else ()
-        self.on_sparse_cores = (
-            parallel
-            and offloads(self.served, "all_gather")
-            and offloads(self.served, "reduce_scatter")
-        )
+        self.on_sparse_cores = parallel and on_sparse_cores(self.served)
         einsums = [item for item in items if isinstance(item, Einsum)]
         self.outputs = [item for item in einsums if item.names[0] in OUTPUTS]
         self.inputs = [item for item in einsums if item.names[-1] in config.input_names]

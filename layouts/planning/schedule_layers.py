@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import collective_einsum as ce
 from collective_einsum.chips import Chip
-from collective_einsum.cost import all_gather_seconds, all_to_all_seconds, offloads
+from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
 from collective_einsum.ops import as_schedule
 
 from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
-from ..cost.item_seconds import attention_seconds, transfer_seconds
+from ..cost.item_seconds import attention_seconds, on_sparse_cores, transfer_seconds
 from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, Transfer, gathered_weight
 from ..cost.layer_work import attention, inputs
 from ..layers.layer_schedules import LayerSchedules, Overlaps
@@ -199,14 +199,14 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     are token-sharded. None is counted where the schedule is given.
     """
     chip, where = case.chip, case.placement
-    if not case.auto or where is None:
+    exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
+    if not case.auto or where is None or not (exchanged or on_sparse_cores(chip)):
         return Overlaps()
     layer = (case.config, case.layout, where, case.sizes, load)
     items = attention(*layer)
     scores = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
-    if not (offloads(chip, "all_gather") and offloads(chip, "reduce_scatter")):
-        exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
-        return Overlaps(inputs=scores if exchanged else 0.0)
+    if not on_sparse_cores(chip):
+        return Overlaps(inputs=scores)
     moving = sum(
         transfer_seconds(item, case.sizes, chip) for item in items if isinstance(item, Transfer)
     )

@@ -21,7 +21,7 @@ from tests.products import mostly_exhaustive
 from ..hunts.plans import Asked, draw, lowers
 
 AXES = ("x", "y", "z")
-# Options that the tests below go through, each: 500 in most runs, 2,000 in all.
+# Options that the tests below go through, each: 250 in most runs, 2,000 in all.
 SHARDS, OPTIONS, FEW = range(8), 250, (2,)
 # Batches and lengths of one model and mesh, most of which are padded to the same sizes.
 BATCHES = LENGTHS = 3
