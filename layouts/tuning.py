@@ -73,6 +73,17 @@ D_FF_FRACTIONS = (5, 4)
 # and context 2048.
 CHAIN_TO_ATTENTION = 1.96
 
+# All-gathers are left to SparseCores, where the cost model says that it is faster, unless they bring
+# tokens over more axes than this. PaLM in bf16, decoding with a context of 2048, libtpu 0.0.50.1, us a
+# layer without SparseCores and with them (options `chip` and `sparse_cores` of `--compiler_options`):
+#   PaLM 540B, v5p:4x4x4, WS 2D batch (tokens over y and z):  64: 187 and 176; 256: 270 and 288;
+#                                                             512: 401 and 410
+#   PaLM 540B, v5p:4x4x4, WS 2D all-reduce:                   64: 173 and 152; 256: 302 and 279
+#   PaLM 62B, v6e:4x4, WS 2D batch (tokens over y):           64: 211 and 188; 256: 330 and 327;
+#                                                             512: 551 and 466
+#   PaLM 62B, v6e:4x4, WS 2D all-reduce:                      64: 195 and 159; 256: 299 and 285
+SPARSE_CORE_AXES = 1
+
 # Embedding and cache -------------------------------------------------------------------------------
 
 # Bytes of the rows of the table that are looked up at a time: they fit the on-chip memory of the

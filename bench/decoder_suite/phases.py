@@ -15,7 +15,7 @@ import layouts
 from collective_einsum.ops import as_schedule
 from collective_einsum.ruler.replay import Timeline
 from layouts import ModelConfig, Partitioning
-from layouts.decoding import Program
+from layouts.decoding import Program, Work
 from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
 from layouts.sampling import sample
@@ -145,7 +145,10 @@ class Phase:
         params = params_shapes(
             self.config, jnp.bfloat16, int8=self.weights == "int8", unrolled=self.unrolled
         )
-        program = Program.of(self.config, mesh, self.plan, self.schedule, params)
+        decoding = self.kind == "decode"
+        new, past = (1, self.length) if decoding else (self.length, 0)
+        work = Work(self.batch, new, past, jnp.int8 if self.int8_cache else jnp.bfloat16)
+        program = Program.of(self.config, mesh, self.plan, self.schedule, params, work=work)
         return program.compiler_options
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:

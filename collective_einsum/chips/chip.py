@@ -118,6 +118,17 @@ class Chip(CompilerHabits):
         both = tuple(dict.fromkeys((*self.asynchronous, *self.asynchronous_by_options)))
         return replace(self, asynchronous=both)
 
+    def with_sparse_cores(self) -> Chip:
+        """The chip, `sparse_core_options`, if it has any, being among its `compiler_options`."""
+        if not self.sparse_core_options:
+            return self
+        return replace(
+            self,
+            asynchronous_by_options=(*self.asynchronous_by_options, "all_gather"),
+            compiler_options=(*self.compiler_options, *self.sparse_core_options),
+            sparse_core_options=(),
+        )
+
     def wraps(self, axis_size: int) -> bool:
         """Whether a mesh axis of `axis_size` chips closes into a ring; if not, it is a line.
 

@@ -34,7 +34,7 @@ def compiler_options(
       ValueError: no chip has that name.
     """
     known = chip_for(attached_kind()) if chip is None else as_chip(chip)
-    return dict((*known.compiler_options, *(known.sparse_core_options if sparse_cores else ())))
+    return dict((known.with_sparse_cores() if sparse_cores else known).compiler_options)
 
 
 @contextlib.contextmanager

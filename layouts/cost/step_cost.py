@@ -14,15 +14,14 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from collective_einsum.chips import Chip, as_chip
-from collective_einsum.cost import hops, links, sides
-from collective_einsum.text import Shown, did_you_mean
+from collective_einsum.cost import WORTHWHILE, hops, links, sides
+from collective_einsum.text import Shown
 
 from .. import tuning
-from ..arguments import as_size, check_word
-from ..mesh.axis_collectives import AXES, size
+from ..arguments import check_word
+from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
 from ..mesh.slice_meshes import ShapeLike, as_shape, shape_name
 from ..models.config import ModelConfig, as_config
-from ..partitionings.padded_sizes import padded_batch, padded_capacity, padded_length
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from . import einsum_cost, norm_cost
@@ -31,9 +30,9 @@ from .layer_cost import layer_seconds
 from .layer_items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
 from .layer_work import layer_work
 from .memory import Memory, memory
+from .workload import padded_load
 
 Overlap = Literal["none", "auto"]
-PHASES = ("decode", "prefill")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Cost(Shown):
       items: what a layer does.
       overlap: "none" (every collective by itself, as `schedule="blocking"`) or "auto" (hidden
         behind the einsum next to it as far as the schedule that auto would choose hides it).
+      sparse_cores: whether the step is compiled with all-gathers on SparseCores, as the decoder's
+        functions do for `schedule="auto"` where that is predicted to be faster (v5p, v6e).
       flops: of matmuls and attention.
       weight_bytes, cache_bytes, activation_bytes: moved between the chip and HBM.
       ici_bytes: that a chip sends, by mesh axis; a collective over several axes uses all their
@@ -77,6 +78,7 @@ class Cost(Shown):
     rest_seconds: float
     outside_seconds: float
     memory: Memory
+    sparse_cores: bool = False
 
     @property
     def chips(self) -> int:
@@ -112,9 +114,10 @@ class Cost(Shown):
             ("embedding and unembedding", self.outside_seconds),
         )
         memory = f"{self.memory.total / 2**30:.1f} GiB of {self.chip.hbm_bytes / 2**30:.1f} a chip"
+        offloaded = ", with all-gathers on SparseCores" if self.sparse_cores else ""
         return "\n".join(
             [
-                f"{self!r}, predicted by the analytical model",
+                f"{self!r}, predicted by the analytical model{offloaded}",
                 *(f"{name:26}{seconds * 1e3:12.4g} ms" for name, seconds in parts),
                 f"MFU {self.mfu:.1%}, {self.chip_seconds_per_token * 1e3:.3g} chip-ms a token, {memory}",
             ]
@@ -162,45 +165,6 @@ class Cost(Shown):
         return self.memory.total <= self.chip.hbm_bytes
 
 
-def load(
-    phase: str,
-    *,
-    batch: int,
-    context: int | None = None,
-    length: int | None = None,
-    weights: str = "bf16",
-    cache: str = "bf16",
-) -> Load:
-    """The work that a phase asks of each layer.
-
-    Args:
-      phase: "decode", one token for each sequence after `context` positions, or "prefill", prompts
-        of `length` tokens on an empty cache.
-      batch: sequences.
-      context: positions in the cache, for decode.
-      length: of the prompts, for prefill.
-      weights, cache: "bf16" or "int8".
-
-    Raises:
-      ValueError: another word, or a size that is missing or not positive.
-    """
-    if phase not in PHASES:
-        raise ValueError(
-            f"phase={phase!r} is neither 'decode' nor 'prefill'{did_you_mean(phase, PHASES)}"
-        )
-    bytes_of = {"bf16": 2, "int8": 1}
-    for argument, word in (("weights", weights), ("cache", cache)):
-        if not isinstance(word, str) or word not in bytes_of:
-            raise ValueError(
-                f"{argument}={word!r} is neither 'bf16' nor 'int8'{did_you_mean(word, bytes_of)}"
-            )
-    batch = as_size("batch", batch, f"phase={phase!r}")
-    name, given = ("context", context) if phase == "decode" else ("length", length)
-    given = as_size(name, given, f"phase={phase!r}")
-    new, past = (1, given) if phase == "decode" else (given, 0)
-    return Load(batch, new, past, bytes_of[weights], bytes_of[cache])
-
-
 def cost(
     config: ModelConfig | str,
     plan: PlanLike,
@@ -227,6 +191,35 @@ def cost(
     check_word("overlap", overlap, get_args(Overlap))
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
     sizes = as_shape("sizes", sizes)
+    plain = _cost(config, plan, sizes, asked, chip, overlap)
+    if overlap == "none" or not _may_use_sparse_cores(plan, sizes, chip):
+        return plain
+    offloaded = _cost(config, plan, sizes, asked, chip.with_sparse_cores(), overlap)
+    # The faster one, though a step takes the other for less than `WORTHWHILE`: with that threshold, more
+    # work could be predicted to take less time.
+    faster = min(plain, offloaded, key=lambda one: one.seconds)
+    gains = plain.seconds >= (1 + WORTHWHILE) * offloaded.seconds
+    return dataclasses.replace(faster, chip=chip, sparse_cores=gains)
+
+
+def _may_use_sparse_cores(plan: Partitioning, sizes: Mapping[str, int], chip: Chip) -> bool:
+    """Whether options let SparseCores run all-gathers that other work of a step can overlap; not where
+    these bring tokens over several axes, as `tuning.SPARSE_CORE_AXES` says."""
+    layout = plan.feedforward
+    split = (*layout.batch_axes, *layout.position_axes)
+    over = [axis for axis in WEIGHT_AXES if axis in split and sizes[axis] > 1]
+    return bool(chip.sparse_core_options) and len(over) <= tuning.SPARSE_CORE_AXES
+
+
+def _cost(
+    config: ModelConfig,
+    plan: Partitioning,
+    sizes: Mapping[str, int],
+    asked: Load,
+    chip: Chip,
+    overlap: Overlap,
+) -> Cost:
+    """`cost`, for the collectives that the options of this chip make asynchronous."""
     padded = padded_load(asked, config, plan, sizes)
     items = layer_work(config, plan, sizes, padded)
     layer = layer_seconds(config, items, sizes, chip, overlap)
@@ -260,18 +253,6 @@ def cost(
         rest_seconds=n * rest,
         outside_seconds=_outside_seconds(config, sizes, padded, chip),
         memory=memory(config, plan, sizes, padded, items),
-    )
-
-
-def padded_load(
-    load: Load, config: ModelConfig, plan: Partitioning, sizes: Mapping[str, int]
-) -> Load:
-    """The load that a step computes when it is asked for `load`; as `batch_multiple`."""
-    return dataclasses.replace(
-        load,
-        batch=padded_batch(load.batch, config, plan, sizes),
-        new=padded_length(load.new, config, plan, sizes),
-        past=padded_capacity(load.past) if load.past else 0,
     )
 
 

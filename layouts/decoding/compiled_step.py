@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.stages import Wrapped
+from jax.typing import DTypeLike
 
 import collective_einsum as ce
 from collective_einsum.chips import Chip, for_chip, options_on
 from collective_einsum.ops import as_schedule
 
+from ..cost.layer_items import Load
+from ..cost.step_cost import cost
 from ..layers.kv_cache import with_stored_batch
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike, check_mesh, size, values
@@ -32,6 +37,42 @@ from ..partitionings.partitioning import Partitioning, PlanLike, as_plan, check_
 from ..planning.defaults import chip_of, kind_of
 
 
+class Work(NamedTuple):
+    """The work of one step.
+
+    Attributes:
+      batch: sequences.
+      new: new positions of each.
+      past: positions of each that are in the cache already.
+      cache_dtype: of keys and values.
+    """
+
+    batch: int
+    new: int
+    past: int
+    cache_dtype: DTypeLike
+
+    def load(self, params: Params) -> Load:
+        """The same as the planner's `Load`, for parameters of which only the kinds matter."""
+        blocks: Any = params["blocks"]
+        weights = blocks if isinstance(blocks, Mapping) else blocks[0]
+        weight_bytes = values(weights["w_out"]).dtype.itemsize
+        return Load(
+            self.batch, self.new, self.past, weight_bytes, jnp.dtype(self.cache_dtype).itemsize
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _gains_from_sparse_cores(
+    config: ModelConfig,
+    plan: Partitioning,
+    shape: tuple[tuple[str, int], ...],
+    load: Load,
+    chip: Chip,
+) -> bool:
+    return cost(config, plan, dict(shape), load, chip).sparse_cores
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """Everything that a compiled step depends on, other than its arrays' shapes; hashable.
@@ -42,6 +83,7 @@ class Program:
       embedding_bytes: bytes of the global embedding table, where each layer's weights are arrays of
         their own, which the compiler brings into on-chip memory ahead of their matmuls; else 0.
       chip: the chip that the caller named, or None.
+      sparse_cores: whether it is compiled with all-gathers on SparseCores.
       sizes: of the mesh axes x, y and z.
       placement: where attention happens.
 
@@ -55,6 +97,7 @@ class Program:
     schedule: ScheduleLike = "auto"
     embedding_bytes: int = 0
     chip: Chip | None = None
+    sparse_cores: bool = False
     sizes: Mapping[str, int] = dataclasses.field(init=False, compare=False)
     placement: Placement = dataclasses.field(init=False, compare=False)
 
@@ -74,19 +117,28 @@ class Program:
         schedule: ScheduleLike,
         params: Params,
         chip: Chip | str | None = None,
+        work: Work | None = None,
     ) -> Program:
-        """The program for parameters, of which only kinds and shapes matter."""
-        embedding_bytes = 0
+        """The program for parameters, of which only kinds and shapes matter, and for the work of a step.
+        Without `work`, as for one that keeps a cache and runs nothing, no SparseCores are used."""
+        embedding_bytes, plan = 0, as_plan(plan)
         if is_unrolled(params) and "embedding" in params:
             table = values(params["embedding"])
             embedding_bytes = math.prod(table.shape) * table.dtype.itemsize
+        chip = None if chip is None else ce.as_chip(chip)
+        served = chip or chip_of(mesh)
+        gains = False
+        if work and served.sparse_core_options and as_schedule(schedule) is None:
+            shape = tuple(check_mesh(mesh).items())
+            gains = _gains_from_sparse_cores(config, plan, shape, work.load(params), served)
         return cls(
             config=config,
             mesh=mesh,
-            plan=as_plan(plan),
+            plan=plan,
             schedule=schedule,
             embedding_bytes=embedding_bytes,
-            chip=None if chip is None else ce.as_chip(chip),
+            chip=chip,
+            sparse_cores=gains,
         )
 
     @property
@@ -128,7 +180,7 @@ class Program:
         if as_schedule(self.schedule) == as_schedule("blocking"):
             return {}
         chip = self.chip or chip_of(self.mesh)
-        options = chip.compiler_options
+        options = (chip.with_sparse_cores() if self.sparse_cores else chip).compiler_options
         shard_bytes = self.embedding_bytes // size(vocab_axes(self.config, self.sizes), self.sizes)
         if 0 < shard_bytes <= chip.cmem_bytes:
             # Without a copy of the table for the next step, which takes the room of weights: H6 in

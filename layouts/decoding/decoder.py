@@ -46,7 +46,7 @@ from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
-from .compiled_step import Program
+from .compiled_step import Program, Work
 
 # Activations, the keys and values of all layers, and the number of the next layer.
 Filled = tuple[jax.Array, Entries, Entries, jax.Array]
@@ -99,7 +99,9 @@ def prefill(
         plan = default_reader(config, mesh, batch, length, cache.max_length, chip=chip)
         decoder = default_decode(config, mesh, batch, cache.max_length, chip=chip)
         holder = Program.of(config, mesh, decoder, schedule, params, chip)
-    program = Program.of(config, mesh, plan, schedule, params, chip)
+    past = cache.max_length if reads else 0
+    work = Work(batch, length, past, cache.k.values.dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, work)
     tokens, counts = checks.check_step(program, cache, tokens, lengths)
     return extender(program, holder)(params, cache, tokens, counts, reads=reads)
 
@@ -133,7 +135,8 @@ def decode_step(
     tokens = as_next_tokens(tokens)
     if plan is None:
         plan = default_decode(config, mesh, len(tokens), cache.max_length, chip=chip)
-    program = Program.of(config, mesh, plan, schedule, params, chip)
+    work = Work(len(tokens), 1, cache.max_length, cache.k.values.dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, work)
     tokens, counts = checks.check_step(program, cache, tokens[:, None], None)
     return extender(program)(params, cache, tokens, counts, reads=True)
 

@@ -36,7 +36,7 @@ from ..sampling.sampling import (
     seed_words,
 )
 from . import step_checks as checks
-from .compiled_step import Program
+from .compiled_step import Program, Work
 from .decoder import check_covers, extend, read
 
 # Step, last tokens, which sequences go on, tokens, how many each sequence drew, and the cache.
@@ -110,7 +110,10 @@ def generate(
         plan = default_decode(config, mesh, batch, room, chip=chip)
         if prefill_plan is None:
             prefill_plan = default_reader(config, mesh, batch, length, room, chip=chip)
-    program = Program.of(config, mesh, plan, schedule, params, chip)
+    # The decoder's steps, of which there are many, decide the options of all.
+    dtype = activation_dtype(params)
+    work = Work(batch, 1, room, jnp.int8 if int8_cache else dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, work)
     reader = program
     if prefill_plan is not None:
         reader = Program.of(config, mesh, prefill_plan, schedule, params, chip)
@@ -121,7 +124,6 @@ def generate(
                 f"end or pad token {token} is not in the vocabulary of {config.name}, 0 to "
                 f"{config.vocab - 1}"
             )
-    dtype = activation_dtype(params)
     cache = jax.eval_shape(
         functools.partial(empty_cache, config, batch, room, dtype, int8=int8_cache),
         prefix=prefix,

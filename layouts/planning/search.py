@@ -12,7 +12,9 @@ from collective_einsum.chips import TPU_V4, Chip, as_chip
 from collective_einsum.text import as_seconds
 
 from ..arguments import as_sizes, check_word
-from ..cost.step_cost import Load, Overlap, cost, load
+from ..cost.layer_items import Load
+from ..cost.step_cost import Overlap, cost
+from ..cost.workload import load
 from ..mesh.slice_meshes import ShapeLike, as_shape, meshes
 from ..models.config import ModelConfig, as_config
 from ..partitionings.named_layouts import ATTENTIONS as ATTENTIONS

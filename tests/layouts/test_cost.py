@@ -17,7 +17,8 @@ from bench.paper import published
 from layouts.cost.item_seconds import transfer_seconds
 from layouts.cost.layer_cost import layer_seconds
 from layouts.cost.layer_items import Einsum, Transfer
-from layouts.cost.step_cost import Cost, cost, load
+from layouts.cost.step_cost import Cost, cost
+from layouts.cost.workload import load
 from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 

@@ -14,7 +14,8 @@ import pytest
 import collective_einsum as ce
 import layouts
 from collective_einsum.chips import TILE_ROWS
-from layouts.cost.step_cost import cost, load
+from layouts.cost.step_cost import cost
+from layouts.cost.workload import load
 from layouts.mesh.axis_collectives import AXES
 from layouts.mesh.slice_meshes import meshes
 from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig

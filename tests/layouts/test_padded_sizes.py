@@ -9,7 +9,7 @@ import pytest
 
 from layouts import PALM_540B, BatchSharded, HeadSharded, Partitioning, WeightStationary2D
 from layouts.cost.layer_items import Load
-from layouts.cost.step_cost import padded_load
+from layouts.cost.workload import padded_load
 from layouts.models.config import TINY_GROUPED
 from layouts.partitionings.padded_sizes import (
     batch_multiple,

@@ -21,7 +21,8 @@ from layouts import reference
 from layouts.cost import einsum_cost
 from layouts.cost import two_part_cost as parts_cost
 from layouts.cost.layer_items import Einsum
-from layouts.cost.step_cost import cost, load
+from layouts.cost.step_cost import cost
+from layouts.cost.workload import load
 from layouts.layers import two_part_feedforward as parts
 from layouts.models.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
 from layouts.models.params import init

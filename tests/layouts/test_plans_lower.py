@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 import layouts
 from collective_einsum.ruler.compile.targets import target
-from layouts.cost.step_cost import Load, load, padded_load
+from layouts.cost.layer_items import Load
+from layouts.cost.workload import load, padded_load
 from layouts.models.config import PALM_540B, TINY_GROUPED
 from layouts.tuning import STEP_TILE
 from tests.products import mostly_exhaustive

@@ -1,4 +1,4 @@
-"""Layers on TPU7x, whose SparseCores run lax's collectives beside other work."""
+"""Layers on chips whose SparseCores run lax's collectives beside other work."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ from bench.decoder_suite.layers import mesh_of
 from bench.decoder_suite.phases import Phase
 from layouts.cost import cost
 from layouts.cost.layer_items import Load
+from layouts.planning.defaults import chip_of
 
 LAYERS = [
     # Feedforward layout, sequences, and microseconds of one layer as replayed: half of what decode
@@ -48,3 +49,51 @@ def test_the_planner_counts_what_sparse_cores_overlap(
     assert overlapped < alone
     layers = layouts.PALM_540B.layers
     assert overlapped / layers * 1e6 == pytest.approx(replayed, rel=0.15)
+
+
+# Slices of chips whose SparseCores run all-gathers by an option, and decode steps of 2048 positions
+# there, bf16, attention "batch xyz": whether a layer is faster with it. Replayed by libtpu 0.0.50.1
+# (half of what steps of four and of two layers differ by), us without it and with it.
+OPTIONAL = [
+    ("v6e:4x4", "palm-62b", 64, "WS 2D batch", True),  # 211 and 188
+    ("v6e:4x4", "palm-62b", 512, "WS 2D batch", True),  # 551 and 466
+    ("v6e:4x4", "palm-62b", 64, "WS 2D all-reduce", True),  # 195 and 159
+    ("v6e:4x4", "palm-62b", 256, "WS 2D all-reduce", True),  # 299 and 285
+    ("v5p:4x4x4", "palm-540b", 64, "WS 2D all-reduce", True),  # 173 and 152
+    ("v5p:4x4x4", "palm-540b", 256, "WS 2D batch", False),  # 270 and 288
+    ("v5p:4x4x4", "palm-540b", 512, "WS 2D batch", False),  # 401 and 410
+    ("v6e:4x4", "llama-3.1-70b", 32, "WS 2D batch", False),  # 245 and 274
+    ("v6e:4x4", "llama-3.1-70b", 256, "WS 2D batch", False),  # 452 and 488
+    ("v4:4x4x4", "palm-540b", 64, "WS 2D all-reduce", False),  # no such option
+]
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(("slice_", "model", "batch", "layout", "faster"), OPTIONAL)
+def test_a_step_uses_sparse_cores_where_it_is_faster(
+    slice_: str, model: str, batch: int, layout: str, faster: bool
+) -> None:
+    step = Phase(model, "decode", batch, 2048, "bf16", layout, "batch xyz")
+    mesh = mesh_of(slice_)
+    chip = chip_of(mesh)
+    for schedule, used in (("auto", faster), ("blocking", False), ("latency", False)):
+        options = dataclasses.replace(step, schedule=schedule).compiler_options(mesh)
+        assert (options.items() >= dict(chip.sparse_core_options).items() > set()) == used
+    load = Load(batch, 1, 2048)
+    predicted = cost(step.config, step.plan, dict(mesh.shape), load, chip)
+    assert predicted.sparse_cores == faster
+    assert ("SparseCores" in str(predicted)) == faster
+    alone = dataclasses.replace(chip, sparse_core_options=())
+    without = cost(step.config, step.plan, dict(mesh.shape), load, alone)
+    assert (predicted.seconds < without.seconds) == faster
+    assert predicted.chip == chip
+
+
+@pytest.mark.tpu
+def test_a_step_on_sparse_cores_is_compiled_with_them() -> None:
+    mesh = mesh_of("v6e:2x2")
+    step = Phase("palm-8b", "decode", 64, 2048, "bf16", "WS 2D all-reduce", "batch xyz", layers=2)
+    for schedule, used in (("auto", True), ("blocking", False)):
+        chosen = dataclasses.replace(step, schedule=schedule)
+        compiled = chosen.lower(mesh).compile(compiler_options=chosen.compiler_options(mesh))
+        assert ("sparsecore" in (compiled.as_text() or "").lower()) == used

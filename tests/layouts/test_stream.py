@@ -15,7 +15,8 @@ import layouts
 from bench.decoder_suite.layers import mesh_of as tpu_mesh
 from collective_einsum import TPU_V4
 from layouts.cost import streamed_cost as stream_cost
-from layouts.cost.step_cost import cost, load
+from layouts.cost.step_cost import cost
+from layouts.cost.workload import load
 from layouts.decoding import compiled_step as program
 from layouts.decoding.decoder import extender
 from layouts.models.config import (

@@ -16,7 +16,8 @@ from collective_einsum.ruler.hlo import trip_counts as scalars
 from collective_einsum.ruler.hlo.traffic import sent_bytes
 from layouts.cost.layer_items import Attention, Einsum
 from layouts.cost.layer_work import layer_work
-from layouts.cost.step_cost import load, transfers
+from layouts.cost.step_cost import transfers
+from layouts.cost.workload import load
 from layouts.models.config import PALM_540B, ModelConfig
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 

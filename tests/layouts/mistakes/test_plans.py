@@ -15,7 +15,8 @@ import pytest
 import collective_einsum as ce
 import layouts
 from layouts.cost.layer_work import layer_work
-from layouts.cost.step_cost import cost, load
+from layouts.cost.step_cost import cost
+from layouts.cost.workload import load
 from layouts.models.config import TINY_GROUPED
 from layouts.partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
 from layouts.partitionings.partitioning import as_plan
