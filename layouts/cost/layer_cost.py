@@ -15,6 +15,7 @@ from ..tuning import WIDE_SCATTER_PASSES
 from . import einsum_cost, streamed_cost, two_part_cost
 from .item_seconds import attention_seconds, on_sparse_cores, transfer_seconds
 from .layer_items import Attention, Einsum, Item, Transfer
+from .overlaps import independent, is_input
 
 HEADS = ("w_q", "w_kv")
 OUTPUTS = ("w_o", "w_out")
@@ -86,7 +87,8 @@ class _Clocks:
         each of which overlaps what does not depend on it.
       attention: seconds of attention.
       now, links: seconds at which the chip, and the links with weights, are done.
-      spare: seconds of attention, on SparseCores with its all-to-alls, that nothing overlaps yet.
+      independent: the work of a parallel block that collectives can overlap.
+      spare: seconds of its attention that nothing overlaps yet.
       matmul, exposed, activation_bytes, moved_bytes: as `LayerSeconds`.
     """
 
@@ -107,12 +109,10 @@ class _Clocks:
         self.on_sparse_cores = parallel and on_sparse_cores(self.served)
         einsums = [item for item in items if isinstance(item, Einsum)]
         self.outputs = [item for item in einsums if item.names[0] in OUTPUTS]
-        self.inputs = [item for item in einsums if item.names[-1] in config.input_names]
+        self.inputs = [item for item in einsums if is_input(config, item)]
         self.attention = sum(attention_seconds(i, chip) for i in items if isinstance(i, Attention))
-        self.spare = self.attention if self.overlaps_attention else 0.0
-        if self.on_sparse_cores:
-            moved = [i for i in items if isinstance(i, Transfer) and i.kind == "all-to-all"]
-            self.spare += sum(transfer_seconds(transfer, sizes, chip) for transfer in moved)
+        self.independent = independent(config, items, sizes, self.served)
+        self.spare = self.independent.attention if self.overlaps_attention else 0.0
         self.now = self.links = 0.0
         self.matmul = self.exposed = self.activation_bytes = self.moved_bytes = 0.0
 
@@ -156,13 +156,12 @@ class _Clocks:
         return spent
 
     def _mates(self, item: Einsum) -> float:
-        """Seconds of other matrices that can overlap this one's collectives: the other output matrix;
-        as `planning.schedule_layers` says where SparseCores run them."""
+        """Seconds of other matrices that can overlap this one's collectives: the other output matrix, or
+        what `independent` says where SparseCores run them."""
         others = [other for other in self.outputs if item in self.outputs and other is not item]
         if self.on_sparse_cores:
-            if others:
-                return self.served.offload_seconds
-            others = self.inputs if item.names == HEADS else []
+            heads = self.independent.inputs if item.names == HEADS else 0.0
+            return self.independent.outputs if others else heads
         return sum(einsum_cost.seconds(i, self.sizes, self.served, "none").compute for i in others)
 
     def _transfer(self, item: Transfer) -> float:

@@ -12,9 +12,10 @@ from collective_einsum.ops import as_schedule
 
 from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
-from ..cost.item_seconds import attention_seconds, on_sparse_cores, transfer_seconds
-from ..cost.layer_items import ACTIVATION_BYTES, Attention, Load, Transfer, gathered_weight
+from ..cost.item_seconds import on_sparse_cores
+from ..cost.layer_items import ACTIVATION_BYTES, Load, gathered_weight
 from ..cost.layer_work import attention, inputs
+from ..cost.overlaps import independent
 from ..layers.layer_schedules import LayerSchedules, Overlaps
 from ..layers.streamed_feedforward import gathered_columns
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, size, values
@@ -203,15 +204,8 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     if not case.auto or where is None or not (exchanged or on_sparse_cores(chip)):
         return Overlaps()
     layer = (case.config, case.layout, where, case.sizes, load)
-    items = attention(*layer)
-    scores = sum(attention_seconds(item, chip) for item in items if isinstance(item, Attention))
-    if not on_sparse_cores(chip):
-        return Overlaps(inputs=scores)
-    moving = sum(
-        transfer_seconds(item, case.sizes, chip) for item in items if isinstance(item, Transfer)
-    )
-    into = einsum_cost.seconds(inputs(*layer), case.sizes, chip, "none").compute
-    return Overlaps(heads=into, inputs=scores + moving, outputs=chip.offload_seconds)
+    work = independent(case.config, (*attention(*layer), inputs(*layer)), case.sizes, chip)
+    return Overlaps(heads=work.inputs, inputs=work.attention, outputs=work.outputs)
 
 
 def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> bool:
