@@ -22,6 +22,7 @@ _CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
 SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
 SCATTERED_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
 NARROW_SIZES = ((64, 1024), (1152, 4608), (1152, 4608))
+NARROW_RING_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
 
@@ -155,6 +156,8 @@ def dots(chip: Chip) -> list[Dot]:
         (SCATTERED_SIZES, bf16, False, "ring"),
     ]
     kinds.extend((NARROW_SIZES, dtypes, False, "") for dtypes in NARROW)
+    # The chunks of int8 weights that a ring's dots slice are widened in other code.
+    kinds.append((NARROW_RING_SIZES, NARROW[0], False, "ring"))
     if chip.fp8_flops:
         kinds.append((NARROW_SIZES, FP8, False, ""))
     return [
@@ -179,6 +182,8 @@ def _ring(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _scattered(schedule: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    scaled = w.dtype.itemsize < x.dtype.itemsize
+    weights = ce.Quantized(w, jnp.ones((1, w.shape[1]), jnp.float32)) if scaled else w
     return ce.einsum_reduce_scatter(
-        "me,ef->mf", x, w, axis_name="x", scatter="f", schedule=schedule
+        "me,ef->mf", x, weights, axis_name="x", scatter="f", schedule=schedule
     )

@@ -11,10 +11,11 @@ from .workload import Estimate
 # The least predicted gain over "blocking", as a fraction, for which schedule="auto" leaves it: smaller
 # ones are within the error of the cost model.
 WORTHWHILE = 0.015
-# The same where dots widen int8 or fp8 weights, whose cost is known less well: [512, 4608] x
+# The same where chunks of dots widen int8 or fp8 weights, whose cost is known less well: [512, 4608] x
 # [4608, 18432] on v5e, gathered over 4, was predicted 3% faster in two chunks than "blocking" and is
-# replayed 11% slower (`python -m bench collectives --full --target v5e:4x4`, libtpu 0.0.50.1).
-WORTHWHILE_WIDENED = 0.06
+# replayed 11% slower; [512, 18432] x [18432, 4608] on v6e, scattered over 4, 8% faster and 12% slower
+# (`python -m bench collectives --full --target v5e:4x4` and v6e:4x4, libtpu 0.0.50.1).
+WORTHWHILE_WIDENED = 0.08
 # The same on chips whose SparseCores run lax's collectives: the compiler combines those of parallel
 # einsums and overlaps them with other ops, which this cost model of one einsum does not see. On TPU7x a
 # decode step of PaLM 540B, batch 64, takes 143 us a layer with lax's own, and 157 us with schedules that

@@ -89,13 +89,16 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     grid = grids.get(kind) or grids.get((*kind[:2], False, "")) or grids[_PLAIN]
     sizes = (dot.rows, dot.contracted, dot.columns)
     seconds = math.exp(grid.at(sizes[::-1] if turned else sizes)) * _bound_seconds(observed, dot)
-    if dot.scattered and kind != (*_PLAIN[:3], dot.scattered):
+    if dot.scattered and kind not in grids:
         seconds += _scattered_seconds(observed, dot)
     # Chips read faster than compilers reckon, and int8 weights of a stack as fast, though code that is
     # issued on v4 widens them: Pope et al. measured decode steps of PaLM 540B to gain 71 us a layer from
     # int8 weights, which are 71 MB less a chip. Dots that were timed read as fast as their chip does.
+    # Those in a scatter's ring, which slice columns of int8 weights, take what their bundles say.
     moved = streamed_bytes(dot)
-    if not _is_measured(observed) and waits_for_hbm(observed, moved / _SURELY, dot.flops):
+    slices = dot.scattered == "ring" and kind[:2] != _PLAIN[:2] and kind in grids
+    streams = not slices and not _is_measured(observed)
+    if streams and waits_for_hbm(observed, moved / _SURELY, dot.flops):
         seconds = min(seconds, streaming_seconds(observed, moved))
     return seconds / roofline_seconds(observed, dot)
 

@@ -132,7 +132,8 @@ def _rank(
 
 def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
-    if work.widened:
+    whole = row.schedule.kind == "chunked" and row.schedule.chunks == 1
+    if work.widened and not whole:
         return WORTHWHILE_WIDENED
     if offloads(work.chip, "all_gather"):
         return WORTHWHILE_OFFLOADED
