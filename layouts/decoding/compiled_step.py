@@ -63,7 +63,7 @@ class Work(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _gains_from_sparse_cores(
+def _is_faster_on_sparse_cores(
     config: ModelConfig,
     plan: Partitioning,
     shape: tuple[tuple[str, int], ...],
@@ -121,24 +121,30 @@ class Program:
     ) -> Program:
         """The program for parameters, of which only kinds and shapes matter, and for the work of a step.
         Without `work`, as for one that keeps a cache and runs nothing, no SparseCores are used."""
-        embedding_bytes, plan = 0, as_plan(plan)
+        embedding_bytes = 0
         if is_unrolled(params) and "embedding" in params:
             table = values(params["embedding"])
             embedding_bytes = math.prod(table.shape) * table.dtype.itemsize
-        chip = None if chip is None else ce.as_chip(chip)
-        served = chip or chip_of(mesh)
-        gains = False
-        if work and served.sparse_core_options and as_schedule(schedule) is None:
-            shape = tuple(check_mesh(mesh).items())
-            gains = _gains_from_sparse_cores(config, plan, shape, work.load(params), served)
-        return cls(
+        program = cls(
             config=config,
             mesh=mesh,
-            plan=plan,
+            plan=as_plan(plan),
             schedule=schedule,
             embedding_bytes=embedding_bytes,
-            chip=chip,
-            sparse_cores=gains,
+            chip=None if chip is None else ce.as_chip(chip),
+        )
+        if work is None or not program._gains_from_sparse_cores(work.load(params)):
+            return program
+        return dataclasses.replace(program, sparse_cores=True)
+
+    def _gains_from_sparse_cores(self, load: Load) -> bool:
+        """Whether the step is predicted to be faster with all-gathers on SparseCores, and its chip and
+        schedule allow them."""
+        chip = self.chip or chip_of(self.mesh)
+        if not chip.sparse_core_options or as_schedule(self.schedule) is not None:
+            return False
+        return _is_faster_on_sparse_cores(
+            self.config, self.plan, tuple(self.sizes.items()), load, chip
         )
 
     @property
