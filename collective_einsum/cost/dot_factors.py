@@ -87,7 +87,7 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     kind, turned = _kind(dot)
     observed = as_chip(chip.observed)
     grid = grids.get(kind) or grids.get((*kind[:2], False, "")) or grids[_PLAIN]
-    sizes = (dot.rows, dot.contracted, dot.columns)
+    sizes = _sizes(dot, grid)
     seconds = math.exp(grid.at(sizes[::-1] if turned else sizes)) * _bound_seconds(observed, dot)
     if dot.scattered and kind not in grids:
         seconds += _scattered_seconds(observed, dot)
@@ -101,6 +101,14 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     if streams and waits_for_hbm(observed, moved / _SURELY, dot.flops):
         seconds = min(seconds, streaming_seconds(observed, moved))
     return seconds / roofline_seconds(observed, dot)
+
+
+def _sizes(dot: Dot, grid: Grid) -> tuple[float, float, float]:
+    """Rows, contracted and columns to look up. A dot that adds to a sum of more rows than were observed
+    takes what one with as large a sum does: whether the sum stays in on-chip memory counts."""
+    most = math.exp(grid.axes[0][-1])
+    beyond = max(1.0, dot.rows / most) if dot.adds else 1.0
+    return dot.rows / beyond, dot.contracted, dot.columns * beyond
 
 
 def _scattered_seconds(observed: Chip, dot: Dot) -> float:
