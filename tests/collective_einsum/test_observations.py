@@ -192,8 +192,8 @@ def test_chunks_of_int8_weights_in_a_scatters_ring_are_widened_in_other_code() -
 
 
 def test_a_sum_beyond_the_observed_rows_is_as_large_as_it_is() -> None:
-    """PaLM 540B's W_out on v5e:4x4, 8192 rows, gathered over x: the first dot of a ring was replayed in 2041
-    us and each of the next in 2857 us; its sums of 151 MB do not fit (libtpu 0.0.50.1)."""
+    """PaLM 540B's W_out on v5e:4x4, 8192 rows, gathered over x: a ring's first dot was replayed in
+    2041 us and each of the next in 2857 us; its sums of 151 MB do not fit (libtpu 0.0.50.1)."""
     dot = cost.Dot(rows=8192, contracted=4608, columns=4608)
     first, next_ = (
         cost.matmul_seconds(ce.TPU_V5E, dataclasses.replace(dot, adds=adds))
