@@ -133,7 +133,7 @@ def test_generate_with_plans_that_pad_differently(mesh_of: Any) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("batch", mostly_exhaustive(range(1, 10), (1, 2, 3, 4, 5, 7)))
+@pytest.mark.parametrize("batch", mostly_exhaustive(range(1, 10), (1, 2, 4, 7)))
 def test_default_plans(mesh_of: Any, batch: int) -> None:
     shape = MESHES[batch % 4]
     config, mesh = model_for(shape), mesh_of(shape, "xyz")

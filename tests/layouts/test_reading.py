@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
 from layouts.models.params import init
 from layouts.partitionings.partitioning import placement
 from layouts.planning.defaults import default_reader
+from tests.products import sampled
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 from .models import prompts
@@ -32,12 +34,13 @@ READERS = ("WS 2D position, heads", "WS 1D, heads", "WS 2D, heads")
 HOLDERS = ("WS 2D all-reduce, heads", "WS 2D, batch xyz", "WS 1D, batch z", "WG XY, batch yz")
 
 
-@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
-@pytest.mark.parametrize("holder", HOLDERS)
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("plans", "int8"), sampled(list(itertools.product(HOLDERS, READERS)), [False, True])
+)
 def test_generation_reads_in_any_layouts_that_leave_the_batch_whole(
-    mesh_of: Any, reader: str, holder: str, int8: bool
+    mesh_of: Any, plans: tuple[str, str], int8: bool
 ) -> None:
+    holder, reader = plans
     config, mesh = TINY_MULTIQUERY, mesh_of((2, 2, 2), "xyz")
     params, tokens = init(jax.random.key(0), config, jnp.float32), prompts(config, BATCH, LENGTH)
     options: dict[str, Any] = {
