@@ -18,7 +18,7 @@ from .. import tuning
 from ..mesh.axis_collectives import AXES
 from .layer_items import Einsum, Transfer
 
-_DTYPES = {d.itemsize: d for d in map(jnp.dtype, (jnp.int8, jnp.bfloat16, jnp.float32))}
+_DTYPES = {d.itemsize: d for d in map(np.dtype, (jnp.int8, jnp.bfloat16, jnp.float32, np.float64))}
 
 
 class _Operand(NamedTuple):

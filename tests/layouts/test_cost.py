@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from bench.paper import formulas as paper_forms
 from bench.paper import published
 from layouts.cost.item_seconds import transfer_seconds
 from layouts.cost.layer_cost import layer_seconds
-from layouts.cost.layer_items import Einsum, Transfer
+from layouts.cost.layer_items import Einsum, Load, Transfer
 from layouts.cost.step_cost import Cost, cost
 from layouts.cost.workload import load
 from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
@@ -213,3 +214,15 @@ def test_ici_bytes_are_split_by_links() -> None:
 def test_errors(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         of(**how)
+
+
+@pytest.mark.parametrize(
+    "chip", [ce.TPU_V4, ce.TPU_V5E, ce.TPU_V5P, ce.TPU_V6E, ce.TPU_7X, ce.H100]
+)
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
+def test_weights_of_every_width_have_a_cost(chip: ce.Chip, itemsize: int) -> None:
+    """Emulated devices compute in 64 bits too, and take the schedules and options of the chip named."""
+    asked = Load(64, 1, 2048, itemsize, itemsize)
+    predicted = cost(PALM_8B, "WS 2D all-reduce, batch xyz", (2, 2, 2), asked, chip)
+    assert math.isfinite(predicted.seconds)
+    assert predicted.seconds > 0
