@@ -87,27 +87,30 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     kind, turned = _kind(dot)
     observed = as_chip(chip.observed)
     grid = grids.get(kind) or grids.get((*kind[:2], False, "")) or grids[_PLAIN]
-    sizes = _sizes(dot, grid)
+    known = kind in grids
+    sizes = (dot.rows, dot.contracted, dot.columns)
+    if dot.adds and known:
+        sizes = _with_as_large_a_sum(dot, grid)
     seconds = math.exp(grid.at(sizes[::-1] if turned else sizes)) * _bound_seconds(observed, dot)
-    if dot.scattered and kind not in grids:
+    if dot.scattered and not known:
         seconds += _scattered_seconds(observed, dot)
     # Chips read faster than compilers reckon, and int8 weights of a stack as fast, though code that is
     # issued on v4 widens them: Pope et al. measured decode steps of PaLM 540B to gain 71 us a layer from
     # int8 weights, which are 71 MB less a chip. Dots that were timed read as fast as their chip does.
     # Those in a scatter's ring, which slice columns of int8 weights, take what their bundles say.
     moved = streamed_bytes(dot)
-    slices = dot.scattered == "ring" and kind[:2] != _PLAIN[:2] and kind in grids
+    slices = dot.scattered == "ring" and kind[:2] != _PLAIN[:2] and known
     streams = not slices and not _is_measured(observed)
     if streams and waits_for_hbm(observed, moved / _SURELY, dot.flops):
         seconds = min(seconds, streaming_seconds(observed, moved))
     return seconds / roofline_seconds(observed, dot)
 
 
-def _sizes(dot: Dot, grid: Grid) -> tuple[float, float, float]:
-    """Rows, contracted and columns to look up. A dot that adds to a sum of more rows than were observed
-    takes what one with as large a sum does: whether the sum stays in on-chip memory counts."""
-    most = math.exp(grid.axes[0][-1])
-    beyond = max(1.0, dot.rows / most) if dot.adds else 1.0
+def _with_as_large_a_sum(dot: Dot, grid: Grid) -> tuple[float, float, float]:
+    """Rows, contracted and columns of the observed dot that stands for one that adds to a sum: of more
+    rows than were observed, one with as large a sum, since it counts whether that stays in on-chip
+    memory."""
+    beyond = max(1.0, dot.rows / math.exp(grid.axes[0][-1]))
     return dot.rows / beyond, dot.contracted, dot.columns * beyond
 
 
