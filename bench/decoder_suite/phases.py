@@ -15,7 +15,8 @@ import layouts
 from collective_einsum.ops import as_schedule
 from collective_einsum.ruler.replay import Timeline
 from layouts import ModelConfig, Partitioning
-from layouts.decoding import Program, Work
+from layouts.cost import Load, load
+from layouts.decoding import Program
 from layouts.models import params_shapes
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS, vocab_axes
 from layouts.sampling import sample
@@ -108,6 +109,18 @@ class Phase:
         return Partitioning(FEEDFORWARDS[self.feedforward], ATTENTIONS[self.attention])
 
     @property
+    def load(self) -> Load:
+        """What the phase asks of each layer; not of one that samples."""
+        return load(
+            self.kind,
+            batch=self.batch,
+            context=self.length,
+            length=self.length,
+            weights=self.weights,
+            cache="int8" if self.int8_cache else "bf16",
+        )
+
+    @property
     def tokens(self) -> int:
         """Tokens that one step takes in."""
         return self.batch * (self.length if self.kind == "prefill" else 1)
@@ -145,10 +158,7 @@ class Phase:
         params = params_shapes(
             self.config, jnp.bfloat16, int8=self.weights == "int8", unrolled=self.unrolled
         )
-        decoding = self.kind == "decode"
-        new, past = (1, self.length) if decoding else (self.length, 0)
-        work = Work(self.batch, new, past, jnp.int8 if self.int8_cache else jnp.bfloat16)
-        program = Program.of(self.config, mesh, self.plan, self.schedule, params, work=work)
+        program = Program.of(self.config, mesh, self.plan, self.schedule, params, load=self.load)
         return program.compiler_options
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:

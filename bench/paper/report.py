@@ -21,7 +21,7 @@ from bench.paper.plan_regret import tasks as regret_tasks
 from bench.paper.rows import NOTES, entries
 from collective_einsum.ruler.compile import target, versions
 from collective_einsum.ruler.replay import markdown_table, wrapped
-from layouts.cost import Cost, cost, load
+from layouts.cost import Cost, cost
 
 MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
 
@@ -32,14 +32,7 @@ def analytical(phase: Phase, target_name: str) -> Cost:
     sizes = dict(zip("xyz", (int(side) for side in slice_.split("x")), strict=True))
     chip = target(target_name).chip
     assert chip is not None
-    asked = load(
-        phase.kind,
-        batch=phase.batch,
-        context=phase.length,
-        length=phase.length,
-        weights=phase.weights,
-    )
-    return cost(phase.config, phase.plan, sizes, asked, chip, "none")
+    return cost(phase.config, phase.plan, sizes, phase.load, chip, "none")
 
 
 def report(

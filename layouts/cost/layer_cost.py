@@ -13,9 +13,9 @@ from collective_einsum.chips import Chip
 from ..models.config import ModelConfig
 from ..tuning import WIDE_SCATTER_PASSES
 from . import einsum_cost, streamed_cost, two_part_cost
-from .item_seconds import attention_seconds, on_sparse_cores, transfer_seconds
+from .item_seconds import on_sparse_cores, transfer_seconds
 from .layer_items import Attention, Einsum, Item, Transfer
-from .overlaps import independent, is_input
+from .overlaps import independent, input_einsums
 
 HEADS = ("w_q", "w_kv")
 OUTPUTS = ("w_o", "w_out")
@@ -88,7 +88,7 @@ class _Clocks:
       attention: seconds of attention.
       now, links: seconds at which the chip, and the links with weights, are done.
       independent: the work of a parallel block that collectives can overlap.
-      spare: seconds of its attention that nothing overlaps yet.
+      spare: seconds of its attention and exchanges that nothing overlaps yet.
       matmul, exposed, activation_bytes, moved_bytes: as `LayerSeconds`.
     """
 
@@ -109,10 +109,11 @@ class _Clocks:
         self.on_sparse_cores = parallel and on_sparse_cores(self.served)
         einsums = [item for item in items if isinstance(item, Einsum)]
         self.outputs = [item for item in einsums if item.names[0] in OUTPUTS]
-        self.inputs = [item for item in einsums if is_input(config, item)]
-        self.attention = sum(attention_seconds(i, chip) for i in items if isinstance(i, Attention))
+        self.inputs = input_einsums(config, items)
         self.independent = independent(config, items, sizes, self.served)
-        self.spare = self.independent.attention if self.overlaps_attention else 0.0
+        self.attention = self.independent.attention
+        overlapped = self.attention + self.independent.exchanges
+        self.spare = overlapped if self.overlaps_attention else 0.0
         self.now = self.links = 0.0
         self.matmul = self.exposed = self.activation_bytes = self.moved_bytes = 0.0
 

@@ -17,8 +17,9 @@ class Independent(NamedTuple):
     """Seconds of a parallel block that collectives of other parts of it can overlap.
 
     Attributes:
-      attention: scores, softmax and values, for the collectives of the feedforward; with attention's
-        all-to-alls where SparseCores run lax's all-gathers and reduce-scatters beside them.
+      attention: scores, softmax and values, for the collectives of the feedforward.
+      exchanges: attention's all-to-alls, for the same where SparseCores run lax's all-gathers and
+        reduce-scatters beside them; 0 elsewhere.
       inputs: matmuls of the feedforward's input matrices, for the last reduce-scatter of q, k and v that
         SparseCores run; 0 elsewhere.
       outputs: fixed cost that the all-gathers before the two output matrices overlap of each other where
@@ -26,6 +27,7 @@ class Independent(NamedTuple):
     """
 
     attention: float
+    exchanges: float = 0.0
     inputs: float = 0.0
     outputs: float = 0.0
 
@@ -41,19 +43,23 @@ def independent(
       sizes: of the mesh axes.
       chip: every chip of the mesh, as its compiler serves the program.
     """
-    attention = moving = into = 0.0
-    for item in items:
-        if isinstance(item, Attention):
-            attention += attention_seconds(item, chip)
-        elif isinstance(item, Transfer):
-            moving += transfer_seconds(item, sizes, chip) if item.kind == "all-to-all" else 0.0
-        elif is_input(config, item):
-            into += einsum_cost.seconds(item, sizes, chip, "none").compute
+    items = tuple(items)
+    attention = sum(attention_seconds(i, chip) for i in items if isinstance(i, Attention))
     if not on_sparse_cores(chip):
         return Independent(attention)
-    return Independent(attention + moving, into, chip.offload_seconds)
+    moved = [i for i in items if isinstance(i, Transfer) and i.kind == "all-to-all"]
+    return Independent(
+        attention=attention,
+        exchanges=sum(transfer_seconds(transfer, sizes, chip) for transfer in moved),
+        inputs=sum(
+            einsum_cost.seconds(einsum, sizes, chip, "none").compute
+            for einsum in input_einsums(config, items)
+        ),
+        outputs=chip.offload_seconds,
+    )
 
 
-def is_input(config: ModelConfig, item: Item) -> bool:
-    """Whether it is the einsum of the feedforward's input matrices, with q, k and v or by itself."""
-    return isinstance(item, Einsum) and item.names[-1] in config.input_names
+def input_einsums(config: ModelConfig, items: Iterable[Item]) -> list[Einsum]:
+    """The einsums of the feedforward's input matrices, with q, k and v or by themselves."""
+    einsums = (item for item in items if isinstance(item, Einsum))
+    return [einsum for einsum in einsums if einsum.names[-1] in config.input_names]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from collective_einsum.chips import Chip, as_chip
 from collective_einsum.cost import WORTHWHILE, hops, links, sides
@@ -191,48 +191,17 @@ def cost(
     check_word("overlap", overlap, get_args(Overlap))
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
     sizes = as_shape("sizes", sizes)
-    plain = _cost(config, plan, sizes, asked, chip, overlap)
-    if overlap == "none" or not _may_use_sparse_cores(plan, sizes, chip):
-        return plain
-    offloaded = _cost(config, plan, sizes, asked, chip.with_sparse_cores(), overlap)
-    # The faster one, though a step takes the other for less than `WORTHWHILE`: with that threshold, more
-    # work could be predicted to take less time.
-    faster = min(plain, offloaded, key=lambda one: one.seconds)
-    gains = plain.seconds >= (1 + WORTHWHILE) * offloaded.seconds
-    return dataclasses.replace(faster, chip=chip, sparse_cores=gains)
-
-
-def _may_use_sparse_cores(plan: Partitioning, sizes: Mapping[str, int], chip: Chip) -> bool:
-    """Whether options let SparseCores run all-gathers that other work of a step can overlap; not where
-    these bring tokens over several axes, as `tuning.SPARSE_CORE_AXES` says."""
-    layout = plan.feedforward
-    split = (*layout.batch_axes, *layout.position_axes)
-    over = [axis for axis in WEIGHT_AXES if axis in split and sizes[axis] > 1]
-    return bool(chip.sparse_core_options) and len(over) <= tuning.SPARSE_CORE_AXES
-
-
-def _cost(
-    config: ModelConfig,
-    plan: Partitioning,
-    sizes: Mapping[str, int],
-    asked: Load,
-    chip: Chip,
-    overlap: Overlap,
-) -> Cost:
-    """`cost`, for the collectives that the options of this chip make asynchronous."""
     padded = padded_load(asked, config, plan, sizes)
     items = layer_work(config, plan, sizes, padded)
-    layer = layer_seconds(config, items, sizes, chip, overlap)
+    layer = (config, plan, items, sizes, padded)
+    parts, gains = _parts(*layer, chip, overlap), False
+    if overlap == "auto" and _may_use_sparse_cores(plan, sizes, chip):
+        offloaded = _parts(*layer, chip.with_sparse_cores(), overlap)
+        gains = sum(parts) >= (1 + WORTHWHILE) * sum(offloaded)
+        # The faster ones, though a step takes the others for less than `WORTHWHILE`: with that
+        # threshold, more work could be predicted to take less time.
+        parts = min(parts, offloaded, key=sum)
     n = config.layers
-    passed = tuning.ACTIVATION_PASSES * layer.activation_bytes + layer.moved_bytes
-    passed += norm_cost.replicated_bytes(config, plan.feedforward, sizes, padded.tokens)
-    rest = tuning.LAYER_SECONDS + passed / chip.vector_bandwidth
-    if padded.weight_bytes == 1:
-        matrices = sum(len(item.f) for item in items if isinstance(item, Einsum))
-        rest += matrices * tuning.SCALE_SECONDS
-    waits = norm_cost.waiting_seconds(
-        config, plan.feedforward, sizes, padded.tokens, chip.under_options(), overlap
-    )
     return Cost(
         config=config,
         plan=plan,
@@ -247,13 +216,55 @@ def _cost(
         activation_bytes=n * _total(items, "activation_bytes"),
         ici_bytes={axis: n * moved for axis, moved in ici_bytes(items, sizes, chip).items()},
         hops=n * sum(_hops(transfer, sizes, chip) for transfer in transfers(items)),
-        matmul_seconds=n * layer.matmul,
-        attention_seconds=n * layer.attention,
-        exposed_seconds=n * (layer.exposed + waits),
-        rest_seconds=n * rest,
+        matmul_seconds=n * parts.matmul,
+        attention_seconds=n * parts.attention,
+        exposed_seconds=n * parts.exposed,
+        rest_seconds=n * parts.rest,
         outside_seconds=_outside_seconds(config, sizes, padded, chip),
         memory=memory(config, plan, sizes, padded, items),
+        sparse_cores=gains,
     )
+
+
+class _Parts(NamedTuple):
+    """Seconds of a layer; see `Cost`."""
+
+    matmul: float
+    attention: float
+    exposed: float
+    rest: float
+
+
+def _parts(
+    config: ModelConfig,
+    plan: Partitioning,
+    items: tuple[Item, ...],
+    sizes: Mapping[str, int],
+    padded: Load,
+    chip: Chip,
+    overlap: Overlap,
+) -> _Parts:
+    """The seconds of a layer, for what the options of this chip make asynchronous."""
+    layer = layer_seconds(config, items, sizes, chip, overlap)
+    passed = tuning.ACTIVATION_PASSES * layer.activation_bytes + layer.moved_bytes
+    passed += norm_cost.replicated_bytes(config, plan.feedforward, sizes, padded.tokens)
+    rest = tuning.LAYER_SECONDS + passed / chip.vector_bandwidth
+    if padded.weight_bytes == 1:
+        matrices = sum(len(item.f) for item in items if isinstance(item, Einsum))
+        rest += matrices * tuning.SCALE_SECONDS
+    waits = norm_cost.waiting_seconds(
+        config, plan.feedforward, sizes, padded.tokens, chip.under_options(), overlap
+    )
+    return _Parts(layer.matmul, layer.attention, layer.exposed + waits, rest)
+
+
+def _may_use_sparse_cores(plan: Partitioning, sizes: Mapping[str, int], chip: Chip) -> bool:
+    """Whether options let SparseCores run all-gathers that other work of a step can overlap; not where
+    these bring tokens over several axes, as `tuning.SPARSE_CORE_AXES` says."""
+    layout = plan.feedforward
+    split = (*layout.batch_axes, *layout.position_axes)
+    over = [axis for axis in WEIGHT_AXES if axis in split and sizes[axis] > 1]
+    return bool(chip.sparse_core_options) and len(over) <= tuning.SPARSE_CORE_AXES
 
 
 def transfers(items: tuple[Item, ...]) -> list[Transfer]:

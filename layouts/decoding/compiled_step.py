@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,40 +37,13 @@ from ..partitionings.partitioning import Partitioning, PlanLike, as_plan, check_
 from ..planning.defaults import chip_of, kind_of
 
 
-class Work(NamedTuple):
-    """The work of one step.
-
-    Attributes:
-      batch: sequences.
-      new: new positions of each.
-      past: positions of each that are in the cache already.
-      cache_dtype: of keys and values.
-    """
-
-    batch: int
-    new: int
-    past: int
-    cache_dtype: DTypeLike
-
-    def load(self, params: Params) -> Load:
-        """The same as the planner's `Load`, for parameters of which only the kinds matter."""
-        blocks: Any = params["blocks"]
-        weights = blocks if isinstance(blocks, Mapping) else blocks[0]
-        weight_bytes = values(weights["w_out"]).dtype.itemsize
-        return Load(
-            self.batch, self.new, self.past, weight_bytes, jnp.dtype(self.cache_dtype).itemsize
-        )
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_faster_on_sparse_cores(
-    config: ModelConfig,
-    plan: Partitioning,
-    shape: tuple[tuple[str, int], ...],
-    load: Load,
-    chip: Chip,
-) -> bool:
-    return cost(config, plan, dict(shape), load, chip).sparse_cores
+def load_of(params: Params, batch: int, new: int, past: int, cache_dtype: DTypeLike) -> Load:
+    """The workload of a step that reads `new` positions of each sequence after `past`, with parameters
+    of which only the kinds matter."""
+    blocks: Any = params["blocks"]
+    weights = blocks[0] if is_unrolled(params) else blocks
+    weight_bytes = values(weights["w_out"]).dtype.itemsize
+    return Load(batch, new, past, weight_bytes, jnp.dtype(cache_dtype).itemsize)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +56,9 @@ class Program:
       embedding_bytes: bytes of the global embedding table, where each layer's weights are arrays of
         their own, which the compiler brings into on-chip memory ahead of their matmuls; else 0.
       chip: the chip that the caller named, or None.
-      sparse_cores: whether it is compiled with all-gathers on SparseCores.
+      load: the workload; None for a program that keeps a cache and runs no step.
+      sparse_cores: whether it is compiled with all-gathers on SparseCores, as it is where the load is
+        given, the schedule "auto", and the step predicted to be faster so.
       sizes: of the mesh axes x, y and z.
       placement: where attention happens.
 
@@ -97,16 +72,18 @@ class Program:
     schedule: ScheduleLike = "auto"
     embedding_bytes: int = 0
     chip: Chip | None = None
-    sparse_cores: bool = False
+    load: dataclasses.InitVar[Load | None] = None
+    sparse_cores: bool = dataclasses.field(init=False)
     sizes: Mapping[str, int] = dataclasses.field(init=False, compare=False)
     placement: Placement = dataclasses.field(init=False, compare=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, load: Load | None) -> None:
         sizes, plan = check_mesh(self.mesh), self.plan
         check_model(self.config, sizes)
         where = place(self.config, plan.feedforward, plan.attention, sizes)
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "placement", where)
+        object.__setattr__(self, "sparse_cores", self._gains_from_sparse_cores(load))
 
     @classmethod
     def of(
@@ -117,35 +94,31 @@ class Program:
         schedule: ScheduleLike,
         params: Params,
         chip: Chip | str | None = None,
-        work: Work | None = None,
+        load: Load | None = None,
     ) -> Program:
-        """The program for parameters, of which only kinds and shapes matter, and for the work of a step.
-        Without `work`, as for one that keeps a cache and runs nothing, no SparseCores are used."""
+        """The program for parameters, of which only kinds and shapes matter."""
         embedding_bytes = 0
         if is_unrolled(params) and "embedding" in params:
             table = values(params["embedding"])
             embedding_bytes = math.prod(table.shape) * table.dtype.itemsize
-        program = cls(
+        return cls(
             config=config,
             mesh=mesh,
             plan=as_plan(plan),
             schedule=schedule,
             embedding_bytes=embedding_bytes,
             chip=None if chip is None else ce.as_chip(chip),
+            load=load,
         )
-        if work is None or not program._gains_from_sparse_cores(work.load(params)):
-            return program
-        return dataclasses.replace(program, sparse_cores=True)
 
-    def _gains_from_sparse_cores(self, load: Load) -> bool:
-        """Whether the step is predicted to be faster with all-gathers on SparseCores, and its chip and
-        schedule allow them."""
+    def _gains_from_sparse_cores(self, load: Load | None) -> bool:
+        """See `sparse_cores`."""
         chip = self.chip or chip_of(self.mesh)
-        if not chip.sparse_core_options or as_schedule(self.schedule) is not None:
+        given = as_schedule(self.schedule) is not None
+        if load is None or given or not chip.sparse_core_options:
             return False
-        return _is_faster_on_sparse_cores(
-            self.config, self.plan, tuple(self.sizes.items()), load, chip
-        )
+        sizes = tuple(self.sizes.items())
+        return _is_faster_on_sparse_cores(self.config, self.plan, sizes, load, chip)
 
     @property
     def batch_multiple(self) -> int:
@@ -215,3 +188,15 @@ class Program:
                 return function(*arrays)
 
         return on_mesh(self.mesh, for_its_chip, in_specs, out_specs)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_faster_on_sparse_cores(
+    config: ModelConfig,
+    plan: Partitioning,
+    sizes: tuple[tuple[str, int], ...],
+    load: Load,
+    chip: Chip,
+) -> bool:
+    """What the cost model says, once for the steps of a decoder."""
+    return cost(config, plan, dict(sizes), load, chip).sparse_cores

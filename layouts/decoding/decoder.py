@@ -46,7 +46,7 @@ from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
-from .compiled_step import Program, Work
+from .compiled_step import Program, load_of
 
 # Activations, the keys and values of all layers, and the number of the next layer.
 Filled = tuple[jax.Array, Entries, Entries, jax.Array]
@@ -100,8 +100,8 @@ def prefill(
         decoder = default_decode(config, mesh, batch, cache.max_length, chip=chip)
         holder = Program.of(config, mesh, decoder, schedule, params, chip)
     past = cache.max_length if reads else 0
-    work = Work(batch, length, past, cache.k.values.dtype)
-    program = Program.of(config, mesh, plan, schedule, params, chip, work)
+    load = load_of(params, batch, length, past, cache.k.values.dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, load)
     tokens, counts = checks.check_step(program, cache, tokens, lengths)
     return extender(program, holder)(params, cache, tokens, counts, reads=reads)
 
@@ -135,8 +135,8 @@ def decode_step(
     tokens = as_next_tokens(tokens)
     if plan is None:
         plan = default_decode(config, mesh, len(tokens), cache.max_length, chip=chip)
-    work = Work(len(tokens), 1, cache.max_length, cache.k.values.dtype)
-    program = Program.of(config, mesh, plan, schedule, params, chip, work)
+    load = load_of(params, len(tokens), 1, cache.max_length, cache.k.values.dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, load)
     tokens, counts = checks.check_step(program, cache, tokens[:, None], None)
     return extender(program)(params, cache, tokens, counts, reads=True)
 

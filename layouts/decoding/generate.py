@@ -36,7 +36,7 @@ from ..sampling.sampling import (
     seed_words,
 )
 from . import step_checks as checks
-from .compiled_step import Program, Work
+from .compiled_step import Program, load_of
 from .decoder import check_covers, extend, read
 
 # Step, last tokens, which sequences go on, tokens, how many each sequence drew, and the cache.
@@ -112,8 +112,8 @@ def generate(
             prefill_plan = default_reader(config, mesh, batch, length, room, chip=chip)
     # The decoder's steps, of which there are many, decide the options of all.
     dtype = activation_dtype(params)
-    work = Work(batch, 1, room, jnp.int8 if int8_cache else dtype)
-    program = Program.of(config, mesh, plan, schedule, params, chip, work)
+    load = load_of(params, batch, 1, room, jnp.int8 if int8_cache else dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, load)
     reader = program
     if prefill_plan is not None:
         reader = Program.of(config, mesh, prefill_plan, schedule, params, chip)

@@ -20,7 +20,7 @@ from ..partitionings.param_specs import shardings
 from ..partitionings.partitioning import PlanLike, as_plan
 from ..planning.defaults import default_decode, default_reader
 from . import step_checks as checks
-from .compiled_step import Program, Work
+from .compiled_step import Program, load_of
 from .decoder import extender
 
 WEIGHTS = ("bf16", "int8")
@@ -142,8 +142,9 @@ def _lower(
     plan, unrolled = as_plan(plan), as_flag("unrolled", unrolled)
     int8_cache = as_flag("int8_cache", int8_cache)
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
-    work = Work(batch, new, context if reads else 0, jnp.int8 if int8_cache else jnp.bfloat16)
-    program = Program.of(config, mesh, plan, schedule, params, chip, work)
+    past, cache_dtype = context if reads else 0, jnp.int8 if int8_cache else jnp.bfloat16
+    load = load_of(params, batch, new, past, cache_dtype)
+    program = Program.of(config, mesh, plan, schedule, params, chip, load)
     cache = jax.eval_shape(
         lambda: empty_cache(
             config,

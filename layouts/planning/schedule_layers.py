@@ -205,7 +205,7 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
         return Overlaps()
     layer = (case.config, case.layout, where, case.sizes, load)
     work = independent(case.config, (*attention(*layer), inputs(*layer)), case.sizes, chip)
-    return Overlaps(heads=work.inputs, inputs=work.attention, outputs=work.outputs)
+    return Overlaps(heads=work.inputs, inputs=work.attention + work.exchanges, outputs=work.outputs)
 
 
 def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> bool:
