@@ -152,7 +152,9 @@ class Phase:
         if self.options != "step":
             on_sparse_cores = self.options == "sparse_cores"
             chip = ce.chip_for(mesh.devices.flat[0].device_kind)
-            return ce.compiler_options(chip, sparse_cores=on_sparse_cores)
+            # They are added to those that the lowered step has: what it chose itself is said to be off.
+            off = dict.fromkeys(dict(chip.sparse_core_options), False)
+            return off | ce.compiler_options(chip, sparse_cores=on_sparse_cores)
         if self.kind == "sample":
             return {}
         params = params_shapes(

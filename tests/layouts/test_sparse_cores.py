@@ -91,7 +91,10 @@ def test_a_step_uses_sparse_cores_where_it_is_faster(
 
 @pytest.mark.tpu
 def test_a_step_on_sparse_cores_is_compiled_with_them() -> None:
+    """And without them under other options, which `python -m bench layers` compares."""
     mesh = mesh_of("v6e:2x2")
     step = Phase("palm-8b", "decode", 64, 2048, "bf16", "WS 2D all-reduce", "batch xyz", layers=2)
-    compiled = step.lower(mesh).compile(compiler_options=step.compiler_options(mesh))
-    assert "sparsecore" in (compiled.as_text() or "").lower()
+    for options, used in (("step", True), ("chip", False)):
+        chosen = dataclasses.replace(step, options=options)
+        compiled = chosen.lower(mesh).compile(compiler_options=chosen.compiler_options(mesh))
+        assert ("sparsecore" in (compiled.as_text() or "").lower()) == used
