@@ -84,6 +84,15 @@ CHAIN_TO_ATTENTION = 1.96
 #   PaLM 62B, v6e:4x4, WS 2D all-reduce:                      64: 195 and 159; 256: 299 and 285
 SPARSE_CORE_AXES = 1
 
+# The least predicted gain, as a fraction, for which the all-gather before w_out of a parallel block is
+# chunked where SparseCores run it: under way before attention, chunks take from the reduce-scatters of
+# the input matrices what overlaps them. PaLM 540B, tpu7x:4x4x4, prefill of 2048 tokens, WS 2D with
+# attention by heads, microseconds a layer without chunks and with them, with the gain predicted:
+#   1 prompt: 593 and 637 (6%); 4 prompts: 2252 and 2149 (19%)
+# (`python -m bench layers --target tpu7x:4x4x4 --phase prefill --compiler_options chip`, libtpu
+# 0.0.50.1).
+OUTPUTS_WORTHWHILE = 0.1
+
 # Embedding and cache -------------------------------------------------------------------------------
 
 # Bytes of the rows of the table that are looked up at a time: they fit the on-chip memory of the

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..ops.einsum_op import EinsumCollective
 from ..ops.feasibility import gathers_into_result
 from ..ops.schedule import Schedule
@@ -13,7 +15,7 @@ from .dots import (
     slice_copy_seconds,
 )
 from .lax_collectives import gather_reduces, move_seconds
-from .torus import all_gather_seconds, all_to_all_seconds
+from .torus import all_gather_seconds, all_to_all_seconds, offloads
 from .workload import Estimate, Workload
 
 # Memory passes over the columns that are written into a result, or sliced from an operand, as a TPU
@@ -48,14 +50,15 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     if op.scatter is not None:
         compute += _exchange_pass_seconds(work, op.scatter)
     if op.scatter is None:
-        exposed = max(0.0, gathers[0] - work.overlap_seconds)
+        exposed = _gathers_exposed(work, gathers, dots, work.overlap_seconds)
     else:
-        exposed = gathers[0] + max(0.0, scatters[-1] - work.overlap_seconds)
+        exposed = _gathers_exposed(work, gathers, dots)
+        exposed += max(0.0, scatters[-1] - work.overlap_seconds)
     return Estimate(
         schedule=schedule,
         compute=compute,
         communication=sum(gathers) + work.rhs_count * sum(scatters),
-        exposed=exposed + _late_seconds(work, dots, gathers, scatters),
+        exposed=exposed + _scatters_exposed(work, dots, scatters),
         memory=work.temporary_bytes,
     )
 
@@ -87,12 +90,55 @@ def _joined_bytes(work: Workload, label: str | None) -> float:
     return 2 * work.full_bytes(gather)
 
 
-def _late_seconds(
-    work: Workload, dots: list[float], gathers: list[float], scatters: list[float]
+def _gathers_exposed(
+    work: Workload, gathers: Sequence[float], dots: Sequence[float], before: float = 0.0
 ) -> float:
-    """Seconds for which dots wait for gathers and scatters that take longer than what they overlap."""
-    count = work.rhs_count
-    late = sum(max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True))
+    """Seconds for which the dots of chunks wait for their all-gathers.
+
+    A gather starts when the one before has arrived, and overlaps with the dot of its chunk. SparseCores
+    start all of them at once, which share the links (chunks of rows on TPU7x, libtpu 0.0.50.1).
+
+    Args:
+      work: the einsum.
+      gathers: seconds of each chunk's all-gather alone.
+      dots: seconds of each chunk's dot.
+      before: seconds of compute that overlap with the first gather.
+    """
+    gather = work.op.gather
+    if gather is None:
+        return 0.0
+    if not offloads(work.chip, "all_gather"):
+        return max(0.0, gathers[0] - before) + sum(
+            max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True)
+        )
+    arrivals = _sharing(gathers, all_gather_seconds(work.chip, work.sides(gather.axes), 0.0))
+    now, exposed = before, 0.0
+    for arrival, dot in zip(arrivals, dots, strict=True):
+        exposed += max(0.0, arrival - now)
+        now = max(now, arrival) + dot
+    return exposed
+
+
+def _sharing(alone: Sequence[float], fixed: float) -> list[float]:
+    """When each of some collectives ends that start at once and share the links in equal parts.
+
+    Args:
+      alone: seconds of each by itself.
+      fixed: seconds of each in which it sends nothing, during which the others do.
+    """
+    sent = last = 0.0
+    ends = [0.0] * len(alone)
+    for done, i in enumerate(sorted(range(len(alone)), key=alone.__getitem__)):
+        sent += (len(alone) - done) * (alone[i] - fixed - last)
+        last = alone[i] - fixed
+        ends[i] = fixed + sent
+    return ends
+
+
+def _scatters_exposed(work: Workload, dots: list[float], scatters: list[float]) -> float:
+    """Seconds for which dots wait for scatters that take longer than the dots that they overlap; those
+    of the last chunk's last result are not counted."""
+    count, late = work.rhs_count, 0.0
     for i, (t, dot) in enumerate(zip(scatters, dots, strict=True)):
         # The scatter of a result overlaps with the dot of the next one: of this chunk, or of the next.
         late += (count - 1) * max(0.0, t - dot / count)
@@ -138,7 +184,7 @@ def _own_shard_first(work: Workload, collective: EinsumCollective, schedule: Sch
         ]
     sides = work.sides(collective.axes)
     gathers = [all_gather_seconds(work.chip, sides, fraction * sent) for fraction in fractions]
-    exposed = sum(max(0.0, t - step) for t, step in zip(gathers, steps[:-1], strict=True))
+    exposed = _gathers_exposed(work, gathers, steps[1:], before=steps[0])
     compute, communication = sum(steps), sum(gathers)
     if op.scatter is not None:
         scatter = work.rhs_count * _exchange_seconds(work, op.scatter)

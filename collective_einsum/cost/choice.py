@@ -16,11 +16,6 @@ WORTHWHILE = 0.015
 # replayed 11% slower; [512, 18432] x [18432, 4608] on v6e, scattered over 4, 8% faster and 12% slower
 # (`python -m bench collectives --full --target v5e:4x4` and v6e:4x4, libtpu 0.0.50.1).
 WORTHWHILE_WIDENED = 0.08
-# The same on chips whose SparseCores run lax's collectives: the compiler combines those of parallel
-# einsums and overlaps them with other ops, which this cost model of one einsum does not see. On TPU7x a
-# decode step of PaLM 540B, batch 64, takes 143 us a layer with lax's own, and 157 us with schedules that
-# were each predicted 16% to 20% faster (`python -m bench layers --target tpu7x:4x4x4`, libtpu 0.0.50.1).
-WORTHWHILE_OFFLOADED = 0.15
 
 # Below the table that a `Choice` prints.
 LEGEND = (

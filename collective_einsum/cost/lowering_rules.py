@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..chips.chip import Chip
 from ..chips.tiles import TILE_LANES, TILE_ROWS
+from .torus import offloads
 
 # A scatter along the lanes stays one where a row of a block has a multiple of these bytes (H11 in
 # docs/compiler.md).
@@ -46,11 +47,12 @@ class Block:
     def laid_out(self, chip: Chip) -> Block:
         """As XLA:TPU lays out the result of a dot whose columns are scattered: transposed, if rows fill
         the lanes of their last tile better than columns do; if both fill them as well, where
-        `Chip.transposes_scatter` says so."""
+        `Chip.transposes_scatter` says so. SparseCores scatter rows alone."""
         if self.along != "columns" or not self.rows:
             return self
         columns, rows = _padding(self.columns), _padding(self.rows)
-        if columns < rows or (columns == rows and not chip.transposes_scatter):
+        stays = columns < rows or (columns == rows and not chip.transposes_scatter)
+        if stays and not offloads(chip, "reduce_scatter"):
             return self
         return dataclasses.replace(self, rows=self.columns, columns=self.rows, along="rows")
 

@@ -15,12 +15,10 @@ from ..ops.schedule import Schedule
 from .candidates import candidates
 from .choice import (
     WORTHWHILE,
-    WORTHWHILE_OFFLOADED,
     WORTHWHILE_WIDENED,
     Choice,
 )
 from .estimate import estimate
-from .torus import offloads
 from .workload import Estimate, ShapedArray, Workload, workload
 
 
@@ -135,6 +133,4 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
     whole = row.schedule.kind == "chunked" and row.schedule.chunks == 1
     if work.widened and not whole:
         return WORTHWHILE_WIDENED
-    if offloads(work.chip, "all_gather"):
-        return WORTHWHILE_OFFLOADED
     return WORTHWHILE

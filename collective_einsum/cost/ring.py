@@ -17,7 +17,7 @@ from .dots import (
     slice_copy_seconds,
 )
 from .lax_collectives import collective_seconds, slice_seconds
-from .torus import all_gather_seconds, hop_seconds, wraps
+from .torus import all_gather_seconds, hop_seconds, offloads, wraps
 from .workload import Estimate, Workload
 
 
@@ -130,9 +130,9 @@ def _hops(
 
     XLA:TPU starts a hop one dot before the hop must have arrived: one dot hides it, however many dots
     there are between two hops; with two streams, two dots; in Hamiltonian rings, the dots of both
-    directions (weights gathered over 4x4 on v5e and v6e). The hops of a scatter's two directions follow
-    one another, each hidden by the other direction's dot (v4, v5p and TPU7x). All seen in schedules of
-    libtpu 0.0.50.1.
+    directions (weights gathered over 4x4 on v5e and v6e), and so where SparseCores run all-gathers
+    (gathers over 4 on TPU7x). The hops of a scatter's two directions follow one another, each hidden by
+    the other direction's dot (v4, v5p and TPU7x). All seen in schedules of libtpu 0.0.50.1.
 
     Args:
       work: the einsum.
@@ -142,6 +142,7 @@ def _hops(
       hop_dots: seconds of a stream's dot of what arrives from each direction.
     """
     time, sending = own_dot * ring.streams, 0.0
+    both_hide = ring.axis is None or offloads(work.chip, "all_gather")
     dot = own_dot
     if ring.collective is work.op.scatter:
         # A scatter's own dot is the last one, which waits for nothing as the first one does.
@@ -166,7 +167,7 @@ def _hops(
         sending += sum(hops)
         dots = [hop_dots[direction] for direction in active]
         time = time + ring.streams * sum(dots)
-        dot = sum(dots) if ring.axis is None else max(dots)
+        dot = sum(dots) if both_hide else max(dots)
     return time, sending
 
 

@@ -15,6 +15,10 @@ from collections.abc import Mapping, Sequence
 
 from ..chips.chip import Chip
 
+# Least bytes of an all-reduce that SparseCores run; they run all-gathers and reduce-scatters of any size
+# (TPU7x, libtpu 0.0.42.1 and 0.0.50.1; `tests/compiler_habits/test_habits.py`).
+OFFLOADED_ALL_REDUCE = 2**16
+
 
 class WithinChips(int):
     """The size of a mesh axis, in devices, that the devices of a chip lie along."""
@@ -64,7 +68,7 @@ def _seconds(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float, kind
     if math.prod(axis_sizes) == 1:
         return 0.0
     sending = _sending(chip, axis_sizes, unsharded_bytes)
-    return sending + _latency(chip, axis_sizes) + _offload(chip, kind)
+    return sending + _latency(chip, axis_sizes) + _offload(chip, kind, unsharded_bytes)
 
 
 def _sending(chip: Chip, axis_sizes: Sequence[int], unsharded_bytes: float) -> float:
@@ -83,7 +87,8 @@ def all_reduce_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: flo
     """Seconds of an all-reduce of `operand_bytes` a chip: a reduce-scatter, then an all-gather, in one
     collective."""
     once = _seconds(chip, axis_sizes, operand_bytes, "all_reduce")
-    return 2 * once - (chip.collective_seconds + _offload(chip, "all_reduce") if once else 0.0)
+    fixed = chip.collective_seconds + _offload(chip, "all_reduce", operand_bytes)
+    return 2 * once - (fixed if once else 0.0)
 
 
 def all_to_all_seconds(chip: Chip, axis_sizes: Sequence[int], operand_bytes: float) -> float:
@@ -194,6 +199,8 @@ def offloads(chip: Chip, kind: str) -> bool:
     return chip.offload_seconds > 0 and kind in chip.asynchronous
 
 
-def _offload(chip: Chip, kind: str) -> float:
-    """The fixed cost of SparseCores, if they run collectives of this kind on the chip."""
+def _offload(chip: Chip, kind: str, unsharded_bytes: float) -> float:
+    """The fixed cost of SparseCores, if they run such a collective on the chip."""
+    if kind == "all_reduce" and unsharded_bytes < OFFLOADED_ALL_REDUCE:
+        return 0.0
     return chip.offload_seconds if offloads(chip, kind) else 0.0

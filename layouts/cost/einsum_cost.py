@@ -63,6 +63,13 @@ def schedule(
     return _choice(item, sizes, chip, overlap_seconds).schedule
 
 
+def gain(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: float = 0.0) -> float:
+    """The predicted gain of that schedule over "blocking", as a fraction."""
+    choice = _choice(item, sizes, chip, overlap_seconds)
+    blocking = next(row for row in choice.rows if row.schedule.kind == "blocking")
+    return blocking.seconds / choice.rows[0].seconds - 1
+
+
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
     """Seconds of an all-gather or a reduce-scatter that overlaps with nothing."""
     return all_gather_seconds(chip, sides(chip, sizes, gather.axes), gather.bytes)

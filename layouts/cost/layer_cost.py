@@ -162,7 +162,8 @@ class _Clocks:
         others = [other for other in self.outputs if item in self.outputs and other is not item]
         if self.on_sparse_cores:
             heads = self.independent.inputs if item.names == HEADS else 0.0
-            return self.independent.outputs if others else heads
+            fixed = self.independent.outputs if others else heads
+            return fixed + (self.independent.w_out if item.names == ("w_o",) else 0.0)
         return sum(einsum_cost.seconds(i, self.sizes, self.served, "none").compute for i in others)
 
     def _transfer(self, item: Transfer) -> float:

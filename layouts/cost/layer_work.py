@@ -231,6 +231,18 @@ def inputs(
     return next(item for item in items if isinstance(item, Einsum))
 
 
+def w_out(
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    where: Placement,
+    sizes: Mapping[str, int],
+    load: Load,
+) -> Einsum:
+    """The einsum of w_out in a parallel block, where weights are stationary."""
+    items = _Layer(config, layout, where, sizes, load).out_of(["w_o", "w_out"])
+    return next(item for item in items if isinstance(item, Einsum) and item.names == ("w_out",))
+
+
 def attention(
     config: ModelConfig,
     layout: FeedForwardLayout,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from collective_einsum.chips import Chip
@@ -36,7 +35,7 @@ def waiting_seconds(
 
     Every axis that shards features takes a reduce-scatter of few bytes, by permutes unless the schedule
     is blocking (`axis_collectives.all_reduce_few`). TPU7x, whose compiler makes lax's asynchronous,
-    all-reduces so few bytes instead, and not on SparseCores. Where no all-gather stands between a norm
+    all-reduces so few bytes instead. Where no all-gather stands between a norm
     and the matmuls, as with replicated tokens, they overlap it: it multiplies their results.
 
     Args:
@@ -53,7 +52,7 @@ def waiting_seconds(
     moments = 1 if config.norm == "rmsnorm" else 2
     seconds_of = ring_gather_seconds if overlap == "auto" else reduce_scatter_seconds
     if offloads(chip, "reduce_scatter"):
-        chip, seconds_of = dataclasses.replace(chip, offload_seconds=0.0), all_reduce_seconds
+        seconds_of = all_reduce_seconds
     seconds = 0.0
     for axis in boundary_axes(layout):
         # One copy of the sums for every chip.

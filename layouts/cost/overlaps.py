@@ -24,12 +24,14 @@ class Independent(NamedTuple):
         SparseCores run; 0 elsewhere.
       outputs: fixed cost that the all-gathers before the two output matrices overlap of each other where
         SparseCores run them; 0 elsewhere.
+      w_out: matmul of w_out, for the all-gather before w_o where SparseCores run it; 0 elsewhere.
     """
 
     attention: float
     exchanges: float = 0.0
     inputs: float = 0.0
     outputs: float = 0.0
+    w_out: float = 0.0
 
 
 def independent(
@@ -39,7 +41,7 @@ def independent(
 
     Args:
       config: the model.
-      items: of attention and of the feedforward's input matrices; others do not count.
+      items: of attention, of the feedforward's input matrices and of w_out; others do not count.
       sizes: of the mesh axes.
       chip: every chip of the mesh, as its compiler serves the program.
     """
@@ -48,14 +50,17 @@ def independent(
     if not on_sparse_cores(chip):
         return Independent(attention)
     moved = [i for i in items if isinstance(i, Transfer) and i.kind == "all-to-all"]
+    last = [i for i in items if isinstance(i, Einsum) and i.names[0] == "w_out"]
+
+    def multiplying(einsums: Iterable[Einsum]) -> float:
+        return sum(einsum_cost.seconds(einsum, sizes, chip, "none").compute for einsum in einsums)
+
     return Independent(
         attention=attention,
         exchanges=sum(transfer_seconds(transfer, sizes, chip) for transfer in moved),
-        inputs=sum(
-            einsum_cost.seconds(einsum, sizes, chip, "none").compute
-            for einsum in input_einsums(config, items)
-        ),
+        inputs=multiplying(input_einsums(config, items)),
         outputs=chip.offload_seconds,
+        w_out=multiplying(last),
     )
 
 

@@ -46,13 +46,13 @@ def parallel(
         columns, inner = project_heads(c, weights, step, inverse, ffn)
         o, new = attend_columns(columns, weights, step, past, prefix)
         h = columns_out(inner, inverse, weights, config, layout, schedules.given)
-        o = o._replace(overlap_seconds=schedules.overlaps.outputs)
-        h = h._replace(overlap_seconds=schedules.overlaps.outputs)
+        o = o._replace(overlap_seconds=schedules.overlaps.w_o)
+        h = h._replace(overlap_seconds=schedules.overlaps.w_out)
         if schedules.feedforward_last:
             first, then = lax.optimization_barrier((o.h, h.h))
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
         terms = [o, h]
-    y = layout.project_out(terms, schedules.projections)
+    y = layout.project_out(terms, schedules.outputs or schedules.projections)
     return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
 
 

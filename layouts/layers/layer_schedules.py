@@ -16,12 +16,13 @@ class Overlaps:
     Attributes:
       heads: for the last reduce-scatter of q, k and v where they are projected by themselves.
       inputs: for the last reduce-scatter of the feedforward's input matrices.
-      outputs: for the all-gather before each output matrix.
+      w_o, w_out: for the all-gather before each of these matrices.
     """
 
     heads: float = 0.0
     inputs: float = 0.0
-    outputs: float = 0.0
+    w_o: float = 0.0
+    w_out: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class LayerSchedules:
       given: what the caller asked for, such as "auto"; that of collectives which no field below names.
       projections: the schedule of `project_in` and `project_out`; `given`, or "blocking" where the
         compiler overlaps full all-gathers of weights with the matmuls before.
+      outputs: the schedule of a parallel block's `project_out`; None if it is `projections`.
       weight_ring: the ring in which a weight-gathered feedforward's weights arrive while it
         multiplies; None where each weight is gathered in full before its matmul.
       splits_d_ff: whether the feedforward is computed in two fractions of d_ff, whose collectives
@@ -43,6 +45,7 @@ class LayerSchedules:
 
     given: ScheduleLike
     projections: ScheduleLike
+    outputs: ScheduleLike | None = None
     weight_ring: ce.Schedule | None = None
     splits_d_ff: bool = False
     overlaps: Overlaps = Overlaps()

@@ -14,7 +14,7 @@ from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import on_sparse_cores
 from ..cost.layer_items import ACTIVATION_BYTES, Load, gathered_weight
-from ..cost.layer_work import attention, inputs
+from ..cost.layer_work import attention, inputs, w_out
 from ..cost.overlaps import independent
 from ..layers.layer_schedules import LayerSchedules, Overlaps
 from ..layers.streamed_feedforward import gathered_columns
@@ -98,6 +98,7 @@ def parallel_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedule
     overlaps = _overlaps(case, load)
     return dataclasses.replace(
         schedules,
+        outputs="blocking" if _leaves_outputs(case, load, overlaps) else None,
         overlaps=overlaps,
         feedforward_last=_feedforward_last(case, load, overlaps.inputs),
     )
@@ -194,18 +195,33 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
 
     Where SparseCores run lax's all-gathers and reduce-scatters, the latter overlap what does not depend
     on them, attention with its all-to-alls among that; and the all-gathers before the two output
-    matrices overlap each other's fixed cost. Those of many tokens overlap no more: in a prefill of
-    4 x 2048 tokens of PaLM 540B on tpu7x:4x4x4, a layer takes 2252 us with lax's own and 2145 us where
-    w_out's is chunked (libtpu 0.0.50.1). Elsewhere, attention overlaps an all-to-all, in layouts that
-    are token-sharded. None is counted where the schedule is given.
+    matrices overlap each other's fixed cost, that before w_o also the matmul of w_out. Elsewhere,
+    attention overlaps an all-to-all, in layouts that are token-sharded. None is counted where the
+    schedule is given.
     """
     chip, where = case.chip, case.placement
     exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
     if not case.auto or where is None or not (exchanged or on_sparse_cores(chip)):
         return Overlaps()
     layer = (case.config, case.layout, where, case.sizes, load)
-    work = independent(case.config, (*attention(*layer), inputs(*layer)), case.sizes, chip)
-    return Overlaps(heads=work.inputs, inputs=work.attention + work.exchanges, outputs=work.outputs)
+    items = (*attention(*layer), inputs(*layer), w_out(*layer))
+    work = independent(case.config, items, case.sizes, chip)
+    return Overlaps(
+        heads=work.inputs,
+        inputs=work.attention + work.exchanges,
+        w_o=work.outputs + work.w_out,
+        w_out=work.outputs,
+    )
+
+
+def _leaves_outputs(case: LayerSizes, load: Load, overlaps: Overlaps) -> bool:
+    """Whether SparseCores gather before the output matrices of a parallel block without chunks: those of
+    w_out gain less than `tuning.OUTPUTS_WORTHWHILE`."""
+    where, sizes, chip = case.placement, case.sizes, case.chip
+    if not case.auto or where is None or not on_sparse_cores(chip):
+        return False
+    einsum = w_out(case.config, case.layout, where, sizes, load)
+    return einsum_cost.gain(einsum, sizes, chip, overlaps.w_out) < tuning.OUTPUTS_WORTHWHILE
 
 
 def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> bool:

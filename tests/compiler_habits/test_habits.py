@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import collective_einsum as ce
+from collective_einsum.cost.torus import OFFLOADED_ALL_REDUCE
 from collective_einsum.ruler.compile import target
 
 pytestmark = pytest.mark.tpu
@@ -271,3 +272,21 @@ def test_h14_tpu7x_copies_the_weights_of_a_loop_into_taller_tiles() -> None:
     copied = re.compile(r"bf16\[4,4608,4608\]\{2,1,0:T\(16,128\)")
     assert copied.search(plain)
     assert not copied.search(ours)
+
+
+@pytest.mark.parametrize(("columns", "offloaded"), [(3072, False), (4096, True)])
+def test_h15_sparse_cores_leave_small_all_reduces_alone(columns: int, offloaded: bool) -> None:
+    """8 rows of bfloat16: 48 and 64 KiB."""
+
+    def summed(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.psum(x @ w, "x")
+
+    def compiled_for(slice_: str) -> str:
+        mapped = jax.shard_map(
+            summed, mesh=slice_mesh(slice_), in_specs=WHOLE, out_specs=WHOLE, check_vma=False
+        )
+        return compiled_on(slice_, mapped, ((8, 1024), BF16), ((1024, columns), BF16))
+
+    program = compiled_for("tpu7x:2x2x1")
+    assert ('async_execution_thread="sparsecore"' in program) == offloaded
+    assert (8 * columns * 2 >= OFFLOADED_ALL_REDUCE) == offloaded

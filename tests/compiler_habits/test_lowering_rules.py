@@ -16,7 +16,7 @@ import collective_einsum as ce
 from collective_einsum.cost.lowering_rules import RULES, Block, lowering_rule
 from collective_einsum.ruler.compile import target
 
-CHIPS = {"v4:4x4x4": ce.TPU_V4, "v6e:4x4": ce.TPU_V6E}
+CHIPS = {"v4:4x4x4": ce.TPU_V4, "v6e:4x4": ce.TPU_V6E, "tpu7x:4x4x4": ce.TPU_7X}
 CONTRACTED = 128
 
 
@@ -48,8 +48,7 @@ class Shape(NamedTuple):
     def compiled(self) -> set[str]:
         """The collectives of the compiled program."""
         slice_ = target(self.slice_)
-        sides = tuple(int(side) for side in self.slice_.partition(":")[2].split("x"))
-        mesh = slice_.mesh(sides, ("x", "y", "z")[: len(sides)])
+        mesh = slice_.mesh(slice_.sides, ("x", "y", "z")[: len(slice_.sides)])
         dim, n = int(self.along == "columns"), 4 ** len(self.axes)
 
         def gather(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -119,6 +118,18 @@ def test_columns_that_pad_more_than_rows_are_scattered_as_rows(rows: int, column
     assert shape.rule() == (
         "" if kept else "scatter of lanes" if rows < 100 else "scatter of an odd number of tiles"
     )
+    assert shape.compiled() == ({"reduce-scatter"} if kept else {"all-reduce"})
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    ("rows", "columns", "kept"),
+    [(8, 576, True), (64, 1152, True), (8, 264, False), (64, 264, False), (512, 260, False)],
+)
+def test_sparse_cores_scatter_rows(rows: int, columns: int, kept: bool) -> None:
+    """Whatever pads less: [576, 8] is an even number of tiles, [264, 8] an odd one, [260, 512] none."""
+    shape = Shape("reduce_scatter", rows, columns, slice_="tpu7x:4x4x4")
+    assert (shape.rule() == "") == kept
     assert shape.compiled() == ({"reduce-scatter"} if kept else {"all-reduce"})
 
 
