@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import Schedule
+from tests.products import sampled
 
 from .oracle import Case, MeshOf, hlo, ours, schedules, shard, torus_schedules
 
@@ -46,8 +47,7 @@ def run(case: Case, names: tuple[str, ...], schedule: Any, lhs: Any, rhs: Any) -
     return ours(case, lhs, rhs, names, schedule=schedule)
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "place"), sampled(CASES, PLACES), ids=str)
 def test_every_schedule_lowers_under_x64(mesh_of: MeshOf, case: Case, place: Any) -> None:
     shape, axes, names = place
     mesh, n = mesh_of(shape, axes), int(np.prod(shape))
@@ -59,8 +59,7 @@ def test_every_schedule_lowers_under_x64(mesh_of: MeshOf, case: Case, place: Any
         assert not re.search(r"\dxf64", text), schedule
 
 
-@pytest.mark.parametrize("schedule", RINGS, ids=str)
-@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize(("schedule", "place"), sampled(RINGS, PLACES), ids=str)
 def test_collectives_and_folds_lower_under_x64(mesh_of: MeshOf, place: Any, schedule: Any) -> None:
     shape, axes, names = place
     mesh, n = mesh_of(shape, axes), int(np.prod(shape))

@@ -142,7 +142,9 @@ def test_default_plans(mesh_of: Any, batch: int) -> None:
     check(found, expected(config, batch))
 
 
-@pytest.mark.parametrize("place", range(0, len(PAIRS), 3))
+@pytest.mark.parametrize(
+    "place", mostly_exhaustive(range(0, len(PAIRS), 3), range(0, len(PAIRS), 6))
+)
 def test_named_plans(mesh_of: Any, place: int) -> None:
     """Pairs of layouts in turn, on meshes and with batches in turn."""
     shape, batch = MESHES[place // 3 % 4], 1 + place % 8

@@ -21,6 +21,7 @@ from layouts.models.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, Mode
 from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
 from layouts.models.params import init
 from layouts.partitionings.param_specs import block_specs
+from tests.products import sampled
 
 from .models import name
 
@@ -82,8 +83,9 @@ def attended(
     return reference.project(o.reshape(*o.shape[:2], -1), p, "o")
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("config", [TINY_GROUPED, TINY_MULTIHEAD], ids=name)
+@pytest.mark.parametrize(
+    ("plan", "config"), sampled(PLANS, [TINY_GROUPED, TINY_MULTIHEAD]), ids=name
+)
 def test_attention(mesh_of: Any, config: Any, plan: Any) -> None:
     p, x, past = one_layer(config), draw(0, B, T, config.d_model), past_of(config)
     y, (new_k, _) = call(layouts.attention, mesh_of, config, plan)(x, p, LENGTHS, past)
@@ -101,8 +103,9 @@ def test_parallel_block(mesh_of: Any, plan: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("much", [tuning.CHAIN_TO_ATTENTION, 0.0])
-@pytest.mark.parametrize("plan", PLANS[2:4] + PLANS[5:], ids=str)
+@pytest.mark.parametrize(
+    ("plan", "much"), sampled(PLANS[2:4] + PLANS[5:], [tuning.CHAIN_TO_ATTENTION, 0.0]), ids=str
+)
 def test_parallel_block_as_compiled_under_options(
     mesh_of: Any, plan: Any, much: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
