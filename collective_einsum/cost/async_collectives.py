@@ -49,10 +49,9 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
         compute += len(dots) * work.chip.hbm_fill_seconds
     if op.scatter is not None:
         compute += _exchange_pass_seconds(work, op.scatter)
-    if op.scatter is None:
-        exposed = _gathers_exposed(work, gathers, dots, work.overlap_seconds)
-    else:
-        exposed = _gathers_exposed(work, gathers, dots)
+    before = work.overlap_seconds if op.scatter is None else 0.0
+    exposed = _gathers_exposed(work, gathers, dots, before)
+    if op.scatter is not None:
         exposed += max(0.0, scatters[-1] - work.overlap_seconds)
     return Estimate(
         schedule=schedule,
@@ -91,12 +90,13 @@ def _joined_bytes(work: Workload, label: str | None) -> float:
 
 
 def _gathers_exposed(
-    work: Workload, gathers: Sequence[float], dots: Sequence[float], before: float = 0.0
+    work: Workload, gathers: Sequence[float], dots: Sequence[float], before: float
 ) -> float:
     """Seconds for which the dots of chunks wait for their all-gathers.
 
-    A gather starts when the one before has arrived, and overlaps with the dot of its chunk. SparseCores
-    start all of them at once, which share the links (chunks of rows on TPU7x, libtpu 0.0.50.1).
+    A gather starts when the one before has arrived, and overlaps with the dot of that one's chunk.
+    SparseCores start all of them at once, which share the links (chunks of rows on TPU7x, libtpu
+    0.0.50.1).
 
     Args:
       work: the einsum.

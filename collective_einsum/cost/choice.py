@@ -46,10 +46,14 @@ class Choice(Shown):
         return self.rows[0].schedule
 
     @property
+    def blocking(self) -> Estimate:
+        """The estimate of "blocking", which is always among them."""
+        return next(row for row in self.rows if row.schedule.kind == "blocking")
+
+    @property
     def reason(self) -> str:
         """The reason of the choice, in a sentence."""
-        best = self.rows[0]
-        blocking = next(row for row in self.rows if row.schedule.kind == "blocking")
+        best, blocking = self.rows[0], self.blocking
         fastest = min(self.rows, key=lambda row: row.seconds)
         if best is blocking and fastest is blocking:
             return "no schedule hides more communication than its extra dots and memory passes cost"

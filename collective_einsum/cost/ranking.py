@@ -13,11 +13,7 @@ from ..chips.chip import Chip
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .candidates import candidates
-from .choice import (
-    WORTHWHILE,
-    WORTHWHILE_WIDENED,
-    Choice,
-)
+from .choice import WORTHWHILE, WORTHWHILE_WIDENED, Choice
 from .estimate import estimate
 from .workload import Estimate, ShapedArray, Workload, workload
 

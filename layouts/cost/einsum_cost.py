@@ -66,8 +66,7 @@ def schedule(
 def gain(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: float = 0.0) -> float:
     """The predicted gain of that schedule over "blocking", as a fraction."""
     choice = _choice(item, sizes, chip, overlap_seconds)
-    blocking = next(row for row in choice.rows if row.schedule.kind == "blocking")
-    return blocking.seconds / choice.rows[0].seconds - 1
+    return choice.blocking.seconds / choice.rows[0].seconds - 1
 
 
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:

@@ -30,7 +30,17 @@ from .layer_items import (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
+class Layer:
+    """One layer on each chip, whose methods give parts of its work; see `layer_work`.
+
+    Attributes:
+      config: the model.
+      layout: the feedforward's, which is also that of attention's projections.
+      placement: where attention happens.
+      sizes: of the mesh axes x, y and z.
+      load: the workload of the step.
+    """
+
     config: ModelConfig
     layout: FeedForwardLayout
     placement: Placement
@@ -218,40 +228,15 @@ class _Layer:
         elif back:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
 
+    def input_einsum(self) -> Einsum:
+        """The einsum of the feedforward's input matrices, where weights are stationary."""
+        items = self.into(self.config.input_names)
+        return next(item for item in items if isinstance(item, Einsum))
 
-def inputs(
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    where: Placement,
-    sizes: Mapping[str, int],
-    load: Load,
-) -> Einsum:
-    """The einsum of the feedforward's input matrices, where weights are stationary."""
-    items = _Layer(config, layout, where, sizes, load).into(config.input_names)
-    return next(item for item in items if isinstance(item, Einsum))
-
-
-def w_out(
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    where: Placement,
-    sizes: Mapping[str, int],
-    load: Load,
-) -> Einsum:
-    """The einsum of w_out in a parallel block, where weights are stationary."""
-    items = _Layer(config, layout, where, sizes, load).out_of(["w_o", "w_out"])
-    return next(item for item in items if isinstance(item, Einsum) and item.names == ("w_out",))
-
-
-def attention(
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    where: Placement,
-    sizes: Mapping[str, int],
-    load: Load,
-) -> tuple[Item, ...]:
-    """Attention, and the collectives to it and back."""
-    return tuple(_Layer(config, layout, where, sizes, load).attention())
+    def w_out_einsum(self) -> Einsum:
+        """The einsum of w_out in a parallel block, where weights are stationary."""
+        items = self.out_of(["w_o", "w_out"])
+        return next(i for i in items if isinstance(i, Einsum) and i.names == ("w_out",))
 
 
 def layer_work(
@@ -270,7 +255,7 @@ def layer_work(
     """
     config, plan = as_config(config), as_plan(plan)
     where = place(config, plan.feedforward, plan.attention, sizes)
-    layer = _Layer(config, plan.feedforward, where, sizes, load)
+    layer = Layer(config, plan.feedforward, where, sizes, load)
     heads = ["w_q", "w_kv"]
     ffn = config.input_names
     if config.block == "serial":

@@ -35,8 +35,8 @@ def waiting_seconds(
 
     Every axis that shards features takes a reduce-scatter of few bytes, by permutes unless the schedule
     is blocking (`axis_collectives.all_reduce_few`). TPU7x, whose compiler makes lax's asynchronous,
-    all-reduces so few bytes instead. Where no all-gather stands between a norm
-    and the matmuls, as with replicated tokens, they overlap it: it multiplies their results.
+    all-reduces so few bytes instead. Where no all-gather stands between a norm and the matmuls, as with
+    replicated tokens, they overlap it: it multiplies their results.
 
     Args:
       config: the model, for its number of norms.

@@ -14,7 +14,7 @@ from .. import tuning
 from ..cost import einsum_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import on_sparse_cores
 from ..cost.layer_items import ACTIVATION_BYTES, Load, gathered_weight
-from ..cost.layer_work import attention, inputs, w_out
+from ..cost.layer_work import Layer
 from ..cost.overlaps import independent
 from ..layers.layer_schedules import LayerSchedules, Overlaps
 from ..layers.streamed_feedforward import gathered_columns
@@ -203,8 +203,8 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
     if not case.auto or where is None or not (exchanged or on_sparse_cores(chip)):
         return Overlaps()
-    layer = (case.config, case.layout, where, case.sizes, load)
-    items = (*attention(*layer), inputs(*layer), w_out(*layer))
+    layer = Layer(case.config, case.layout, where, case.sizes, load)
+    items = (*layer.attention(), layer.input_einsum(), layer.w_out_einsum())
     work = independent(case.config, items, case.sizes, chip)
     return Overlaps(
         heads=work.inputs,
@@ -220,7 +220,7 @@ def _leaves_outputs(case: LayerSizes, load: Load, overlaps: Overlaps) -> bool:
     where, sizes, chip = case.placement, case.sizes, case.chip
     if not case.auto or where is None or not on_sparse_cores(chip):
         return False
-    einsum = w_out(case.config, case.layout, where, sizes, load)
+    einsum = Layer(case.config, case.layout, where, sizes, load).w_out_einsum()
     return einsum_cost.gain(einsum, sizes, chip, overlaps.w_out) < tuning.OUTPUTS_WORTHWHILE
 
 
@@ -246,5 +246,5 @@ def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> b
     if chain < tuning.CHAIN_TO_ATTENTION * overlap_seconds:
         return False
     assert case.placement is not None
-    einsum = inputs(config, case.layout, case.placement, sizes, load)
+    einsum = Layer(config, case.layout, case.placement, sizes, load).input_einsum()
     return einsum_cost.schedule(einsum, sizes, chip, overlap_seconds).direction == "async"

@@ -281,12 +281,8 @@ def test_h15_sparse_cores_leave_small_all_reduces_alone(columns: int, offloaded:
     def summed(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.psum(x @ w, "x")
 
-    def compiled_for(slice_: str) -> str:
-        mapped = jax.shard_map(
-            summed, mesh=slice_mesh(slice_), in_specs=WHOLE, out_specs=WHOLE, check_vma=False
-        )
-        return compiled_on(slice_, mapped, ((8, 1024), BF16), ((1024, columns), BF16))
-
-    program = compiled_for("tpu7x:2x2x1")
+    mesh = slice_mesh("tpu7x:2x2x1")
+    mapped = jax.shard_map(summed, mesh=mesh, in_specs=WHOLE, out_specs=WHOLE, check_vma=False)
+    program = compiled_on("tpu7x:2x2x1", mapped, ((8, 1024), BF16), ((1024, columns), BF16))
     assert ('async_execution_thread="sparsecore"' in program) == offloaded
     assert (8 * columns * 2 >= OFFLOADED_ALL_REDUCE) == offloaded

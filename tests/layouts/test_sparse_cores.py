@@ -52,7 +52,8 @@ def test_many_tokens_gather_before_w_out_in_chunks(prompts: int, chunks: set[str
 def _overlapped(phase: Phase, mesh: Mesh) -> set[str]:
     """The functions that a step calls with schedules other than "blocking", by their scopes."""
     text = phase.lower(mesh).as_text(debug_info=True).replace("\\'", "'")
-    scopes = re.findall(r"[a-z_]{3,30}/[a-z_]{3,30}\[[a-z0-9 +,']{3,60}\]", text)
+    scopes = set(re.findall(r"[\"/]([a-z_]+/[a-z_]+\[[^\]]+\])", text))
+    assert len(scopes) > 3
     return {scope for scope in scopes if not scope.endswith("[blocking]")}
 
 
