@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import collective_einsum as ce
-from bench.calibration.programs import DEVICES, LAYERS, lower_einsums, on_every_device
+from bench.calibration.programs import DEVICES, LAYERS, lower_einsums, on_every_device, scaled
 from collective_einsum.chips import Chip, DotObservation, Scattered, peak_flops
 from collective_einsum.ruler.compile import Target
 from collective_einsum.ruler.replay import dot_cycles
@@ -157,6 +157,7 @@ def dots(chip: Chip) -> list[Dot]:
     ]
     kinds.extend((NARROW_SIZES, dtypes, False, "") for dtypes in NARROW)
     # The chunks of int8 weights that a ring's dots slice are widened in other code.
+    kinds.append((NARROW_RING_SIZES, NARROW[0], True, ""))
     kinds.append((NARROW_RING_SIZES, NARROW[0], False, "ring"))
     if chip.fp8_flops:
         kinds.append((NARROW_SIZES, FP8, False, ""))
@@ -177,13 +178,11 @@ def dots(chip: Chip) -> list[Dot]:
 
 def _ring(x: jax.Array, w: jax.Array) -> jax.Array:
     return ce.all_gather_einsum(
-        "me,ef->mf", x, w, axis_name="x", gather="e", schedule="unidirectional"
+        "me,ef->mf", x, scaled(x, w), axis_name="x", gather="e", schedule="unidirectional"
     )
 
 
 def _scattered(schedule: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    scaled = w.dtype.itemsize < x.dtype.itemsize
-    weights = ce.Quantized(w, jnp.ones((1, w.shape[1]), jnp.float32)) if scaled else w
     return ce.einsum_reduce_scatter(
-        "me,ef->mf", x, weights, axis_name="x", scatter="f", schedule=schedule
+        "me,ef->mf", x, scaled(x, w), axis_name="x", scatter="f", schedule=schedule
     )

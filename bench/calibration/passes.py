@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 import collective_einsum as ce
-from bench.calibration.programs import DEVICES, LAYERS, lower_einsums, mesh_of
+from bench.calibration.programs import DEVICES, LAYERS, lower_einsums, mesh_of, scaled
 from collective_einsum.chips import PassKind, PassObservation
 from collective_einsum.ruler.compile import Target
-from collective_einsum.ruler.replay import replay
+from collective_einsum.ruler.replay import Timeline, replay
 
 _ROWS = (8, 64, 512, 2048)
 _CONTRACTED = 1152
@@ -37,8 +37,10 @@ class Pass:
     rows: int
     columns: int
 
-    # Its cycles are the compiler's estimate: no bundles are counted.
-    is_narrow = False
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it moves elements of less than 16 bits, so that its bundles are counted."""
+        return self.kind == "copy int8"
 
     def lower(self, slice_: Target) -> jax.stages.Lowered:
         """The program: a loop over a stack of weights, with one einsum each."""
@@ -51,20 +53,32 @@ class Pass:
         timeline = replay(text, mesh_of(slice_))
         times = LAYERS * (DEVICES - 1 if self.kind == "add" else 1)
         seconds = (timeline.compute_seconds - timeline.dot_seconds) / times
-        found = re.search(r"\b(reduce-scatter|all-reduce)(-start)?\(", text)
         return PassObservation(
             **vars(self),
             bytes=self._bytes,
             cycles=max(1, round(seconds * chip.clock_hz)),
-            lowered=found[1] if found and self.kind == "slice" else "",
+            source="bundles" if self.is_narrow else "estimate",
+            lowered=self._lowered(timeline, text),
         )
+
+    def _lowered(self, timeline: Timeline, text: str) -> str:
+        """What the compiler made of lax's collective, or when it copies."""
+        if self.kind == "slice":
+            found = re.search(r"\b(reduce-scatter|all-reduce)(-start)?\(", text)
+            return found[1] if found else ""
+        if self.kind != "copy int8":
+            return ""
+        passes = [e for e in timeline.events if e.row == "compute" and e.kind != "dot"]
+        copy = max(passes, key=lambda event: event.seconds)
+        hops = [event for event in timeline.events if event.kind == "permute"]
+        during = any(hop.start <= copy.start < hop.start + hop.seconds for hop in hops)
+        return "during a hop" if during else ""
 
     def _einsum(self, x: jax.Array, w: jax.Array) -> jax.Array:
         schedule = _SCHEDULES[self.kind]
         if self.kind == "copy int8":
-            scaled = ce.Quantized(w, jnp.ones((1, self.columns), jnp.float32))
             return ce.all_gather_einsum(
-                "me,ef->mf", x, scaled, axis_name="x", gather="e", schedule=schedule
+                "me,ef->mf", x, scaled(x, w), axis_name="x", gather="e", schedule=schedule
             )
         return ce.einsum_reduce_scatter(
             "me,ef->mf", x, w, axis_name="x", scatter="f", schedule=schedule

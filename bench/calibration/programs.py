@@ -32,6 +32,12 @@ def on_every_device(slice_: Target, array: jax.ShapeDtypeStruct) -> jax.ShapeDty
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
+def scaled(x: jax.Array, w: jax.Array) -> jax.Array | ce.Quantized:
+    """The weights [contracted, columns], with a scale for each column where they are narrower than x."""
+    narrow = w.dtype.itemsize < x.dtype.itemsize
+    return ce.Quantized(w, jnp.ones((1, w.shape[1]), jnp.float32)) if narrow else w
+
+
 def lower_einsums(
     einsum: Callable[[jax.Array, jax.Array], jax.Array],
     slice_: Target,

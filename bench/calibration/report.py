@@ -52,7 +52,7 @@ def print_observations(observations: Observations) -> str:
         ),
         "",
         table(
-            ("pass", "array", "MB", "us", "GB/s"),
+            ("pass", "array", "MB", "us", "GB/s", "source"),
             (_pass_cells(observations, one) for one in observations.passes),
         ),
         "",
@@ -60,8 +60,10 @@ def print_observations(observations: Observations) -> str:
             {
                 **_PASSES,
                 "array": "rows and columns, which four devices split",
-                "us": "by the compiler's own cycles, whatever the table above shows",
+                "us": "predicted by the compiler, also where dots were timed",
                 "GB/s": "bytes over us",
+                "source": "bundles: those that it issues, with its HBM bytes; estimate: the compiler's "
+                "cycles",
             }
         ),
         "",
@@ -89,6 +91,7 @@ def _pass_cells(observations: Observations, one: PassObservation) -> tuple[str, 
         f"{one.bytes / 1e6:.2f}",
         f"{seconds * 1e6:.2f}",
         f"{one.bytes / seconds / 1e9:.0f}",
+        one.source,
     )
 
 

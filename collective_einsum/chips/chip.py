@@ -97,6 +97,13 @@ class Chip(CompilerHabits):
         passes = memory_passes(self.observed)
         return passes is not None and passes.transposes_scatter
 
+    @property
+    def copies_during_hop(self) -> bool:
+        """Whether the compiler copies int8 weights for a ring's dots while its first hop is under way; see
+        `MemoryPasses`."""
+        passes = memory_passes(self.observed)
+        return passes is not None and passes.copies_during_hop
+
     def pass_seconds(self, kind: PassKind, size: float, arrays: float = 1) -> float:
         """Seconds of a memory pass over arrays of `size` bytes in all, as `PassObservation` names and
         counts them; 0.0 for a chip whose compiler was not observed."""

@@ -24,11 +24,14 @@ class MemoryPasses:
       transposes_scatter: whether the compiler, where the rows of a dot's result fill their tiles as well
         as its columns do, transposes it and scatters it; if not, it makes an all-reduce and a slice,
         which move twice the bytes.
+      copies_during_hop: whether int8 weights are copied for a ring's dots while its first hop is under
+        way; if not, before it.
     """
 
     bandwidth: float
     points: Mapping[PassKind, tuple[tuple[float, float], ...]]
     transposes_scatter: bool
+    copies_during_hop: bool
 
     def seconds(self, kind: PassKind, size: float, arrays: float = 1) -> float:
         """Seconds of a pass over arrays of `size` bytes in all: linear between observed sizes, and
@@ -61,6 +64,7 @@ def memory_passes(name: str) -> MemoryPasses | None:
         bandwidth=largest / seconds,
         points={kind: tuple(sorted(points)) for kind, points in by_kind.items()},
         transposes_scatter=any(map(_scatters_full_rows, found.passes)),
+        copies_during_hop=any(one.lowered == "during a hop" for one in found.passes),
     )
 
 

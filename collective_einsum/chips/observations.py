@@ -74,9 +74,11 @@ class PassObservation:
       kind: one of these.
       rows, columns: sizes of the array.
       bytes: bytes of the array; of "add" and "add halves", all that are read and written.
-      cycles: clock cycles, by the compiler's own `estimated_cycles`.
-      lowered: what the compiler made of lax's collective: "all-reduce", "reduce-scatter", or "" where
-        the program has none.
+      cycles: clock cycles that it takes.
+      source: as a dot's; never "measured".
+      lowered: what the compiler made of it: of lax's collective in "slice" an "all-reduce" or a
+        "reduce-scatter"; of "copy int8" whether weights are copied "during a hop", the ring's first, or
+        before it, ""; "" for all others.
     """
 
     kind: PassKind
@@ -84,6 +86,7 @@ class PassObservation:
     columns: int
     bytes: int
     cycles: int
+    source: Source
     lowered: str = ""
 
 

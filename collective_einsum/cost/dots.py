@@ -26,6 +26,7 @@ from .workload import Fractions, Workload
 # [512,4608] x [4608,18432] in 4 on v6e: one sum of 36 MiB stays; of two, one goes through HBM
 # (libtpu 0.0.50.1).
 SUMS_IN_VMEM = 0.5
+_BF16 = jnp.dtype(jnp.bfloat16)
 # Sizes of a large dot, beyond all that are observed.
 _LARGE = 2**15
 
@@ -145,6 +146,9 @@ def finishing_seconds(work: Workload, fractions: Fractions) -> float:
     last = work_dot(work, fractions)
     if not last.adds:
         return 0.0
+    if min(last.lhs.itemsize, last.rhs.itemsize) < 2:
+        # Whole, narrow weights are widened in other code: what a result of 16 bits takes is compared.
+        last = dataclasses.replace(last, lhs=_BF16, rhs=_BF16)
     writes = dataclasses.replace(last, adds=False)
     longer = matmul_seconds(work.chip, writes) - matmul_seconds(work.chip, last)
     return max(0.0, longer) * work.rhs_count

@@ -65,13 +65,14 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
         direction: dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))
         for direction in ring.directions
     }
-    time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots)
+    copied = collective.label in op.rhs[:-1]
+    copying = slice_copy_seconds(work) if copied else 0.0
+    early = copying if collective is op.gather and work.chip.copies_during_hop else 0.0
+    time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots, early)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
     compute = ring.streams * dots
     finishing = finishing_seconds(work, ring.own)
     compute, time = compute + finishing, time + finishing
-    copied = collective.label in op.rhs[:-1]
-    copying = slice_copy_seconds(work) if copied else 0.0
     # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
     overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous
     hidden = copying if overlaps else 0.0
@@ -125,6 +126,7 @@ def _hops(
     shard_bytes: float,
     own_dot: float,
     hop_dots: Mapping[RingDirection, float],
+    copying: float,
 ) -> tuple[float, float]:
     """Seconds of a ring with its dots, hop by hop, and seconds during which its links send.
 
@@ -140,6 +142,8 @@ def _hops(
       shard_bytes: bytes that each device sends in a hop, over all streams, of full shards.
       own_dot: seconds of a stream's dot of the device's own shard.
       hop_dots: seconds of a stream's dot of what arrives from each direction.
+      copying: seconds for which weights are copied while the first hop is under way; not in the first
+        result.
     """
     time, sending = own_dot * ring.streams, 0.0
     both_hide = ring.axis is None or offloads(work.chip, "all_gather")
@@ -160,6 +164,7 @@ def _hops(
         if hop == 1:
             # A scatter's last hops: the own dot hides that of one direction.
             hiding[1:] = [hop_dots[direction] for direction in active[1 : len(hops)]]
+            hiding[0] += copying / ring.streams
         time += sum(
             max(0.0, seconds - ring.streams * hider)
             for seconds, hider in zip(hops, hiding, strict=True)
