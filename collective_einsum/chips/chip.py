@@ -99,8 +99,8 @@ class Chip(CompilerHabits):
 
     @property
     def copies_during_hop(self) -> bool:
-        """Whether the compiler copies int8 weights for a ring's dots while its first hop is under way; see
-        `MemoryPasses`."""
+        """Whether the compiler copies int8 weights for a ring's dots while its first hop is under way;
+        see `MemoryPasses`."""
         passes = memory_passes(self.observed)
         return passes is not None and passes.copies_during_hop
 

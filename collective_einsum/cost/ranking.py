@@ -126,7 +126,11 @@ def _rank(
 
 def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
-    whole = row.schedule.kind == "chunked" and row.schedule.chunks == 1
-    if work.widened and not whole:
+    schedule, gather = row.schedule, work.op.gather
+    whole = schedule.kind == "chunked" and schedule.chunks == 1
+    # Dots of whole shards that add to a sum were observed, and the copy of the weights before them.
+    sums = gather is not None and gather.label not in work.op.out
+    shards = schedule.kind == "ring" and schedule.direction != "bidirectional"
+    if work.widened and not whole and not (sums and shards):
         return WORTHWHILE_WIDENED
     return WORTHWHILE

@@ -10,7 +10,7 @@ import pytest
 
 import collective_einsum as ce
 from bench.einsum_suite import measure
-from bench.einsum_suite.cases import Case, mesh_of
+from bench.einsum_suite.cases import BY_OPTIONS, Case, mesh_of
 from bench.einsum_suite.measure import Row, Task, measure_all
 from collective_einsum.ruler.compile import target
 from collective_einsum.ruler.compile.program_cache import Cache
@@ -100,3 +100,19 @@ def test_int8_weights_are_charged_the_bundles_that_they_issue(tmp_path: Path) ->
     # A weight of a scanned stack is widened on the vector units, and takes longer than estimated.
     assert by_estimates < 0.9 * narrow.dot_seconds
     assert replay(program.text, mesh).dot_seconds / case.layers == narrow.dot_seconds
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    ("slice_", "rows"), [("v4:4x4x4", 512), ("v5e:4x4", 512), ("v6e:4x4", 64), ("tpu7x:4x4x4", 64)]
+)
+def test_rings_over_int8_weights_are_chosen_where_they_are_faster(
+    tmp_path: Path, slice_: str, rows: int
+) -> None:
+    """Their weights are copied, on most chips while the first hop is under way."""
+    case = Case("gather x, W_out", rows, "int8")
+    tasks = [Task(case, schedule, slice_) for schedule in ("latency", BY_OPTIONS, "auto")]
+    ring, blocking, auto = (row for _, row in sorted(measure_all(tasks, tmp_path, workers=1)))
+    assert ring.modelled_seconds == pytest.approx(ring.total_seconds, rel=0.15)
+    assert auto.total_seconds == min(ring.total_seconds, blocking.total_seconds)
+    assert (auto.total_seconds == ring.total_seconds) == (slice_ != "v6e:4x4")

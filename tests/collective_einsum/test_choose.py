@@ -84,7 +84,8 @@ def test_faster_links_leave_less_exposed() -> None:
 
 
 def test_chunks_of_columns_copy_int8_weights() -> None:
-    """The compiler copies each of these matrices out of a stack in 141 us; bf16 ones it does not."""
+    """The compiler copies each of these matrices out of a stack, in 25.5 us by the bundles of libtpu
+    0.0.50.1; bf16 ones it does not."""
     x, w = (
         jax.ShapeDtypeStruct((256, 4608), jnp.bfloat16),
         jax.ShapeDtypeStruct((4608, 4608), jnp.int8),
@@ -100,7 +101,7 @@ def test_chunks_of_columns_copy_int8_weights() -> None:
         compute = {str(row.schedule): row.compute for row in rows}
         longer[dtype] = compute["chunked 2 over 'f', async"] - compute["chunked 1, async"]
         assert not str(rows[0].schedule).startswith("chunked 2")
-    assert longer["int8"] == pytest.approx(2 * 141e-6, rel=0.1)
+    assert longer["int8"] == pytest.approx(2 * 25.5e-6, rel=0.1)
     assert longer["bf16"] < 30e-6
 
 

@@ -17,7 +17,9 @@ from tests.observed_chips import CHIPS, VERSIONS
 
 KINDS: tuple[PassKind, ...] = ("add", "add halves", "slice", "move", "exchange", "copy int8")
 POINTS = ((10.0, 2.0), (30.0, 3.0), (50.0, 8.0))
-THREE = MemoryPasses(bandwidth=1.0, points={"move": POINTS}, transposes_scatter=False)
+THREE = MemoryPasses(
+    bandwidth=1.0, points={"move": POINTS}, transposes_scatter=False, copies_during_hop=False
+)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -28,7 +30,9 @@ def test_every_kind_was_observed(name: str, version: str) -> None:
     assert {one.kind for one in seen.passes} == set(KINDS)
     for one in seen.passes:
         assert one.cycles > 0
-        assert bool(one.lowered) == (one.kind == "slice"), one
+        copied = one.kind == "copy int8"
+        assert one.source == ("bundles" if copied else "estimate")
+        assert copied or bool(one.lowered) == (one.kind == "slice"), one
 
 
 @given(st.floats(0.1, 1e6))
@@ -70,3 +74,9 @@ def test_an_observed_pass_takes_its_cycles(name: str) -> None:
 def test_matrix_units_of_256_transpose_scatters() -> None:
     transposing = {name for name, chip in CHIPS.items() if chip.transposes_scatter}
     assert transposing == {"v6e", "tpu7x"}
+
+
+def test_some_compilers_copy_weights_while_a_hop_is_under_way() -> None:
+    copying = {name for name, chip in CHIPS.items() if chip.copies_during_hop}
+    assert copying == {"v4", "v5e", "tpu7x"}
+    assert not ce.H100.copies_during_hop
