@@ -61,7 +61,7 @@ def print_observations(observations: Observations) -> str:
                 **_PASSES,
                 "array": "rows and columns, which four devices split",
                 "us": "predicted by the compiler, also where dots were timed",
-                "GB/s": "bytes over us",
+                "GB/s": "bytes over us; -: the compiler spares the pass",
                 "source": "bundles: those that it issues, with its HBM bytes; estimate: the compiler's "
                 "cycles",
             }
@@ -90,7 +90,7 @@ def _pass_cells(observations: Observations, one: PassObservation) -> tuple[str, 
         f"{one.rows} x {one.columns}",
         f"{one.bytes / 1e6:.2f}",
         f"{seconds * 1e6:.2f}",
-        f"{one.bytes / seconds / 1e9:.0f}",
+        f"{one.bytes / seconds / 1e9:.0f}" if one.cycles > 1 else "-",
         one.source,
     )
 
