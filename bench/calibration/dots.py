@@ -156,7 +156,8 @@ def dots(chip: Chip) -> list[Dot]:
         (SCATTERED_SIZES, bf16, False, "ring"),
     ]
     kinds.extend((NARROW_SIZES, dtypes, False, "") for dtypes in NARROW)
-    # The chunks of int8 weights that a ring's dots slice are widened in other code.
+    # The chunks of int8 weights that a ring's dots read, copied by a gather's and sliced by a scatter's,
+    # are widened in other code.
     kinds.append((NARROW_RING_SIZES, NARROW[0], True, ""))
     kinds.append((NARROW_RING_SIZES, NARROW[0], False, "ring"))
     if chip.fp8_flops:

@@ -68,9 +68,9 @@ class Pass:
             return found[1] if found else ""
         if self.kind != "copy int8":
             return ""
-        passes = [e for e in timeline.events if e.row == "compute" and e.kind != "dot"]
-        copy = max(passes, key=lambda event: event.seconds)
-        hops = [event for event in timeline.events if event.kind == "permute"]
+        computed = (e for e in timeline.events if e.row == "compute" and e.kind != "dot")
+        copy = max(computed, key=lambda event: event.seconds)
+        hops = (event for event in timeline.events if event.kind == "permute")
         during = any(hop.start <= copy.start < hop.start + hop.seconds for hop in hops)
         return "during a hop" if during else ""
 

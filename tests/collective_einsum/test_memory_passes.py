@@ -32,7 +32,10 @@ def test_every_kind_was_observed(name: str, version: str) -> None:
         assert one.cycles > 0
         copied = one.kind == "copy int8"
         assert one.source == ("bundles" if copied else "estimate")
-        assert copied or bool(one.lowered) == (one.kind == "slice"), one
+        if copied:
+            assert one.lowered in ("", "during a hop"), one
+        else:
+            assert bool(one.lowered) == (one.kind == "slice"), one
 
 
 @given(st.floats(0.1, 1e6))
