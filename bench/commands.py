@@ -207,8 +207,8 @@ def calibrate(options: argparse.Namespace) -> int:
         raise ValueError("--json has no effect here: calibrate writes a JSON file into --out DIR")
     if options.target == ATTACHED:
         chip, device = attached.device()
-        # On one device, nothing is scattered.
-        name, asked = chip.observed, [dot for dot in dots(chip) if not dot.scattered]
+        # On one device, nothing is gathered or scattered.
+        name, asked = chip.observed, [dot for dot in dots(chip) if dot.on_one_device]
         observing = attached.measure_all(asked, chip, device)
     else:
         _check_slice(options.target)

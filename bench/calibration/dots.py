@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +21,18 @@ from collective_einsum.ruler.replay import dot_cycles
 # which compile more slowly where bundles are dumped and counted.
 _CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
 SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
-SCATTERED_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
-NARROW_SIZES = ((64, 1024), (1152, 4608), (1152, 4608))
+# Those of dots beside one of lax's collectives.
+BESIDE_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
+NARROW_SIZES = ((64, 1024), (1152, 4608), _COLUMNS)
 NARROW_RING_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
+BF16 = ("bfloat16", "bfloat16")
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
 
 # What scatters the result of a dot.
 _SCHEDULES = {"whole": "blocking", "ring": "unidirectional"}
 
+_Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _Carry = tuple[jax.Array, jax.Array]
 
 
@@ -36,7 +40,8 @@ _Carry = tuple[jax.Array, jax.Array]
 class Dot:
     """A dot of [rows, contracted] and [contracted, columns], and the dtypes of its operands; one that
     `adds` has a sum of 32 bits added, which is its result, as chunks of a contraction do; the result of
-    one that is `scattered` is, whole or in a ring, of whose chunks it is one."""
+    one that is `scattered` is, whole or in a ring, of whose chunks it is one; the left operand of one
+    that is `gathered` is what lax's all-gather left."""
 
     rows: int
     contracted: int
@@ -45,6 +50,12 @@ class Dot:
     rhs: str
     adds: bool = False
     scattered: Scattered = ""
+    gathered: bool = False
+
+    @property
+    def on_one_device(self) -> bool:
+        """Whether it needs no collective, so that it can be timed on one device."""
+        return not (self.scattered or self.gathered)
 
     @property
     def is_narrow(self) -> bool:
@@ -61,12 +72,18 @@ class Dot:
 
     def lower(self, slice_: Target) -> jax.stages.Lowered:
         """The program, on every device of a slice: `loop`; for a dot that adds to a sum, all-gathers
-        along rings, whose middle dot it is; for one that is scattered, reduce-scatters.
+        along rings, whose middle dot it is; for one that is scattered, reduce-scatters; for one that is
+        gathered, lax's all-gathers.
         """
         x, stack = self.operands
+        if self.gathered:
+            shard = jax.ShapeDtypeStruct((self.rows, self.contracted // DEVICES), x.dtype)
+            gathered = functools.partial(_gathered, "blocking")
+            return lower_einsums(gathered, slice_, shard, stack)
         if self.adds:
             shape = (LAYERS, DEVICES * self.contracted, self.columns)
-            return lower_einsums(_ring, slice_, x, jax.ShapeDtypeStruct(shape, stack.dtype))
+            ring = functools.partial(_gathered, "unidirectional")
+            return lower_einsums(ring, slice_, x, jax.ShapeDtypeStruct(shape, stack.dtype))
         if self.scattered:
             times = DEVICES if self.scattered == "ring" else 1
             shape = (LAYERS, self.contracted, times * self.columns)
@@ -148,38 +165,50 @@ class Dot:
 
 def dots(chip: Chip) -> list[Dot]:
     """The dots that are observed on a chip."""
-    bf16 = ("bfloat16", "bfloat16")
-    kinds: list[tuple[tuple[tuple[int, ...], ...], tuple[str, str], bool, Scattered]] = [
-        (SIZES, bf16, False, ""),
-        (SIZES, bf16, True, ""),
-        (SCATTERED_SIZES, bf16, False, "whole"),
-        (SCATTERED_SIZES, bf16, False, "ring"),
+    found = [
+        *_grid(SIZES, BF16),
+        *_grid(SIZES, BF16, adds=True),
+        *_grid(BESIDE_SIZES, BF16, gathered=True),
+        *_grid(BESIDE_SIZES, BF16, scattered="whole"),
+        *_grid(BESIDE_SIZES, BF16, scattered="ring"),
     ]
-    kinds.extend((NARROW_SIZES, dtypes, False, "") for dtypes in NARROW)
+    for dtypes in NARROW:
+        found.extend(_grid(NARROW_SIZES, dtypes))
     # The chunks of int8 weights that a ring's dots read, copied by a gather's and sliced by a scatter's,
     # are widened in other code.
-    kinds.append((NARROW_RING_SIZES, NARROW[0], True, ""))
-    kinds.append((NARROW_RING_SIZES, NARROW[0], False, "ring"))
+    found.extend(_grid(NARROW_RING_SIZES, NARROW[0], adds=True))
+    found.extend(_grid(NARROW_RING_SIZES, NARROW[0], scattered="ring"))
     if chip.fp8_flops:
-        kinds.append((NARROW_SIZES, FP8, False, ""))
-    return [
-        Dot(
+        found.extend(_grid(NARROW_SIZES, FP8))
+    return found
+
+
+def _grid(
+    sizes: _Sizes,
+    dtypes: tuple[str, str],
+    *,
+    adds: bool = False,
+    scattered: Scattered = "",
+    gathered: bool = False,
+) -> Iterator[Dot]:
+    """The dots of one kind, of all products of rows, contracted and columns."""
+    all_rows, all_contracted, all_columns = sizes
+    for contracted, columns, rows in itertools.product(all_contracted, all_columns, all_rows):
+        yield Dot(
             rows=rows,
             contracted=contracted,
             columns=columns,
-            lhs=lhs,
-            rhs=rhs,
+            lhs=dtypes[0],
+            rhs=dtypes[1],
             adds=adds,
             scattered=scattered,
+            gathered=gathered,
         )
-        for (all_rows, all_contracted, all_columns), (lhs, rhs), adds, scattered in kinds
-        for contracted, columns, rows in itertools.product(all_contracted, all_columns, all_rows)
-    ]
 
 
-def _ring(x: jax.Array, w: jax.Array) -> jax.Array:
+def _gathered(schedule: str, x: jax.Array, w: jax.Array) -> jax.Array:
     return ce.all_gather_einsum(
-        "me,ef->mf", x, scaled(x, w), axis_name="x", gather="e", schedule="unidirectional"
+        "me,ef->mf", x, scaled(x, w), axis_name="x", gather="e", schedule=schedule
     )
 
 

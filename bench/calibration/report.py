@@ -46,7 +46,8 @@ def print_observations(observations: Observations) -> str:
         legend(
             {
                 "dtypes": "of both operands; sum: it adds to a sum of 32 bits, in the middle of a "
-                "ring; scattered: its result is; chunk: its result is one of a ring's chunks",
+                "ring; gathered: its left operand is, by lax; scattered: its result is; chunk: its "
+                "result is one of a ring's chunks",
                 **_COLUMNS,
             }
         ),
@@ -116,6 +117,7 @@ def _dtypes(dot: DotObservation) -> str:
     return (
         operands
         + (", sum" if dot.adds else "")
+        + (", gathered" if dot.gathered else "")
         + (f", {_SCATTERED[dot.scattered]}" if dot.scattered else "")
     )
 

@@ -22,6 +22,9 @@ class CompilerHabits:
         on-chip memory of what its next run reads first.
       sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
         in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
+      copies_second_shard: whether, of the shards that arrive from both directions of an all-gather's
+        ring, the compiler copies the second into on-chip memory during the dot of the first, as it does
+        not with those of one direction.
     """
 
     asynchronous: tuple[str, ...]
@@ -29,3 +32,4 @@ class CompilerHabits:
     compiler_options: tuple[tuple[str, CompilerOption], ...]
     no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
     sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()
+    copies_second_shard: bool = False

@@ -33,6 +33,7 @@ TPU_V5P = CompilerHabits(
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
     sparse_core_options=_GATHERS_ON_SPARSE_CORES,
+    copies_second_shard=True,
 )
 
 TPU_V5E = CompilerHabits(
@@ -42,8 +43,8 @@ TPU_V5E = CompilerHabits(
     no_prefetch_options=(),
 )
 
-# As v5p.
-TPU_V6E = TPU_V5P
+# As v5p, but that it copies no shard.
+TPU_V6E = replace(TPU_V5P, copies_second_shard=False)
 
 # The options of v6e, and one that spares copies of weights: H14 in docs/compiler.md.
 TPU_7X = replace(

@@ -40,6 +40,8 @@ class DotObservation:
       adds: whether it adds to a sum of 32 bits, which is its result.
       scattered: "whole" where lax's reduce-scatter takes the result, "ring" where a ring does, of whose
         chunks this is one; nothing has brought the left operand into on-chip memory. "" for others.
+      gathered: whether lax's all-gather of its columns left the left operand, laid out as it likes and
+        in memory of its choice.
       cycles: clock cycles that it takes.
       source: "bundles" where they follow from the bundles that are issued and from the HBM bytes,
         "estimate" where they are the compiler's own `estimated_cycles`, "measured" where they are the
@@ -53,6 +55,7 @@ class DotObservation:
     rhs: str
     adds: bool
     scattered: Scattered
+    gathered: bool
     cycles: int
     source: Source
 

@@ -33,12 +33,9 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     op, label = work.op, schedule.label
     if op.gather is not None and gathers_into_result(op, label):
         return _own_shard_first(work, op.gather, schedule)
-    dots, fractions = [dot_seconds(work)], [1.0]
+    dots, fractions = chunk_dots(work, schedule, gathered=True), [1.0]
     if label is not None:
-        dots, fractions = (
-            chunk_dots(work, schedule),
-            chunk_fractions(schedule, work.sizes[label]),
-        )
+        fractions = chunk_fractions(schedule, work.sizes[label])
     gathers = _gather_seconds(work, fractions)
     scatters = _scatter_seconds(work, fractions)
     compute = sum(dots) + pass_seconds(work, _joined_bytes(work, label))

@@ -75,7 +75,7 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
         moving = move_seconds(work, collective, "move")
     elif scatter_splits_tiles(work, collective):
         passes = 2 * one_result * work.rhs_count
-    dots, point_to_point, exposed = dot_seconds(work), 0.0, scatter
+    dots, point_to_point, exposed = dot_seconds(work, gathered=True), 0.0, scatter
     others = work.rhs_count - 1
     if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -22,9 +23,19 @@ from ..chips.peaks import is_fp8, is_int8
 from ..chips.streaming import streaming_seconds, waits_for_hbm
 from .roofline import Dot, multiplying_seconds, roofline_seconds, streamed_bytes
 
-# The dtypes of both operands, whether the dot adds to a sum, and how its result is scattered.
-_Kind = tuple[str, str, bool, Scattered]
-_PLAIN: _Kind = ("bfloat16", "bfloat16", False, "")
+
+class _Kind(NamedTuple):
+    """The dtypes of both operands, whether the dot adds to a sum, how its result is scattered, and
+    whether its left operand is gathered."""
+
+    lhs: str
+    rhs: str
+    adds: bool = False
+    scattered: Scattered = ""
+    gathered: bool = False
+
+
+_PLAIN = _Kind("bfloat16", "bfloat16")
 _BF16 = jnp.dtype(jnp.bfloat16)
 # A part of a result may stay on chip: a dot is taken to wait for HBM if it waits by so much longer.
 _SURELY = 1.1
@@ -86,7 +97,7 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
         return 1.0
     kind, turned = _kind(dot)
     observed = as_chip(chip.observed)
-    grid = grids.get(kind) or grids.get((*kind[:2], False, "")) or grids[_PLAIN]
+    grid = grids.get(kind) or grids.get(_Kind(kind.lhs, kind.rhs)) or grids[_PLAIN]
     known = kind in grids
     sizes = (dot.rows, dot.contracted, dot.columns)
     if dot.adds and known:
@@ -99,7 +110,8 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     # int8 weights, which are 71 MB less a chip. Dots that were timed read as fast as their chip does.
     # Those in a scatter's ring, which slice columns of int8 weights, take what their bundles say.
     moved = streamed_bytes(dot)
-    slices = dot.scattered == "ring" and kind[:2] != _PLAIN[:2] and known
+    narrow = (kind.lhs, kind.rhs) != (_PLAIN.lhs, _PLAIN.rhs)
+    slices = dot.scattered == "ring" and narrow and known
     streams = not slices and not _is_measured(observed)
     if streams and waits_for_hbm(observed, moved / _SURELY, dot.flops):
         seconds = min(seconds, streaming_seconds(observed, moved))
@@ -118,7 +130,7 @@ def _scattered_seconds(observed: Chip, dot: Dot) -> float:
     """Seconds that a dot of narrow operands takes longer where its result is scattered: those by which
     one of bf16 waits longer for its left operand, which was not gathered."""
     grids, sizes = _grids(observed.observed), (dot.rows, dot.contracted, dot.columns)
-    kind: _Kind = (*_PLAIN[:3], dot.scattered)
+    kind = _PLAIN._replace(scattered=dot.scattered)
     if kind not in grids:
         return 0.0
     scattered, plain = (math.exp(grids[one].at(sizes)) for one in (kind, _PLAIN))
@@ -133,10 +145,12 @@ def _is_measured(chip: Chip) -> bool:
 def _kind(dot: Dot) -> tuple[_Kind, bool]:
     """The kind of the observed dots that stand for this one, and whether they are its transpose."""
     if is_fp8(dot.lhs) and is_fp8(dot.rhs):
-        return ("float8_e4m3fn", "float8_e4m3fn", dot.adds, dot.scattered), False
-    lhs, rhs = ("int8" if is_int8(dtype) else "bfloat16" for dtype in (dot.lhs, dot.rhs))
+        lhs = rhs = "float8_e4m3fn"
+    else:
+        lhs, rhs = ("int8" if is_int8(dtype) else "bfloat16" for dtype in (dot.lhs, dot.rhs))
     turned = (lhs, rhs) == ("int8", "bfloat16")
-    return (*((rhs, lhs) if turned else (lhs, rhs)), dot.adds, dot.scattered), turned
+    operands = (rhs, lhs) if turned else (lhs, rhs)
+    return _Kind(*operands, dot.adds, dot.scattered, dot.gathered), turned
 
 
 def _bound_seconds(chip: Chip, dot: Dot) -> float:
@@ -159,7 +173,7 @@ def _grids(name: str) -> Mapping[_Kind, Grid]:
         bound = _bound_seconds(chip, _dot(seen))
         factor = math.log(seen.cycles / observations.clock_hz / bound)
         sizes = (seen.rows, seen.contracted, seen.columns)
-        kind = (seen.lhs, seen.rhs, seen.adds, seen.scattered)
+        kind = _Kind(seen.lhs, seen.rhs, seen.adds, seen.scattered, seen.gathered)
         by_kind.setdefault(kind, {})[sizes] = factor
     return {kind: Grid.of(values) for kind, values in by_kind.items()}
 

@@ -64,6 +64,7 @@ def dot_seconds(
     fractions: Fractions | None = None,
     *,
     directions: int = 1,
+    gathered: bool = False,
 ) -> float:
     """Seconds of one dot with every right operand.
 
@@ -71,17 +72,25 @@ def dot_seconds(
       work: the einsum.
       fractions: of the labels' sizes, for the dot of a chunk.
       directions: of the ring whose chunks these are: each has sums of its own.
+      gathered: whether the einsum's all-gather is lax's.
     """
     fractions = fractions or {}
-    key = (directions, *fractions.items())
+    key = (directions, gathered, *fractions.items())
     if key not in work.dots:
-        work.dots[key] = _dot_seconds(work, fractions, directions)
+        dot = dataclasses.replace(work_dot(work, fractions), sums=directions * work.rhs_count)
+        if gathered:
+            dot = dataclasses.replace(dot, gathered=_is_gathered(work.op, dot))
+        work.dots[key] = matmul_seconds(work.chip, dot) * work.rhs_count
     return work.dots[key]
 
 
-def _dot_seconds(work: Workload, fractions: Fractions, directions: int) -> float:
-    dot = dataclasses.replace(work_dot(work, fractions), sums=directions * work.rhs_count)
-    return matmul_seconds(work.chip, dot) * work.rhs_count
+def _is_gathered(op: Operation, dot: Dot) -> bool:
+    """Whether a dot is of those that were observed behind lax's all-gather: one of what it contracts,
+    the columns of its left operand."""
+    gather = op.gather
+    if gather is None or dot.adds or dot.scattered:
+        return False
+    return gather.label == op.lhs[-1] and gather.label not in op.out
 
 
 def first_dot_seconds(work: Workload, fractions: Fractions, *, directions: int = 1) -> float:
@@ -176,10 +185,10 @@ def chunk_fractions(schedule: Schedule, size: int) -> list[float]:
     return [length / size for _, length in chunk_spans(size, schedule.proportions, MATRIX_TILE)]
 
 
-def chunk_dots(work: Workload, schedule: Schedule) -> list[float]:
-    """Seconds of the dot of each chunk."""
+def chunk_dots(work: Workload, schedule: Schedule, *, gathered: bool = False) -> list[float]:
+    """Seconds of the dot of each chunk; `gathered` as `dot_seconds` takes it."""
     label = schedule.label
     if label is None:
-        return [dot_seconds(work)]
+        return [dot_seconds(work, gathered=gathered)]
     fractions = chunk_fractions(schedule, work.sizes[label])
-    return [dot_seconds(work, {label: fraction}) for fraction in fractions]
+    return [dot_seconds(work, {label: fraction}, gathered=gathered) for fraction in fractions]

@@ -24,8 +24,7 @@ REDUCED_PASSES = 2.45
 def estimate(work: Workload, schedule: Schedule) -> Estimate:
     """The predicted cost of an einsum under a schedule."""
     op = work.op
-    ring = op.gather if op.scatter is None or schedule.ring_of == "gather" else op.scatter
-    ring = ring or op.scatter
+    ring = op.ring(schedule)
     if schedule.kind == "blocking" or (schedule.kind == "ring" and not (ring or op.reduce)):
         return _blocking_estimate(work, schedule)
     if schedule.kind == "chunked" and schedule.direction == "async":
@@ -38,7 +37,8 @@ def estimate(work: Workload, schedule: Schedule) -> Estimate:
 def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     """lax's collective before the einsum, the dot, and lax's collective after it."""
     op = work.op
-    dots = compute = dot_seconds(work)
+    gathered = op.gather is not None and not gather_reduces(work, op.gather)
+    dots = compute = dot_seconds(work, gathered=gathered)
     before, after = collective_seconds(work)
     if op.scatter is not None:
         compute += slice_seconds(work, op.scatter)

@@ -126,11 +126,12 @@ def _rank(
 
 def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
-    schedule, gather = row.schedule, work.op.gather
+    schedule, op = row.schedule, work.op
     whole = schedule.kind == "chunked" and schedule.chunks == 1
     # Dots of whole shards that add to a sum were observed, and the copy of the weights before them.
-    sums = gather is not None and gather.label not in work.op.out
-    shards = schedule.kind == "ring" and schedule.direction != "bidirectional"
+    ring = op.ring(schedule) if schedule.kind == "ring" else None
+    sums = ring is not None and ring is op.gather and ring.label not in op.out
+    shards = schedule.direction != "bidirectional"
     if work.widened and not whole and not (sums and shards):
         return WORTHWHILE_WIDENED
     return WORTHWHILE

@@ -65,18 +65,23 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
         direction: dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))
         for direction in ring.directions
     }
+    if collective is op.gather and work.chip.copies_second_shard:
+        for direction in ring.directions[1:]:
+            own = first_dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))
+            hop_dots[direction] = own
     copied = collective.label in op.rhs[:-1]
     copying = slice_copy_seconds(work) if copied else 0.0
-    early = copying if collective is op.gather and work.chip.copies_during_hop else 0.0
+    # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
+    overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous
+    hidden = min(inner, copying) if overlaps else 0.0
+    during_hop = collective is op.gather and work.chip.copies_during_hop
+    early = copying - hidden if during_hop else 0.0
     time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots, early)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
     compute = ring.streams * dots
     finishing = finishing_seconds(work, ring.own)
     compute, time = compute + finishing, time + finishing
-    # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
-    overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous
-    hidden = copying if overlaps else 0.0
-    exposed = max(0.0, time - compute) + max(0.0, inner - hidden) + other
+    exposed = max(0.0, time - compute) + inner - hidden + other
     compute += copying
     block = work.out_elements / ring.size * work.rhs_count
     memory = 2 * sent / ring.size

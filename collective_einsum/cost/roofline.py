@@ -30,6 +30,7 @@ class Dot:
         a ring of two directions, or several right operands, has a sum for each.
       scattered: "whole" where its result is scattered and its left operand was not gathered, "ring"
         where it is one of the chunks of a result that a ring scatters; "" for others.
+      gathered: whether lax's all-gather of its columns left the left operand.
       precision: as `jnp.einsum` takes it; it counts for operands of 32 bits alone.
       padding: what the matrix unit multiplies, full tiles, over what there is to multiply.
     """
@@ -44,6 +45,7 @@ class Dot:
     adds: bool = False
     sums: float = 1.0
     scattered: Scattered = ""
+    gathered: bool = False
     precision: lax.PrecisionLike = None
     padding: float = 1.0
 

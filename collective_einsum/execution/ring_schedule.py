@@ -28,16 +28,17 @@ def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.A
     An einsum with collectives before and after goes round the ring of one of them; the other one has no
     dots left to overlap with and is lax's own collective, which needs no assembling.
     """
-    if op.gather is not None and (op.scatter is None or op.schedule.ring_of == "gather"):
-        results = _gather(op, op.gather, lhs[0], rhs)
+    ring = op.ring(op.schedule)
+    if ring is None:
+        return products(op, lhs, rhs)
+    if ring is op.gather:
+        results = _gather(op, ring, lhs[0], rhs)
         if op.scatter is None:
             return results
         return [lax_scatter(op, y, op.scatter.axes) for y in results]
-    if op.scatter is None:
-        return products(op, lhs, rhs)
     if op.gather is not None:
         lhs = [lax_gather(op, lhs[0], op.gather.axes, op.lhs.index(op.gather.label))]
-    return _scatter(op, op.scatter, lhs, rhs)
+    return _scatter(op, ring, lhs, rhs)
 
 
 def _gather(

@@ -72,6 +72,13 @@ class Operation:
             collective for collective in (self.gather, self.scatter) if collective is not None
         )
 
+    def ring(self, schedule: Schedule) -> EinsumCollective | None:
+        """The collective whose ring a "ring" schedule goes round; None where there is neither a gather
+        nor a scatter."""
+        if self.gather is not None and (self.scatter is None or schedule.ring_of == "gather"):
+            return self.gather
+        return self.scatter
+
     @property
     def moved_labels(self) -> set[str]:
         """The labels that the gather and the scatter move."""

@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import collective_einsum as ce
 from collective_einsum.cost.torus import OFFLOADED_ALL_REDUCE
 from collective_einsum.ruler.compile import target
+from collective_einsum.ruler.replay import dot_cycles
+from tests.observed_chips import CHIPS
 
 pytestmark = pytest.mark.tpu
 
@@ -27,6 +29,14 @@ BF16, F32, I32 = jnp.bfloat16, jnp.float32, jnp.int32
 WHOLE, SHARDED = PartitionSpec(), PartitionSpec("x")
 Argument = tuple[tuple[int, ...], Any]
 FOUR_V4 = "v4:2x2x1"
+# Four chips of each kind.
+SLICES = {
+    "v4": FOUR_V4,
+    "v5p": "v5p:2x2x1",
+    "v5e": "v5e:2x2",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
 
 
 @functools.cache
@@ -286,3 +296,27 @@ def test_h15_sparse_cores_leave_small_all_reduces_alone(columns: int, offloaded:
     program = compiled_on("tpu7x:2x2x1", mapped, ((8, 1024), BF16), ((1024, columns), BF16))
     assert ('async_execution_thread="sparsecore"' in program) == offloaded
     assert (8 * columns * 2 >= OFFLOADED_ALL_REDUCE) == offloaded
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_h16_v5p_copies_the_second_shard_that_arrives(name: str) -> None:
+    """A dot that reads what arrived from HBM takes longer than one that adds as much."""
+
+    def ring(direction: str) -> list[int]:
+        def gather(x: jax.Array, w: jax.Array) -> jax.Array:
+            return ce.all_gather_einsum(
+                "me,ef->mf", x, w, axis_name="x", gather="e", schedule=direction
+            )
+
+        slice_, mesh = SLICES[name], slice_mesh(SLICES[name])
+        shard = 4608 // mesh.size
+        mapped = jax.shard_map(
+            gather, mesh=mesh, in_specs=WHOLE, out_specs=SHARDED, check_vma=False
+        )
+        program = compiled_on(slice_, mapped, ((512, shard), BF16), ((4608, 4608), BF16))
+        return [dot_cycles(CHIPS[name], program, place)[0] for place in (1, 2)]
+
+    first, second = ring("latency")
+    assert (second < 0.9 * first) == CHIPS[name].copies_second_shard
+    first, second = ring("unidirectional")
+    assert second >= 0.9 * first
