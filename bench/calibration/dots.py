@@ -13,7 +13,7 @@ from jax import lax
 
 import collective_einsum as ce
 from bench.calibration.programs import DEVICES, LAYERS, lower_einsums, on_every_device, scaled
-from collective_einsum.chips import Chip, DotObservation, Scattered, peak_flops
+from collective_einsum.chips import Chip, DotObservation, Scattered
 from collective_einsum.ruler.compile import Target
 from collective_einsum.ruler.replay import dot_cycles
 
@@ -153,14 +153,7 @@ class Dot:
         in_ring = self.adds or self.scattered == "ring"
         cycles, basis = dot_cycles(slice_.chip, text, place=int(in_ring))
         source = "bundles" if basis == "bundles" else "estimate"
-        # By the estimates of libtpu 0.0.42.1 some dots of rings on v6e exceed the peak by half.
-        least = self._least_cycles(slice_.chip)
-        return DotObservation(**vars(self), cycles=max(cycles, least), source=source)
-
-    def _least_cycles(self, chip: Chip) -> int:
-        """Clock cycles at the peak."""
-        flops = 2 * self.rows * self.contracted * self.columns
-        return round(flops / peak_flops(chip, self.lhs, self.rhs) * chip.clock_hz)
+        return DotObservation(**vars(self), cycles=cycles, source=source)
 
 
 def dots(chip: Chip) -> list[Dot]:

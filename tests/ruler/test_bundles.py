@@ -220,15 +220,20 @@ def test_a_count_joins_what_goes_on_over_lines(tmp_path: Path) -> None:
 def test_a_time_by_bundles_counts_where_the_estimate_is_off(tmp_path: Path) -> None:
     entry = dumped(tmp_path).entry
     rate, clock = TPU_V4.hbm_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz
-    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 0, 1)
+    least = 1 / clock
+    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 0, least)
     assert (seconds, basis) == (pytest.approx(93 / clock), "bundles")
     # Bytes that take as long as the estimate, but for one window: then it stands.
     moved = int(20000 / clock * rate)
-    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], moved, 1)
+    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], moved, least)
     assert (seconds, basis) == (pytest.approx(20000 / clock), "confirmed")
-    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 2 * moved, 1)
+    seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 2 * moved, least)
     assert (seconds, basis) == (pytest.approx(2 * moved / rate, rel=0.01), "bundles")
     assert op_seconds(TPU_V4, entry, entry["k"], 0, 0) == (2 / clock, "bundles")
+    # The matrix unit multiplies for longer than either says.
+    for multiplying in (10000 / clock, 30000 / clock):
+        seconds, basis = op_seconds(TPU_V4, entry, entry["fusion.1"], 0, multiplying)
+        assert seconds == pytest.approx(multiplying)
 
 
 def test_what_is_no_dot_issues_its_bundles_or_waits_for_hbm(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ slice, of an update in place only the update. Counting follows OpenXLA's `HloCos
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -75,20 +77,38 @@ def hbm_bytes(
     return read + _written(module, computation, instruction.shape, instruction)
 
 
+@dataclasses.dataclass(frozen=True)
+class Multiplied:
+    """A dot or a convolution in an instruction.
+
+    Attributes:
+      flops: its multiplications and additions.
+      lhs, rhs: its operands.
+    """
+
+    flops: int
+    lhs: shapes.Shape
+    rhs: shapes.Shape
+
+
+def multiplied(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
+) -> Iterator[Multiplied]:
+    """The dots and convolutions in an instruction."""
+    count = _FLOPS.get(instruction.opcode)
+    if count is not None:
+        lhs, rhs = (_array(computation, name) for name in instruction.operands[:2])
+        yield Multiplied(count(computation, instruction), lhs, rhs)
+    elif instruction.opcode in ("fusion", "call", "async-start"):
+        for name in instruction.calls:
+            inner = module.computations[name]
+            for called in inner:
+                yield from multiplied(module, inner, called)
+
+
 def flops(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction) -> int:
     """Multiplications and additions of the dots and convolutions in an instruction."""
-    if instruction.opcode == "dot":
-        return _dot_flops(computation, instruction)
-    if instruction.opcode == "convolution":
-        return _convolution_flops(computation, instruction)
-    if instruction.opcode in ("fusion", "call", "async-start"):
-        return sum(
-            flops(module, inner, called)
-            for name in instruction.calls
-            for inner in [module.computations[name]]
-            for called in inner
-        )
-    return 0
+    return sum(one.flops for one in multiplied(module, computation, instruction))
 
 
 def in_hbm(shape: shapes.AnyShape) -> bool:
@@ -225,3 +245,6 @@ def _convolution_flops(computation: hlo.Computation, convolution: hlo.Instructio
     features = rhs.dims[rhs_labels.index("i")] * out.dims[out_labels.index("f")]
     groups = int(convolution.attributes.get("batch_group_count", "1"))
     return 2 * valid * batch * features // groups
+
+
+_FLOPS = {"dot": _dot_flops, "convolution": _convolution_flops}

@@ -7,17 +7,11 @@ import itertools
 from collective_einsum.chips.chip import Chip
 from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import parse as hlo
-from collective_einsum.ruler.replay.op_seconds import Basis, op_seconds
-
-# Peaks and clocks are rounded.
-_BEYOND = 1.05
+from collective_einsum.ruler.replay.op_seconds import Basis, multiplying_seconds, op_seconds
 
 
 def dot_cycles(chip: Chip, text: str, place: int = 0) -> tuple[int, Basis]:
     """The clock cycles of an op with a dot, and by which account.
-
-    Bundles with which the dot would exceed the chip's highest peak were not all counted (int8 and fp8
-    dots on TPU7x, by a fifth); the estimate stands for them.
 
     Args:
       chip: rates and bandwidths.
@@ -29,20 +23,19 @@ def dot_cycles(chip: Chip, text: str, place: int = 0) -> tuple[int, Basis]:
     """
     module = hlo.parse(text)
     dots = (
-        (computation, op, flops)
+        (computation, op, multiplied)
         for computation in module.computations.values()
         for op in computation
-        if op.estimated_cycles is not None and (flops := work.flops(module, computation, op))
+        if op.estimated_cycles is not None
+        and (multiplied := list(work.multiplied(module, computation, op)))
     )
     try:
-        computation, op, flops = next(itertools.islice(dots, place, None))
+        computation, op, multiplied = next(itertools.islice(dots, place, None))
     except StopIteration:
         raise ValueError(
             f"the module has no {place + 1} dots with estimated cycles; pass the text of compiled dots"
         ) from None
     moved = work.hbm_bytes(module, computation, op)
-    seconds, basis = op_seconds(chip, computation, op, moved, flops)
-    peak = max(chip.bf16_flops, chip.int8_ops, chip.fp8_flops)
-    if basis == "bundles" and flops / seconds > _BEYOND * peak:
-        return op.estimated_cycles or 0, "estimate"
+    multiplying = multiplying_seconds(chip, multiplied)
+    seconds, basis = op_seconds(chip, computation, op, moved, multiplying)
     return round(seconds * chip.clock_hz), basis

@@ -12,18 +12,22 @@ on v5e (the records of `bench.truth`).
 Where the text has an op's issued bundles (`ruler.bundles`), its time by them is that of a pipeline of
 its n windows: the first one is fetched, then each further one is fetched while the one before is
 computed, and the last one is computed. Fetching takes its HBM bytes at the rate at which a dot streams
-its larger operand. That time counts for a dot where it differs from the estimate by more than a tenth,
+its larger operand; computing takes its bundles, and no less than the matrix unit's peak allows, which
+bundles do not wait for (up to a fifth fewer for int8 weights on v5e, which TPU7x's dots of large int8
+weights leave out). That time counts for a dot where it differs from the estimate by more than a tenth,
 for a Pallas kernel, which has no estimate, and for all else that moves nothing from or to HBM. All else
 that does takes the shorter of the estimate and of this time with the fill of HBM's pipeline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from collective_einsum.chips.chip import Chip
-from collective_einsum.ruler.hlo import moves
+from collective_einsum.chips.peaks import peak_flops
+from collective_einsum.ruler.hlo import instruction_cost as work
+from collective_einsum.ruler.hlo import moves, shapes
 from collective_einsum.ruler.hlo import parse as hlo
 
 Basis = Literal["estimate", "confirmed", "bundles", "none"]
@@ -35,16 +39,16 @@ def op_seconds(
     computation: hlo.Computation,
     instruction: hlo.Instruction,
     moved: int,
-    flops: int,
+    multiplying: float,
 ) -> tuple[float, Basis]:
-    """The seconds of an op, and by which account.
+    """The seconds of an op, and by which account; a dot never exceeds its peak.
 
     Args:
       chip: rates and bandwidths.
       computation: where the op is in.
       instruction: the op.
       moved: bytes that it reads from and writes to HBM.
-      flops: of its dots.
+      multiplying: seconds of its dots at the peak; 0.0 without any.
 
     Returns:
       Seconds; and "bundles"; or "confirmed" for an estimate that bundles agree with; or "estimate" for
@@ -52,12 +56,12 @@ def op_seconds(
       is left to the replay: 0.
     """
     cycles = instruction.estimated_cycles
-    estimate = (cycles or 0) / chip.clock_hz
+    estimate = max((cycles or 0) / chip.clock_hz, multiplying)
     if instruction.issued_bundles is not None:
         fetching = moved / chip.reached_hbm_bandwidth
-        issuing = instruction.issued_bundles / chip.clock_hz
+        issuing = max(instruction.issued_bundles / chip.clock_hz, multiplying)
         pipelined = pipeline_seconds(fetching, issuing, instruction.windows)
-        if cycles is not None and not flops:
+        if cycles is not None and not multiplying:
             if not moved:
                 return pipelined, "bundles"
             if pipelined + chip.hbm_fill_seconds < estimate:
@@ -68,6 +72,18 @@ def op_seconds(
         return estimate, "confirmed"
     moving = moves.move_seconds(chip, computation, instruction)
     return moving or estimate, "none" if cycles is None and moving is None else "estimate"
+
+
+def multiplying_seconds(chip: Chip, dots: Iterable[work.Multiplied]) -> float:
+    """Seconds of dots at the chip's peaks for the dtypes of their operands."""
+    return sum(dot.flops / peak_flops(chip, _dtype(dot.lhs), _dtype(dot.rhs)) for dot in dots)
+
+
+def _dtype(shape: shapes.Shape) -> str:
+    """A dtype that has the peak of an operand's."""
+    if shape.bits > 8:
+        return "bfloat16"
+    return "float8_e4m3fn" if shape.dtype.startswith("f") else "int8"
 
 
 def pipeline_seconds(fetching: float, issuing: float, windows: int) -> float:

@@ -24,7 +24,12 @@ from collective_einsum.ruler.hlo.streaming import streamed_seconds
 from collective_einsum.ruler.replay.argument_copies import argument_copies
 from collective_einsum.ruler.replay.events import COMPUTE_ROW, DMA_ROW, STALL_ROW, Event
 from collective_einsum.ruler.replay.fair_share import Flow, Network
-from collective_einsum.ruler.replay.op_seconds import Basis, basis_notes, op_seconds
+from collective_einsum.ruler.replay.op_seconds import (
+    Basis,
+    basis_notes,
+    multiplying_seconds,
+    op_seconds,
+)
 from collective_einsum.ruler.replay.timeline import Timeline
 from collective_einsum.ruler.replay.unpriced import CUSTOM_CALL, HOST, ON_CHIP, UNKNOWN, Unpriced
 from collective_einsum.ruler.torus import Link, Torus
@@ -186,9 +191,11 @@ class _Walk:
     def compute(self, instruction: hlo.Instruction, computation: hlo.Computation) -> None:
         """Runs an op that occupies the cores; it takes longer where HBM is shared."""
         moved = work.hbm_bytes(self.module, computation, instruction)
-        flops = work.flops(self.module, computation, instruction)
-        seconds, basis = op_seconds(self.chip, computation, instruction, moved, flops)
+        dots = list(work.multiplied(self.module, computation, instruction))
+        multiplying = multiplying_seconds(self.chip, dots)
+        seconds, basis = op_seconds(self.chip, computation, instruction, moved, multiplying)
         self.bases[instruction.name] = basis
+        flops = sum(dot.flops for dot in dots)
         streamed = streamed_seconds(self.chip, instruction, moved, flops)
         if basis == "estimate" and instruction.estimated_cycles and streamed is not None:
             seconds = min(seconds, streamed)
@@ -212,7 +219,7 @@ class _Walk:
                     name=instruction.name,
                     start=start,
                     end=self.network.now,
-                    kind="dot" if flops else "compute",
+                    kind="dot" if dots else "compute",
                     op_name=instruction.op_name,
                     bytes=moved,
                     flops=flops,
