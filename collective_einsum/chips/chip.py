@@ -111,6 +111,11 @@ class Chip(CompilerHabits):
         return passes.seconds(kind, size, arrays) if passes else 0.0
 
     @property
+    def on_chip_bytes(self) -> int:
+        """Bytes of memory on the chip that hold operands: `vmem_bytes` and `cmem_bytes`."""
+        return self.vmem_bytes + self.cmem_bytes
+
+    @property
     def reached_hbm_bandwidth(self) -> float:
         """Bytes/s of HBM that programs reach."""
         return self.hbm_efficiency * self.hbm_bandwidth

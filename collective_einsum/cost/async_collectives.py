@@ -33,7 +33,7 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     op, label = work.op, schedule.label
     if op.gather is not None and gathers_into_result(op, label):
         return _own_shard_first(work, op.gather, schedule)
-    dots, fractions = chunk_dots(work, schedule, gathered=True), [1.0]
+    dots, fractions = chunk_dots(work, schedule, gathered="by lax"), [1.0]
     if label is not None:
         fractions = chunk_fractions(schedule, work.sizes[label])
     gathers = _gather_seconds(work, fractions)

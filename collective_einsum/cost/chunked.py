@@ -32,7 +32,7 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     if op.reduce:
         scatter += collective_seconds(work)[1]
         passes += 5 * work.sum_bytes
-    dots = sum(chunk_dots(work, schedule))
+    dots = sum(chunk_dots(work, schedule, gathered="by permutes"))
     if count > 1:
         # Each chunk is written into the result.
         passes += 2 * work.result_bytes + _scaled_bytes(work)
@@ -75,7 +75,7 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
         moving = move_seconds(work, collective, "move")
     elif scatter_splits_tiles(work, collective):
         passes = 2 * one_result * work.rhs_count
-    dots, point_to_point, exposed = dot_seconds(work, gathered=True), 0.0, scatter
+    dots, point_to_point, exposed = dot_seconds(work, gathered="by lax"), 0.0, scatter
     others = work.rhs_count - 1
     if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import lax
@@ -22,10 +23,16 @@ from .dot_factors import dot_factor
 from .roofline import Dot, roofline_seconds
 from .workload import Fractions, Workload
 
+# What gathers all of an einsum's left operand before its dot.
+Gathered = Literal["", "by lax", "by permutes"]
 # The fraction of vector memory that a ring's live sums of 32 bits share with all else. Rings of
 # [512,4608] x [4608,18432] in 4 on v6e: one sum of 36 MiB stays; of two, one goes through HBM
 # (libtpu 0.0.50.1).
 SUMS_IN_VMEM = 0.5
+# The fraction of on-chip memory up to which an operand that permutes gather stays there. [M, 18432] in
+# one chunk, gathered over 4x4 on v6e and v5e: 37.7 MB of their 134 MB stay, 75.5 MB do not, and the dot
+# takes 1.4 and 1.2 times as long as behind lax's all-gather (libtpu 0.0.50.1).
+GATHERED_ON_CHIP = 0.5
 _BF16 = jnp.dtype(jnp.bfloat16)
 # Sizes of a large dot, beyond all that are observed.
 _LARGE = 2**15
@@ -64,7 +71,7 @@ def dot_seconds(
     fractions: Fractions | None = None,
     *,
     directions: int = 1,
-    gathered: bool = False,
+    gathered: Gathered = "",
 ) -> float:
     """Seconds of one dot with every right operand.
 
@@ -72,25 +79,28 @@ def dot_seconds(
       work: the einsum.
       fractions: of the labels' sizes, for the dot of a chunk.
       directions: of the ring whose chunks these are: each has sums of its own.
-      gathered: whether the einsum's all-gather is lax's.
+      gathered: what gathers all of the left operand before the dot.
     """
     fractions = fractions or {}
     key = (directions, gathered, *fractions.items())
     if key not in work.dots:
         dot = dataclasses.replace(work_dot(work, fractions), sums=directions * work.rhs_count)
-        if gathered:
-            dot = dataclasses.replace(dot, gathered=_is_gathered(work.op, dot))
-        work.dots[key] = matmul_seconds(work.chip, dot) * work.rhs_count
+        work.dots[key] = matmul_seconds(work.chip, _behind(work, dot, gathered)) * work.rhs_count
     return work.dots[key]
 
 
-def _is_gathered(op: Operation, dot: Dot) -> bool:
-    """Whether a dot is of those that were observed behind lax's all-gather: one of what it contracts,
-    the columns of its left operand."""
-    gather = op.gather
-    if gather is None or dot.adds or dot.scattered:
-        return False
-    return gather.label == op.lhs[-1] and gather.label not in op.out
+def _behind(work: Workload, dot: Dot, gathered: Gathered) -> Dot:
+    """The dot behind an all-gather of the columns that it contracts, as such dots were observed; what
+    permutes gather stays in on-chip memory unless it is too large."""
+    op, gather, chip = work.op, work.op.gather, work.chip
+    if gather is None or gather.label in op.out or dot.adds or dot.scattered:
+        return dot
+    if gathered == "by lax":
+        return dataclasses.replace(dot, gathered=gather.label == op.lhs[-1])
+    if gathered == "by permutes" and dot.lhs_bytes > GATHERED_ON_CHIP * chip.on_chip_bytes:
+        # As the operand of one whose result is scattered, which nothing brought there either.
+        return dataclasses.replace(dot, scattered="whole")
+    return dot
 
 
 def first_dot_seconds(work: Workload, fractions: Fractions, *, directions: int = 1) -> float:
@@ -185,7 +195,7 @@ def chunk_fractions(schedule: Schedule, size: int) -> list[float]:
     return [length / size for _, length in chunk_spans(size, schedule.proportions, MATRIX_TILE)]
 
 
-def chunk_dots(work: Workload, schedule: Schedule, *, gathered: bool = False) -> list[float]:
+def chunk_dots(work: Workload, schedule: Schedule, *, gathered: Gathered = "") -> list[float]:
     """Seconds of the dot of each chunk; `gathered` as `dot_seconds` takes it."""
     label = schedule.label
     if label is None:

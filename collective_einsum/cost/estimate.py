@@ -37,8 +37,8 @@ def estimate(work: Workload, schedule: Schedule) -> Estimate:
 def _blocking_estimate(work: Workload, schedule: Schedule) -> Estimate:
     """lax's collective before the einsum, the dot, and lax's collective after it."""
     op = work.op
-    gathered = op.gather is not None and not gather_reduces(work, op.gather)
-    dots = compute = dot_seconds(work, gathered=gathered)
+    gathers = op.gather is not None and not gather_reduces(work, op.gather)
+    dots = compute = dot_seconds(work, gathered="by lax" if gathers else "")
     before, after = collective_seconds(work)
     if op.scatter is not None:
         compute += slice_seconds(work, op.scatter)
