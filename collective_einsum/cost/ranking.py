@@ -128,10 +128,10 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
     schedule, op = row.schedule, work.op
     whole = schedule.kind == "chunked" and schedule.chunks == 1
-    # Dots of whole shards that add to a sum were observed, and the copy of the weights before them.
+    # Dots of whole shards that add to a sum were observed, and the copy of the weights before them;
+    # those of weights that are gathered read what arrived.
     ring = op.ring(schedule) if schedule.kind == "ring" else None
-    sums = ring is not None and ring is op.gather and ring.label not in op.out
-    shards = schedule.direction != "bidirectional"
-    if work.widened and not whole and not (sums and shards):
+    shards = ring is not None and ring is op.gather and schedule.direction != "bidirectional"
+    if work.widened and not whole and not shards:
         return WORTHWHILE_WIDENED
     return WORTHWHILE
