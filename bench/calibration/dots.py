@@ -21,10 +21,11 @@ from collective_einsum.ruler.replay import dot_cycles
 # which compile more slowly where bundles are dumped and counted.
 _CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
 SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
+_NARROW_ROWS = (64, 256, 512, 2048)
 # Those of dots beside one of lax's collectives.
 BESIDE_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
-NARROW_SIZES = ((64, 256, 512, 2048), (1152, 4608), _COLUMNS)
-NARROW_RING_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
+NARROW_SIZES = (_NARROW_ROWS, (1152, 4608), _COLUMNS)
+NARROW_RING_SIZES = (_NARROW_ROWS, (1152, 4608, 18432), (1152, 4608))
 BF16 = ("bfloat16", "bfloat16")
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")

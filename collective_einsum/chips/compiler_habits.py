@@ -1,4 +1,4 @@
-"""Which collectives a chip's compiler overlaps with compute, and under which options."""
+"""Which collectives a chip's compiler overlaps with compute, how, and under which options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CompilerOption = bool | int | str
 
 @dataclass(frozen=True, kw_only=True)
 class CompilerHabits:
-    """Which collectives a chip's compiler overlaps with compute, and under which options.
+    """Which collectives a chip's compiler overlaps with compute, how, and under which options.
 
     Attributes:
       asynchronous: the collectives of lax ("all_gather", "reduce_scatter", "all_to_all",
@@ -22,6 +22,9 @@ class CompilerHabits:
         on-chip memory of what its next run reads first.
       sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
         in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
+      starts_hops_early: whether the compiler starts the hops of an all-gather's ring, where it sends
+        both ways, two dots before they must have arrived, so that the dots of both directions hide
+        them; if not, one dot before.
       copies_second_shard: whether, of the shards that arrive from both directions of an all-gather's
         ring, the compiler copies the second into on-chip memory during the dot of the first, as it does
         not with those of one direction.
@@ -32,4 +35,5 @@ class CompilerHabits:
     compiler_options: tuple[tuple[str, CompilerOption], ...]
     no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
     sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()
+    starts_hops_early: bool = False
     copies_second_shard: bool = False

@@ -1,4 +1,4 @@
-"""Which collectives the compilers of known chips overlap with compute, and under which options.
+"""Which collectives the compilers of known chips overlap with compute, how, and under which options.
 
 All of it was seen with libtpu 0.0.42.1 and 0.0.50.1. What compilers make of dots and memory passes is in
 the files that `observations` reads.
@@ -23,6 +23,7 @@ TPU_V4 = CompilerHabits(
         ("xla_tpu_enable_async_all_to_all", True),
     ),
     no_prefetch_options=(("xla_msa_max_cross_program_prefetches", 0),),
+    starts_hops_early=True,
 )
 
 TPU_V5P = CompilerHabits(
@@ -41,6 +42,7 @@ TPU_V5E = CompilerHabits(
     asynchronous_by_options=("all_to_all",),
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
+    starts_hops_early=True,
 )
 
 # As v5p, but that it copies no shard.
@@ -56,6 +58,7 @@ TPU_7X = replace(
     # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
     asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
     sparse_core_options=(),
+    starts_hops_early=True,
 )
 
 # Its dots run at the instruction set's peaks: no compiler estimates its cycles.

@@ -33,9 +33,13 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
     op, label = work.op, schedule.label
     if op.gather is not None and gathers_into_result(op, label):
         return _own_shard_first(work, op.gather, schedule)
-    dots, fractions = chunk_dots(work, schedule, gathered="by lax"), [1.0]
+    dots, fractions = [dot_seconds(work, gathered="by lax")], [1.0]
     if label is not None:
-        fractions = chunk_fractions(schedule, work.sizes[label])
+        # What arrives while another chunk's dot runs is as near as what permutes bring (TPU7x).
+        dots, fractions = (
+            chunk_dots(work, schedule),
+            chunk_fractions(schedule, work.sizes[label]),
+        )
     gathers = _gather_seconds(work, fractions)
     scatters = _scatter_seconds(work, fractions)
     compute = sum(dots) + pass_seconds(work, _joined_bytes(work, label))

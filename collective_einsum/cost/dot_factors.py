@@ -37,7 +37,8 @@ class _Kind(NamedTuple):
 
 _PLAIN = _Kind("bfloat16", "bfloat16")
 _BF16 = jnp.dtype(jnp.bfloat16)
-# A part of a result may stay on chip: a dot is taken to wait for HBM if it waits by so much longer.
+# A part of a chunk's result may stay on chip: such a dot is taken to wait for HBM if it waits by so much
+# longer.
 _SURELY = 1.1
 
 
@@ -113,7 +114,8 @@ def dot_factor(chip: Chip, dot: Dot) -> float:
     narrow = (kind.lhs, kind.rhs) != (_PLAIN.lhs, _PLAIN.rhs)
     slices = dot.scattered == "ring" and narrow and known
     streams = not slices and not _is_measured(observed)
-    if streams and waits_for_hbm(observed, moved / _SURELY, dot.flops):
+    whole = dot.gathered and not narrow
+    if streams and waits_for_hbm(observed, moved / (1 if whole else _SURELY), dot.flops):
         seconds = min(seconds, streaming_seconds(observed, moved))
     return seconds / roofline_seconds(observed, dot)
 

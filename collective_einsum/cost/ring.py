@@ -135,11 +135,11 @@ def _hops(
 ) -> tuple[float, float]:
     """Seconds of a ring with its dots, hop by hop, and seconds during which its links send.
 
-    XLA:TPU starts a hop one dot before the hop must have arrived: one dot hides it, however many dots
-    there are between two hops; with two streams, two dots; in Hamiltonian rings, the dots of both
-    directions (weights gathered over 4x4 on v5e and v6e), and so where SparseCores run all-gathers
-    (gathers over 4 on TPU7x). The hops of a scatter's two directions follow one another, each hidden by
-    the other direction's dot (v4, v5p and TPU7x). All seen in schedules of libtpu 0.0.50.1.
+    XLA:TPU starts a gather's hop one dot before the hop must have arrived: one dot hides it, however
+    many dots there are between two hops; with two streams, two dots; in Hamiltonian rings, the dots of
+    both directions (weights gathered over 4x4 on v5e and v6e), and so where `Chip.starts_hops_early`.
+    The hops of a scatter's two directions follow one another, each hidden by the other direction's dot
+    (v4, v5p and TPU7x). All seen in schedules of libtpu 0.0.50.1.
 
     Args:
       work: the einsum.
@@ -151,9 +151,10 @@ def _hops(
         result.
     """
     time, sending = own_dot * ring.streams, 0.0
-    both_hide = ring.axis is None or offloads(work.chip, "all_gather")
+    both_hide = ring.axis is None or work.chip.starts_hops_early
     dot = own_dot
     if ring.collective is work.op.scatter:
+        both_hide = ring.axis is None or offloads(work.chip, "all_gather")
         # A scatter's own dot is the last one, which waits for nothing as the first one does.
         dot = dot_seconds(work, ring.own, directions=len(ring.directions))
     for hop in range(1, max((direction.hops for direction in ring.directions), default=0) + 1):

@@ -32,6 +32,7 @@ SMALL = Dot(rows=64, contracted=1152, columns=1152, lhs=BF16, rhs=BF16)
 WIDE = (
     SMALL,
     dataclasses.replace(SMALL, adds=True),
+    dataclasses.replace(SMALL, gathered=True),
     dataclasses.replace(SMALL, scattered="whole"),
     dataclasses.replace(SMALL, scattered="ring"),
     Dot(rows=512, contracted=256, columns=1152, lhs=BF16, rhs=BF16),

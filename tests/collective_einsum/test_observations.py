@@ -26,6 +26,7 @@ ONE = DotObservation(
     rhs="int8",
     adds=False,
     scattered="",
+    gathered=False,
     cycles=2349,
     source="bundles",
 )
@@ -100,6 +101,7 @@ def test_an_observed_dot_takes_its_cycles(name: str) -> None:
             result=jnp.dtype(wide),
             adds=dot.adds,
             scattered=dot.scattered,
+            gathered=dot.gathered,
         )
         expected = dot.cycles / seen.clock_hz
         # A sum that does not stay on chip takes the time of its passes at least.
@@ -133,7 +135,7 @@ def test_measured_dots_wait_for_hbm_as_long_as_they_were_timed(
 @pytest.mark.parametrize("name", CHIPS)
 def test_more_rows_never_take_less(name: str) -> None:
     """By more than 10%: compilers choose other tiles for more rows."""
-    kinds = ({}, {"adds": True}, {"scattered": "whole"}, {"scattered": "ring"})
+    kinds = ({}, {"adds": True}, {"gathered": True}, {"scattered": "whole"}, {"scattered": "ring"})
     for contracted, columns, kind in itertools.product((300, 4608), (1152, 9000), kinds):
         sizes = {"contracted": contracted, "columns": columns, **kind}
         seconds = [

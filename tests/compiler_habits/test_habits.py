@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import collective_einsum as ce
+from bench.einsum_suite import measure
+from bench.einsum_suite.cases import Case
 from collective_einsum.cost.torus import OFFLOADED_ALL_REDUCE
 from collective_einsum.ruler.compile import target
 from collective_einsum.ruler.replay import dot_cycles
@@ -298,25 +301,49 @@ def test_h15_sparse_cores_leave_small_all_reduces_alone(columns: int, offloaded:
     assert (8 * columns * 2 >= OFFLOADED_ALL_REDUCE) == offloaded
 
 
+@functools.cache
+def ring(name: str, direction: str) -> str:
+    """An all-gather's ring over the devices of four chips."""
+
+    def gather(x: jax.Array, w: jax.Array) -> jax.Array:
+        return ce.all_gather_einsum(
+            "me,ef->mf", x, w, axis_name="x", gather="e", schedule=direction
+        )
+
+    slice_, mesh = SLICES[name], slice_mesh(SLICES[name])
+    mapped = jax.shard_map(gather, mesh=mesh, in_specs=WHOLE, out_specs=SHARDED, check_vma=False)
+    shard = 4608 // mesh.size
+    return compiled_on(slice_, mapped, ((512, shard), BF16), ((4608, 4608), BF16))
+
+
 @pytest.mark.parametrize("name", CHIPS)
 def test_h16_v5p_copies_the_second_shard_that_arrives(name: str) -> None:
     """A dot that reads what arrived from HBM takes longer than one that adds as much."""
 
-    def ring(direction: str) -> list[int]:
-        def gather(x: jax.Array, w: jax.Array) -> jax.Array:
-            return ce.all_gather_einsum(
-                "me,ef->mf", x, w, axis_name="x", gather="e", schedule=direction
-            )
+    def second_over_first(direction: str) -> float:
+        program = ring(name, direction)
+        first, second = (dot_cycles(CHIPS[name], program, place)[0] for place in (1, 2))
+        return second / first
 
-        slice_, mesh = SLICES[name], slice_mesh(SLICES[name])
-        shard = 4608 // mesh.size
-        mapped = jax.shard_map(
-            gather, mesh=mesh, in_specs=WHOLE, out_specs=SHARDED, check_vma=False
-        )
-        program = compiled_on(slice_, mapped, ((512, shard), BF16), ((4608, 4608), BF16))
-        return [dot_cycles(CHIPS[name], program, place)[0] for place in (1, 2)]
+    assert (second_over_first("latency") < 0.9) == CHIPS[name].copies_second_shard
+    assert second_over_first("unidirectional") >= 0.9
 
-    first, second = ring("latency")
-    assert (second < 0.9 * first) == CHIPS[name].copies_second_shard
-    first, second = ring("unidirectional")
-    assert second >= 0.9 * first
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_h17_hops_start_one_dot_or_two_before_they_must_have_arrived(
+    name: str, tmp_path: Path
+) -> None:
+    """In a loop over layers, whose rings are those of the benchmark."""
+    target_name = f"{name}:4x4" if name in ("v5e", "v6e") else f"{name}:4x4x4"
+    case = Case("gather x, W_out", 512)
+    timeline = measure.timeline(
+        measure.Task(case, ce.Schedule("ring", "latency"), target_name), tmp_path
+    )
+    layer = timeline.total_seconds / case.layers
+    first = [event for event in timeline.events if event.end < 1.01 * layer]
+    dots = [event for event in first if event.kind == "dot"]
+    assert len(dots) == 4
+    # The first hops go both ways, and what the second one sends is for the fourth dot.
+    starts = sorted({event.start for event in first if event.kind == "permute"})
+    before = sum(dot.end <= starts[1] for dot in dots)
+    assert before == (1 if CHIPS[name].starts_hops_early else 2)
