@@ -21,11 +21,10 @@ from collective_einsum.ruler.replay import dot_cycles
 # which compile more slowly where bundles are dumped and counted.
 _CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
 SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
-_NARROW_ROWS = (64, 256, 512, 2048)
 # Those of dots beside one of lax's collectives.
 BESIDE_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
-NARROW_SIZES = (_NARROW_ROWS, (1152, 4608), _COLUMNS)
-NARROW_RING_SIZES = (_NARROW_ROWS, (1152, 4608, 18432), (1152, 4608))
+NARROW_SIZES = ((64, 1024), (1152, 4608), _COLUMNS)
+NARROW_RING_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
 BF16 = ("bfloat16", "bfloat16")
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
@@ -79,7 +78,8 @@ class Dot:
         x, stack = self.operands
         if self.gathered:
             shard = jax.ShapeDtypeStruct((self.rows, self.contracted // DEVICES), x.dtype)
-            return lower_einsums(functools.partial(_gathered, "blocking"), slice_, shard, stack)
+            gathered = functools.partial(_gathered, "blocking")
+            return lower_einsums(gathered, slice_, shard, stack)
         if self.adds:
             shape = (LAYERS, DEVICES * self.contracted, self.columns)
             ring = functools.partial(_gathered, "unidirectional")
@@ -167,7 +167,6 @@ def dots(chip: Chip) -> list[Dot]:
     ]
     for dtypes in NARROW:
         found.extend(_grid(NARROW_SIZES, dtypes))
-    found.extend(_grid(NARROW_SIZES, NARROW[0], gathered=True))
     # The chunks of int8 weights that a ring's dots read, copied by a gather's and sliced by a scatter's,
     # are widened in other code.
     found.extend(_grid(NARROW_RING_SIZES, NARROW[0], adds=True))

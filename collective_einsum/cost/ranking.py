@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
+from ..chips.tiles import TILE_LANES
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .candidates import candidates
@@ -128,10 +129,13 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
     """The gain over "blocking" for which a schedule is chosen."""
     schedule, op = row.schedule, work.op
     whole = schedule.kind == "chunked" and schedule.chunks == 1
-    # Dots of whole shards that add to a sum were observed, and the copy of the weights before them;
-    # those of weights that are gathered read what arrived.
     ring = op.ring(schedule) if schedule.kind == "ring" else None
+    # Dots of whole shards that add to a sum were observed, and the copy of the weights before them;
+    # those of weights that are gathered read what arrived. What is gathered over several axes from
+    # parts of tiles of lanes is laid out in columns, with which int8 dots were not observed.
     shards = ring is not None and ring is op.gather and schedule.direction != "bidirectional"
+    if ring is not None and len(ring.axes) > 1 and ring.label == op.lhs[-1]:
+        shards = shards and work.sizes[ring.label] // work.devices(ring) % TILE_LANES == 0
     if work.widened and not whole and not shards:
         return WORTHWHILE_WIDENED
     return WORTHWHILE
