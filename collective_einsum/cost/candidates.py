@@ -46,7 +46,7 @@ def candidates(work: Workload) -> list[Schedule]:
         for direction in directions:
             rings = [Schedule("ring", direction)]
             rings += [Schedule("ring", direction, ring_of="gather")] if both_ends else []
-            schedules += [ring for ring in rings if not _copies_halves(work, ring)]
+            schedules += [ring for ring in rings if not _slices_int8_halves(work, ring)]
     schedules += _chunked(work, "latency", CHUNKS)
     if _runs_async(work):
         gathered = GATHERED_CHUNKS if op.gather is not None else ()
@@ -54,7 +54,7 @@ def candidates(work: Workload) -> list[Schedule]:
     return schedules
 
 
-def _copies_halves(work: Workload, ring: Schedule) -> bool:
+def _slices_int8_halves(work: Workload, ring: Schedule) -> bool:
     """Whether the dots of a ring slice halves of shards out of int8 weights, which XLA:TPU copies once
     more for each: [512, 4608] x [4608, 18432] on v5e, gathered over 4, takes 1571 us so, and 588 us in
     whole shards (libtpu 0.0.50.1)."""

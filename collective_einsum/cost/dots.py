@@ -33,10 +33,6 @@ SUMS_IN_VMEM = 0.5
 # one chunk, gathered over 4x4 on v6e and v5e: 37.7 MB of their 134 MB stay, 75.5 MB do not, and the dot
 # takes 1.4 and 1.2 times as long as behind lax's all-gather (libtpu 0.0.50.1).
 GATHERED_ON_CHIP = 0.5
-# The fraction of the bandwidth of HBM that compilers reckon with for a pass over arrays too large for
-# on-chip memory, read and written: writing [2048, 18432] of bf16 into a larger array takes 192 us on
-# v6e, where smaller arrays are added at the bandwidth of HBM (libtpu 0.0.50.1).
-LARGE_PASSES = 0.48
 _BF16 = jnp.dtype(jnp.bfloat16)
 # Sizes of a large dot, beyond all that are observed.
 _LARGE = 2**15
@@ -179,10 +175,7 @@ def finishing_seconds(work: Workload, fractions: Fractions) -> float:
 
 def pass_seconds(work: Workload, moved: float) -> float:
     """Seconds of a memory pass that reads and writes `moved` bytes in all."""
-    chip, rate = work.chip, work.chip.vector_bandwidth
-    if moved > chip.on_chip_bytes and chip.observed:
-        rate = min(rate, LARGE_PASSES * chip.hbm_bandwidth)
-    return moved / rate
+    return moved / work.chip.vector_bandwidth
 
 
 def slice_copy_seconds(work: Workload) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -100,8 +101,8 @@ def _rank(
 ) -> Choice:
     work = workload(op, operands, chip, dict(axis_sizes), overlap_seconds)
     rows = [estimate(work, schedule) for schedule in candidates(work)]
-    # Candidates that differ by rounding alone keep their order.
-    rows.sort(key=lambda row: round(row.seconds, 10))
+    # Candidates within about a thousandth of each other keep their order.
+    rows.sort(key=lambda row: round(1000 * math.log(max(row.seconds, 1e-12))))
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
     fastest = rows[0]
     chosen = next(
