@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -18,6 +17,9 @@ from .candidates import candidates
 from .choice import WORTHWHILE, WORTHWHILE_WIDENED, Choice
 from .estimate import estimate
 from .workload import Estimate, ShapedArray, Workload, workload
+
+# Schedules whose predicted seconds are within this ratio are as fast as one another.
+_AS_FAST = 1.001
 
 
 def rank_einsum(
@@ -101,14 +103,13 @@ def _rank(
 ) -> Choice:
     work = workload(op, operands, chip, dict(axis_sizes), overlap_seconds)
     rows = [estimate(work, schedule) for schedule in candidates(work)]
-    # Candidates within about a thousandth of each other keep their order.
-    rows.sort(key=lambda row: round(1000 * math.log(max(row.seconds, 1e-12))))
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
+    better = [row for row in rows if row.seconds * (1 + _worthwhile(work, row)) <= blocking.seconds]
+    least = min((row.seconds for row in better), default=0.0)
+    # Of those as fast as the fastest, the first candidate.
+    chosen = next((row for row in better if row.seconds <= _AS_FAST * least), blocking)
+    rows.sort(key=lambda row: row.seconds)
     fastest = rows[0]
-    chosen = next(
-        (row for row in rows if row.seconds * (1 + _worthwhile(work, row)) <= blocking.seconds),
-        blocking,
-    )
     rows.remove(chosen)
     rows.insert(0, chosen)
     collectives = [
