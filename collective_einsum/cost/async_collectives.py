@@ -35,7 +35,6 @@ def async_estimate(work: Workload, schedule: Schedule) -> Estimate:
         return _own_shard_first(work, op.gather, schedule)
     dots, fractions = [dot_seconds(work, gathered="by lax")], [1.0]
     if label is not None:
-        # What arrives while another chunk's dot runs is as near as what permutes bring (TPU7x).
         dots, fractions = (
             chunk_dots(work, schedule),
             chunk_fractions(schedule, work.sizes[label]),

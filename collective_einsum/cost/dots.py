@@ -21,6 +21,7 @@ from ..ops.schedule import Schedule
 from ..rings.slicing import chunk_spans
 from .dot_factors import dot_factor
 from .roofline import Dot, roofline_seconds
+from .torus import offloads
 from .workload import Fractions, Workload
 
 # What gathers all of an einsum's left operand before its dot.
@@ -91,11 +92,13 @@ def dot_seconds(
 
 def _behind(work: Workload, dot: Dot, gathered: Gathered) -> Dot:
     """The dot behind an all-gather of the columns that it contracts, as such dots were observed; what
-    permutes gather stays in on-chip memory unless it is too large."""
+    permutes gather stays in on-chip memory unless it is too large. Not where SparseCores gather: layers
+    and einsums of TPU7x were replayed nearer to dots whose operand was there (128 devices, libtpu
+    0.0.50.1)."""
     op, gather, chip = work.op, work.op.gather, work.chip
     if gather is None or gather.label in op.out or dot.adds or dot.scattered:
         return dot
-    if gathered == "by lax":
+    if gathered == "by lax" and not offloads(chip, "all_gather"):
         return dataclasses.replace(dot, gathered=gather.label == op.lhs[-1])
     if gathered == "by permutes" and dot.lhs_bytes > GATHERED_ON_CHIP * chip.on_chip_bytes:
         # As the operand of one whose result is scattered, which nothing brought there either.
