@@ -32,7 +32,7 @@ Gathered = Literal["", "by lax", "by permutes"]
 SUMS_IN_VMEM = 0.5
 # The fraction of on-chip memory up to which an operand that permutes gather stays there. [M, 18432] in
 # one chunk, gathered over 4x4 on v6e and v5e: 37.7 MB of their 134 MB stay, 75.5 MB do not, and the dot
-# takes 1.4 and 1.2 times as long as behind lax's all-gather (libtpu 0.0.50.1).
+# takes 1.4 and 1.2 times as long as one whose operand is there (libtpu 0.0.50.1).
 GATHERED_ON_CHIP = 0.5
 _BF16 = jnp.dtype(jnp.bfloat16)
 # Sizes of a large dot, beyond all that are observed.

@@ -12,11 +12,12 @@ on v5e (the records of `bench.truth`).
 Where the text has an op's issued bundles (`ruler.bundles`), its time by them is that of a pipeline of
 its n windows: the first one is fetched, then each further one is fetched while the one before is
 computed, and the last one is computed. Fetching takes its HBM bytes at the rate at which a dot streams
-its larger operand; computing takes its bundles, and no less than the matrix unit's peak allows, which
-bundles do not wait for (up to a fifth fewer for int8 weights on v5e, which TPU7x's dots of large int8
-weights leave out). That time counts for a dot where it differs from the estimate by more than a tenth,
-for a Pallas kernel, which has no estimate, and for all else that moves nothing from or to HBM. All else
-that does takes the shorter of the estimate and of this time with the fill of HBM's pipeline.
+its larger operand; computing takes its bundles, and no less than the matrix unit's peak allows, for
+which bundles do not wait: dots of int8 weights on v5e issue up to a fifth fewer, and of large ones on
+TPU7x only a part is counted. That time counts for a dot where it differs from the estimate by more
+than a tenth, for a Pallas kernel, which has no estimate, and for all else that moves nothing from or to
+HBM. All else that does takes the shorter of the estimate and of this time with the fill of HBM's
+pipeline.
 """
 
 from __future__ import annotations

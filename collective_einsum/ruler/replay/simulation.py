@@ -219,7 +219,7 @@ class _Walk:
                     name=instruction.name,
                     start=start,
                     end=self.network.now,
-                    kind="dot" if dots else "compute",
+                    kind="dot" if flops else "compute",
                     op_name=instruction.op_name,
                     bytes=moved,
                     flops=flops,
