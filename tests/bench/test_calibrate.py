@@ -19,14 +19,10 @@ from collective_einsum import cost
 from collective_einsum.chips import Chip, DotObservation, Observations, PassObservation
 from collective_einsum.ruler.compile import in_processes
 from collective_einsum.ruler.replay import WIDTH
+from tests.observed_chips import CHIPS as OBSERVED
+from tests.observed_chips import SLICES
 
-CHIPS = {
-    "v4:2x2x1": ce.TPU_V4,
-    "v5p:2x2x1": ce.TPU_V5P,
-    "v5e:2x2": ce.TPU_V5E,
-    "v6e:2x2": ce.TPU_V6E,
-    "tpu7x:2x2x1": ce.TPU_7X,
-}
+CHIPS = {SLICES[name]: chip for name, chip in OBSERVED.items()}
 BF16, INT8 = "bfloat16", "int8"
 SMALL = Dot(rows=64, contracted=1152, columns=1152, lhs=BF16, rhs=BF16)
 WIDE = (

@@ -24,22 +24,14 @@ from bench.einsum_suite.cases import Case
 from collective_einsum.cost.torus import OFFLOADED_ALL_REDUCE
 from collective_einsum.ruler.compile import target
 from collective_einsum.ruler.replay import dot_cycles
-from tests.observed_chips import CHIPS
+from tests.observed_chips import CHIPS, SLICES
 
 pytestmark = pytest.mark.tpu
 
 BF16, F32, I32 = jnp.bfloat16, jnp.float32, jnp.int32
 WHOLE, SHARDED = PartitionSpec(), PartitionSpec("x")
 Argument = tuple[tuple[int, ...], Any]
-FOUR_V4 = "v4:2x2x1"
-# Four chips of each kind.
-SLICES = {
-    "v4": FOUR_V4,
-    "v5p": "v5p:2x2x1",
-    "v5e": "v5e:2x2",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
+FOUR_V4 = SLICES["v4"]
 
 
 @functools.cache
