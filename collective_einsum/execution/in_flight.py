@@ -52,7 +52,7 @@ class InFlight:
         keys = sorted(self._running)
         states = [self._running[key][1] for key in keys]
         # No barrier in async mode: XLA:TPU would wait for the collective before it starts the dot.
-        if self._barriers:
+        if self._barriers and states:
             states, value = together(states, value)
         for key, state in zip(keys, states, strict=True):
             self._step(key, self._running[key][0], state)
