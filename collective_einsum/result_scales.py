@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from . import collectives
-from .autodiff.primitive import apply
-from .chips.tiles import MATRIX_TILE
 from .normalize import NormalEinsum
 from .ops.einsum_op import Operation
 from .ops.feasibility import gathers_into_result
 from .ops.schedule import Schedule
-from .rings import slicing
 from .spec import sizes as checks
 from .spec.quantized import Quantized, split_scale
 
@@ -58,40 +53,18 @@ def _is_blocking(einsum: NormalEinsum) -> bool:
     return given == "blocking" or (isinstance(given, Schedule) and given.kind == "blocking")
 
 
-def scales_apart(op: Operation) -> bool:
+def scales_chunks(op: Operation) -> bool:
     """Whether chunks of results are scaled one by one; otherwise a memory pass over all of them would
     scale them, after the last chunk."""
-    label, alone = op.schedule.label, op.gather is not None and op.scatter is None
-    if (
-        not alone
-        or op.schedule.direction != "async"
-        or label is None
-        or gathers_into_result(op, label)
-    ):
+    label, schedule = op.schedule.label, op.schedule
+    alone = op.gather is not None and op.scatter is None and not op.reduce
+    if not alone or schedule.kind != "chunked" or label is None or gathers_into_result(op, label):
         return False
     return label in op.lhs and label in op.out and label not in op.rhs
 
 
-def run_scaled(
-    op: Operation,
-    x: jax.Array,
-    rhs: Sequence[jax.Array],
-    scales: Sequence[Callable[[jax.Array], jax.Array]],
-) -> list[jax.Array]:
-    """The scaled results of an operation that `scales_apart`; the scaling becomes part of each dot.
-
-    Args:
-      op: an operation of the form "shared_lhs".
-      x: its lhs, a local shard.
-      rhs: its right operands.
-      scales: for each rhs, the function that scales a chunk of its result.
-    """
-    dim, out_dim = (labels.index(op.schedule.label or "") for labels in (op.lhs, op.out))
-    unchunked = dataclasses.replace(op.schedule, chunks=1, label=None)
-    one_chunk = dataclasses.replace(op, schedule=unchunked)
-    chunks = []
-    with jax.named_scope(f"chunks[{op.schedule}]"):
-        for span in slicing.chunk_spans(x.shape[dim], op.schedule.proportions, MATRIX_TILE):
-            results = apply(one_chunk, slicing.slice_dim(x, dim, span), *rhs)
-            chunks.append([scale(y) for scale, y in zip(scales, results, strict=True)])
-        return [slicing.put_together(ys, out_dim) for ys in zip(*chunks, strict=True)]
+def scale_of(einsum: NormalEinsum) -> jax.Array:
+    """The scale that the result is multiplied by for its rhs, of as many dimensions as the result."""
+    if not isinstance(einsum.rhs, Quantized):
+        return jnp.ones([1] * len(einsum.spec.out), jnp.float32)
+    return split_scale(einsum.spec, einsum.spec.rhs, einsum.rhs, einsum.spec.out)[1]

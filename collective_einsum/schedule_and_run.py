@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from .ops.einsum_op import EinsumCollective, Operation
 from .ops.feasibility import check_schedule
 from .ops.request import Options, RequestedCollectives
 from .ops.schedule import Schedule
-from .result_scales import run_scaled, scale_result, scales_apart
+from .result_scales import scale_of, scale_result, scales_chunks
 from .spec import sizes as checks
 from .spec.quantized import OperandLike, OperandsLike, Quantized
 
@@ -161,8 +160,8 @@ def _run_with(
     )
     if not any(einsum.quantized for einsum in einsums):
         return apply(op, *values)
-    scales = [functools.partial(scale_result, einsum) for einsum in einsums]
-    stays = isinstance(first.rhs, Quantized) and not isinstance(first.lhs, Quantized)
-    if stays and scales_apart(op):
-        return run_scaled(op, values[0], values[1:], scales)
-    return [scale(y) for scale, y in zip(scales, apply(op, *values), strict=True)]
+    if not isinstance(first.lhs, Quantized) and scales_chunks(op):
+        op = dataclasses.replace(op, scaled=True, dtype=first.result)
+        return apply(op, *values, *map(scale_of, einsums))
+    results = apply(op, *values)
+    return [scale_result(einsum, y) for einsum, y in zip(einsums, results, strict=True)]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..execution.local_ops import scaled
 from ..execution.product import dimension_numbers, fresh_label
 from ..execution.run_einsum import run_einsum
 from ..ops.collective_op import Collective
@@ -20,9 +21,8 @@ def _tangents(
     op: Operation, operands: Sequence[jax.Array], tangents: Sequence[jax.Array | None]
 ) -> list[jax.Array | None]:
     """The tangents of the results: one term for each operand that has a tangent."""
-    count = op.lhs_count(operands)
-    lhs, rhs = operands[:count], operands[count:]
-    dlhs, drhs = tangents[:count], tangents[count:]
+    lhs, rhs, scales = op.split(operands)
+    dlhs, drhs, dscales = op.split(tangents)
     totals: list[jax.Array | None] = [None] * (len(rhs) if op.form == "shared_lhs" else 1)
 
     def add(places: Sequence[int], values: Sequence[jax.Array]) -> None:
@@ -34,20 +34,38 @@ def _tangents(
         if op.form == "shared_lhs":
             moved = [i for i, right in enumerate(b) if right is not None]
             if a[0] is not None and moved:
-                add(moved, apply(op, a[0], *(b[i] for i in moved)))
+                factors = [scales[i] for i in moved] if scales else []
+                add(moved, apply(op, a[0], *(b[i] for i in moved), *factors))
         else:
             moved = [i for i in range(len(a)) if a[i] is not None and b[i] is not None]
             if moved:
                 add([0], apply(op, *(a[i] for i in moved), *(b[i] for i in moved)))
+    factors = {i: tangent for i, tangent in enumerate(dscales) if tangent is not None}
+    if factors:
+        results = apply(_unscaled(op), lhs[0], *(rhs[i] for i in factors))
+        pairs = zip(results, factors.values(), strict=True)
+        add(list(factors), [scaled(op, y, by) for y, by in pairs])
     return totals
+
+
+def _unscaled(op: Operation) -> Operation:
+    """The operation whose results are not yet multiplied by their scales."""
+    return dataclasses.replace(op, scaled=False, dtype=jnp.dtype(op.accumulator))
 
 
 def _transpose(
     op: Operation, cotangents: Sequence[jax.Array], operands: Sequence[jax.Array | None]
 ) -> list[jax.Array | None]:
     """The cotangents of the operands that are None, by the mirrored operation."""
-    count = op.lhs_count(operands)
-    lhs, rhs = operands[:count], operands[count:]
+    lhs, rhs, scales = op.split(operands)
+    if scales:
+        # A tangent of a scale makes results of its own, so that all scales are known here.
+        unscaled, factors = _unscaled(op), [jnp.asarray(scale) for scale in scales]
+        cts = [
+            scaled(unscaled, ct.astype(unscaled.dtype), by)
+            for ct, by in zip(cotangents, factors, strict=True)
+        ]
+        return [*_transpose(unscaled, cts, [*lhs, *rhs]), *(None for _ in scales)]
     cts = [ct.astype(op.dtype) for ct in cotangents]
     if op.reduce and not checks_vma(op.reduce):
         # As lax.psum, which is its own transpose where replication is not tracked.
@@ -123,31 +141,29 @@ def _batched(
     over: tuple[str, ...],
 ) -> tuple[Operation, list[jax.Array]]:
     """The batch becomes a label of its own, the first one."""
-    count = op.lhs_count(operands)
     label = fresh_label(op.lhs + op.rhs)
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-    sides = (range(count), range(count, len(operands)))
-    moved = list(operands)
-    mapped = [any(dims[i] is not None for i in side) for side in sides]
-    for side, is_mapped in zip(sides, mapped, strict=True):
-        for i in side:
-            if is_mapped:
-                d = dims[i]
-                moved[i] = (
-                    jnp.broadcast_to(operands[i], (size, *operands[i].shape))
-                    if d is None
-                    else jnp.moveaxis(operands[i], d, 0)
-                )
-    left, right = (label if is_mapped else "" for is_mapped in mapped)
+
+    def lead(x: jax.Array, d: int | None) -> jax.Array:
+        if d is None:
+            return jnp.broadcast_to(x, (size, *x.shape))
+        return jnp.moveaxis(x, d, 0)
+
+    lhs, rhs, scales = op.split(tuple(zip(operands, dims, strict=True)))
+    right_mapped = any(d is not None for _, d in rhs)
+    # One side of the dots has the batch, also where scales alone have it.
+    left_mapped = any(d is not None for _, d in lhs) or not right_mapped
+    sides = ((lhs, left_mapped), (rhs, right_mapped), (scales, True))
+    moved = [lead(x, d) if mapped else x for side, mapped in sides for x, d in side]
+    left, right = (label if mapped else "" for mapped in (left_mapped, right_mapped))
     batched = dataclasses.replace(op, lhs=left + op.lhs, rhs=right + op.rhs, out=label + op.out)
     return batched, moved
 
 
 def _dots(op: Operation, operands: Sequence[jax.Array]) -> list[Dot]:
     """One dot for each rhs, or pair."""
-    count = op.lhs_count(operands)
-    rhs = operands[count:]
-    lefts = [operands[0]] * len(rhs) if op.form == "shared_lhs" else operands[:count]
+    lhs, rhs, _ = op.split(operands)
+    lefts = lhs * len(rhs) if op.form == "shared_lhs" else lhs
     numbers = dimension_numbers(op.lhs, op.rhs, op.out)
     return [(a, b, numbers) for a, b in zip(lefts, rhs, strict=True)]
 

@@ -21,18 +21,29 @@ from ..rings.slicing import Span
 from ..rings.steps import Steps, finish, together
 from . import own_shard_first
 from .in_flight import GatheredAhead, InFlight, Key
-from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum_as_sent
+from .local_ops import (
+    as_sent,
+    lax_gather,
+    lax_scatter,
+    multiply,
+    products,
+    scaled,
+    sum_as_sent,
+)
 
 
-def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
-    """The local results of `op` under a chunked schedule, before the last conversion."""
+def run(
+    op: Operation, lhs: list[jax.Array], rhs: list[jax.Array], scales: list[jax.Array]
+) -> list[jax.Array]:
+    """The local results of `op` under a chunked schedule, before the last conversion; `scales` are those
+    of each rhs of an operation that is `scaled`, else none."""
     label, is_async = op.schedule.label, op.schedule.direction == "async"
     if len(op.schedule.proportions) == 1 and op.scatter is not None and not is_async:
         return _one_chunk(op, op.scatter, lhs, rhs)
     if op.gather is not None and is_async and gathers_into_result(op, label):
         results = own_shard_first.run(op, op.gather, lhs[0], rhs)
         return [finish(_scattered(op, y)) for y in results]
-    return _pipeline(_chunks_of(op, lhs, rhs))
+    return _pipeline(_chunks_of(op, lhs, rhs, scales))
 
 
 def _one_chunk(
@@ -69,6 +80,7 @@ class _Chunks:
       op: the einsum.
       lhs: its left operands: for "shared_lhs" one.
       rhs: its right operands.
+      scales: the scale of each right operand, the same for all chunks, or none.
       label: the label that is split; None for one chunk of everything.
       spans: the chunks of the label.
     """
@@ -76,6 +88,7 @@ class _Chunks:
     op: Operation
     lhs: list[jax.Array]
     rhs: list[jax.Array]
+    scales: list[jax.Array]
     label: str | None
     spans: list[Span]
 
@@ -88,6 +101,12 @@ class _Chunks:
         is_async = self.op.schedule.direction == "async"
         cut = self._slice_of_weight if is_async else self._slice
         return [cut(w, self.op.rhs, self.spans[chunk]) for w in self.rhs]
+
+    def product(self, place: int, left: list[jax.Array], right: list[jax.Array]) -> jax.Array:
+        """The product of a chunk, which is a chunk of the result in this place. Its scale becomes a part
+        of its dot, where scaling the whole result would be a pass over memory."""
+        y = products(self.op, left, right)[0]
+        return scaled(self.op, y, self.scales[place]) if self.scales else y
 
     def join(self, results: Sequence[jax.Array]) -> jax.Array:
         """One result, from its chunks: put together, or added up where the label is contracted."""
@@ -119,7 +138,9 @@ class _Chunks:
         return lax.dynamic_slice_in_dim(w, start, span.size, axis=dim)
 
 
-def _chunks_of(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> _Chunks:
+def _chunks_of(
+    op: Operation, lhs: list[jax.Array], rhs: list[jax.Array], scales: list[jax.Array]
+) -> _Chunks:
     # A transposed einsum may scatter, or sum over, the label whose slices were gathered one by one:
     # that label is not split.
     label = None if op.schedule.label in op.moved_labels else op.schedule.label
@@ -127,7 +148,7 @@ def _chunks_of(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> _Ch
     spans = [Span(0, 0)]
     if label is not None:
         spans = slicing.chunk_spans(sizes[label], op.schedule.proportions, MATRIX_TILE)
-    return _Chunks(op=op, lhs=lhs, rhs=rhs, label=label, spans=spans)
+    return _Chunks(op=op, lhs=lhs, rhs=rhs, scales=scales, label=label, spans=spans)
 
 
 def _pipeline(chunks: _Chunks) -> list[jax.Array]:
@@ -144,8 +165,12 @@ def _pipeline(chunks: _Chunks) -> list[jax.Array]:
         else:
             pairs = [(chunks.left(chunk), chunks.right(chunk))]
         for i, (left, right) in enumerate(pairs):
-            y = in_flight.advance(products(op, left, right)[0])
-            in_flight.start(Key("scatter", chunk, i), _scattered(op, y))
+            y = chunks.product(i, left, right)
+            # A result that is sent waits until the links are free; others become part of the whole
+            # result by their dot.
+            arrived = in_flight.advance(y)
+            sent = op.scatter is not None or op.reduce
+            in_flight.start(Key("scatter", chunk, i), _scattered(op, arrived if sent else y))
     in_flight.finish()
     results = len(chunks.rhs) if op.form == "shared_lhs" else 1
     return [

@@ -43,6 +43,11 @@ def products(op: Operation, lhs: Sequence[jax.Array], rhs: Sequence[jax.Array]) 
     return [functools.reduce(lambda partial_sum, term: term + partial_sum, terms)]
 
 
+def scaled(op: Operation, y: jax.Array, scale: jax.Array) -> jax.Array:
+    """A result, or a chunk of it, times the scale of its rhs, in the dtype of `op`."""
+    return (y * scale.astype(y.dtype)).astype(op.dtype)
+
+
 def lax_gather(op: Operation, x: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
     """`x` with all shards along `dim`, by `lax.all_gather`."""
     return lax.all_gather(as_sent(op, x), axes, axis=dim, tiled=True).astype(x.dtype)

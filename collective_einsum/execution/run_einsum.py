@@ -17,12 +17,12 @@ def run_einsum(op: Operation, operands: Sequence[jax.Array]) -> list[jax.Array]:
 
     Args:
       op: the einsum, its collectives and its schedule.
-      operands: of "shared_lhs", one lhs and then every rhs; of "sum", as many lhs as rhs, which follow.
+      operands: of "shared_lhs", one lhs and then every rhs, and then their scales if it is `scaled`; of
+        "sum", as many lhs as rhs, which follow.
     """
-    count = op.lhs_count(operands)
-    lhs, rhs = list(operands[:count]), list(operands[count:])
+    lhs, rhs, scales = op.split(operands)
     with jax.named_scope(_scope(op)):
-        return [result.astype(op.dtype) for result in _results(op, lhs, rhs)]
+        return [result.astype(op.dtype) for result in _results(op, lhs, rhs, scales)]
 
 
 def _scope(op: Operation) -> str:
@@ -36,12 +36,14 @@ def _scope(op: Operation) -> str:
     return f"{'_'.join(words)}[{op.schedule}]"
 
 
-def _results(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
+def _results(
+    op: Operation, lhs: list[jax.Array], rhs: list[jax.Array], scales: list[jax.Array]
+) -> list[jax.Array]:
     if op.schedule.kind == "blocking":
         return _blocking(op, lhs, rhs)
     if op.schedule.kind == "chunked" or op.reduce:
         # A ring has no dot for each hop of an all-reduce, which is one chunk.
-        return chunked_schedule.run(op, lhs, rhs)
+        return chunked_schedule.run(op, lhs, rhs, scales)
     return ring_schedule.run(op, lhs, rhs)
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
 from .schedule import Schedule
+
+Operand = TypeVar("Operand")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Operation:
       accumulator: the dtype of the dots' results.
       dtype: the dtype of the result.
       sum_wire: the dtype in which partial sums are sent.
+      scaled: whether the result of each rhs is multiplied by a scale, an operand of its own, chunk by
+        chunk; for "shared_lhs" without collectives after the einsum.
       closed: the axes of the collectives whose last device is a neighbour of their first, as far as
         the schedule depends on it.
     """
@@ -63,6 +67,7 @@ class Operation:
     accumulator: DTypeLike
     dtype: np.dtype
     sum_wire: np.dtype
+    scaled: bool = False
     closed: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -98,6 +103,11 @@ class Operation:
         """The axes over which results are equal afterwards."""
         return self.reduce
 
-    def lhs_count(self, operands: Sequence[object]) -> int:
-        """The number of left operands, which come first."""
-        return 1 if self.form == "shared_lhs" else len(operands) // 2
+    def split(
+        self, operands: Sequence[Operand]
+    ) -> tuple[list[Operand], list[Operand], list[Operand]]:
+        """Every lhs, every rhs, and the scale of each rhs, or none, of the operands in this order."""
+        half = len(operands) // 2
+        lhs = half if self.form == "sum" else 1
+        scales = lhs + half if self.scaled else len(operands)
+        return list(operands[:lhs]), list(operands[lhs:scales]), list(operands[scales:])
