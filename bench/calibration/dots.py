@@ -23,8 +23,8 @@ _CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
 SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
 # Those of dots beside one of lax's collectives.
 BESIDE_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
-NARROW_SIZES = ((64, 1024), (1152, 4608), _COLUMNS)
-NARROW_RING_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
+NARROW_SIZES = ((64, 256, 1024), (1152, 4608), _COLUMNS)
+NARROW_BESIDE_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
 BF16 = ("bfloat16", "bfloat16")
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
@@ -169,8 +169,9 @@ def dots(chip: Chip) -> list[Dot]:
         found.extend(_grid(NARROW_SIZES, dtypes))
     # The chunks of int8 weights that a ring's dots read, copied by a gather's and sliced by a scatter's,
     # are widened in other code.
-    found.extend(_grid(NARROW_RING_SIZES, NARROW[0], adds=True))
-    found.extend(_grid(NARROW_RING_SIZES, NARROW[0], scattered="ring"))
+    found.extend(_grid(NARROW_BESIDE_SIZES, NARROW[0], adds=True))
+    found.extend(_grid(NARROW_BESIDE_SIZES, NARROW[0], scattered="whole"))
+    found.extend(_grid(NARROW_BESIDE_SIZES, NARROW[0], scattered="ring"))
     if chip.fp8_flops:
         found.extend(_grid(NARROW_SIZES, FP8))
     return found

@@ -114,4 +114,5 @@ def passes() -> list[Pass]:
     """The memory passes that are observed."""
     kinds: tuple[PassKind, ...] = ("add", "add halves", "slice", "move", "exchange")
     split = [Pass(kind=kind, rows=rows, columns=4608) for kind in kinds for rows in _ROWS]
-    return [*split, *(Pass(kind="copy int8", rows=4608, columns=n) for n in (1152, 4608))]
+    copied = ((4608, 1152), (4608, 4608), (18432, 4608))
+    return [*split, *(Pass(kind="copy int8", rows=m, columns=n) for m, n in copied)]
