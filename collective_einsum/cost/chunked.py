@@ -38,19 +38,18 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
         scatter += collective_seconds(work)[1]
         passes += 5 * work.sum_bytes
     dots = sum(chunk_dots(work, schedule, gathered="by permutes"))
-    joined = 0.0
-    if schedule.label is not None and op.scatter is None and not op.reduce and schedule.label in op.out:
-        joined = _joined_seconds(work, count)
-    elif count > 1:
+    alone, label = op.scatter is None and not op.reduce, schedule.label
+    in_place = alone and count > 1 and label is not None and label in op.out
+    joined = _joined_seconds(work, count) if in_place else 0.0
+    if count > 1 and not in_place:
         # Each chunk is written into the result.
         passes += 2 * work.result_bytes + _scaled_bytes(work)
     copying = slice_copy_seconds(work) if count > 1 and (schedule.label or "") in op.rhs else 0.0
-    # A dot overlaps one hop of each collective; but where hops start early, that hop of the next chunk is
-    # under way, and shares the links, with the last one of the chunk that the dot waits for.
-    hops = max((_hops(work, axes) for axes in _axes(op)), default=1.0)
-    hidden = min((gather + scatter) / max(1.0, hops), dots) * (count - 1) / count
-    if op.gather is not None and work.chip.starts_hops_early:
-        hidden = 0.0
+    # A dot overlaps one hop of each collective.
+    hops = max((sum(work.axis_sizes[axis] // 2 for axis in axes) for axes in _axes(op)), default=1)
+    hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
+    if in_place:
+        hidden = _hidden_seconds(work, gather, dots) * (count - 1) / count
     # What has arrived is joined while the rest is under way.
     waiting = max(0.0, gather - joining) + scatter
     return Estimate(
@@ -62,11 +61,18 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     )
 
 
-def _hops(work: Workload, axes: tuple[str, ...]) -> float:
-    """The hops of rings in both directions over each axis in turn. Of a single axis they are counted in
-    whole shards: of the last hop of an even number of devices half is sent."""
-    sizes = [work.axis_sizes[axis] for axis in axes]
-    return (sizes[0] - 1) / 2 if len(sizes) == 1 else sum(size // 2 for size in sizes)
+def _hidden_seconds(work: Workload, gather: float, dots: float) -> float:
+    """Seconds of a gather's rings that dots of other chunks hide, were there dots for all of them.
+
+    Each dot hides the first hop of the next chunk's ring, of whole shards both ways; of the last hop of
+    an even number of devices half is sent. But where hops start early, that hop is under way, and shares
+    the links, with the last one of the chunk that the dot waits for.
+    """
+    if work.op.gather is None or work.chip.starts_hops_early:
+        return 0.0
+    sizes = [work.axis_sizes[axis] for axis in work.op.gather.axes]
+    hops = (sizes[0] - 1) / 2 if len(sizes) == 1 else sum(size // 2 for size in sizes)
+    return min(gather / max(1.0, hops), dots)
 
 
 def _joined_seconds(work: Workload, count: int) -> float:

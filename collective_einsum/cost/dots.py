@@ -94,9 +94,9 @@ def dot_seconds(
 
 def _behind(work: Workload, dot: Dot, gathered: Gathered, *, chunks: int) -> Dot:
     """The dot behind an all-gather of the columns that it contracts, as such dots were observed; what
-    permutes gather, so many chunks at a time, stays in on-chip memory unless it is too large. Not where SparseCores gather: layers
-    and einsums of TPU7x were replayed nearer to dots whose operand was there (128 devices, libtpu
-    0.0.50.1)."""
+    permutes gather, so many chunks at a time, stays in on-chip memory unless it is too large. Not where
+    SparseCores gather: layers and einsums of TPU7x were replayed nearer to dots whose operand was there
+    (128 devices, libtpu 0.0.50.1)."""
     op, gather, chip = work.op, work.op.gather, work.chip
     if gather is None or gather.label in op.out or dot.adds or dot.scattered:
         return dot
@@ -118,6 +118,9 @@ def first_dot_seconds(work: Workload, fractions: Fractions, *, directions: int =
         return others
     alone = dataclasses.replace(dot, adds=False, scattered="whole" if dot.scattered else "")
     seconds = matmul_seconds(work.chip, alone) * work.rhs_count
+    if dot.scattered and work.widened:
+        # It slices columns of int8 weights, as all dots of the ring do.
+        return max(seconds, others)
     # Its sum may stay in on-chip memory, where the result of a dot alone goes to HBM.
     return min(seconds, others) if dot.adds else seconds
 

@@ -21,12 +21,6 @@ from .torus import all_gather_seconds, hop_seconds, offloads, wraps
 from .workload import Estimate, Workload
 
 
-# How many times as fast as HBM sums in on-chip memory are added by the bundles that are counted where
-# weights are int8: 15 us for [8192, 1152] on v4 (libtpu 0.0.50.1). The estimates that are taken
-# elsewhere are about those of HBM.
-NARROW_ADDITIONS = 4.0
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Ring:
     """The ring of one collective of an einsum.
@@ -201,8 +195,6 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
     wire = work.op.sum_wire.itemsize
     adds = sum(direction.hops * direction.size / ring.span for direction in ring.directions)
     moved = block * (4 + 2 * wire)
-    if work.widened and moved <= work.chip.on_chip_bytes:
-        return adds * moved / (NARROW_ADDITIONS * work.chip.hbm_bandwidth)
     if any(direction.size < ring.span for direction in ring.directions):
         observed = work.chip.pass_seconds("add halves", adds * moved, work.rhs_count)
         return observed or adds * pass_seconds(work, moved)
