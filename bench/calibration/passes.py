@@ -21,6 +21,7 @@ _INT8_ROWS = 64  # of the activations that int8 weights meet
 # The schedule that has the pass.
 _SCHEDULES: dict[PassKind, str | ce.Schedule] = {
     "add": "unidirectional",
+    "add int8": "unidirectional",
     "add halves": "bidirectional",
     "slice": "blocking",
     "move": ce.Schedule("chunked", chunks=1),
@@ -40,7 +41,7 @@ class Pass:
     @property
     def is_narrow(self) -> bool:
         """Whether it moves elements of less than 16 bits, so that its bundles are counted."""
-        return self.kind == "copy int8"
+        return self.kind in ("add int8", "copy int8")
 
     def lower(self, slice_: Target) -> jax.stages.Lowered:
         """The program: a loop over a stack of weights, with one einsum each."""
@@ -51,7 +52,7 @@ class Pass:
         chip = slice_.chip
         assert chip is not None
         timeline = replay(text, mesh_of(slice_))
-        times = LAYERS * (DEVICES - 1 if self.kind == "add" else 1)
+        times = LAYERS * (DEVICES - 1 if self.kind in ("add", "add int8") else 1)
         seconds = (timeline.compute_seconds - timeline.dot_seconds) / times
         return PassObservation(
             **vars(self),
@@ -93,9 +94,10 @@ class Pass:
                 jax.ShapeDtypeStruct((_INT8_ROWS, self.rows // DEVICES), bf16),
                 jax.ShapeDtypeStruct((LAYERS, self.rows, self.columns), jnp.int8),
             )
+        weights = jnp.int8 if self.is_narrow else bf16
         return (
             jax.ShapeDtypeStruct((self.rows, _CONTRACTED), bf16),
-            jax.ShapeDtypeStruct((LAYERS, _CONTRACTED, self.columns), bf16),
+            jax.ShapeDtypeStruct((LAYERS, _CONTRACTED, self.columns), weights),
         )
 
     @property
@@ -103,16 +105,16 @@ class Pass:
         elements = self.rows * self.columns
         if self.kind == "copy int8":
             return elements
-        if self.kind in ("add", "add halves"):
+        if self.kind.startswith("add"):
             # Of each block, a sum of 32 bits and what arrived in 16 are read, 16 bits are written.
-            blocks = 1 if self.kind == "add" else DEVICES - 1
+            blocks = DEVICES - 1 if self.kind == "add halves" else 1
             return blocks * elements // DEVICES * (4 + 2 + 2)
         return 2 * elements
 
 
 def passes() -> list[Pass]:
     """The memory passes that are observed."""
-    kinds: tuple[PassKind, ...] = ("add", "add halves", "slice", "move", "exchange")
+    kinds: tuple[PassKind, ...] = ("add", "add int8", "add halves", "slice", "move", "exchange")
     split = [Pass(kind=kind, rows=rows, columns=4608) for kind in kinds for rows in _ROWS]
     copied = ((4608, 1152), (4608, 4608), (18432, 4608))
     return [*split, *(Pass(kind="copy int8", rows=m, columns=n) for m, n in copied)]

@@ -21,6 +21,7 @@ _DTYPES = {"bfloat16": "bf16", "float8_e4m3fn": "fp8"}
 _SCATTERED: dict[Scattered, str] = {"whole": "scattered", "ring": "chunk"}
 _PASSES: dict[PassKind, str] = {
     "add": "a scatter's ring adds a block that arrived; bytes: read and written",
+    "add int8": "the same where weights are int8; bytes: as above",
     "add halves": "one that sends halves of blocks either way adds all that arrive; bytes: as above",
     "slice": "a block is taken of what lax's reduce-scatter left; bytes, as below: of the array",
     "move": "blocks are moved apart before a reduce-scatter of a dimension of their own",

@@ -23,7 +23,7 @@ _FILE = re.compile(r"(?P<name>\w+)-libtpu-(?P<version>\d+(?:\.\d+)*)\.json")
 Source = Literal["bundles", "estimate", "measured"]
 # How a dot's result is scattered, if it is: whole, by lax, or in chunks along a ring.
 Scattered = Literal["", "whole", "ring"]
-PassKind = Literal["add", "add halves", "slice", "move", "exchange", "copy int8"]
+PassKind = Literal["add", "add int8", "add halves", "slice", "move", "exchange", "copy int8"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class PassObservation:
 
     Kinds, each of an array [rows, columns] whose columns are split over four devices, but for the last:
 
-    * "add": a scatter's ring adds a block that arrived;
+    * "add": a scatter's ring adds a block that arrived; "add int8": where the weights are int8;
     * "add halves": a scatter's ring that sends half of every block either way adds all of them;
     * "slice": a device takes its block of what lax's reduce-scatter left;
     * "move": blocks are moved apart before a reduce-scatter of a dimension of their own;
@@ -76,7 +76,7 @@ class PassObservation:
     Attributes:
       kind: one of these.
       rows, columns: sizes of the array.
-      bytes: bytes of the array; of "add" and "add halves", all that are read and written.
+      bytes: bytes of the array; where it adds, all that are read and written.
       cycles: clock cycles that it takes.
       source: as a dot's; never "measured".
       lowered: what the compiler made of it: of lax's collective in "slice" an "all-reduce" or a
