@@ -203,6 +203,14 @@ def _addition_seconds(work: Workload, ring: _Ring, block: float) -> float:
         return adds * block * wire / work.chip.hbm_bandwidth
     ways = len(ring.directions)
     if ways == 1:
-        return adds * pass_seconds(work, moved)
+        return adds * _pass_seconds(work, moved, block)
     fused = (adds - ways) * block * wire / work.chip.hbm_bandwidth
-    return fused + pass_seconds(work, block * (4 + (1 + ways) * wire))
+    return fused + _pass_seconds(work, block * (4 + (1 + ways) * wire), block)
+
+
+def _pass_seconds(work: Workload, moved: float, block: float) -> float:
+    """Seconds of a pass that moves so many bytes to add blocks of so many elements, as such passes were
+    observed where weights are int8 and the sums of 32 bits stay on the chip."""
+    if work.widened and 4 * block <= work.chip.on_chip_bytes / 2:
+        return work.chip.pass_seconds("add int8", moved, work.rhs_count)
+    return pass_seconds(work, moved)
