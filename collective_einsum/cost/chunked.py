@@ -78,9 +78,9 @@ def _hidden_seconds(work: Workload, gather: float, dots: float) -> float:
 def _joined_seconds(work: Workload, count: int) -> float:
     """Seconds in which chunks become one result, beside their dots, which write them there.
 
-    XLA:TPU puts a result that fits into on-chip memory together there, unless it is of two chunks, and
-    copies it to HBM: 53 us for [2048, 18432] of bf16 on v6e. The results of two chunks of bf16 are
-    written more slowly, as other large arrays of `LARGE_PASSES`: 90 us (libtpu 0.0.50.1).
+    XLA:TPU puts a result that fits into on-chip memory together there, and copies it to HBM: 53 us for
+    [2048, 18432] of bf16 on v6e; two chunks do not if it takes more than half. Large results of bf16 are
+    written more slowly, as the arrays of `LARGE_PASSES`: 90 us (libtpu 0.0.50.1).
     """
     # What is scaled is in the dtype of its lhs by then.
     scaled = work.widened == work.op.rhs
@@ -90,7 +90,8 @@ def _joined_seconds(work: Workload, count: int) -> float:
     if not chip.observed or size > chip.on_chip_bytes:
         return 0.0
     written = size / (LARGE_PASSES * chip.hbm_bandwidth) if size > chip.on_chip_bytes / 4 else 0.0
-    copied = pass_seconds(work, size) if count > 2 else 0.0
+    on_chip = count > 2 or size <= chip.on_chip_bytes / 2
+    copied = pass_seconds(work, size) if on_chip else 0.0
     return copied + (0.0 if scaled else written)
 
 

@@ -86,23 +86,26 @@ def dot_seconds(
     key = (directions, gathered, *fractions.items())
     if key not in work.dots:
         dot = dataclasses.replace(work_dot(work, fractions), sums=directions * work.rhs_count)
-        # While a chunk is multiplied, the next one arrives.
-        left = _behind(work, dot, gathered, chunks=2 if fractions else 1)
-        work.dots[key] = matmul_seconds(work.chip, left) * work.rhs_count
+        behind = _behind(work, dot, gathered, in_chunks=bool(fractions))
+        work.dots[key] = matmul_seconds(work.chip, behind) * work.rhs_count
     return work.dots[key]
 
 
-def _behind(work: Workload, dot: Dot, gathered: Gathered, *, chunks: int) -> Dot:
+def _behind(work: Workload, dot: Dot, gathered: Gathered, *, in_chunks: bool) -> Dot:
     """The dot behind an all-gather of the columns that it contracts, as such dots were observed; what
-    permutes gather, so many chunks at a time, stays in on-chip memory unless it is too large. Not where
-    SparseCores gather: layers and einsums of TPU7x were replayed nearer to dots whose operand was there
-    (128 devices, libtpu 0.0.50.1)."""
+    permutes gather stays in on-chip memory unless it is too large. Not where SparseCores gather: layers
+    and einsums of TPU7x were replayed nearer to dots whose operand was there (128 devices, libtpu
+    0.0.50.1)."""
     op, gather, chip = work.op, work.op.gather, work.chip
     if gather is None or gather.label in op.out or dot.adds or dot.scattered:
         return dot
     if gathered == "by lax" and not offloads(chip, "all_gather"):
         return dataclasses.replace(dot, gathered=gather.label == op.lhs[-1])
-    large = chunks * dot.lhs_bytes > GATHERED_ON_CHIP * chip.on_chip_bytes
+    large = dot.lhs_bytes > GATHERED_ON_CHIP * chip.on_chip_bytes
+    if in_chunks:
+        # While a chunk is multiplied, the next one arrives; both lie beside the result, if that fits.
+        result = work.result_bytes if work.result_bytes <= chip.on_chip_bytes else 0
+        large = 2 * dot.lhs_bytes + result > chip.on_chip_bytes
     if gathered == "by permutes" and large and work.widened != op.rhs:
         # As the operand of one whose result is scattered, which nothing brought there either.
         return dataclasses.replace(dot, scattered="whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ from collective_einsum.ops.einsum_op import EinsumCollective, Operation
 WHOLE = Schedule("blocking")
 LATENCY = Schedule("ring", "latency")
 ONE_CHUNK = Schedule("chunked")
+TWO, FOUR, EIGHT = (Schedule("chunked", chunks=count, label="m") for count in (2, 4, 8))
 BF16, INT8 = jnp.bfloat16, "int8"
 SIZES = {ce.TPU_V6E: {"x": 4, "y": 4}, ce.TPU_V5P: {"x": 4, "y": 4, "z": 4}}
+SIZES[ce.TPU_V5E] = SIZES[ce.TPU_V6E]
 V4_BY_OPTIONS = ce.TPU_V4.under_options()
 SIZES[ce.TPU_V4] = SIZES[V4_BY_OPTIONS] = SIZES[ce.TPU_V5P]
 
@@ -65,6 +68,19 @@ REPLAYED = [
     (Gather(ce.TPU_V6E, "y", (2048, 1152), (4608, 18432), "bf16", ONE_CHUNK), 606.0),
     (Gather(ce.TPU_V6E, "y", (8192, 1152), (4608, 18432), "bf16", WHOLE), 2632.5),
     (Gather(ce.TPU_V6E, "y", (8192, 1152), (4608, 18432), "bf16", ONE_CHUNK), 3107.6),
+    # Chunks become the result in their dots, while the first hop of the next one's ring is under way.
+    (Gather(ce.TPU_V6E, "y", (8192, 1152), (4608, 18432), "bf16", TWO), 2218.6),
+    (Gather(ce.TPU_V6E, "y", (8192, 1152), (4608, 18432), "bf16", FOUR), 2154.4),
+    (Gather(ce.TPU_V6E, "y", (2048, 1152), (4608, 18432), INT8, TWO), 569.0),
+    (Gather(ce.TPU_V6E, "y", (8192, 1152), (4608, 18432), INT8, FOUR), 2096.4),
+    (Gather(ce.TPU_V6E, "x", (2048, 4608), (18432, 4608), INT8, FOUR), 824.7),
+    (Gather(ce.TPU_V6E, "x", (8192, 4608), (18432, 4608), "bf16", EIGHT), 3990.3),
+    # A result that fits into on-chip memory is put together there, and copied.
+    (Gather(ce.TPU_V6E, "y", (2048, 1152), (4608, 18432), "bf16", TWO), 660.6),
+    (Gather(ce.TPU_V6E, "y", (2048, 1152), (4608, 18432), INT8, FOUR), 613.8),
+    (Gather(ce.TPU_V6E, "y", (1024, 1152), (4608, 18432), INT8, TWO), 319.1),
+    # The next chunk's first hop is under way before this chunk's dot: nothing hides it.
+    (Gather(ce.TPU_V5E, "x", (2048, 4608), (18432, 4608), "bf16", TWO), 3339.5),
     # The copy of int8 weights overlaps the first hop.
     (Gather(ce.TPU_V4, "x", (256, 1152), (4608, 4608), INT8, LATENCY), 79.4),
 ]
@@ -140,3 +156,6 @@ def test_int8_weights_ask_for_more_but_in_rings_of_a_gathers_whole_shards() -> N
         Schedule("chunked", chunks=2, label="m"),
     ):
         assert _gain_asked(work, schedule) == WORTHWHILE_WIDENED
+    gather = dataclasses.replace(BOTH_ENDS, scatter=None)
+    work = workload(gather, shapes, ce.TPU_V4, {"x": 4, "y": 4})
+    assert _gain_asked(work, TWO) == WORTHWHILE

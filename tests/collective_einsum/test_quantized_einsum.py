@@ -203,11 +203,12 @@ def test_the_other_operand_is_differentiable(mesh_of: MeshOf) -> None:
     assert_close(got, wide(want), dtype=np.float32)
 
 
-def test_chunks_are_scaled_one_by_one(mesh_of: MeshOf) -> None:
+@pytest.mark.parametrize("direction", ["async", "latency", "bidirectional"])
+def test_chunks_are_scaled_one_by_one(mesh_of: MeshOf, direction: Any) -> None:
     # So that the scale is a part of each chunk's dot; of the whole result it would be a pass.
     x, w, v = random((N, 2, 6, 4)), random((16, 8), 1), random((16, 8), 2)
     q, r = (quantize(jnp.asarray(each), 0) for each in (w, v))
-    schedule = ce.Schedule("chunked", "async", chunks=(1, 2), label="m")
+    schedule = ce.Schedule("chunked", direction, chunks=(1, 2), label="m")
 
     def product(x: Any) -> Any:
         return ce.all_gather_einsum(
@@ -228,10 +229,67 @@ def test_chunks_are_scaled_one_by_one(mesh_of: MeshOf) -> None:
         slope = slope + N * np.cos(whole[0] @ stood_for) @ stood_for.T
     assert_close({"": grad}, np.stack(np.split(slope, N, axis=1)), dtype=np.float32)
 
-    text = hlo(mesh, X, lambda x: product(x[0]), x)
+    text = hlo(mesh, X, lambda x: list(product(x[0])), x)
     scaled = [line for line in text.splitlines() if "stablehlo.multiply" in line]
     rows = [line.split("tensor<")[-1].split("x")[0] for line in scaled if "xf32>" in line]
     assert rows == ["2", "2", "4", "4"], scaled
+
+
+CHUNKS = ce.Schedule("chunked", "latency", chunks=2, label="m")
+
+
+def _scaled(x: Any, values: Any, scale: Any) -> Any:
+    """A gather of int8 weights' lhs in two chunks, each scaled by its dot, and of a matrix beside it."""
+    weights = [Quantized(values, scale, jnp.dtype(jnp.float32)), jnp.ones((16, 3))]
+    return ce.all_gather_einsum("mk,kn->mn", x, weights, axis_name="x", gather="k", schedule=CHUNKS)
+
+
+@pytest.mark.parametrize("mapped", ["x", "values", "scale", "x scale", "values scale"])
+def test_vmap_of_scaled_chunks(mesh_of: MeshOf, mapped: str) -> None:
+    x, values = random((N, 2, 6, 4)), jnp.arange(-128, 128, dtype=jnp.int8).reshape(2, 16, 8)
+    scale = jnp.asarray(np.exp(random((2, 1, 8), 1)))
+    each = ("x", "values", "scale")
+    axes = tuple(0 if name in mapped.split() else None for name in each)
+
+    def run(x: Any) -> Any:
+        operands = (x, values, scale)
+        taken = [a if d == 0 else a[0] for a, d in zip(operands, axes, strict=True)]
+        return jax.vmap(_scaled, axes)(*taken)
+
+    y, beside = on_devices(mesh_of((N,), "x"), X, run, x)
+    whole = np.concatenate(list(wide(x)), axis=-1)
+    places = [[0, 1] if d == 0 else [0, 0] for d in axes]
+    want = [whole[a] @ (wide(values)[b] * wide(scale)[c]) for a, b, c in zip(*places, strict=True)]
+    assert_close({"": y}, np.stack([np.stack(want)] * N), dtype=np.float32)
+    rows = [whole[a] @ np.ones((16, 3)) for a in places[0]]
+    assert_close({"": beside}, np.stack([np.stack(rows)] * N), dtype=np.float32)
+
+
+def test_scales_of_chunks_are_differentiable(mesh_of: MeshOf) -> None:
+    x, q = random((N, 6, 4)), quantize(jnp.asarray(random((16, 8), 1)), 0)
+
+    def run(x: Any) -> Any:
+        def loss(x: Any, scale: Any) -> Any:
+            y, beside = _scaled(x, q.values, scale)
+            return jnp.sum(jnp.sin(y)) + jnp.sum(beside)
+
+        slopes = jax.grad(loss, (0, 1))(x, q.scale)
+        # Forwards: along x, along the scale, and along both.
+        tangents = [(x, jnp.zeros_like(q.scale)), (jnp.zeros_like(x), q.scale), (x, q.scale)]
+        forwards = [jax.jvp(loss, (x, q.scale), each)[1][None] for each in tangents]
+        return slopes, forwards
+
+    (by_x, by_scale), forwards = on_devices(mesh_of((N,), "x"), X, run, x)
+    whole, values, scale = np.concatenate(list(wide(x)), axis=-1), wide(q.values), wide(q.scale)
+    slope = np.cos(whole @ (values * scale))
+    along_scale = np.sum(slope * (whole @ values), axis=0, keepdims=True)
+    along_x = slope @ (values * scale).T + 3
+    # All devices have one scale, and each a loss.
+    assert_close({"": by_scale}, N * np.stack([along_scale] * N), dtype=np.float32)
+    assert_close({"": by_x}, N * np.stack(np.split(along_x, N, axis=1)), dtype=np.float32)
+    dx, ds = np.sum(along_x * whole), np.sum(along_scale * scale)
+    for found, want in zip(forwards, (dx, ds, dx + ds), strict=True):
+        np.testing.assert_allclose(wide(found), want, rtol=1e-5)
 
 
 def test_scales_that_differ_where_products_are_summed_are_refused(mesh_of: MeshOf) -> None:
