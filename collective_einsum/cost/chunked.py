@@ -47,9 +47,10 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
     copying = slice_copy_seconds(work) if count > 1 and (schedule.label or "") in op.rhs else 0.0
     # A dot overlaps one hop of each collective.
     hops = max((sum(work.axis_sizes[axis] // 2 for axis in axes) for axes in _axes(op)), default=1)
-    hidden = min(gather + scatter, dots) * (count - 1) / count / max(1, hops)
+    hidden = min(gather + scatter, dots) / max(1, hops)
     if in_place:
-        hidden = _hidden_seconds(work, gather, dots) * (count - 1) / count
+        hidden = _hidden_seconds(work, gather, dots)
+    hidden *= (count - 1) / count
     # What has arrived is joined while the rest is under way.
     waiting = max(0.0, gather - joining) + scatter
     return Estimate(

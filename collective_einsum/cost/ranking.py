@@ -140,8 +140,8 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
         shards = shards and work.sizes[ring.label] // work.devices(ring) % TILE_LANES == 0
     # So were dots of whole int8 weights, of which every chunk of a gather's rows has one.
     alone = op.gather is not None and op.scatter is None and not op.reduce
-    rows = alone and schedule.label is not None and schedule.label not in op.rhs
-    if work.widened == op.rhs and rows:
+    by_rows = alone and schedule.label is not None and schedule.label not in op.rhs
+    if work.widened == op.rhs and by_rows:
         return WORTHWHILE
     if work.widened and not whole and not shards:
         return WORTHWHILE_WIDENED
