@@ -96,7 +96,7 @@ def test_predictions_are_near_replays(gather: Gather, replayed: float) -> None:
 
 
 def test_chunks_of_int8_weights_that_are_scattered_take_an_even_number_of_tiles() -> None:
-    """Replayed on v6e: 513 us in four chunks of 384 rows, 433 us "blocking"; of 512 rows 511 us and 574."""
+    """Replayed on v6e: in four chunks of 384 rows 513 us, "blocking" 433 us; of 512 rows 511 and 574."""
     scales = jax.ShapeDtypeStruct((1, 4608), jnp.float32)
     w = ce.Quantized(jax.ShapeDtypeStruct((18432, 4608), jnp.int8), scales)
     chosen = {
