@@ -157,6 +157,7 @@ def _run_with(
         op,
         schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
         closed=choice.closed_axes(op, schedule, first.options.chip),
+        in_rows=choice.chip_of(first.options.chip).widens_in_rows,
     )
     if not any(einsum.quantized for einsum in einsums):
         return apply(op, *values)

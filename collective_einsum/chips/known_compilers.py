@@ -24,6 +24,7 @@ TPU_V4 = CompilerHabits(
     ),
     no_prefetch_options=(("xla_msa_max_cross_program_prefetches", 0),),
     starts_hops_early=True,
+    widens_in_rows=True,
 )
 
 TPU_V5P = CompilerHabits(

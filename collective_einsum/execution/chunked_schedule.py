@@ -23,6 +23,7 @@ from . import own_shard_first
 from .in_flight import GatheredAhead, InFlight, Key
 from .local_ops import (
     as_sent,
+    in_rows,
     lax_gather,
     lax_scatter,
     multiply,
@@ -102,6 +103,14 @@ class _Chunks:
         cut = self._slice_of_weight if is_async else self._slice
         return [cut(w, self.op.rhs, self.spans[chunk]) for w in self.rhs]
 
+    def in_rows(self, left: jax.Array) -> jax.Array:
+        """A chunk that was gathered, laid out for its dot."""
+        gathered = self.op.gather
+        if gathered is None:
+            return left
+        shard = self.lhs[0].shape[self.op.lhs.index(gathered.label)]
+        return in_rows(self.op, left, shard, self.rhs)
+
     def product(self, place: int, left: list[jax.Array], right: list[jax.Array]) -> jax.Array:
         """The product of a chunk, which is a chunk of the result in this place. Its scale becomes a part
         of its dot, where scaling the whole result would be a pass over memory."""
@@ -160,7 +169,7 @@ def _pipeline(chunks: _Chunks) -> list[jax.Array]:
         gathered = GatheredAhead(in_flight, gathers)
     for chunk in range(count):
         if op.form == "shared_lhs":
-            left = [gathered.take(chunk)]
+            left = [chunks.in_rows(gathered.take(chunk))]
             pairs = [(left, [right]) for right in chunks.right(chunk)]
         else:
             pairs = [(chunks.left(chunk), chunks.right(chunk))]

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from ..chips.tiles import TILE_LANES, TILE_ROWS
+from ..chips.tiles import MATRIX_TILE, TILE_LANES, TILE_ROWS
 from ..ops.einsum_op import Operation
 from ..rings import slicing
 from ..rings.permutes import total
@@ -46,6 +47,19 @@ def products(op: Operation, lhs: Sequence[jax.Array], rhs: Sequence[jax.Array]) 
 def scaled(op: Operation, y: jax.Array, scale: jax.Array) -> jax.Array:
     """A result, or a chunk of it, times the scale of its rhs, in the dtype of `op`."""
     return (y * scale.astype(y.dtype)).astype(op.dtype)
+
+
+def in_rows(op: Operation, x: jax.Array, shard: int, rhs: Sequence[jax.Array]) -> jax.Array:
+    """What shards of this length were gathered to, laid out in rows where this helps the dots."""
+    # H18 in docs/compiler.md.
+    widens = any(right.dtype.itemsize == 1 < x.dtype.itemsize for right in rhs)
+    columns = op.gather is not None and op.gather.label == op.lhs[-1] and op.lhs[-1] not in op.out
+    if not (op.in_rows and widens and columns) or checks.symbolic(*x.shape):
+        return x
+    if shard % TILE_LANES == 0 or x.size // x.shape[-1] < MATRIX_TILE:
+        return x
+    rows = Layout(major_to_minor=tuple(range(x.ndim)))
+    return lax.optimization_barrier(with_layout_constraint(x, rows))
 
 
 def lax_gather(op: Operation, x: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:

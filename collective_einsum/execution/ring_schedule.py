@@ -19,7 +19,15 @@ from ..rings.ring_gather import gather
 from ..rings.slicing import Index, Span
 from ..rings.steps import finish, together
 from ..rings.streams import RingDirection
-from .local_ops import as_sent, lax_gather, lax_scatter, multiply, products, sum_as_sent
+from .local_ops import (
+    as_sent,
+    in_rows,
+    lax_gather,
+    lax_scatter,
+    multiply,
+    products,
+    sum_as_sent,
+)
 
 
 def run(op: Operation, lhs: list[jax.Array], rhs: list[jax.Array]) -> list[jax.Array]:
@@ -59,6 +67,7 @@ def _gather(
         rings = [major_ring(axes)]
         if len(axes) > 1:
             sent = lax.all_gather(sent, axes[1:], axis=dim, tiled=True)
+            sent = in_rows(op, sent, x.shape[dim], rhs)
     shard = sent.shape[dim]
     spans = slicing.chunk_spans(shard, len(rings), MATRIX_TILE)
     shards = [slicing.slice_shards(sent, dim, shard, span) for span in spans]

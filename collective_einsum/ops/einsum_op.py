@@ -51,6 +51,8 @@ class Operation:
       sum_wire: the dtype in which partial sums are sent.
       scaled: whether the result of each rhs is multiplied by a scale, an operand of its own, chunk by
         chunk; for "shared_lhs" without collectives after the einsum.
+      in_rows: whether what is gathered is laid out in rows for dots of int8 weights, as
+        `CompilerHabits.widens_in_rows` says of the chip.
       closed: the axes of the collectives whose last device is a neighbour of their first, as far as
         the schedule depends on it.
     """
@@ -68,6 +70,7 @@ class Operation:
     dtype: np.dtype
     sum_wire: np.dtype
     scaled: bool = False
+    in_rows: bool = False
     closed: tuple[str, ...] = ()
 
     @functools.cached_property
