@@ -346,3 +346,28 @@ def test_partition_specs_shard_values_and_scales(mesh_of: MeshOf) -> None:
     by_scan, by_vmap = jax.jit(program)(x, stack)
     np.testing.assert_allclose(by_scan[0], want, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(by_vmap, by_scan, rtol=1e-5, atol=1e-5)
+
+
+def test_what_parts_of_tiles_are_gathered_to_is_laid_out_in_rows(mesh_of: MeshOf) -> None:
+    # For dots of int8 weights on v4, of 128 rows and more; by chunks, and by a ring's minor axes.
+    x, q = random((N, 128, 6)), quantize(jnp.asarray(random((24, 8), 1)), 0)
+    chunked = [Schedule("chunked", way, chunks=1) for way in ("latency", "async")]
+    kinds = [*chunked, Schedule("ring", "latency")]
+
+    def run(x: Any, chip: Any = ce.TPU_V4) -> Any:
+        options: Any = {"axis_name": ("x", "y"), "gather": "k", "chip": chip}
+        return {
+            str(kind): ce.all_gather_einsum("mk,kn->mn", x, q, schedule=kind, **options)
+            for kind in kinds
+        }
+
+    mesh = mesh_of((2, 2), "xy")
+    want = np.concatenate(list(wide(x)), axis=-1) @ (wide(q.values) * wide(q.scale))
+    got = on_devices(mesh, ("x", "y"), run, x)
+    assert_close(got, np.stack([want] * N), dtype=np.float32)
+
+    def layouts(chip: Any, x: Any = x) -> int:
+        return hlo(mesh, ("x", "y"), lambda x: run(x, chip), x).count("LayoutConstraint")
+
+    assert layouts(ce.TPU_V4) == len(kinds)
+    assert layouts(ce.TPU_V5P) == layouts(ce.TPU_V4, x[:, :64]) == 0

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import collective_einsum as ce
 from bench.einsum_suite import measure
-from bench.einsum_suite.cases import Case
+from bench.einsum_suite.cases import BY_OPTIONS, Case
 from collective_einsum.cost.torus import OFFLOADED_ALL_REDUCE
 from collective_einsum.ruler.compile import target
 from collective_einsum.ruler.replay import dot_cycles
@@ -339,3 +339,14 @@ def test_h17_hops_start_one_dot_or_two_before_they_must_have_arrived(
     starts = sorted({event.start for event in first if event.kind == "permute"})
     before = sum(dot.end <= starts[1] for dot in dots)
     assert before == (1 if CHIPS[name].starts_hops_early else 2)
+
+
+def test_h18_int8_dots_of_v4_read_columns_more_slowly(tmp_path: Path) -> None:
+    """Gathered from shards of 288 columns, which "blocking" leaves as lax's gather lays them out."""
+    case = Case("gather yz, W_in", 256, "int8")
+    tasks = [
+        measure.Task(case, schedule, "v4:4x4x4")
+        for schedule in (BY_OPTIONS, ce.Schedule("chunked", "async"))
+    ]
+    rows = dict(measure.measure_all(tasks, tmp_path, 1))
+    assert rows[1].total_seconds < 0.95 * rows[0].total_seconds
