@@ -23,7 +23,7 @@ _CONTRACTED, _COLUMNS = (256, 1152, 4608, 18432), (1152, 4608, 18432)
 SIZES = ((8, 64, 256, 512, 2048), _CONTRACTED, _COLUMNS)
 # Those of dots beside one of lax's collectives.
 BESIDE_SIZES = ((64, 512, 2048), _CONTRACTED, _COLUMNS)
-NARROW_SIZES = ((64, 256, 512, 1024), (1152, 4608), _COLUMNS)
+NARROW_SIZES = ((64, 256, 1024), (1152, 4608), _COLUMNS)
 NARROW_BESIDE_SIZES = ((64, 256, 1024), (1152, 4608, 18432), (1152, 4608))
 BF16 = ("bfloat16", "bfloat16")
 NARROW = (("bfloat16", "int8"), ("int8", "int8"))
