@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from ..chips.tiles import MATRIX_TILE, TILE_LANES, TILE_ROWS
 from ..ops.einsum_op import Operation
@@ -58,6 +57,9 @@ def in_rows(op: Operation, x: jax.Array, shard: int, rhs: Sequence[jax.Array]) -
         return x
     if shard % TILE_LANES == 0 or x.size // x.shape[-1] < MATRIX_TILE:
         return x
+    # Imported where it is used: most programs need no layouts.
+    from jax.experimental.layout import Layout, with_layout_constraint
+
     rows = Layout(major_to_minor=tuple(range(x.ndim)))
     return lax.optimization_barrier(with_layout_constraint(x, rows))
 
