@@ -12,6 +12,7 @@ import pytest
 import collective_einsum as ce
 from collective_einsum import Schedule
 from collective_einsum.cost.choice import WORTHWHILE, WORTHWHILE_WIDENED
+from collective_einsum.cost.dots import work_dot
 from collective_einsum.cost.ranking import _rank, _worthwhile
 from collective_einsum.cost.workload import Estimate, Workload, workload
 from collective_einsum.ops.einsum_op import EinsumCollective, Operation
@@ -97,21 +98,21 @@ def test_predictions_are_near_replays(gather: Gather, replayed: float) -> None:
 
 def test_chunks_of_int8_weights_that_are_scattered_take_an_even_number_of_tiles() -> None:
     """Replayed on v6e: in four chunks of 384 rows 513 us, "blocking" 433 us; of 512 rows 511 and 574."""
-    scales = jax.ShapeDtypeStruct((1, 4608), jnp.float32)
-    w = ce.Quantized(jax.ShapeDtypeStruct((18432, 4608), jnp.int8), scales)
-    chosen = {
-        rows: ce.choose_schedule(
-            "mf,fe->me",
+    scatter = dataclasses.replace(
+        BOTH_ENDS, gather=None, scatter=EinsumCollective(label="f", axes=("y",))
+    )
+
+    def padding(rows: int, weights: str) -> float:
+        shapes = (
             jax.ShapeDtypeStruct((rows, 18432), BF16),
-            w,
-            axis_name="y",
-            scatter="e",
-            axis_size=SIZES[ce.TPU_V6E],
-            chip=ce.TPU_V6E.under_options(),
-        ).schedule
-        for rows in (1536, 2048)
-    }
-    assert chosen == {1536: WHOLE, 2048: Schedule("chunked", "async", chunks=4, label="m")}
+            jax.ShapeDtypeStruct((18432, 4608), jnp.dtype(weights)),
+        )
+        return work_dot(
+            workload(scatter, shapes, ce.TPU_V6E, {"x": 4, "y": 4}), {"m": 0.25}
+        ).padding
+
+    assert padding(1536, INT8) == pytest.approx(512 / 384)
+    assert padding(2048, INT8) == padding(1536, "bfloat16") == 1.0
 
 
 def test_one_direction_has_no_second_shard() -> None:
