@@ -57,8 +57,9 @@ def scales_chunks(op: Operation) -> bool:
     """Whether chunks of results are scaled one by one; otherwise a memory pass over all of them would
     scale them, after the last chunk."""
     label, schedule = op.schedule.label, op.schedule
-    alone = op.gather is not None and op.scatter is None and not op.reduce
-    if not alone or schedule.kind != "chunked" or label is None or gathers_into_result(op, label):
+    if not op.gathers_alone or schedule.kind != "chunked" or label is None:
+        return False
+    if gathers_into_result(op, label):
         return False
     return label in op.lhs and label in op.out and label not in op.rhs
 

@@ -38,8 +38,8 @@ def chunked_estimate(work: Workload, schedule: Schedule) -> Estimate:
         scatter += collective_seconds(work)[1]
         passes += 5 * work.sum_bytes
     dots = sum(chunk_dots(work, schedule, gathered="by permutes"))
-    alone, label = op.scatter is None and not op.reduce, schedule.label
-    in_place = alone and count > 1 and label is not None and label in op.out
+    label = schedule.label
+    in_place = op.gathers_alone and count > 1 and label is not None and label in op.out
     joined = _joined_seconds(work, count) if in_place else 0.0
     if count > 1 and not in_place:
         # Each chunk is written into the result.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..chips.tiles import MATRIX_TILE, TILE_LANES
+from ..chips.tiles import MATRIX_TILE
 from ..ops.schedule import Schedule
 from .async_collectives import async_estimate
 from .chunked import chunked_estimate
@@ -65,10 +65,9 @@ def _by_columns(work: Workload) -> bool:
     gather = work.op.gather
     if gather is None or not work.chip.widens_in_rows or work.widened != work.op.rhs:
         return False
-    contracted = gather.label == work.op.lhs[-1] and gather.label not in work.op.out
-    if work_dot(work, {}).rows < MATRIX_TILE:
+    if gather.label in work.op.out or work_dot(work, {}).rows < MATRIX_TILE:
         return False
-    return contracted and work.sizes[gather.label] // work.devices(gather) % TILE_LANES != 0
+    return work.gathers_parts_of_tiles
 
 
 def _overlapped_seconds(work: Workload, dots: float, before: float, after: float) -> float:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..chips.chip import Chip
-from ..chips.tiles import TILE_LANES
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .candidates import candidates
@@ -136,11 +135,10 @@ def _worthwhile(work: Workload, row: Estimate) -> float:
     # those of weights that are gathered read what arrived. What is gathered over several axes from
     # parts of tiles of lanes is laid out in columns, with which int8 dots were not observed.
     shards = ring is not None and ring is op.gather and schedule.direction != "bidirectional"
-    if ring is not None and len(ring.axes) > 1 and ring.label == op.lhs[-1]:
-        shards = shards and work.sizes[ring.label] // work.devices(ring) % TILE_LANES == 0
+    if ring is not None and len(ring.axes) > 1 and work.gathers_parts_of_tiles:
+        shards = False
     # So were dots of whole int8 weights, of which every chunk of a gather's rows has one.
-    alone = op.gather is not None and op.scatter is None and not op.reduce
-    by_rows = alone and schedule.label is not None and schedule.label not in op.rhs
+    by_rows = op.gathers_alone and schedule.label is not None and schedule.label not in op.rhs
     if work.widened == op.rhs and by_rows:
         return WORTHWHILE
     if work.widened and not whole and not shards:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ..chips.chip import Chip
+from ..chips.tiles import TILE_LANES
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
 from .torus import sides
@@ -126,6 +127,14 @@ class Workload:
     def temporary_bytes(self) -> int:
         """Bytes of the gathered operand and of the results before they are scattered."""
         return int(sum(self.full_bytes(collective) for collective in self.op.collectives))
+
+    @property
+    def gathers_parts_of_tiles(self) -> bool:
+        """Whether the last label of lhs is gathered from shards that are no whole tiles of lanes."""
+        gather = self.op.gather
+        if gather is None or gather.label != self.op.lhs[-1]:
+            return False
+        return self.sizes[gather.label] // self.devices(gather) % TILE_LANES != 0
 
     @functools.cached_property
     def widened(self) -> str:

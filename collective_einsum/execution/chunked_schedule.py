@@ -103,14 +103,6 @@ class _Chunks:
         cut = self._slice_of_weight if is_async else self._slice
         return [cut(w, self.op.rhs, self.spans[chunk]) for w in self.rhs]
 
-    def in_rows(self, left: jax.Array) -> jax.Array:
-        """A chunk that was gathered, laid out for its dot."""
-        gathered = self.op.gather
-        if gathered is None:
-            return left
-        shard = self.lhs[0].shape[self.op.lhs.index(gathered.label)]
-        return in_rows(self.op, left, shard, self.rhs)
-
     def product(self, place: int, left: list[jax.Array], right: list[jax.Array]) -> jax.Array:
         """The product of a chunk, which is a chunk of the result in this place. Its scale becomes a part
         of its dot, where scaling the whole result would be a pass over memory."""
@@ -169,7 +161,7 @@ def _pipeline(chunks: _Chunks) -> list[jax.Array]:
         gathered = GatheredAhead(in_flight, gathers)
     for chunk in range(count):
         if op.form == "shared_lhs":
-            left = [chunks.in_rows(gathered.take(chunk))]
+            left = [in_rows(op, gathered.take(chunk), chunks.lhs[0], chunks.rhs)]
             pairs = [(left, [right]) for right in chunks.right(chunk)]
         else:
             pairs = [(chunks.left(chunk), chunks.right(chunk))]

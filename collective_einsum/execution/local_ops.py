@@ -48,14 +48,14 @@ def scaled(op: Operation, y: jax.Array, scale: jax.Array) -> jax.Array:
     return (y * scale.astype(y.dtype)).astype(op.dtype)
 
 
-def in_rows(op: Operation, x: jax.Array, shard: int, rhs: Sequence[jax.Array]) -> jax.Array:
-    """What shards of this length were gathered to, laid out in rows where this helps the dots."""
+def in_rows(op: Operation, x: jax.Array, own: jax.Array, rhs: Sequence[jax.Array]) -> jax.Array:
+    """What was gathered from shards like the own one, laid out in rows where this helps the dots."""
     # H18 in docs/compiler.md.
     widens = any(right.dtype.itemsize == 1 < x.dtype.itemsize for right in rhs)
     columns = op.gather is not None and op.gather.label == op.lhs[-1] and op.lhs[-1] not in op.out
     if not (op.in_rows and widens and columns) or checks.symbolic(*x.shape):
         return x
-    if shard % TILE_LANES == 0 or x.size // x.shape[-1] < MATRIX_TILE:
+    if own.shape[-1] % TILE_LANES == 0 or x.size // x.shape[-1] < MATRIX_TILE:
         return x
     # Imported where it is used: most programs need no layouts.
     from jax.experimental.layout import Layout, with_layout_constraint

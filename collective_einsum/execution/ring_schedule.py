@@ -67,7 +67,7 @@ def _gather(
         rings = [major_ring(axes)]
         if len(axes) > 1:
             sent = lax.all_gather(sent, axes[1:], axis=dim, tiled=True)
-            sent = in_rows(op, sent, x.shape[dim], rhs)
+            sent = in_rows(op, sent, x, rhs)
     shard = sent.shape[dim]
     spans = slicing.chunk_spans(shard, len(rings), MATRIX_TILE)
     shards = [slicing.slice_shards(sent, dim, shard, span) for span in spans]

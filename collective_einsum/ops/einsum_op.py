@@ -88,6 +88,11 @@ class Operation:
         return self.scatter
 
     @property
+    def gathers_alone(self) -> bool:
+        """Whether an all-gather is its only collective."""
+        return self.gather is not None and self.scatter is None and not self.reduce
+
+    @property
     def moved_labels(self) -> set[str]:
         """The labels that the gather and the scatter move."""
         return {collective.label for collective in self.collectives}
