@@ -71,11 +71,12 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
             hop_dots[direction] = own
     copied = collective.label in op.rhs[:-1]
     copying = slice_copy_seconds(work) if copied else 0.0
-    # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous.
+    # The gather over the minor axes overlaps with copies where the compiler makes it asynchronous; the
+    # first hop, which sends what it gathered, then starts after them.
     overlaps = collective is op.gather and "all_gather" in work.chip.asynchronous
     hidden = min(inner, copying) if overlaps else 0.0
-    during_hop = collective is op.gather and work.chip.copies_during_hop
-    early = copying - hidden if during_hop else 0.0
+    during_hop = collective is op.gather and work.chip.copies_during_hop and not minor_axes
+    early = copying if during_hop else 0.0
     time, sending = _hops(work, ring, sent / ring.size, own_dot, hop_dots, early)
     dots = own_dot + sum(direction.hops * dot for direction, dot in hop_dots.items())
     compute = ring.streams * dots

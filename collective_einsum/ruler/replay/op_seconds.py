@@ -14,10 +14,9 @@ its n windows: the first one is fetched, then each further one is fetched while 
 computed, and the last one is computed. Fetching takes its HBM bytes at the rate at which a dot streams
 its larger operand; computing takes its bundles, and no less than the matrix unit's peak allows, for
 which bundles do not wait: dots of int8 weights on v5e issue up to a fifth fewer, and of large ones on
-TPU7x only a part is counted. That time counts for a dot where it differs from the estimate by more
-than a tenth, for a Pallas kernel, which has no estimate, and for all else that moves nothing from or to
-HBM. All else that does takes the shorter of the estimate and of this time with the fill of HBM's
-pipeline.
+TPU7x only a part is counted. That time counts for a dot, for a Pallas kernel, which has no estimate,
+and for all else that moves nothing from or to HBM. All else that does takes the shorter of the estimate
+and of this time with the fill of HBM's pipeline.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from collective_einsum.ruler.hlo import moves, shapes
 from collective_einsum.ruler.hlo import parse as hlo
 
 Basis = Literal["estimate", "confirmed", "bundles", "none"]
-TOLERANCE = 0.1
 
 
 def op_seconds(
@@ -52,9 +50,9 @@ def op_seconds(
       multiplying: seconds of its dots at the peak; 0.0 without any.
 
     Returns:
-      Seconds; and "bundles"; or "confirmed" for an estimate that bundles agree with; or "estimate" for
-      one without bundles; or "none" where there is neither, and the time is that of the bytes, which
-      is left to the replay: 0.
+      Seconds; and "bundles"; or "confirmed" for an estimate of what moves from or to HBM that is no
+      longer than bundles and bytes; or "estimate" for one without bundles; or "none" where there is
+      neither, and the time is that of the bytes, which is left to the replay: 0.
     """
     cycles = instruction.estimated_cycles
     estimate = max((cycles or 0) / chip.clock_hz, multiplying)
@@ -62,14 +60,10 @@ def op_seconds(
         fetching = moved / chip.reached_hbm_bandwidth
         issuing = max(instruction.issued_bundles / chip.clock_hz, multiplying)
         pipelined = pipeline_seconds(fetching, issuing, instruction.windows)
-        if cycles is not None and not multiplying:
-            if not moved:
-                return pipelined, "bundles"
-            if pipelined + chip.hbm_fill_seconds < estimate:
-                return pipelined + chip.hbm_fill_seconds, "bundles"
-            return estimate, "confirmed"
-        if abs(pipelined - estimate) > TOLERANCE * estimate:
+        if cycles is None or multiplying or not moved:
             return pipelined, "bundles"
+        if pipelined + chip.hbm_fill_seconds < estimate:
+            return pipelined + chip.hbm_fill_seconds, "bundles"
         return estimate, "confirmed"
     moving = moves.move_seconds(chip, computation, instruction)
     return moving or estimate, "none" if cycles is None and moving is None else "estimate"
@@ -99,7 +93,6 @@ def basis_notes(bases: Collection[Basis]) -> tuple[str, ...]:
         return ()
     return (
         f"{sum(counts.values())} ops have their issued bundles counted: {counts['bundles']} charged by "
-        "bundles and HBM bytes, which differ from the compiler's estimate or have none to differ from; "
-        f"{counts['confirmed']} by the estimate, which bundles agree with to {TOLERANCE:.0%} or which "
-        "is HBM's; dots of 16 bits and all other ops by estimates",
+        f"bundles and HBM bytes; {counts['confirmed']} by the compiler's estimate, since they wait for "
+        "HBM and it is no longer; dots of 16 bits and all other ops by estimates",
     )
