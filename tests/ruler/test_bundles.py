@@ -217,7 +217,7 @@ def test_a_count_joins_what_goes_on_over_lines(tmp_path: Path) -> None:
     assert (config["issued_bundles"], config["c"]) == ("2", "d")
 
 
-def test_a_dot_takes_its_bundles_its_bytes_or_the_peak_whatever_its_estimate(tmp_path: Path) -> None:
+def test_a_dot_takes_its_bundles_its_bytes_or_the_peak(tmp_path: Path) -> None:
     entry = dumped(tmp_path).entry
     rate, clock = TPU_V4.hbm_efficiency * TPU_V4.hbm_bandwidth, TPU_V4.clock_hz
     least = 1 / clock
