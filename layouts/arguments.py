@@ -7,9 +7,10 @@ Every public function converts its arguments once, by these, by `models.config.a
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,11 @@ def check_word(name: str, word: object, words: Sequence[str]) -> None:
     """
     if not isinstance(word, str) or word not in words:
         raise ValueError(f"{name}={word!r} is none of {tuple(words)}{did_you_mean(word, words)}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, and no flag."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def as_flag(name: str, value: object) -> bool:

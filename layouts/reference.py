@@ -8,7 +8,7 @@ parameters are computed in float64 throughout. Sizes are not checked.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,16 @@ from jax.typing import DTypeLike
 
 from collective_einsum import Quantized
 
-from .models.config import ModelConfig
+from .models.config import ModelConfig, Norm
 from .models.functions import (
-    attention_scale,
+    add_residual,
+    as_logits,
+    base2_scores,
     causal_mask,
     feedforward_hidden,
-    normalize,
     rotary_tables,
     rotate,
+    scale_embedding,
     softmax_base2,
     wide,
 )
@@ -61,7 +63,7 @@ def extend(
       new: [B] int32, how many of the L tokens count; the rest is padding at the end.
 
     Returns:
-      logits [B, L, V] in float32 or wider, meaningless for padding; and the new cache.
+      logits [B, L, stored V] in float32 or wider, meaningless for padding; and the new cache.
     """
     start = cache["lengths"]
     positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -71,29 +73,32 @@ def extend(
     dtype = activation_dtype(params)
     tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
     embedding = params["embedding"]
-    x = _plain(embedding, wide(dtype))[tokens].astype(dtype)
+    x = scale_embedding(_plain(embedding, wide(dtype))[tokens].astype(dtype), config)
 
     keys, values = cache["k"], cache["v"]
     for layer in range(config.layers):
         p = layer_of(params["blocks"], layer)
-        y = normalize(x, p["norm"], config)
+        y = _norm(x, p, "norm", config)
         q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]
+        q, k = _norm_heads(q, p, "norm_q", config), _norm_heads(k, p, "norm_k", config)
         k = rotate(k, tables, config.rotary)
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
         values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")
-        o = attend(rotate(q, tables, config.rotary), keys[layer], values[layer], mask)
+        o = attend(rotate(q, tables, config.rotary), keys[layer], values[layer], mask, config)
         attended = project(o.reshape(*o.shape[:2], -1), p, "o")
         if config.block == "parallel":
-            x = x + attended + feedforward(y, p, config)
+            x = add_residual(x, attended, feedforward(y, p, config), config=config)
         else:
-            x = x + attended
-            x = x + feedforward(normalize(x, p["norm_ffn"], config), p, config)
+            x = add_residual(x, _norm(attended, p, "norm_after", config), config=config)
+            fed = feedforward(_norm(x, p, "norm_ffn", config), p, config)
+            x = add_residual(x, _norm(fed, p, "norm_after_ffn", config), config=config)
 
-    x = normalize(x, params["final_norm"], config)
+    x = _normalized(x, config.norm, params["final_norm"], config)
     table = embedding if config.tied_embedding else params["unembedding"]
-    logits = _matmul("ble,ve->blv", x, table)
+    products = _matmul("ble,ve->blv", x, table)
+    logits = as_logits(products, config, params.get("b_unembedding"))
     return logits, {"k": keys, "v": values, "lengths": start + new}
 
 
@@ -168,19 +173,59 @@ def generate(
     return out, counts
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: ModelConfig
+) -> jax.Array:
     """Attention of q [B, L, H, D] to k, v [B, S, K, D] where mask [B, L, S] is true: [B, L, H, D].
 
     Query heads h * G to (h + 1) * G - 1 read key-value head h. Wide until the end.
     """
     b, length, heads, d = q.shape
     accumulator = wide(q.dtype)
-    grouped = q.astype(accumulator).reshape(b, length, k.shape[2], -1, d) * attention_scale(d)
-    scores = _matmul("blkgd,bskd->bkgls", grouped, k)
+    grouped = q.astype(accumulator).reshape(b, length, k.shape[2], -1, d)
+    scores = base2_scores(_matmul("blkgd,bskd->bkgls", grouped, k), config)
     weights = softmax_base2(scores, mask[:, None, None])
     # A value that no query sees must not be NaN times 0.
     v = jnp.where(mask.any(axis=1)[:, :, None, None], v, jnp.zeros_like(v))
     return _matmul("bkgls,bskd->blkgd", weights, v).reshape(b, length, heads, d).astype(q.dtype)
+
+
+def _norm(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
+    """One of a layer's norms of x [B, L, E]; x where the config has none of this name."""
+    if name not in config.norm_names:
+        return x
+    return _normalized(x, config.norm, block[name], config)
+
+
+def _norm_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
+    """The norm of queries or keys x [B, L, heads, D]; x where the config has none."""
+    if config.query_key_norm is None:
+        return x
+    scale, shape = block[name], x.shape
+    if config.query_key_norm_span == "head":
+        weights = {"scale": scale.reshape(shape[-2:])}
+        return _normalized(x, config.query_key_norm, weights, config)
+    rows = x.reshape(*shape[:2], -1)
+    # Padded heads are zeros, which do not count.
+    count = (config.heads if name == "norm_q" else config.kv_heads) * config.d_head
+    return _normalized(rows, config.query_key_norm, {"scale": scale}, config, count).reshape(shape)
+
+
+def _normalized(
+    x: jax.Array,
+    kind: Norm,
+    weights: Mapping[str, jax.Array],
+    config: ModelConfig,
+    count: int | None = None,
+) -> jax.Array:
+    """A norm over the last dimension of x, by its deviations; `count` numbers of it unless all do."""
+    y = x.astype(wide(x.dtype))
+    if kind == "layernorm":
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.sum(jnp.square(y), axis=-1, keepdims=True) / (count or x.shape[-1])
+    y = y / jnp.sqrt(variance + config.norm_epsilon)
+    y = y * (weights["scale"].astype(y.dtype) + config.norm_offset)
+    return (y + weights["bias"].astype(y.dtype) if "bias" in weights else y).astype(x.dtype)
 
 
 def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:

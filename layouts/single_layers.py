@@ -18,8 +18,9 @@ from .mesh import axis_collectives as ax
 from .mesh.axes import AxesLike, MeshLike, naming
 from .mesh.axis_collectives import ScheduleLike
 from .mesh.shard_map_entry import layer_on_mesh, on_auto, weight_specs_of
-from .models.config import ModelConfig, as_config
+from .models.config import ModelConfig
 from .models.functions import add_bias
+from .models.named_models import as_config
 from .models.params import standing_for
 from .models.stacked_params import LayerWeights
 from .partitionings.attention_layouts import AttentionLayout

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import collective_einsum as ce
 import layouts
 from layouts.cost.step_cost import cost
-from layouts.models.config import TINY_GROUPED, TINY_PADDED
+from layouts.models.named_models import TINY_GROUPED, TINY_PADDED
 
 PACKAGES = (ce, layouts)
 ROOT = Path(__file__).parent.parent

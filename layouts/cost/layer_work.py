@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.partitioning import PlanLike, as_plan

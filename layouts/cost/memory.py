@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from .. import tuning
 from ..mesh.axis_collectives import WEIGHT_AXES, size
-from ..models.config import ModelConfig, as_config
+from ..models.config import Biased, ModelConfig
+from ..models.named_models import as_config
 from ..partitionings.attention_placement import place, stored_kv_axes
 from ..partitionings.feedforward_layout import boundary_axes
 from ..partitionings.padded_sizes import padded_capacity
@@ -51,7 +52,7 @@ def memory(
 ) -> Memory:
     """Bytes on a chip, from sizes; `items` are those of `layer_work`."""
     tables = 1 if config.tied_embedding else 2
-    rows = config.vocab // size(vocab_axes(config, sizes), sizes)
+    rows = config.stored_vocab // size(vocab_axes(config, sizes), sizes)
     row_bytes = config.d_model * load.weight_bytes
     row_bytes += SCALE_BYTES if load.weight_bytes == 1 else 0
     return Memory(
@@ -72,9 +73,13 @@ def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> f
     matrices = config.d_model / x * (into + out) * load.weight_bytes
     if load.weight_bytes == 1:
         matrices += SCALE_BYTES * (into + 2 * config.d_model / x)
-    norms = (2 if config.norm_bias else 1) * (1 if config.block == "parallel" else 2)
-    biases = into + 2 * config.d_model if config.biases else 0
-    return matrices + (norms * config.d_model + biases) * ACTIVATION_BYTES
+    vectors = (2 if config.norm_bias else 1) * len(config.norm_names) * config.d_model
+    if config.query_key_norm is not None:
+        vectors += config.d_head * (config.stored_heads + config.stored_kv_heads)
+    lengths: dict[Biased, float] = {"q": heads / yz, "kv": keys, "o": config.d_model}
+    lengths |= {"in": config.d_ff / yz, "gate": config.d_ff / yz, "out": config.d_model}
+    vectors += sum(length for name, length in lengths.items() if config.has_bias(name))
+    return matrices + vectors * ACTIVATION_BYTES
 
 
 def cache_bytes(

@@ -58,7 +58,7 @@ def waiting_seconds(
         # One copy of the sums for every chip.
         copies = sizes[axis] * rows * moments * _MOMENT_BYTES
         seconds += seconds_of(chip, sides(chip, sizes, [axis]), copies)
-    return _norms(config) * seconds
+    return len(config.norm_names) * seconds
 
 
 def replicated_bytes(
@@ -68,8 +68,4 @@ def replicated_bytes(
     if size(layout.repeated_axes, sizes) == 1:
         return 0.0
     rows = tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
-    return tuning.REPLICATED_PASSES * (_norms(config) + 1) * rows
-
-
-def _norms(config: ModelConfig) -> int:
-    return 1 if config.block == "parallel" else 2
+    return tuning.REPLICATED_PASSES * (len(config.norm_names) + 1) * rows

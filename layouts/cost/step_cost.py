@@ -21,7 +21,8 @@ from .. import tuning
 from ..arguments import check_word
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
 from ..mesh.slice_meshes import ShapeLike, as_shape, shape_name
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from . import einsum_cost, norm_cost
@@ -304,7 +305,7 @@ def _outside_seconds(
         sums = Transfer("embedded", "reduce-scatter", axes, size(axes, sizes), rows)
         last = dataclasses.replace(sums, kind="all-gather", bytes=rows / asked.new)
         embedding = sum(transfer_seconds(transfer, sizes, chip) for transfer in (sums, last))
-    tokens = config.vocab // size(vocab_axes(config, sizes), sizes)
+    tokens = config.stored_vocab // size(vocab_axes(config, sizes), sizes)
     logits = Einsum(
         ("unembedding",), asked.batch, config.d_model, (tokens,), asked.weight_bytes, None
     )

@@ -38,9 +38,11 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache, Entries
 from ..models.config import ModelConfig
+from ..models.functions import as_logits, scale_embedding
 from ..models.params import Params, activation_dtype, standing_for
 from ..models.stacked_params import at
 from ..partitionings.feedforward_layout import boundary_shard
+from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import PlanLike
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
@@ -81,8 +83,8 @@ def prefill(
         of the mesh.
 
     Returns:
-      logits [batch, vocab], sharded over the vocabulary, after each sequence's last token, in
-      float32 or wider; and the cache.
+      logits [batch, stored vocab], sharded over the vocabulary, after each sequence's last token, in
+      float32 or wider, -inf for tokens that only pad it; and the cache.
 
     Raises:
       ValueError: in words, before anything runs, for sizes or tokens that do not fit. Inside a jit,
@@ -283,6 +285,7 @@ def extend(
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
+        x = scale_embedding(x, config)
     steps = [dataclasses.replace(step, schedules=chosen) for chosen in schedules]
     stack = _append if reads else _fill
     x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, steps)
@@ -295,6 +298,9 @@ def extend(
             logits = logits * ax.all_gather(inverse, layout.batch_axes, 0, program.schedule).astype(
                 logits.dtype
             )
+        axes = ax.live(vocab_axes(config, sizes))
+        first = ax.axis_index(axes) * logits.shape[-1] if axes else 0
+        logits = as_logits(logits, config, params.get("b_unembedding"), first)
     cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + own_counts)
     return logits[:batch], cache
 
@@ -306,7 +312,7 @@ def _vectors_cut(blocks: Params, step: Step) -> Params:
 
     def cut(path: KeyPath, x: jax.Array) -> jax.Array:
         names = {str(getattr(entry, "key", entry)) for entry in path}
-        if names & {"norm", "norm_ffn", "b_o", "b_out"}:
+        if names & {*step.config.norm_names, "b_o", "b_out"}:
             return boundary_shard(step.feedforward, x, size)
         return x
 

@@ -20,7 +20,8 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models import params
 from ..models.cache import Cache, Prefix
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..models.params import Params
 from ..partitionings.cache_specs import cache_specs
 from ..partitionings.padded_sizes import padded_batch

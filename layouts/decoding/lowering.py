@@ -13,7 +13,8 @@ from ..arguments import as_flag, as_size
 from ..layers.kv_cache import empty_cache
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike, check_devices
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..models.params import params_shapes
 from ..models.stacked_params import Tree
 from ..partitionings.param_specs import shardings

@@ -18,7 +18,8 @@ from ..arguments import as_integers, values_of
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices, check_mesh
 from ..models.cache import Cache, Prefix
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..models.param_checks import check_params
 from ..models.params import Params
 from ..models.stacked_params import Tree

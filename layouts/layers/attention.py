@@ -12,8 +12,9 @@ from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
 from ..models.cache import Entries
 from ..models.functions import add_bias, rotate, scale_rows
+from ..models.norms import norm_moments, normalize_heads
 from ..models.stacked_params import LayerWeights
-from ..partitionings.attention_placement import FeatureSharding
+from ..partitionings.attention_placement import FeatureSharding, in_feature_order
 from ..partitionings.feedforward_layout import Outgoing, boundary_shard, feature_bias
 from ..partitionings.weight_stationary import project_in_token_sharded
 from .attention_scores import Segment, attend
@@ -115,6 +116,9 @@ def attend_columns(
     )
     with jax.named_scope("attend"):
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]
+        if config.query_key_norm is not None:
+            q = _normed_heads(q, weights["norm_q"], place_.queries, config.heads, step)
+            k = _normed_heads(k, weights["norm_k"], place_.keys, config.kv_heads, step)
         q, k = rotate(q, step.query_tables, config.rotary), rotate(k, step.tables, config.rotary)
         new_k, new_v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         segments = [_segment(new_k, new_v, step, causal=True)]
@@ -125,7 +129,7 @@ def attend_columns(
             if prefix[0].values.shape[-2] != step.prefix_length:
                 lengths = jnp.full(step.lengths.shape, step.prefix_length, jnp.int32)
             segments.append(_segment(*prefix, step, lengths=lengths))
-        o = attend(q, segments, step.first_query)
+        o = attend(q, segments, config, step.first_query)
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
     like = past[0] if past is not None else Entries(new_k)
@@ -150,6 +154,40 @@ def _to_heads(
     """[B, T, heads, D] from [B * T, n], sharded as in attention."""
     y = to_attention(y, columns, step, row_axes)
     return y.reshape(*y.shape[:2], -1, step.config.d_head)
+
+
+def _normed_heads(
+    x: jax.Array, scale: jax.Array, columns: FeatureSharding, heads: int, step: Step
+) -> jax.Array:
+    """Queries or keys [B, T, heads, D], normalized as the config says.
+
+    Args:
+      x: sharded as in attention.
+      scale: [stored heads * D], replicated.
+      columns: how heads are sharded.
+      heads: of the model, without padding, whose zeros add nothing to a row's moments.
+      step: shared by the layers.
+    """
+    config = step.config
+    assert config.query_key_norm is not None
+    own, d = _own_heads(scale, columns, step), config.d_head
+    if config.query_key_norm_span == "head":
+        moments = norm_moments(x, config.query_key_norm)
+        return normalize_heads(x, own, config, moments, d)
+    moments = norm_moments(x.reshape(*x.shape[:2], 1, -1), config.query_key_norm)
+    moments = ax.all_reduce_few(moments, columns.kept, step.schedule)
+    return normalize_heads(x, own, config, moments, heads * d)
+
+
+def _own_heads(vector: jax.Array, columns: FeatureSharding, step: Step) -> jax.Array:
+    """A replicated vector [stored heads * D] as [heads of this chip in attention * D]."""
+    arrived = columns.arrived(step.placement.moved)
+    axes = in_feature_order((*columns.kept, *(a for a in arrived if a not in columns.kept)))
+    blocks = vector.reshape(*(ax.axis_size(axis) for axis in axes), -1)
+    for dim, axis in enumerate(axes):
+        if axis in columns.kept:
+            blocks = ax.own_block(blocks, (axis,), dim)
+    return blocks.reshape(-1)
 
 
 def _segment(

@@ -17,7 +17,8 @@ from jax import lax
 from collective_einsum.chips import TILE_ROWS
 
 from .. import tuning
-from ..models.functions import attention_scale, wide
+from ..models.config import ModelConfig
+from ..models.functions import base2_scores, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +71,18 @@ class Segment:
         )
 
 
-def attend(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int = 0) -> jax.Array:
+def attend(
+    q: jax.Array,
+    segments: Sequence[Segment],
+    config: ModelConfig,
+    first: jax.Array | int = 0,
+) -> jax.Array:
     """Softmax attention of each query to what it sees of all segments.
 
     Args:
       q: [B, T, H, D], not scaled. Heads h * H / K to (h + 1) * H / K - 1 read key-value head h.
       segments: where the keys are; each query must see at least one.
+      config: the scale and the cap of scores.
       first: the place of the first query among the positions of causal segments, which may be more
         than there are queries.
 
@@ -88,7 +95,7 @@ def attend(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int = 0
     row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
     count = -(-t // max(1, tuning.SCORES_BYTES // row_bytes))
     if count == 1:
-        return _block(q, segments, first).reshape(b, t, h, d)
+        return _block(q, segments, config, first).reshape(b, t, h, d)
     groups = min(count, tuning.CAUSAL_GROUPS)
     per_group = -(-count // groups)
     block = -(-t // (groups * per_group))
@@ -101,14 +108,16 @@ def attend(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int = 0
         rows = padded[:, start:end].reshape(b, per_group, block, *q.shape[2:])
 
         def step(place: jax.Array, rows: jax.Array, seen: Sequence[Segment] = seen):
-            return place + block, _block(rows, seen, place)
+            return place + block, _block(rows, seen, config, place)
 
         _, blocks = lax.scan(step, jnp.int32(start) + first, jnp.moveaxis(rows, 1, 0))
         results.append(jnp.moveaxis(blocks, 0, 1).reshape(b, per_group * block, h, d))
     return jnp.concatenate(results, axis=1)[:, :t]
 
 
-def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) -> jax.Array:
+def _block(
+    q: jax.Array, segments: Sequence[Segment], config: ModelConfig, first: jax.Array | int
+) -> jax.Array:
     """Attention of the queries [B, T, K, G, D] that begin at position `first` of their chunk.
 
     Those of a key-value head are the rows of a matrix, N = T * G of them.
@@ -119,7 +128,7 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     if t * g == 1:
         # H1 in docs/compiler.md: a dot of one row is a vector loop.
         rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, TILE_ROWS, d)))
-    scores = [_scores(rows, s, places) for s in segments]
+    scores = [_scores(rows, s, config, places) for s in segments]
     tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     top = tops[0]
     for other in tops[1:]:
@@ -145,7 +154,7 @@ def _block(q: jax.Array, segments: Sequence[Segment], first: jax.Array | int) ->
     return jnp.swapaxes(rows.reshape(b, k, t, g, d), 1, 2)
 
 
-def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
+def _scores(q: jax.Array, segment: Segment, config: ModelConfig, places: jax.Array) -> jax.Array:
     """Base-2 scores [B, K, N, S] of queries [B, K, N, D] that stand at `places` [N] of their chunk;
     -inf where a query does not see a key."""
     labels = "bksd" if segment.keys.ndim == 4 else "ksd"
@@ -155,9 +164,10 @@ def _scores(q: jax.Array, segment: Segment, places: jax.Array) -> jax.Array:
         segment.present(segment.keys).astype(q.dtype),
         preferred_element_type=wide(q.dtype),
     )
-    scores = scores * attention_scale(q.shape[-1])
-    if segment.key_scale is not None:
-        scores = scores * segment.present(segment.key_scale)[..., None, :]
+    key_scale = segment.key_scale
+    if key_scale is not None:
+        key_scale = segment.present(key_scale)[..., None, :]
+    scores = base2_scores(scores, config, key_scale)
     if segment.causal:
         positions = jnp.arange(segment.size, dtype=jnp.int32)
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)

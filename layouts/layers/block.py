@@ -8,7 +8,8 @@ import jax
 from jax import lax
 
 from ..mesh import axis_collectives as ax
-from ..models.functions import norm_factors, norm_moments, normalize, wide
+from ..models.functions import add_residual
+from ..models.norms import joined_moments, norm_factors, norm_moments, norm_scale, normalize
 from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, gather_features
 from .attention import add_output_bias, attend_columns, project_heads
@@ -53,25 +54,47 @@ def parallel(
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
         terms = [o, h]
     y = layout.project_out(terms, schedules.outputs or schedules.projections)
-    return _sum(x, add_output_bias(y, weights, step, "b_o", "b_out")), new
+    y = add_output_bias(y, weights, step, "b_o", "b_out")
+    return add_residual(x, y, config=config), new
 
 
 def serial(
     x: jax.Array, weights: LayerWeights, step: Step, past: Past | None, prefix: Past | None
 ) -> tuple[jax.Array, Past]:
-    """y = x + attention(norm(x)), then y + feedforward(norm_ffn(y)); x is [rows, E over the rest]."""
-    layout, schedules = step.feedforward, step.schedules
-    c, inverse = normed(x, weights["norm"], step)
-    inverse = inner_rows(inverse, step)
+    """y = x + attention(norm(x)), then y + feedforward(norm_ffn(y)); x is [rows, E over the rest].
+
+    Norms after attention and the feedforward, where the config has them, come before these sums.
+    """
+    config, layout, schedules = step.config, step.feedforward, step.schedules
+    c, inverse = _before(x, weights, "norm", step)
     columns, _ = project_heads(c, weights, step, inverse, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
     y = layout.project_out([o], schedules.projections)
-    x = _sum(x, add_output_bias(y, weights, step, "b_o"))
+    y = _after(add_output_bias(y, weights, step, "b_o"), weights, "norm_after", step)
+    x = add_residual(x, y, config=config)
 
-    c, inverse = normed(x, weights["norm_ffn"], step)
-    inverse = inner_rows(inverse, step)
-    y = projected(c, inverse, weights, step.config, layout, schedules)
-    return _sum(x, add_output_bias(y, weights, step, "b_out")), new
+    c, inverse = _before(x, weights, "norm_ffn", step)
+    y = projected(c, inverse, weights, config, layout, schedules)
+    y = _after(add_output_bias(y, weights, step, "b_out"), weights, "norm_after_ffn", step)
+    return add_residual(x, y, config=config), new
+
+
+def _before(
+    x: jax.Array, weights: LayerWeights, name: str, step: Step
+) -> tuple[jax.Array, jax.Array | None]:
+    """`normed` with the factors of a chip's rows after `project_in`; x where there is no such norm."""
+    if name not in step.config.norm_names:
+        return x, None
+    c, inverse = normed(x, weights[name], step)
+    return c, inner_rows(inverse, step)
+
+
+def _after(y: jax.Array, weights: LayerWeights, name: str, step: Step) -> jax.Array:
+    """The norm of what attention or the feedforward add; y where there is none."""
+    if name not in step.config.norm_names:
+        return y
+    scales = _own_scales(weights[name], step)
+    return normalize(y, scales, step.config, _moments(y, step))
 
 
 def normed(
@@ -84,15 +107,30 @@ def normed(
     matmul leaves a chip with rows that it did not have.
     """
     config, layout = step.config, step.feedforward
-    weights = {name: boundary_shard(layout, w, config.d_model) for name, w in weights.items()}
-    moments = norm_moments(x, config.norm)
-    moments = ax.all_reduce_few(moments, boundary_axes(layout), step.schedule)
+    weights, moments = _own_scales(weights, step), _moments(x, step)
     kept = layout.batch_axes in ((), layout.inner_batch_axes) and not layout.position_axes
     if config.norm != "rmsnorm" or not kept:
         return normalize(x, weights, config, moments), None
     _, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
-    scaled = x.astype(inverse.dtype) * weights["scale"].astype(inverse.dtype)
+    scaled = x.astype(inverse.dtype) * norm_scale(weights["scale"], config).astype(inverse.dtype)
     return scaled.astype(x.dtype), inverse
+
+
+def _own_scales(weights: Mapping[str, jax.Array], step: Step) -> dict[str, jax.Array]:
+    size = step.config.d_model
+    return {name: boundary_shard(step.feedforward, w, size) for name, w in weights.items()}
+
+
+def _moments(x: jax.Array, step: Step) -> jax.Array:
+    """The moments of rows, of which x [rows, E over the rest] has a slice."""
+    moments, axes = norm_moments(x, step.config.norm), boundary_axes(step.feedforward)
+    if step.config.norm == "rmsnorm":
+        return ax.all_reduce_few(moments, axes, step.schedule)
+    size = x.shape[-1]
+    for axis in ax.live(axes):
+        moments = joined_moments(ax.all_gather(moments[None], (axis,), 0, step.schedule), size)
+        size *= ax.axis_size(axis)
+    return moments
 
 
 def inner_rows(inverse: jax.Array | None, step: Step) -> jax.Array | None:
@@ -101,7 +139,3 @@ def inner_rows(inverse: jax.Array | None, step: Step) -> jax.Array | None:
     if inverse is None or layout.batch_axes == layout.inner_batch_axes:
         return inverse
     return ax.own_block(inverse, layout.inner_batch_axes, 0)
-
-
-def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    return (x.astype(wide(x.dtype)) + y.astype(wide(x.dtype))).astype(x.dtype)

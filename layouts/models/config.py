@@ -1,4 +1,4 @@
-"""The config of a decoder, its parameter count, and the models that have names.
+"""The config of a decoder and its parameter count.
 
 Letters, as in "Efficiently Scaling Transformer Inference" (arXiv 2211.05102): E d_model, F d_ff,
 H query heads, K key and value heads, D d_head.
@@ -7,17 +7,22 @@ H query heads, K key and value heads, D d_head.
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
+from collections.abc import Sequence
 from typing import Literal, get_args
 
-from collective_einsum.text import brief, did_you_mean, plain, shown
+from collective_einsum.text import brief
 
-from ..arguments import as_flag, as_size
+from ..arguments import as_flag, as_size, check_word, is_number
 from .rotary import Rotary as Rotary
 
 Block = Literal["parallel", "serial"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
 Norm = Literal["rmsnorm", "layernorm"]
+NormPlacement = Literal["before", "after", "both"]
+Span = Literal["head", "heads"]
+Biased = Literal["q", "kv", "o", "in", "gate", "out", "norm", "unembedding"]
 
 _ROTARY = Rotary()
 
@@ -36,15 +41,33 @@ class ModelConfig:
       d_head: D.
       vocab: number of tokens.
       block: "parallel" (attention and feedforward of one norm, side by side) or "serial".
-      activation: "silu" (swish), "gelu" (exact), "gelu_tanh" (its approximation) or "relu".
+      activation: "silu" (swish), "gelu" (exact), "gelu_tanh" (its approximation), "relu" or
+        "relu_squared".
       gated: the activation multiplies a second input matrix: SwiGLU, GeGLU (arXiv 2002.05202).
-      norm: "rmsnorm" or "layernorm"; both before attention and feedforward, and before unembedding.
+      norm: "rmsnorm" or "layernorm", of attention's and the feedforward's, and before unembedding.
       norm_epsilon: added to the mean square (or variance).
+      norm_placement: a norm stands "before" attention and before the feedforward; or "after" each of
+        them, before the sum with what they were given; or "both". A parallel block has one before.
+      norm_offset: added to the scales of these norms: 1.0 if they are stored less 1, as Gemma's are.
+      query_key_norm: "rmsnorm" or "layernorm" of queries and of keys before they are rotated, with
+        scales of their own; or None.
+      query_key_norm_span: "head" if each head is normalized by itself, or "heads" if all heads of a
+        token are together.
       rotary: rotary position embedding of queries and keys, or None.
-      biases: every matrix has a bias, and so has a layernorm.
+      biases: True if every matrix has a bias, and so has a layernorm, but unembedding has none; or the
+        names of what has one, of "q", "kv", "o", "in", "gate", "out", "norm" and "unembedding".
       tied_embedding: one table embeds tokens and unembeds the last layer.
+      embedding_scale: factor of the embedding of a token.
+      residual_scale: factor of what attention and the feedforward add.
+      attention_scale: factor of the products of queries and keys; None for 1/sqrt(d_head).
+      attention_cap: c of c * tanh(s / c), which replaces the products s after `attention_scale`; None
+        for none.
+      logit_scale: factor of the logits.
+      logit_cap: as `attention_cap`, of the logits after `logit_scale`.
       padded_heads: query heads stored, so that they divide over a mesh; the added ones are zero and
         contribute exactly nothing. None stores `heads`.
+      padded_vocab: rows stored in the tables, so that they divide over a mesh; logits of the added
+        tokens are -inf, so that they are never drawn. None stores `vocab`.
       name: for tables and messages.
 
     Raises:
@@ -64,29 +87,46 @@ class ModelConfig:
     gated: bool = True
     norm: Norm = "rmsnorm"
     norm_epsilon: float = 1e-6
+    norm_placement: NormPlacement = "before"
+    norm_offset: float = 0.0
+    query_key_norm: Norm | None = None
+    query_key_norm_span: Span = "head"
     rotary: Rotary | None = _ROTARY
-    biases: bool = False
+    biases: bool | Sequence[Biased] = False
     tied_embedding: bool = True
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
     padded_heads: int | None = None
+    padded_vocab: int | None = None
     name: str = "model"
 
     def __post_init__(self) -> None:
         for field in ("layers", "d_model", "d_ff", "heads", "kv_heads", "d_head", "vocab"):
             self._check_size(field)
-        for field, words in (("block", Block), ("activation", Activation), ("norm", Norm)):
-            if getattr(self, field) not in get_args(words):
-                raise ValueError(
-                    f"{self.name}: {field}={getattr(self, field)!r} must be one of "
-                    f"{', '.join(get_args(words))}"
-                    f"{did_you_mean(getattr(self, field), get_args(words))}"
-                )
-        for field in ("gated", "biases", "tied_embedding"):
+        for field, words in _WORDS.items():
+            check_word(f"{self.name}: {field}", getattr(self, field), get_args(words))
+        if self.query_key_norm is not None:
+            check_word(f"{self.name}: query_key_norm", self.query_key_norm, get_args(Norm))
+        for field in ("gated", "tied_embedding"):
             object.__setattr__(self, field, as_flag(f"{self.name}: {field}", getattr(self, field)))
+        self._check_biases()
+        self._check_factors()
+        if self.block == "parallel" and self.norm_placement != "before":
+            raise ValueError(
+                f"{self.name}: a parallel block has one norm, before attention and feedforward, but "
+                f'norm_placement={self.norm_placement!r}; use block="serial" or '
+                'norm_placement="before"'
+            )
         if self.rotary is not None and not isinstance(self.rotary, Rotary):
             raise ValueError(f"{self.name}: rotary={self.rotary!r} must be a Rotary() or None")
         if not isinstance(self.norm_epsilon, numbers.Real) or not self.norm_epsilon > 0:
             raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon!r} must be positive")
         self._check_heads()
+        self._check_vocab()
         if self.rotary is not None and (self.rotary.dims(self.d_head) % 2 or not self.rotary_dims):
             raise ValueError(
                 f"{self.name}: rotary embedding rotates pairs, but fraction={self.rotary.fraction} "
@@ -121,6 +161,49 @@ class ModelConfig:
                 f"kv_heads={self.kv_heads}, since each key-value head's group is padded alike"
             )
 
+    def _check_biases(self) -> None:
+        given, names = self.biases, get_args(Biased)
+        if isinstance(given, (list, tuple, set, frozenset)):
+            for name in given:
+                check_word(f"{self.name}: biases", name, names)
+            if "gate" in given and not self.gated:
+                raise ValueError(f'{self.name}: biases has "gate", but gated=False')
+            if "norm" in given and self.norm != "layernorm":
+                raise ValueError(f'{self.name}: biases has "norm", but norm={self.norm!r} has none')
+            biases = tuple(name for name in names if name in given)
+            object.__setattr__(self, "biases", biases or False)
+        else:
+            object.__setattr__(self, "biases", as_flag(f"{self.name}: biases", given))
+
+    def _check_factors(self) -> None:
+        for field in _FACTORS:
+            value = getattr(self, field)
+            optional = field in _OPTIONAL_FACTORS
+            if value is None and optional:
+                continue
+            low = -math.inf if field == "norm_offset" else 0.0
+            if not is_number(value) or not low < float(value) < math.inf:
+                kind = "a number" if field == "norm_offset" else "a positive number"
+                raise ValueError(
+                    f"{self.name}: {field}={value!r} must be {kind}{' or None' if optional else ''}"
+                )
+            object.__setattr__(self, field, float(value))
+
+    def _check_vocab(self) -> None:
+        if self.padded_vocab is None:
+            return
+        self._check_size("padded_vocab")
+        if self.padded_vocab < self.vocab:
+            raise ValueError(
+                f"{self.name}: padded_vocab={self.padded_vocab} is less than vocab={self.vocab}; "
+                "padding only adds tokens"
+            )
+
+    @property
+    def stored_vocab(self) -> int:
+        """Rows of the tables, and logits of a token: tokens with their padding."""
+        return self.vocab if self.padded_vocab is None else self.padded_vocab
+
     @property
     def stored_heads(self) -> int:
         """H of the parameters: query heads with their padding."""
@@ -154,10 +237,29 @@ class ModelConfig:
         """The input matrices of the feedforward, as `params` names them."""
         return ("w_in", "w_gate") if self.gated else ("w_in",)
 
+    def has_bias(self, name: Biased) -> bool:
+        """Whether the matrix w_`name`, the norms or the unembedding have a bias."""
+        if name == "norm" and self.norm != "layernorm":
+            return False
+        if name == "gate" and not self.gated:
+            return False
+        if isinstance(self.biases, bool):
+            return self.biases and name != "unembedding"
+        return name in self.biases
+
     @property
     def norm_bias(self) -> bool:
         """Whether norms have a bias."""
-        return self.biases and self.norm == "layernorm"
+        return self.has_bias("norm")
+
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """The norms of a layer over the residual stream, as `params` names them."""
+        if self.block == "parallel":
+            return ("norm",)
+        before, after = ("norm", "norm_ffn"), ("norm_after", "norm_after_ffn")
+        names = {"before": before, "after": after, "both": (*before, *after)}
+        return names[self.norm_placement]
 
     @property
     def rotary_dims(self) -> int:
@@ -167,160 +269,58 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """Number of parameters, without padded heads."""
-        return self._count(self.heads, self.kv_heads)
+        return self._count(self.heads, self.kv_heads, self.vocab)
 
     @property
     def stored_parameters(self) -> int:
-        """Number of stored parameters, with padded heads."""
-        return self._count(self.stored_heads, self.stored_kv_heads)
+        """Number of stored parameters, with padded heads and tokens."""
+        return self._count(self.stored_heads, self.stored_kv_heads, self.stored_vocab)
 
     @property
     def layer_parameters(self) -> int:
         """Number of parameters of all layers, without padded heads, embedding and last norm."""
-        tables = 1 if self.tied_embedding else 2
-        norm = self.d_model * (2 if self.norm_bias else 1)
-        return self.parameters - norm - tables * self.vocab * self.d_model
+        return self.parameters - self._count_ends(self.vocab)
 
-    def _count(self, heads: int, kv_heads: int) -> int:
-        norm = self.d_model * (2 if self.norm_bias else 1)
+    def _count(self, heads: int, kv_heads: int, vocab: int) -> int:
+        norm = self._norm_parameters
         layer = 2 * self.d_model * self.d_head * (heads + kv_heads)
         layer += (3 if self.gated else 2) * self.d_model * self.d_ff
-        layer += norm * (1 if self.block == "parallel" else 2)
-        if self.biases:
-            layer += self.d_head * (heads + 2 * kv_heads) + 2 * self.d_model
-            layer += self.d_ff * (2 if self.gated else 1)
-        tables = 1 if self.tied_embedding else 2
-        return self.layers * layer + norm + tables * self.vocab * self.d_model
+        layer += norm * len(self.norm_names)
+        if self.query_key_norm is not None:
+            layer += self.d_head * (heads + kv_heads)
+        sizes: dict[Biased, int] = {
+            "q": self.d_head * heads,
+            "kv": self.d_head * 2 * kv_heads,
+            "o": self.d_model,
+            "in": self.d_ff,
+            "gate": self.d_ff,
+            "out": self.d_model,
+        }
+        layer += sum(size for name, size in sizes.items() if self.has_bias(name))
+        return self.layers * layer + self._count_ends(vocab)
+
+    def _count_ends(self, vocab: int) -> int:
+        tables = (1 if self.tied_embedding else 2) * vocab * self.d_model
+        bias = vocab if self.has_bias("unembedding") else 0
+        return tables + bias + self._norm_parameters
+
+    @property
+    def _norm_parameters(self) -> int:
+        return self.d_model * (2 if self.norm_bias else 1)
 
 
-# Sizes: table 1 of arXiv 2204.02311 and table D.1 of arXiv 2211.05102. SwiGLU, no biases, rotary
-# embedding, tied embedding, parallel blocks: section 2 of arXiv 2204.02311.
-PALM_8B = ModelConfig(
-    name="palm-8b",
-    layers=32,
-    d_model=4096,
-    d_ff=16384,
-    heads=16,
-    kv_heads=1,
-    d_head=256,
-    vocab=256128,
-    block="parallel",
-    rotary=Rotary(interleaved=True),
+_WORDS = {
+    "block": Block,
+    "activation": Activation,
+    "norm": Norm,
+    "norm_placement": NormPlacement,
+    "query_key_norm_span": Span,
+}
+_OPTIONAL_FACTORS = ("attention_scale", "attention_cap", "logit_cap")
+_FACTORS = (
+    "norm_offset",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    *_OPTIONAL_FACTORS,
 )
-PALM_62B = dataclasses.replace(
-    PALM_8B, name="palm-62b", layers=64, d_model=8192, d_ff=32768, heads=32
-)
-# 64 heads divide over 64 chips: section 4 of arXiv 2211.05102.
-PALM_540B = dataclasses.replace(
-    PALM_8B,
-    name="palm-540b",
-    layers=118,
-    d_model=18432,
-    d_ff=73728,
-    heads=48,
-    padded_heads=64,
-)
-# Sizes: table D.1 of arXiv 2211.05102. The model of arXiv 2201.11990 has learned positions (a table
-# of 0.04e9 parameters, no matmul); here it has rotary ones.
-MT_NLG_530B = ModelConfig(
-    name="mt-nlg-530b",
-    layers=105,
-    d_model=20480,
-    d_ff=81920,
-    heads=128,
-    kv_heads=128,
-    d_head=160,
-    vocab=51200,
-    block="serial",
-    activation="gelu_tanh",
-    gated=False,
-    norm="layernorm",
-    norm_epsilon=1e-5,
-    biases=True,
-)
-
-# Small enough to run anywhere, and every size divides over 8 devices in any arrangement. Between
-# them they take every branch that a config can take.
-TINY_MULTIQUERY = ModelConfig(
-    name="tiny-multiquery",
-    layers=2,
-    d_model=32,
-    d_ff=64,
-    heads=8,
-    kv_heads=1,
-    d_head=8,
-    vocab=64,
-    block="parallel",
-    rotary=Rotary(interleaved=True),
-)
-TINY_PADDED = dataclasses.replace(TINY_MULTIQUERY, name="tiny-padded", heads=6, padded_heads=8)
-TINY_GROUPED = dataclasses.replace(
-    TINY_MULTIQUERY,
-    name="tiny-grouped",
-    kv_heads=2,
-    block="serial",
-    rotary=Rotary(base=500000.0),
-    tied_embedding=False,
-)
-TINY_MULTIHEAD = dataclasses.replace(
-    TINY_MULTIQUERY,
-    name="tiny-multihead",
-    kv_heads=8,
-    block="serial",
-    activation="gelu",
-    gated=False,
-    norm="layernorm",
-    rotary=Rotary(fraction=0.5),
-    biases=True,
-)
-TINY_GEGLU = dataclasses.replace(
-    TINY_MULTIQUERY, name="tiny-geglu", kv_heads=4, activation="gelu_tanh", biases=True
-)
-TINY_RELU = dataclasses.replace(
-    TINY_MULTIQUERY,
-    name="tiny-relu",
-    heads=4,
-    kv_heads=4,
-    padded_heads=8,
-    activation="relu",
-    gated=False,
-    norm="layernorm",
-    rotary=None,
-    tied_embedding=False,
-)
-
-_NAMED = (
-    *(PALM_8B, PALM_62B, PALM_540B, MT_NLG_530B),
-    *(TINY_MULTIQUERY, TINY_PADDED, TINY_GROUPED, TINY_MULTIHEAD, TINY_GEGLU, TINY_RELU),
-)
-
-
-def model(name: str) -> ModelConfig:
-    """The config of a named model: "palm-540b" gives PALM_540B. Case and punctuation are ignored.
-
-    Raises:
-      ValueError: no model has this name.
-    """
-    for config in _NAMED:
-        if isinstance(name, str) and plain(config.name) == plain(name):
-            return config
-    names = [config.name for config in _NAMED]
-    raise ValueError(
-        f"no model named {name!r}; there are {', '.join(names)}{did_you_mean(name, names)}"
-    )
-
-
-def as_config(config: object) -> ModelConfig:
-    """The config itself, or that of a named model.
-
-    Raises:
-      ValueError: `config` is something else, or no model has this name.
-    """
-    if isinstance(config, ModelConfig):
-        return config
-    if isinstance(config, str):
-        return model(config)
-    raise ValueError(
-        f"config={shown(config)} is no ModelConfig; give one, such as layouts.PALM_540B, or "
-        'the name of a model, such as "palm-540b"'
-    )

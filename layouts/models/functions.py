@@ -1,8 +1,7 @@
 """The pointwise mathematics of a transformer, the same for one device and for many.
 
 Functions compute in `wide(dtype)`, float32 for bfloat16, and return the dtype of their input, unless
-they say otherwise. None communicates: a function that needs a full row of E takes, or returns, the sums
-that a caller with a slice of E all-reduces over devices.
+they say otherwise. None communicates.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from .config import Activation, ModelConfig, Norm, Rotary
+from .config import Activation, ModelConfig, Rotary
 
 # exp(x) = 2**(x * LOG2_E). Hardware has exp2; where x is multiplied by a constant anyway (a query by
 # 1/sqrt(D), a logit by 1/temperature), this factor is part of the constant.
@@ -40,8 +39,9 @@ def activate(x: jax.Array, activation: Activation) -> jax.Array:
     y = x.astype(wide(x.dtype))
     if activation == "silu":
         y = swish(y)
-    elif activation == "relu":
+    elif activation in ("relu", "relu_squared"):
         y = jax.nn.relu(y)
+        y = y * y if activation == "relu_squared" else y
     else:
         y = jax.nn.gelu(y, approximate=activation == "gelu_tanh")
     return y.astype(x.dtype)
@@ -60,71 +60,6 @@ def feedforward_hidden(
     )
 
 
-def norm_moments(x: jax.Array, kind: Norm) -> jax.Array:
-    """The sum of squares of each row and, for a layernorm, its sum.
-
-    Args:
-      x: [..., E or a slice of E]. The moments of a row are the sum of the moments of its slices.
-      kind: "rmsnorm" or "layernorm".
-
-    Returns:
-      [..., 1] or [..., 2] in wide(x.dtype).
-    """
-    x = x.astype(wide(x.dtype))
-    squares = jnp.sum(x * x, axis=-1)
-    if kind == "rmsnorm":
-        return squares[..., None]
-    return jnp.stack([squares, jnp.sum(x, axis=-1)], axis=-1)
-
-
-def norm_factors(
-    moments: jax.Array, kind: Norm, size: int, epsilon: float
-) -> tuple[jax.Array | None, jax.Array]:
-    """A row's mean and the inverse of its deviation, so that (x - mean) * inverse is normal.
-
-    Args:
-      moments: of rows of `size` numbers, from `norm_moments`.
-      kind: "rmsnorm" or "layernorm".
-      size: E.
-      epsilon: added to the mean square.
-
-    Returns:
-      mean [..., 1] or None for an rmsnorm, and inverse [..., 1]; both in the dtype of `moments`. A
-      matmul after an rmsnorm may be given x * scale and its result multiplied by the inverse.
-    """
-    mean_square = moments[..., :1] / size
-    if kind == "rmsnorm":
-        return None, lax.rsqrt(mean_square + epsilon)
-    mean = moments[..., 1:] / size
-    # A difference of roundings must not reach the root as a negative number.
-    variance = jnp.maximum(mean_square - mean * mean, 0)
-    return mean, lax.rsqrt(variance + epsilon)
-
-
-def normalize(
-    x: jax.Array,
-    weights: Mapping[str, jax.Array],
-    config: ModelConfig,
-    moments: jax.Array | None = None,
-) -> jax.Array:
-    """The config's norm.
-
-    Args:
-      x: [..., E], or [..., a slice of E] with `moments`.
-      weights: "scale" and, if config.norm_bias, "bias": [E], or the same slice of it.
-      config: the kind, the epsilon and E.
-      moments: `norm_moments` of rows of E; by default those of `x`.
-    """
-    if moments is None:
-        moments = norm_moments(x, config.norm)
-    mean, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
-    y = x.astype(moments.dtype)
-    y = (y if mean is None else y - mean) * inverse * weights["scale"].astype(y.dtype)
-    if "bias" in weights:
-        y = y + weights["bias"].astype(y.dtype)
-    return y.astype(x.dtype)
-
-
 def rotary_tables(
     positions: jax.Array, rotary: Rotary, d_head: int, dtype: DTypeLike = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
@@ -137,15 +72,19 @@ def rotary_tables(
       dtype: of the tables.
 
     Returns:
-      sin and cos, [batch, length, D]; 0 and 1 in dimensions that are not rotated. All layers share
-      them.
+      sin and cos, [batch, length, D], times the scaling's factor; 0 and 1 in dimensions that are not
+      rotated. All layers share them.
     """
     dims = rotary.dims(d_head)
-    frequencies = rotary.base ** -(np.arange(0, dims, 2) / dims)
+    frequencies, factor = rotary.frequencies(d_head)
     by_dim = np.repeat(frequencies, 2) if rotary.interleaved else np.tile(frequencies, 2)
     by_dim = jnp.asarray(np.pad(by_dim, (0, d_head - dims)), dtype)
     angles = positions[..., None].astype(dtype) * by_dim
-    return jnp.sin(angles), jnp.cos(angles)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    if factor == 1:
+        return sin, cos
+    factors = jnp.asarray(np.where(np.arange(d_head) < dims, factor, 1.0), dtype)
+    return sin * factors, cos * factors
 
 
 def rotate(
@@ -181,9 +120,64 @@ def _quarter_turn(rotary: Rotary, d_head: int) -> np.ndarray:
     return turn
 
 
-def attention_scale(d_head: int) -> float:
-    """The factor of queries: 1/sqrt(D), times log2(e) for a softmax in base 2."""
-    return LOG2_E / math.sqrt(d_head)
+def base2_scores(
+    products: jax.Array, config: ModelConfig, key_scale: jax.Array | None = None
+) -> jax.Array:
+    """Scores in base 2 of products of queries and keys, as `softmax_base2` takes them: scaled, capped
+    as the config says, and times log2(e).
+
+    Args:
+      products: any shape.
+      config: the scale, by default 1/sqrt(D), and the cap.
+      key_scale: factors of quantized keys, which broadcast against `products`; None for 1.
+    """
+    scale = 1 / math.sqrt(config.d_head)
+    scale = scale if config.attention_scale is None else config.attention_scale
+    capped = config.attention_cap is not None
+    scores = products * (scale if capped else scale * LOG2_E)
+    scores = scores if key_scale is None else scores * key_scale
+    return soft_cap(scores, config.attention_cap) * LOG2_E if capped else scores
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap); x if `cap` is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def as_logits(
+    products: jax.Array, config: ModelConfig, bias: jax.Array | None, first: jax.Array | int = 0
+) -> jax.Array:
+    """Logits of products of normalized rows with the unembedding.
+
+    Args:
+      products: [..., a slice of the stored vocabulary].
+      config: scale, cap, and how many tokens there are; those behind them get -inf.
+      bias: of the same slice, or None.
+      first: the token that the slice starts with.
+    """
+    logits = products if bias is None else products + bias.astype(products.dtype)
+    if config.logit_scale != 1:
+        logits = logits * config.logit_scale
+    logits = soft_cap(logits, config.logit_cap)
+    if config.stored_vocab == config.vocab:
+        return logits
+    tokens = first + jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return jnp.where(tokens < config.vocab, logits, -jnp.inf)
+
+
+def add_residual(x: jax.Array, *terms: jax.Array, config: ModelConfig) -> jax.Array:
+    """x plus what attention and the feedforward add, times `residual_scale`, rounded once."""
+    wider = wide(x.dtype)
+    total = sum((term.astype(wider) for term in terms[1:]), terms[0].astype(wider))
+    scaled = total if config.residual_scale == 1 else total * config.residual_scale
+    return (x.astype(wider) + scaled).astype(x.dtype)
+
+
+def scale_embedding(x: jax.Array, config: ModelConfig) -> jax.Array:
+    """Embedded tokens times `embedding_scale`, which is rounded to their dtype, as Gemma's is."""
+    if config.embedding_scale == 1:
+        return x
+    return x * jnp.asarray(config.embedding_scale, x.dtype)
 
 
 def softmax_base2(scores: jax.Array, visible: jax.Array | None = None, axis: int = -1) -> jax.Array:

@@ -145,12 +145,16 @@ def _leaves(params: Params) -> dict[str, Weight]:
 def _reason(path: str, config: ModelConfig) -> str:
     """The fields of the config that decide about an array, for a message."""
     name = path.rsplit("/", 1)[-1]
-    if "norm_ffn" in path:
-        return f" (block={config.block!r})"
+    if name in ("norm_q", "norm_k"):
+        return f" (query_key_norm={config.query_key_norm!r}, padded_heads={config.padded_heads})"
+    if "/norm" in path and name == "scale":
+        return f" (block={config.block!r}, norm_placement={config.norm_placement!r})"
     if name == "w_gate" or name == "b_gate":
         return f" (gated={config.gated}, biases={config.biases})"
     if name == "unembedding":
-        return f" (tied_embedding={config.tied_embedding})"
+        return f" (tied_embedding={config.tied_embedding}, padded_vocab={config.padded_vocab})"
+    if name == "embedding":
+        return f" (vocab={config.vocab}, padded_vocab={config.padded_vocab})"
     if name == "bias" or name.startswith("b_"):
         return f" (biases={config.biases}, norm={config.norm!r})"
     if name in HEAD_DIM or name in KV_HEAD_DIM:

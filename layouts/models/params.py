@@ -23,6 +23,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ from jax.typing import DTypeLike
 from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
 
-from .config import ModelConfig
+from .config import Biased, ModelConfig
 from .stacked_params import Params, Tree, Weight, layer_of, unroll
 
 # A matmul sums over rows; columns are output channels.
@@ -42,7 +43,7 @@ MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out")
 # Embedding and unembedding. If quantized, one scale for each row, that of a token.
 TABLES = ("embedding", "unembedding")
 # The dimension of heads times D in each array, counted from the last; or, below, of heads times 2 D.
-HEAD_DIM = {"w_q": -1, "w_o": -2, "b_q": -1}
+HEAD_DIM = {"w_q": -1, "w_o": -2, "b_q": -1, "norm_q": -1}
 KV_HEAD_DIM = {"w_kv": -1, "b_kv": -1}
 
 
@@ -74,20 +75,27 @@ def _shapes(config: ModelConfig) -> Params:
     e, f, d = config.d_model, config.d_ff, config.d_head
     h, k = config.stored_heads, config.stored_kv_heads
     norm = {"scale": (e,)} | ({"bias": (e,)} if config.norm_bias else {})
-    block: Params = {"norm": norm}
-    if config.block == "serial":
-        block["norm_ffn"] = norm
+    block: Params = dict.fromkeys(config.norm_names, norm)
+    if config.query_key_norm is not None:
+        block |= {"norm_q": (h * d,), "norm_k": (k * d,)}
     # Matrices: H7 in docs/compiler.md.
     block |= {"w_q": (e, h * d), "w_kv": (e, k * 2 * d), "w_o": (h * d, e)}
     block |= {"w_in": (e, f)} | ({"w_gate": (e, f)} if config.gated else {}) | {"w_out": (f, e)}
-    if config.biases:
-        block |= {"b" + name[1:]: block[name][1:] for name in MATRICES if name in block}
+    biased = [name for name in MATRICES if name in block and config.has_bias(_bias_of(name))]
+    block |= {"b" + name[1:]: block[name][1:] for name in biased}
     stacked = jax.tree.map(
         lambda shape: (config.layers, *shape), block, is_leaf=lambda node: isinstance(node, tuple)
     )
-    table = (config.vocab, e)
+    table = (config.stored_vocab, e)
     tree: Params = {"embedding": table, "blocks": stacked, "final_norm": norm}
-    return tree if config.tied_embedding else tree | {"unembedding": table}
+    if not config.tied_embedding:
+        tree["unembedding"] = table
+    return tree | ({"b_unembedding": table[:1]} if config.has_bias("unembedding") else {})
+
+
+def _bias_of(matrix: str) -> Biased:
+    """The name in `ModelConfig.biases` of the bias of a matrix."""
+    return cast(Biased, matrix.removeprefix("w_"))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -139,8 +147,8 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
     # same bits on every device, whatever the compiler fuses.
     bits = jax.random.bits(key, shape, jnp.uint32)
     uniform = (2 * (bits >> 9).astype(jnp.int32) + (1 - 2**23)).astype(jnp.float32)
-    if name == "scale":
-        return 1 + uniform * 2.0**-25
+    if name in ("scale", "norm_q", "norm_k"):
+        return 1 - config.norm_offset + uniform * 2.0**-25
     fan_in = {"w_o": config.heads * config.d_head, "w_out": config.d_ff}
     if name in MATRICES or name in TABLES:
         # Products keep the variance of their operand; those that layers add to a token's embedding get

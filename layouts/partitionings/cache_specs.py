@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 from ..mesh.axes import AxesLike, MeshLike, named, naming
 from ..mesh.axis_collectives import Axes
 from ..models.cache import Cache, Entries, Prefix
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from .attention_placement import Placement
 from .partitioning import PlanLike, as_plan, placement
 

@@ -15,7 +15,8 @@ import collective_einsum as ce
 from ..mesh.axes import AxesLike, MeshLike, named, naming
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, as_mesh, check_mesh
 from ..mesh.shard_map_entry import spec_of
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..models.params import Params, params_shapes
 from ..models.stacked_params import is_unrolled
 from .attention_placement import stored_kv_axes
@@ -73,6 +74,8 @@ def placed_param_specs(config: ModelConfig, sizes: Mapping[str, int], params: Pa
         name = str(getattr(path[-1], "key", path[-1]))
         if name in ("embedding", "unembedding"):
             return spec_of(x, table)
+        if name == "b_unembedding":
+            return P(*table[:1])
         if str(getattr(path[0], "key", path[0])) != "blocks":
             return spec_of(x, P())
         return spec_of(x, P(*leading, *by_name.get(name, P())))
@@ -109,7 +112,7 @@ def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
 
 def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
     """The axes that shard the vocabulary: x, y and z, as far as one after another divides it."""
-    left, axes = config.vocab, []
+    left, axes = config.stored_vocab, []
     for axis in AXES:
         if left % sizes[axis] == 0:
             axes.append(axis)

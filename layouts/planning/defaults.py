@@ -12,7 +12,8 @@ from collective_einsum.chips import Chip, as_chip, chip_for
 from ..arguments import as_size
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import AXES, check_mesh
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..partitionings.attention_placement import Placement, place
 from ..partitionings.padded_sizes import tiled_length
 from ..partitionings.partitioning import Partitioning

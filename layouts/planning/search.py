@@ -16,7 +16,8 @@ from ..cost.layer_items import Load
 from ..cost.step_cost import Overlap, cost
 from ..cost.workload import load
 from ..mesh.slice_meshes import ShapeLike, as_shape, meshes
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from ..partitionings.named_layouts import ATTENTIONS as ATTENTIONS
 from ..partitionings.named_layouts import FEEDFORWARDS as FEEDFORWARDS
 from ..partitionings.partitioning import misfit

@@ -8,7 +8,8 @@ from typing import Any
 from collective_einsum.text import Shown
 
 from ..arguments import as_sizes
-from ..models.config import ModelConfig, as_config
+from ..models.config import ModelConfig
+from ..models.named_models import as_config
 from .plan import Option, Plan, print_options
 from .search import BATCHES, CHIPS, plan
 

@@ -20,7 +20,7 @@ from collective_einsum.ruler.replay.simulation import replay
 from layouts import tuning
 from layouts.layers.kv_cache import append
 from layouts.models.cache import Entries
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 pytestmark = pytest.mark.tpu
 

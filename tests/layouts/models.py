@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from layouts.models.config import (
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import (
     TINY_GEGLU,
     TINY_GROUPED,
     TINY_MULTIHEAD,
     TINY_MULTIQUERY,
     TINY_PADDED,
     TINY_RELU,
-    ModelConfig,
 )
 
 TINY = (TINY_MULTIQUERY, TINY_PADDED, TINY_GROUPED, TINY_MULTIHEAD, TINY_GEGLU, TINY_RELU)

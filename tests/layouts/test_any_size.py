@@ -15,7 +15,8 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.models.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
 from layouts.models.params import init, quantize
 from layouts.models.stacked_params import unroll
 from tests.products import mostly_exhaustive

@@ -14,7 +14,7 @@ import pytest
 import layouts
 from layouts import reference
 from layouts.models.cache import Cache, Entries
-from layouts.models.config import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
+from layouts.models.named_models import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
 from layouts.models.params import init
 
 from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS

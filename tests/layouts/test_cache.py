@@ -14,7 +14,7 @@ from layouts import tuning
 from layouts.layers import kv_cache as caches
 from layouts.layers.kv_cache import append, empty_cache, fill
 from layouts.models.cache import Entries
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 LAYERS, B, K, S, D = 2, 5, 2, 6, 4
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
+from layouts.models.named_models import TINY_GROUPED, TINY_MULTIQUERY
 from layouts.models.params import init
 
 BATCH, ROOM = 8, 4

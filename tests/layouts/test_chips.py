@@ -18,7 +18,7 @@ import collective_einsum as ce
 import layouts
 from collective_einsum.chips import names as chip_names
 from layouts.cost.layer_work import AXES
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 from .models import prompts
 

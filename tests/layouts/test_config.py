@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from layouts.models.config import (
+from layouts.models.config import ModelConfig, Rotary
+from layouts.models.named_models import (
     MT_NLG_530B,
     PALM_8B,
     PALM_62B,
@@ -17,8 +18,6 @@ from layouts.models.config import (
     TINY_MULTIQUERY,
     TINY_PADDED,
     TINY_RELU,
-    ModelConfig,
-    Rotary,
     model,
 )
 

@@ -20,7 +20,13 @@ from layouts.cost.layer_cost import layer_seconds
 from layouts.cost.layer_items import Einsum, Load, Transfer
 from layouts.cost.step_cost import Cost, cost
 from layouts.cost.workload import load
-from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import (
+    MT_NLG_530B,
+    PALM_8B,
+    PALM_62B,
+    PALM_540B,
+)
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 CUBE = {"x": 4, "y": 4, "z": 4}

@@ -18,7 +18,13 @@ from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
 from layouts.mesh.axis_collectives import AXES
 from layouts.mesh.slice_meshes import meshes
-from layouts.models.config import MT_NLG_530B, PALM_8B, PALM_62B, PALM_540B, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import (
+    MT_NLG_530B,
+    PALM_8B,
+    PALM_62B,
+    PALM_540B,
+)
 from layouts.partitionings.attention_placement import place
 from layouts.partitionings.param_specs import vocab_axes
 from layouts.partitionings.partitioning import misfit

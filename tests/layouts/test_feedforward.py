@@ -17,7 +17,8 @@ import collective_einsum as ce
 import layouts
 from layouts import reference
 from layouts.mesh.shard_map_entry import weight_specs_of
-from layouts.models.config import TINY_GEGLU, TINY_MULTIHEAD, TINY_MULTIQUERY, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import TINY_GEGLU, TINY_MULTIHEAD, TINY_MULTIQUERY
 from layouts.models.params import init
 from layouts.partitionings.param_specs import WEIGHT_SPECS
 from tests.products import sampled

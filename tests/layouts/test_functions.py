@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layouts.models.config import TINY_MULTIHEAD, TINY_MULTIQUERY, Activation, ModelConfig, Rotary
+from layouts.models.config import Activation, ModelConfig, Rotary
 from layouts.models.functions import (
     LOG2_E,
     activate,
@@ -27,6 +27,7 @@ from layouts.models.functions import (
     swish,
     wide,
 )
+from layouts.models.named_models import TINY_MULTIHEAD, TINY_MULTIQUERY
 
 from .models import name
 

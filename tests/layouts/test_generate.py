@@ -13,7 +13,7 @@ import pytest
 import collective_einsum as ce
 import layouts
 from layouts import reference
-from layouts.models.config import TINY_GROUPED, TINY_PADDED
+from layouts.models.named_models import TINY_GROUPED, TINY_PADDED
 from layouts.models.params import init
 from tests.products import sampled
 

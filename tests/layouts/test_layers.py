@@ -17,8 +17,9 @@ from collective_einsum.chips import compile_context as compiling
 from layouts import reference, tuning
 from layouts.mesh.shard_map_entry import weight_specs_of
 from layouts.models.cache import Entries
-from layouts.models.config import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD, ModelConfig
+from layouts.models.config import ModelConfig
 from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
+from layouts.models.named_models import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD
 from layouts.models.params import init
 from layouts.partitionings.param_specs import block_specs
 from tests.products import sampled

@@ -20,7 +20,7 @@ from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
 from layouts.decoding.compiled_step import Program
 from layouts.decoding.decoder import extender
-from layouts.models.config import PALM_540B, TINY_MULTIQUERY
+from layouts.models.named_models import PALM_540B, TINY_MULTIQUERY
 from layouts.models.params import params_shapes
 
 AXES = ("x", "y", "z")

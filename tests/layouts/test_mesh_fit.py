@@ -14,7 +14,7 @@ import pytest
 import layouts
 from layouts import ModelConfig
 from layouts.mesh.axis_collectives import AXES
-from layouts.models.config import PALM_540B, TINY_GROUPED
+from layouts.models.named_models import PALM_540B, TINY_GROUPED
 from layouts.partitionings.mesh_fit import model_misfit
 from layouts.partitionings.partitioning import misfit
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS

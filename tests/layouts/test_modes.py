@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import TINY_GROUPED, TINY_MULTIQUERY, TINY_PADDED
 from tests.products import mostly_exhaustive
 
 from .models import prompts

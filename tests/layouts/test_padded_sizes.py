@@ -10,7 +10,7 @@ import pytest
 from layouts import PALM_540B, BatchSharded, HeadSharded, Partitioning, WeightStationary2D
 from layouts.cost.layer_items import Load
 from layouts.cost.workload import padded_load
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 from layouts.partitionings.padded_sizes import (
     batch_multiple,
     padded_batch,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layouts.models.config import TINY_GROUPED, TINY_PADDED
 from layouts.models.head_padding import pad_heads
+from layouts.models.named_models import TINY_GROUPED, TINY_PADDED
 from layouts.models.param_checks import check_params
 from layouts.models.params import init, quantize
 

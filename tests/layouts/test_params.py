@@ -16,13 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
-from layouts.models.config import (
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import (
     MT_NLG_530B,
     PALM_540B,
     TINY_GROUPED,
     TINY_PADDED,
     TINY_RELU,
-    ModelConfig,
 )
 from layouts.models.param_checks import check_params
 from layouts.models.params import Params, activation_dtype, init, params_shapes, quantize

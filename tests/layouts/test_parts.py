@@ -24,7 +24,7 @@ from layouts.cost.layer_items import Einsum
 from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
 from layouts.layers import two_part_feedforward as parts
-from layouts.models.config import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
+from layouts.models.named_models import PALM_540B, TINY_GEGLU, TINY_MULTIHEAD
 from layouts.models.params import init
 from layouts.partitionings.param_specs import WEIGHT_SPECS
 from layouts.planning import schedule_layers

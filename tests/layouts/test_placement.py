@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import layouts
 from layouts.mesh.axis_collectives import AXES
-from layouts.models.config import MT_NLG_530B, PALM_540B, TINY_GROUPED, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import MT_NLG_530B, PALM_540B, TINY_GROUPED
 from layouts.partitionings import attention_placement
 from layouts.partitionings.attention_layouts import BatchSharded, HeadSharded
 from layouts.partitionings.attention_placement import Placement, place

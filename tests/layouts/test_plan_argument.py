@@ -16,7 +16,7 @@ import layouts
 from collective_einsum import TPU_V4
 from layouts.cost import cache_bytes, cost, load
 from layouts.decoding import Program, compiled_step
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 BATCH, LENGTH, ROOM = 8, 4, 16
 SIZES = {"x": 2, "y": 2, "z": 2}

@@ -15,7 +15,7 @@ from bench.paper import formulas as paper_forms
 from layouts import BatchSharded, HeadSharded, WeightStationary2D
 from layouts.layers.kv_cache import empty_cache
 from layouts.mesh.slice_meshes import meshes
-from layouts.models.config import MT_NLG_530B, PALM_540B, TINY_MULTIQUERY
+from layouts.models.named_models import MT_NLG_530B, PALM_540B, TINY_MULTIQUERY
 from layouts.planning.defaults import default_reader
 from layouts.planning.search import CHIPS
 

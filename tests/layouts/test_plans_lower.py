@@ -15,7 +15,7 @@ import layouts
 from collective_einsum.ruler.compile.targets import target
 from layouts.cost.layer_items import Load
 from layouts.cost.workload import load, padded_load
-from layouts.models.config import PALM_540B, TINY_GROUPED
+from layouts.models.named_models import PALM_540B, TINY_GROUPED
 from layouts.tuning import STEP_TILE
 from tests.products import mostly_exhaustive
 

@@ -18,12 +18,12 @@ import layouts
 from collective_einsum.chips import compile_context as compiling
 from layouts import reference, tuning
 from layouts.layers import attention_scores as scores
-from layouts.models.config import (
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import (
     TINY_GROUPED,
     TINY_MULTIHEAD,
     TINY_MULTIQUERY,
     TINY_PADDED,
-    ModelConfig,
 )
 from layouts.models.params import init, quantize
 from layouts.partitionings import row_order as rows

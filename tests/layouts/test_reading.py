@@ -16,7 +16,7 @@ import layouts
 from layouts import PALM_540B, HeadSharded, Partitioning, reference
 from layouts.decoding import decoder
 from layouts.decoding.compiled_step import Program
-from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
+from layouts.models.named_models import TINY_GROUPED, TINY_MULTIQUERY
 from layouts.models.params import init
 from layouts.partitionings.partitioning import placement
 from layouts.planning.defaults import default_reader

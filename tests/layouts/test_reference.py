@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from layouts import reference
-from layouts.models.config import (
+from layouts.models.config import ModelConfig
+from layouts.models.head_padding import pad_heads
+from layouts.models.named_models import (
     TINY_GROUPED,
     TINY_MULTIHEAD,
     TINY_MULTIQUERY,
     TINY_PADDED,
-    ModelConfig,
 )
-from layouts.models.head_padding import pad_heads
 from layouts.models.params import Params, init, quantize
 from layouts.sampling.sampling import Sampling
 

@@ -18,8 +18,9 @@ from collective_einsum.ruler.hlo.shapes import Shape
 from collective_einsum.ruler.replay.simulation import replay
 from layouts import tuning
 from layouts.decoding import decoder
-from layouts.models.config import PALM_540B, TINY_GROUPED, TINY_PADDED, ModelConfig
+from layouts.models.config import ModelConfig
 from layouts.models.head_padding import pad_heads
+from layouts.models.named_models import PALM_540B, TINY_GROUPED, TINY_PADDED
 from layouts.models.param_checks import check_params
 from layouts.models.params import init as draw
 from layouts.models.stacked_params import is_unrolled, layer_of, unroll

@@ -19,13 +19,13 @@ from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
 from layouts.decoding import compiled_step as program
 from layouts.decoding.decoder import extender
-from layouts.models.config import (
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import (
     PALM_540B,
     TINY_GEGLU,
     TINY_GROUPED,
     TINY_MULTIHEAD,
     TINY_MULTIQUERY,
-    ModelConfig,
 )
 from layouts.models.params import init
 from tests.products import sampled

@@ -18,7 +18,8 @@ from layouts.cost.layer_items import Attention, Einsum
 from layouts.cost.layer_work import layer_work
 from layouts.cost.step_cost import transfers
 from layouts.cost.workload import load
-from layouts.models.config import PALM_540B, ModelConfig
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import PALM_540B
 from layouts.planning.search import ATTENTIONS, FEEDFORWARDS
 
 pytestmark = pytest.mark.slow

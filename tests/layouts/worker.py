@@ -26,7 +26,7 @@ if count > 1:
 import numpy as np  # noqa: E402
 
 import layouts  # noqa: E402
-from layouts.models.config import TINY_MULTIQUERY as CONFIG  # noqa: E402
+from layouts.models.named_models import TINY_MULTIQUERY as CONFIG  # noqa: E402
 
 mesh = jax.make_mesh((2, 2, 2), ("x", "y", "z"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 params = layouts.init(CONFIG, mesh, jax.random.key(3), jax.numpy.float32)

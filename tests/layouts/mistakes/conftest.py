@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import layouts
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 from .room import Room
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 BATCH, ROOM, VOCAB = 8, 8, TINY_GROUPED.vocab
 PLAN = layouts.Partitioning(layouts.WeightStationary2D(), layouts.BatchSharded())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import layouts
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 from .room import BATCH, PLAN, Room, refuses
 

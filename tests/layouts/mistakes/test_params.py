@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 
 import layouts
 from layouts.models import params as params_module
-from layouts.models.config import TINY_GROUPED, TINY_MULTIQUERY
+from layouts.models.named_models import TINY_GROUPED, TINY_MULTIQUERY
 
 from .room import PLAN, Room, refuses
 

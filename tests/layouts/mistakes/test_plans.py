@@ -17,7 +17,7 @@ import layouts
 from layouts.cost.layer_work import layer_work
 from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 from layouts.partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
 from layouts.partitionings.partitioning import as_plan
 

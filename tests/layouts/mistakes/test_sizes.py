@@ -16,7 +16,7 @@ import collective_einsum as ce
 import layouts
 from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 from .room import BATCH, PLAN, WORDS, Room, refuses
 

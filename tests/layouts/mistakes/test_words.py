@@ -16,7 +16,7 @@ import pytest
 import layouts
 from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
-from layouts.models.config import TINY_GROUPED
+from layouts.models.named_models import TINY_GROUPED
 
 from .room import PLAN, WORDS, Room, refuses
 
