@@ -95,7 +95,7 @@ def extend(
             fed = feedforward(_norm(x, p, "norm_ffn", config), p, config)
             x = add_residual(x, _norm(fed, p, "norm_after_ffn", config), config=config)
 
-    x = _normalized(x, config.norm, params["final_norm"], config)
+    x = normalize(x, config.norm, params["final_norm"], config)
     table = embedding if config.tied_embedding else params["unembedding"]
     products = _matmul("ble,ve->blv", x, table)
     logits = as_logits(products, config, params.get("b_unembedding"))
@@ -194,7 +194,7 @@ def _norm(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Ar
     """One of a layer's norms of x [B, L, E]; x where the config has none of this name."""
     if name not in config.norm_names:
         return x
-    return _normalized(x, config.norm, block[name], config)
+    return normalize(x, config.norm, block[name], config)
 
 
 def _norm_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
@@ -204,14 +204,14 @@ def _norm_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> 
     scale, shape = block[name], x.shape
     if config.query_key_norm_span == "head":
         weights = {"scale": scale.reshape(shape[-2:])}
-        return _normalized(x, config.query_key_norm, weights, config)
+        return normalize(x, config.query_key_norm, weights, config)
     rows = x.reshape(*shape[:2], -1)
     # Padded heads are zeros, which do not count.
     count = (config.heads if name == "norm_q" else config.kv_heads) * config.d_head
-    return _normalized(rows, config.query_key_norm, {"scale": scale}, config, count).reshape(shape)
+    return normalize(rows, config.query_key_norm, {"scale": scale}, config, count).reshape(shape)
 
 
-def _normalized(
+def normalize(
     x: jax.Array,
     kind: Norm,
     weights: Mapping[str, jax.Array],

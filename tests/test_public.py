@@ -39,7 +39,7 @@ def test_public_names_are_those_that_are_imported(package: Any) -> None:
 
 def test_submodules_are_there_nevertheless() -> None:
     assert layouts.cost.cost is cost
-    assert importlib.import_module("layouts.models.config").TINY_GROUPED is TINY_GROUPED
+    assert importlib.import_module("layouts.models.named_models").TINY_GROUPED is TINY_GROUPED
     assert layouts.paper_closed_forms.__name__ == "layouts.cost.paper_closed_forms"
 
 

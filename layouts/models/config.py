@@ -121,18 +121,11 @@ class ModelConfig:
                 f'norm_placement={self.norm_placement!r}; use block="serial" or '
                 'norm_placement="before"'
             )
-        if self.rotary is not None and not isinstance(self.rotary, Rotary):
-            raise ValueError(f"{self.name}: rotary={self.rotary!r} must be a Rotary() or None")
         if not isinstance(self.norm_epsilon, numbers.Real) or not self.norm_epsilon > 0:
             raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon!r} must be positive")
         self._check_heads()
         self._check_vocab()
-        if self.rotary is not None and (self.rotary.dims(self.d_head) % 2 or not self.rotary_dims):
-            raise ValueError(
-                f"{self.name}: rotary embedding rotates pairs, but fraction={self.rotary.fraction} "
-                f"of d_head={self.d_head} is {self.rotary.dims(self.d_head)} dimensions; "
-                "make that an even number, or set rotary=None"
-            )
+        self._check_rotary()
 
     def __repr__(self) -> str:
         return brief(self)
@@ -160,6 +153,23 @@ class ModelConfig:
                 f"{self.name}: padded_heads={self.padded_heads} must be a multiple of "
                 f"kv_heads={self.kv_heads}, since each key-value head's group is padded alike"
             )
+
+    def _check_rotary(self) -> None:
+        if self.rotary is None:
+            return
+        if not isinstance(self.rotary, Rotary):
+            raise ValueError(f"{self.name}: rotary={self.rotary!r} must be a Rotary() or None")
+        dims = self.rotary.dims(self.d_head)
+        if dims % 2 or not dims:
+            raise ValueError(
+                f"{self.name}: rotary embedding rotates pairs, but fraction={self.rotary.fraction} "
+                f"of d_head={self.d_head} is {dims} dimensions; "
+                "make that an even number, or set rotary=None"
+            )
+        try:
+            self.rotary.frequencies(self.d_head)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     def _check_biases(self) -> None:
         given, names = self.biases, get_args(Biased)

@@ -78,7 +78,10 @@ def norm_scale(scale: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def normalize(
-    x: jax.Array, weights: Mapping[str, jax.Array], config: ModelConfig, moments: jax.Array
+    x: jax.Array,
+    weights: Mapping[str, jax.Array],
+    config: ModelConfig,
+    moments: jax.Array | None = None,
 ) -> jax.Array:
     """The config's norm of rows of E.
 
@@ -86,8 +89,10 @@ def normalize(
       x: [..., E or a slice of E].
       weights: "scale" and, if config.norm_bias, "bias": as long as the rows of `x`.
       config: the kind, the epsilon, the offset and E.
-      moments: of full rows.
+      moments: of full rows; those of `x` unless given.
     """
+    if moments is None:
+        moments = norm_moments(x, config.norm)
     mean, inverse = norm_factors(moments, config.norm, config.d_model, config.norm_epsilon)
     y = x.astype(moments.dtype)
     y = (y if mean is None else y - mean) * inverse

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from layouts.models.config import ModelConfig, Rotary
+from layouts.models.config import ModelConfig
 from layouts.models.named_models import (
     MT_NLG_530B,
     PALM_8B,
@@ -20,6 +21,7 @@ from layouts.models.named_models import (
     TINY_RELU,
     model,
 )
+from layouts.models.rotary import DividedScaling, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 
 
 @pytest.mark.parametrize(
@@ -91,9 +93,21 @@ def test_rotary_dimensions() -> None:
         ({"kv_heads": 3}, r"heads=8 must be a multiple of kv_heads=3"),
         ({"padded_heads": 6}, r"padded_heads=6 is less than heads=8"),
         ({"kv_heads": 4, "padded_heads": 10}, r"padded_heads=10 must be a multiple of kv_heads=4"),
-        ({"block": "sideways"}, r"block='sideways' must be one of parallel, serial"),
-        ({"activation": "swiglu"}, r"activation='swiglu' must be one of silu, gelu, gelu_tanh"),
-        ({"norm": "batchnorm"}, r"norm='batchnorm' must be one of rmsnorm, layernorm"),
+        ({"block": "sideways"}, r"block='sideways' is none of \('parallel', 'serial'\)"),
+        ({"activation": "swiglu"}, r"activation='swiglu' is none of \('silu', 'gelu'"),
+        ({"norm": "batchnorm"}, r"norm='batchnorm' is none of \('rmsnorm', 'layernorm'"),
+        ({"norm_placement": "afer", "block": "serial"}, r"'afer' is none of .*mean 'after'\?"),
+        ({"norm_placement": "both"}, r"a parallel block has one norm.*use block=\"serial\""),
+        ({"query_key_norm": "l2"}, r"query_key_norm='l2' is none of"),
+        ({"biases": ("w_q",)}, r"biases='w_q' is none of \('q', 'kv'"),
+        ({"biases": ("gate",), "gated": False}, r'biases has "gate", but gated=False'),
+        ({"biases": ("norm",)}, r"""biases has "norm", but norm='rmsnorm' has none"""),
+        ({"biases": 1}, r"biases=1 must be True or False"),
+        ({"attention_cap": 0}, r"attention_cap=0 must be a positive number or None"),
+        ({"embedding_scale": None}, r"embedding_scale=None must be a positive number$"),
+        ({"norm_offset": "1"}, r"norm_offset='1' must be a number$"),
+        ({"padded_vocab": 60}, r"padded_vocab=60 is less than vocab=64"),
+        ({"rotary": Rotary(scaling=DividedScaling((1.0,)))}, r"has 1 divisors.*8 dim.*4 pairs"),
         ({"norm_epsilon": 0.0}, r"norm_epsilon=0\.0 must be positive"),
         ({"d_head": 7}, r"d_head=7 is 7 dimensions; make that an even number"),
         ({"rotary": Rotary(fraction=0.01)}, r"d_head=8 is 0 dimensions"),
@@ -110,11 +124,43 @@ def test_refuses_in_words(change: dict[str, Any], message: str) -> None:
         ({"base": 1.0}, r"base=1\.0 must be greater than 1"),
         ({"fraction": 0.0}, r"fraction=0\.0 must be in \(0, 1\]; use rotary=None"),
         ({"fraction": 1.5}, r"fraction=1\.5"),
+        ({"scaling": "yarn"}, r"scaling='yarn' must be a LinearScaling, Llama3Scaling"),
     ],
 )
 def test_refuses_a_rotary_setting(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Rotary(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LinearScaling(0.0), r"LinearScaling: factor=0\.0 must be a positive number"),
+        (lambda: Llama3Scaling(8.0, 0), r"original_positions=0 must be a positive integer"),
+        (lambda: Llama3Scaling(8.0, 8192, 4.0, 4.0), r"high_frequency_factor=4\.0 must be greater"),
+        (lambda: YarnScaling(4.0, 4096, attention_factor=-1), r"attention_factor=-1 must be"),
+        (lambda: DividedScaling(()), r"divisors=\(\) must be positive numbers"),
+    ],
+)
+def test_refuses_a_scaling(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_biases_by_name() -> None:
+    some = dataclasses.replace(TINY_GROUPED, biases=["kv", "q"])
+    assert some.biases == ("q", "kv")
+    assert hash(some) == hash(dataclasses.replace(TINY_GROUPED, biases=("q", "kv")))
+    assert some.parameters - TINY_GROUPED.parameters == 2 * 8 * (8 + 2 * 2)
+    assert not TINY_MULTIHEAD.has_bias("unembedding")
+    assert TINY_MULTIHEAD.has_bias("norm")
+    assert not TINY_MULTIHEAD.has_bias("gate")
+
+
+def test_stored_tokens() -> None:
+    padded = dataclasses.replace(TINY_GROUPED, vocab=59, padded_vocab=64)
+    assert padded.stored_parameters - padded.parameters == 2 * 5 * 32
+    assert padded.layer_parameters == TINY_GROUPED.layer_parameters
 
 
 def test_odd_heads_need_no_rotary() -> None:

@@ -11,16 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layouts import reference
 from layouts.models.config import Activation, ModelConfig, Rotary
 from layouts.models.functions import (
     LOG2_E,
     activate,
-    attention_scale,
+    base2_scores,
     causal_mask,
     feedforward_hidden,
-    norm_factors,
-    norm_moments,
-    normalize,
     rotary_tables,
     rotate,
     softmax_base2,
@@ -28,6 +26,7 @@ from layouts.models.functions import (
     wide,
 )
 from layouts.models.named_models import TINY_MULTIHEAD, TINY_MULTIQUERY
+from layouts.models.norms import joined_moments, norm_factors, norm_moments, normalize
 
 from .models import name
 
@@ -87,11 +86,12 @@ def test_norms(config: ModelConfig) -> None:
     given = {key: jnp.asarray(w) for key, w in weights.items()}
     found = normalize(jnp.asarray(x), given, config)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    # A row in parts: the moments add up.
-    parts = [jnp.asarray(x[..., :8]), jnp.asarray(x[..., 8:])]
-    moments = norm_moments(parts[0], config.norm) + norm_moments(parts[1], config.norm)
-    tail = normalize(parts[1], {k: w[8:] for k, w in given.items()}, config, moments)
-    np.testing.assert_allclose(tail, expected[..., 8:], rtol=1e-5, atol=1e-5)
+    # A row in slices, whose moments are joined.
+    slices = jnp.asarray(x).reshape(*x.shape[:-1], 4, 8)
+    parts = jnp.moveaxis(norm_moments(slices, config.norm), -2, 0)
+    moments = parts.sum(0) if config.norm == "rmsnorm" else joined_moments(parts, 8)
+    tail = normalize(slices[..., 3, :], {k: w[24:] for k, w in given.items()}, config, moments)
+    np.testing.assert_allclose(tail, expected[..., 24:], rtol=1e-5, atol=1e-5)
 
 
 def test_an_rmsnorm_can_be_finished_after_a_matmul() -> None:
@@ -99,6 +99,25 @@ def test_an_rmsnorm_can_be_finished_after_a_matmul() -> None:
     _, inverse = norm_factors(norm_moments(x, "rmsnorm"), "rmsnorm", 32, 1e-6)
     before = normalize(x, {"scale": scale}, TINY_MULTIQUERY) @ w
     np.testing.assert_allclose((x * scale) @ w * inverse, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e3, 1e4])
+def test_a_layernorm_keeps_what_deviates_little_from_a_large_mean(mean: float) -> None:
+    """By its deviations, of slices too; E[x^2] - E[x]^2 has an error of 0.1 where the mean is 1000."""
+    x = np.float32(mean + normal(4, 256))
+    truth = np.float64(x) - np.float64(x).mean(-1, keepdims=True)
+    truth /= np.sqrt((truth**2).mean(-1, keepdims=True) + 1e-6)
+    config = dataclasses.replace(TINY_MULTIHEAD, d_model=256)
+    weights = {"scale": jnp.ones(256), "bias": jnp.zeros(256)}
+    slices = jnp.moveaxis(jnp.asarray(x).reshape(4, 8, 32), 1, 0)
+    moments = joined_moments(norm_moments(slices, "layernorm"), 32)
+    tolerance = 1e-5 + mean * 1e-6
+    for found in (
+        normalize(jnp.asarray(x), weights, config),
+        normalize(jnp.asarray(x), weights, config, moments),
+        reference.normalize(jnp.asarray(x), "layernorm", weights, config),
+    ):
+        assert np.abs(np.asarray(found) - truth).max() < tolerance
 
 
 def test_a_constant_row_has_a_finite_layernorm() -> None:
@@ -150,11 +169,14 @@ def test_rotated_scores_depend_on_the_distance_only() -> None:
 
 
 def test_softmax_in_base_2_is_the_same_distribution() -> None:
-    scores, d_head = normal(4, 50) * 10, 16
-    expected = np.exp(np.float64(scores) / 4)
-    expected /= expected.sum(-1, keepdims=True)
-    found = softmax_base2(jnp.asarray(scores) * attention_scale(d_head))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+    scores, config = normal(4, 50) * 10, dataclasses.replace(TINY_MULTIQUERY, d_head=16)
+    for scale, cap in ((None, None), (0.5, None), (0.5, 3.0)):
+        capped = dataclasses.replace(config, attention_scale=scale, attention_cap=cap)
+        scaled = np.float64(scores) * (scale or 1 / 4)
+        expected = np.exp(cap * np.tanh(scaled / cap) if cap else scaled)
+        expected /= expected.sum(-1, keepdims=True)
+        found = softmax_base2(base2_scores(jnp.asarray(scores), capped))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
     assert pytest.approx(math.log2(math.e)) == LOG2_E
 
 

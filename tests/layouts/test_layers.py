@@ -18,8 +18,9 @@ from layouts import reference, tuning
 from layouts.mesh.shard_map_entry import weight_specs_of
 from layouts.models.cache import Entries
 from layouts.models.config import ModelConfig
-from layouts.models.functions import causal_mask, normalize, rotary_tables, rotate
+from layouts.models.functions import causal_mask, rotary_tables, rotate
 from layouts.models.named_models import TINY_GEGLU, TINY_GROUPED, TINY_MULTIHEAD
+from layouts.models.norms import normalize
 from layouts.models.params import init
 from layouts.partitionings.param_specs import block_specs
 from tests.products import sampled
@@ -80,7 +81,7 @@ def attended(
     )
     q = rotate(reference.project_heads(y, p, "q", config), tables, config.rotary)
     mask = causal_mask(positions, jnp.arange(PAST + T), lengths + T)
-    o = reference.attend(q, keys, values, mask)
+    o = reference.attend(q, keys, values, mask, config)
     return reference.project(o.reshape(*o.shape[:2], -1), p, "o")
 
 

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 import layouts
 from layouts import MeshAxes, reference
 from layouts.models.config import ModelConfig
-from layouts.models.functions import normalize
 from layouts.models.named_models import TINY_GROUPED
+from layouts.models.norms import normalize
 from layouts.models.params import init
 from layouts.partitionings.param_specs import WEIGHT_SPECS
 

@@ -16,8 +16,11 @@ from layouts.models.config import ModelConfig
 from layouts.models.named_models import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
 from layouts.models.params import init
 from layouts.models.rotary import DividedScaling, LinearScaling, Llama3Scaling, Rotary, YarnScaling
+from tests.products import sampled
 
 from .models import prompts
+
+pytestmark = pytest.mark.slow
 
 BATCH, LENGTH, ROOM = 4, 5, 8
 LENGTHS = np.array([5, 1, 3, 4], np.int32)
@@ -92,10 +95,9 @@ def expected(config: ModelConfig, params: Any) -> list[np.ndarray]:
     )
 
 
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize(("shape", "plan"), PLACES, ids=str)
-def test_as_the_reference(mesh_of: Any, feature: str, shape: Any, plan: str) -> None:
-    config = FEATURES[feature]
+@pytest.mark.parametrize(("feature", "place"), sampled(list(FEATURES), PLACES, 2), ids=str)
+def test_as_the_reference(mesh_of: Any, feature: str, place: Any) -> None:
+    config, (shape, plan) = FEATURES[feature], place
     mesh = mesh_of(shape, "xyz")
     params = init(jax.random.key(0), config, jnp.float32)
     specs = layouts.param_specs(config, mesh, params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -156,12 +157,13 @@ def test_queries_of_a_part_of_the_positions(
         for i, shape in enumerate([(length, 2, 4), (1, length, 4), (1, length, 4)])
     )
     segments = [scores.Segment(k, v, causal=True)]
-    whole = scores.attend(q, segments)
+    config = dataclasses.replace(TINY_MULTIQUERY, d_head=4)
+    whole = scores.attend(q, segments, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "SCORES_BYTES", block * 8 * batch)
         for first in range(0, length, per_part):
             own = q[:, first : first + per_part]
-            found = scores.attend(own, segments, jnp.int32(first))
+            found = scores.attend(own, segments, config, jnp.int32(first))
             np.testing.assert_allclose(
                 found, whole[:, first : first + per_part], rtol=1e-5, atol=1e-6
             )

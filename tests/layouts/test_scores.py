@@ -12,13 +12,22 @@ import pytest
 
 import collective_einsum as ce
 from layouts import tuning
-from layouts.layers.attention_scores import Segment, attend
+from layouts.layers.attention_scores import Segment
+from layouts.layers.attention_scores import attend as attend_scaled
 from layouts.models.cache import Entries
+from layouts.models.config import ModelConfig
+from layouts.models.named_models import TINY_GROUPED
 
 pytestmark = pytest.mark.slow
 
 B, T, H, D, PAST, PREFIX = 3, 12, 4, 8, 5, 2
 LENGTHS = np.array([5, 0, 3], np.int32)
+CONFIG = dataclasses.replace(TINY_GROUPED, d_head=D)
+CAPPED = dataclasses.replace(CONFIG, attention_scale=0.8, attention_cap=1.5)
+
+
+def attend(q: jax.Array, segments: list[Segment], config: ModelConfig = CONFIG) -> jax.Array:
+    return attend_scaled(q, segments, config)
 
 
 def draw(seed: int, *shape: int) -> jax.Array:
@@ -34,7 +43,7 @@ def everything(kv_heads: int) -> tuple[jax.Array, list[Segment]]:
     return draw(0, B, T, H, D), [chunk, past, prefix]
 
 
-def by_hand(q: Any, segments: list[Segment]) -> np.ndarray:
+def by_hand(q: Any, segments: list[Segment], config: ModelConfig = CONFIG) -> np.ndarray:
     """One query at a time, in float64."""
     q = np.asarray(q, np.float64)
     out = np.zeros(q.shape)
@@ -50,7 +59,9 @@ def by_hand(q: Any, segments: list[Segment]) -> np.ndarray:
                     seen = seen if s.lengths is None else int(s.lengths[b])
                     keys.append(k[kv, :seen])
                     values.append(v[kv, :seen])
-                e = np.exp(np.concatenate(keys) @ q[b, t, h] / np.sqrt(D))
+                scores = np.concatenate(keys) @ q[b, t, h] * (config.attention_scale or D**-0.5)
+                cap = config.attention_cap
+                e = np.exp(cap * np.tanh(scores / cap) if cap else scores)
                 out[b, t, h] = e @ np.concatenate(values) / e.sum()
     return out
 
@@ -81,7 +92,8 @@ def test_scores_of_all_queries_never_exist_at_once(monkeypatch: pytest.MonkeyPat
     assert memory.temp_size_in_bytes < length * H * length * 4 / 2
 
 
-def test_int8_keys_and_values() -> None:
+@pytest.mark.parametrize("config", [CONFIG, CAPPED], ids=["plain", "capped"])
+def test_int8_keys_and_values(config: ModelConfig) -> None:
     q, (chunk, past, prefix) = everything(2)
 
     def quantized(segment: Segment) -> tuple[Segment, Segment]:
@@ -93,8 +105,10 @@ def test_int8_keys_and_values() -> None:
         return Segment(k.values, v.values, k.scale, v.scale, **how), plain
 
     pairs = [quantized(each) for each in (chunk, past, prefix)]
-    found = attend(q, [one for one, _ in pairs])
-    np.testing.assert_allclose(found, by_hand(q, [x for _, x in pairs]), rtol=2e-5, atol=2e-6)
+    found, wanted = (
+        f(q, [pair[i] for pair in pairs], config) for i, f in enumerate((attend, by_hand))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
