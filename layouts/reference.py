@@ -69,24 +69,27 @@ def extend(
     positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
     # Padding gets a slot outside of the cache, where it is dropped.
     slots = jnp.where(positions < (start + new)[:, None], positions, cache["k"].shape[2])
-    mask = causal_mask(positions, jnp.arange(cache["k"].shape[2], dtype=jnp.int32), start + new)
+    places = jnp.arange(cache["k"].shape[2], dtype=jnp.int32)
     dtype = activation_dtype(params)
-    tables = config.rotary and rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
     embedding = params["embedding"]
     x = scale_embedding(_plain(embedding, wide(dtype))[tokens].astype(dtype), config)
 
     keys, values = cache["k"], cache["v"]
     for layer in range(config.layers):
         p = layer_of(params["blocks"], layer)
+        kind = config.kinds[layer % len(config.kinds)]
+        assert kind.rotary != "model"
+        mask = causal_mask(positions, places, start + new, kind.window)
+        tables = kind.rotary and rotary_tables(positions, kind.rotary, config.d_head, wide(dtype))
         y = _norm(x, p, "norm", config)
         q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]
         q, k = _norm_heads(q, p, "norm_q", config), _norm_heads(k, p, "norm_k", config)
-        k = rotate(k, tables, config.rotary)
+        q, k = rotate(q, tables, kind.rotary), rotate(k, tables, kind.rotary)
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
         values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")
-        o = attend(rotate(q, tables, config.rotary), keys[layer], values[layer], mask, config)
+        o = attend(q, keys[layer], values[layer], mask, config)
         attended = project(o.reshape(*o.shape[:2], -1), p, "o")
         if config.block == "parallel":
             x = add_residual(x, attended, feedforward(y, p, config), config=config)

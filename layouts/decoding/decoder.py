@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,9 @@ from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
 from .compiled_step import Program, load_of
 
+Carry = TypeVar("Carry")
+Made = TypeVar("Made")
+Layers = TypeVar("Layers")
 # Activations, the keys and values of all layers, and the number of the next layer.
 Filled = tuple[jax.Array, Entries, Entries, jax.Array]
 
@@ -286,7 +290,10 @@ def extend(
         tokens = jnp.where(counted, tokens, -1)
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
         x = scale_embedding(x, config)
-    steps = [dataclasses.replace(step, schedules=chosen) for chosen in schedules]
+    steps = [
+        dataclasses.replace(step, schedules=chosen, place=layer % len(step.kinds))
+        for layer, chosen in enumerate(schedules * (config.layers // len(layers)))
+    ]
     stack = _append if reads else _fill
     x, k, v = stack(x, _vectors_cut(params["blocks"], step), cache, counts, steps)
     with jax.named_scope("unembed"):
@@ -324,7 +331,7 @@ def _append(
 ) -> tuple[jax.Array, Entries, Entries]:
     """All blocks, reading the cache as it was; what is new is written once they are done.
 
-    `steps` has one for each layer, or one for all if these are stacked.
+    `steps` has one for each layer.
     """
     step = steps[0]
     own = ax.own_block(counts, step.placement.batch_axes, 0)
@@ -340,7 +347,7 @@ def _append(
 
     k, v, prefix = cache.k, cache.v, _prefix(cache)
     if isinstance(blocks, Mapping):
-        x, (new_k, new_v) = lax.scan(one, x, (blocks, (k, v), prefix))
+        x, (new_k, new_v) = _scan(one, x, (blocks, (k, v), prefix), steps)
         return x, write(k, new_k), write(v, new_v)
     made, early = [], _writes_early(k, v)
     for layer, weights in enumerate(blocks):
@@ -357,12 +364,59 @@ def _append(
     return x, k, v
 
 
+def _scan(
+    one: Callable[[Carry, Layers, Step], tuple[Carry, Made]],
+    carry: Carry,
+    layers: Layers,
+    steps: Sequence[Step],
+) -> tuple[Carry, Made]:
+    """A loop over stacked layers: over groups of as many as have kinds of attention of their own, and
+    then those that are left.
+
+    Args:
+      one: a layer, (carry, arrays of one layer, its step) to (carry, what it makes).
+      carry: of the first layer.
+      layers: arrays [layers, ...].
+      steps: of each layer.
+
+    Returns:
+      The last carry, and what the layers make, [layers, ...].
+    """
+    period, count = len(steps[0].kinds), len(steps)
+    if period == 1:
+        return lax.scan(lambda carry, layer: one(carry, layer, steps[0]), carry, layers)
+
+    def group(carry: Carry, first: jax.Array) -> tuple[Carry, list[Made]]:
+        made = []
+        for place in range(period):
+            layer = jax.tree.map(lambda x, at=first + place: _indexed(x, at), layers)
+            carry, new = one(carry, layer, steps[place])
+            made.append(new)
+        return carry, made
+
+    groups = count // period
+    carry, made = lax.scan(group, carry, period * jnp.arange(groups, dtype=jnp.int32))
+    # [groups, ...] of each place, to [groups * period, ...].
+    made = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *made)
+    left = []
+    for place in range(count - groups * period):
+        index = lax.optimization_barrier(jnp.int32(groups * period + place))
+        layer = jax.tree.map(lambda x, at=index: _indexed(x, at), layers)
+        carry, new = one(carry, layer, steps[place])
+        left.append(jax.tree.map(lambda x: x[None], new))
+    return carry, jax.tree.map(lambda *x: jnp.concatenate(x), made, *left)
+
+
+def _indexed(x: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(x, index, keepdims=False)
+
+
 def _layer_of_cache(past: Past, layer: int) -> Past:
     """One layer of keys and values, which dots slice where they lie: H3 in docs/compiler.md."""
     index = lax.optimization_barrier(jnp.int32(layer))
 
     def one(array: jax.Array) -> jax.Array:
-        return lax.dynamic_index_in_dim(as_stored(array), index, keepdims=False)
+        return _indexed(as_stored(array), index)
 
     return jax.tree.map(one, past)
 
@@ -390,7 +444,7 @@ def _fill(
 
     carry, prefix = (x, cache.k, cache.v, jnp.int32(0)), _prefix(cache)
     if isinstance(blocks, Mapping):
-        carry, _ = lax.scan(one, carry, (blocks, prefix))
+        carry, _ = _scan(one, carry, (blocks, prefix), steps)
     else:
         for layer, weights in enumerate(blocks):
             carry, _ = one(carry, (weights, at(prefix, layer)), steps[layer])

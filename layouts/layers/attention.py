@@ -11,7 +11,7 @@ from jax import lax
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
 from ..models.cache import Entries
-from ..models.functions import add_bias, rotate, scale_rows
+from ..models.functions import add_bias, scale_rows
 from ..models.norms import norm_moments, normalize_heads
 from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import FeatureSharding, in_feature_order
@@ -119,16 +119,17 @@ def attend_columns(
         if config.query_key_norm is not None:
             q = _normed_heads(q, weights["norm_q"], place_.queries, config.heads, step)
             k = _normed_heads(k, weights["norm_k"], place_.keys, config.kv_heads, step)
-        q, k = rotate(q, step.query_tables, config.rotary), rotate(k, step.tables, config.rotary)
+        q, k = step.rotated(q, k)
         new_k, new_v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        segments = [_segment(new_k, new_v, step, causal=True)]
+        segments = [_segment(new_k, new_v, step, jnp.zeros_like(step.lengths), causal=True)]
         if past is not None:
-            segments.append(_segment(*past, step, lengths=step.lengths))
+            segments.append(_segment(*past, step, step.lengths, lengths=step.lengths))
         if prefix is not None:
             lengths = None
             if prefix[0].values.shape[-2] != step.prefix_length:
                 lengths = jnp.full(step.lengths.shape, step.prefix_length, jnp.int32)
-            segments.append(_segment(*prefix, step, lengths=lengths))
+            before = step.prefix_length + step.lengths
+            segments.append(_segment(*prefix, step, before, lengths=lengths))
         o = attend(q, segments, config, step.first_query)
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
@@ -194,11 +195,13 @@ def _segment(
     k: jax.Array | Entries,
     v: jax.Array | Entries,
     step: Step,
+    before: jax.Array,
     *,
     lengths: jax.Array | None = None,
     causal: bool = False,
 ) -> Segment:
-    """Keys and values of the heads that this chip's queries read, as a segment."""
+    """Keys and values of the heads that this chip's queries read, as a segment that starts `before` [B]
+    positions before the new ones."""
     pairs = [(x.values, x.scale) if isinstance(x, Entries) else (x, None) for x in (k, v)]
     table, kept = step.placement.selection, step.placement.queries.kept
     if table is not None:
@@ -213,4 +216,6 @@ def _segment(
             for values, scale in pairs
         ]
     (keys, key_scale), (values, value_scale) = pairs
-    return Segment(keys, values, key_scale, value_scale, lengths, causal)
+    window = step.kind.window
+    starts = None if window is None else before
+    return Segment(keys, values, key_scale, value_scale, lengths, causal, window, starts)

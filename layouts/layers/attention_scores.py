@@ -31,6 +31,9 @@ class Segment:
       lengths: [B], how many of the S positions each sequence has, whatever stands behind them; None
         for all. Keys and values that all sequences share have the longest.
       causal: query t sees positions up to t.
+      window: a query sees so many positions, its own and those before it; None for all.
+      before: [B], how many positions the first key stands before the first new position; None where
+        there is no window.
     """
 
     keys: jax.Array
@@ -39,6 +42,8 @@ class Segment:
     value_scale: jax.Array | None = None
     lengths: jax.Array | None = None
     causal: bool = False
+    window: int | None = None
+    before: jax.Array | None = None
 
     @property
     def size(self) -> int:
@@ -171,6 +176,11 @@ def _scores(q: jax.Array, segment: Segment, config: ModelConfig, places: jax.Arr
     if segment.causal:
         positions = jnp.arange(segment.size, dtype=jnp.int32)
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
+    if segment.window is not None:
+        assert segment.before is not None
+        oldest = segment.before[:, None] + places - (segment.window - 1)
+        keys = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+        scores = jnp.where(keys >= oldest[:, None, :, None], scores, -jnp.inf)
     if segment.lengths is not None:
         # The full shape, as in `present`.
         places = lax.broadcasted_iota(jnp.int32, scores.shape, 3)

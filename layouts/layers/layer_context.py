@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Entries
-from ..models.config import ModelConfig
-from ..models.functions import rotary_tables, wide
+from ..models.config import AttentionKind, ModelConfig
+from ..models.functions import rotary_tables, rotate, wide
+from ..models.rotary import Rotary
 from ..partitionings.attention_placement import Placement
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.row_order import check_rows
@@ -22,6 +23,8 @@ from .layer_schedules import LayerSchedules
 
 # Keys and values of one layer.
 Past = tuple[Entries, Entries]
+# Sines and cosines.
+Tables = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,14 @@ class Step:
       config, feedforward, placement: the model and its layouts.
       schedules: of a layer's collectives.
       lengths: [B of this chip in attention], positions already in the cache.
-      tables: sines and cosines of the rotary embedding for the new positions, each
-        [B of this chip in attention, T, D]; None for a model without one.
+      kinds: of attention, in the layers that repeat.
+      tables: for each kind, sines and cosines of the rotary embedding for the new positions, each
+        [B of this chip in attention, T, D]; None for a kind without one.
       query_tables: the same for the positions of a chip's queries.
       new: T, the number of new positions.
       queries: how many of them are those of a chip's queries.
       prefix_length: positions of the shared prefix that count; more may be stored.
+      place: of this layer among those that repeat.
     """
 
     config: ModelConfig
@@ -45,11 +50,27 @@ class Step:
     placement: Placement
     schedules: LayerSchedules
     lengths: jax.Array
-    tables: tuple[jax.Array, jax.Array] | None
-    query_tables: tuple[jax.Array, jax.Array] | None
+    kinds: tuple[AttentionKind, ...]
+    tables: tuple[Tables | None, ...]
+    query_tables: tuple[Tables | None, ...]
     new: int
     queries: int
     prefix_length: int = 0
+    place: int = 0
+
+    @property
+    def kind(self) -> AttentionKind:
+        """The attention of this layer."""
+        return self.kinds[self.place]
+
+    def rotated(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries and keys [B, T, heads, D] of a chip, rotated as this layer does."""
+        rotary = self.kind.rotary
+        assert rotary != "model"
+        return (
+            rotate(q, self.query_tables[self.place], rotary),
+            rotate(k, self.tables[self.place], rotary),
+        )
 
     @property
     def schedule(self) -> ScheduleLike:
@@ -82,22 +103,27 @@ def make_step(
     """
     check_rows(lengths.shape[0], new, feedforward, placement, sizes)
     own = ax.own_block(lengths, placement.batch_axes, 0)
-    tables = query_tables = None
     axes = feedforward.inner_position_axes
-    if config.rotary is not None:
-        positions = prefix_length + own[:, None] + jnp.arange(new, dtype=jnp.int32)
-        tables = rotary_tables(positions, config.rotary, config.d_head, wide(dtype))
-        # The TPU compiler would compute them again in each layer.
-        sin, cos = lax.optimization_barrier(tables)
-        tables, query_tables = (sin, cos), (ax.own_block(sin, axes, 1), ax.own_block(cos, axes, 1))
+    positions = prefix_length + own[:, None] + jnp.arange(new, dtype=jnp.int32)
+    tables: dict[Rotary | None, Tables | None] = {None: None}
+    query_tables = dict(tables)
+    for kind in config.kinds:
+        if isinstance(kind.rotary, Rotary) and kind.rotary not in tables:
+            made = rotary_tables(positions, kind.rotary, config.d_head, wide(dtype))
+            # The TPU compiler would compute them again in each layer.
+            sin, cos = lax.optimization_barrier(made)
+            tables[kind.rotary] = sin, cos
+            query_tables[kind.rotary] = ax.own_block(sin, axes, 1), ax.own_block(cos, axes, 1)
+    rotaries = [kind.rotary for kind in config.kinds if kind.rotary != "model"]
     return Step(
         config=config,
         feedforward=feedforward,
         placement=placement,
         schedules=schedules,
         lengths=own,
-        tables=tables,
-        query_tables=query_tables,
+        kinds=config.kinds,
+        tables=tuple(tables[rotary] for rotary in rotaries),
+        query_tables=tuple(query_tables[rotary] for rotary in rotaries),
         new=new,
         queries=new // ax.size(axes, sizes),
         prefix_length=prefix_length,

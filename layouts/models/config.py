@@ -28,6 +28,30 @@ _ROTARY = Rotary()
 
 
 @dataclasses.dataclass(frozen=True)
+class AttentionKind:
+    """What the attention of some layers has for itself.
+
+    Attributes:
+      window: how many positions a query sees, its own and those before it; None for all.
+      rotary: rotary position embedding of these layers, or None; "model" for that of the config.
+
+    Raises:
+      ValueError: a setting is something else.
+    """
+
+    window: int | None = None
+    rotary: Rotary | Literal["model"] | None = "model"
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", as_size("AttentionKind: window", self.window))
+        if self.rotary not in (None, "model") and not isinstance(self.rotary, Rotary):
+            raise ValueError(
+                f'AttentionKind: rotary={self.rotary!r} must be a Rotary(), None or "model"'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The shape of a decoder-only transformer.
 
@@ -54,6 +78,8 @@ class ModelConfig:
       query_key_norm_span: "head" if each head is normalized by itself, or "heads" if all heads of a
         token are together.
       rotary: rotary position embedding of queries and keys, or None.
+      attention_kinds: an `AttentionKind` for each of the first layers, which repeat: two of them for
+        layers of two kinds in turn. None of them if attention is the same in all layers, and full.
       biases: True if every matrix has a bias, and so has a layernorm, but unembedding has none; or the
         names of what has one, of "q", "kv", "o", "in", "gate", "out", "norm" and "unembedding".
       tied_embedding: one table embeds tokens and unembeds the last layer.
@@ -92,6 +118,7 @@ class ModelConfig:
     query_key_norm: Norm | None = None
     query_key_norm_span: Span = "head"
     rotary: Rotary | None = _ROTARY
+    attention_kinds: Sequence[AttentionKind] = ()
     biases: bool | Sequence[Biased] = False
     tied_embedding: bool = True
     embedding_scale: float = 1.0
@@ -125,7 +152,7 @@ class ModelConfig:
             raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon!r} must be positive")
         self._check_heads()
         self._check_vocab()
-        self._check_rotary()
+        self._check_kinds()
 
     def __repr__(self) -> str:
         return brief(self)
@@ -154,20 +181,41 @@ class ModelConfig:
                 f"kv_heads={self.kv_heads}, since each key-value head's group is padded alike"
             )
 
-    def _check_rotary(self) -> None:
-        if self.rotary is None:
+    def _check_kinds(self) -> None:
+        self._check_rotary(self.rotary)
+        kinds = self.attention_kinds
+        if not isinstance(kinds, (list, tuple)) or not all(
+            isinstance(kind, AttentionKind) for kind in kinds
+        ):
+            raise ValueError(
+                f"{self.name}: attention_kinds={kinds!r} must be a tuple of AttentionKind(...), one "
+                "for each of the layers that repeat, or () for none"
+            )
+        for kind in kinds:
+            if kind.rotary != "model":
+                self._check_rotary(kind.rotary)
+        # As few as repeat, so that equal models are equal.
+        kinds = tuple(kinds[: self.layers])
+        for period in range(1, len(kinds)):
+            if all(kind == kinds[i % period] for i, kind in enumerate(kinds)):
+                kinds = kinds[:period]
+                break
+        object.__setattr__(self, "attention_kinds", () if kinds == (AttentionKind(),) else kinds)
+
+    def _check_rotary(self, rotary: Rotary | None) -> None:
+        if rotary is None:
             return
-        if not isinstance(self.rotary, Rotary):
-            raise ValueError(f"{self.name}: rotary={self.rotary!r} must be a Rotary() or None")
-        dims = self.rotary.dims(self.d_head)
+        if not isinstance(rotary, Rotary):
+            raise ValueError(f"{self.name}: rotary={rotary!r} must be a Rotary() or None")
+        dims = rotary.dims(self.d_head)
         if dims % 2 or not dims:
             raise ValueError(
-                f"{self.name}: rotary embedding rotates pairs, but fraction={self.rotary.fraction} "
+                f"{self.name}: rotary embedding rotates pairs, but fraction={rotary.fraction} "
                 f"of d_head={self.d_head} is {dims} dimensions; "
                 "make that an even number, or set rotary=None"
             )
         try:
-            self.rotary.frequencies(self.d_head)
+            rotary.frequencies(self.d_head)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
@@ -270,6 +318,14 @@ class ModelConfig:
         before, after = ("norm", "norm_ffn"), ("norm_after", "norm_after_ffn")
         names = {"before": before, "after": after, "both": (*before, *after)}
         return names[self.norm_placement]
+
+    @property
+    def kinds(self) -> tuple[AttentionKind, ...]:
+        """The attention of the layers that repeat; their `rotary` is never "model"."""
+        return tuple(
+            dataclasses.replace(kind, rotary=self.rotary) if kind.rotary == "model" else kind
+            for kind in self.attention_kinds or (AttentionKind(),)
+        )
 
     @property
     def rotary_dims(self) -> int:

@@ -199,21 +199,28 @@ def softmax_base2(scores: jax.Array, visible: jax.Array | None = None, axis: int
 
 
 def causal_mask(
-    query_positions: jax.Array, key_positions: jax.Array, key_lengths: jax.Array
+    query_positions: jax.Array,
+    key_positions: jax.Array,
+    key_lengths: jax.Array,
+    window: int | None = None,
 ) -> jax.Array:
-    """The keys that a query sees: none at a later position, and none at or after its sequence's length.
+    """The keys that a query sees: none at a later position, none at or after its sequence's length, and
+    none that is `window` positions or more before it.
 
     Args:
       query_positions: [batch, length] integers.
       key_positions: [keys] or [batch, keys] integers.
       key_lengths: [batch] integers.
+      window: None for all.
 
     Returns:
       [batch, length, keys] booleans.
     """
     keys = jnp.broadcast_to(key_positions, (key_lengths.shape[0], key_positions.shape[-1]))
     present = keys < key_lengths[:, None]
-    return (keys[:, None, :] <= query_positions[:, :, None]) & present[:, None, :]
+    back = query_positions[:, :, None] - keys[:, None, :]
+    near = back >= 0 if window is None else (back >= 0) & (back < window)
+    return near & present[:, None, :]
 
 
 def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -12,7 +12,7 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.models.config import ModelConfig
+from layouts.models.config import AttentionKind, ModelConfig
 from layouts.models.named_models import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
 from layouts.models.params import init
 from layouts.models.rotary import DividedScaling, LinearScaling, Llama3Scaling, Rotary, YarnScaling
@@ -69,6 +69,23 @@ FEATURES = {
     "attention cap": grouped(attention_scale=1.5, attention_cap=0.7),
     "logit scale": grouped(logit_scale=0.2),
     "logit cap": grouped(logit_cap=1.5),
+    "window": grouped(attention_kinds=(AttentionKind(window=3),)),
+    "window of a position": grouped(attention_kinds=(AttentionKind(window=1),)),
+    "window in every other layer": grouped(
+        layers=4, attention_kinds=(AttentionKind(window=2), AttentionKind())
+    ),
+    "kinds that do not divide the layers": grouped(
+        layers=5,
+        attention_kinds=(
+            AttentionKind(window=3, rotary=Rotary(base=50.0)),
+            AttentionKind(window=4, rotary=None),
+            AttentionKind(),
+        ),
+    ),
+    "more kinds than layers": dataclasses.replace(
+        TINY_PADDED,
+        attention_kinds=tuple(AttentionKind(window=w, rotary=None) for w in (2, 3, 4)),
+    ),
     "padded vocabulary": grouped(vocab=59, padded_vocab=64),
     "padded vocabulary, tied": dataclasses.replace(
         TINY_PADDED, vocab=59, padded_vocab=64, biases=("unembedding",)
