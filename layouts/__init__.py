@@ -3,7 +3,9 @@ Transformer Inference" (arXiv 2211.05102), as layers and as a whole decoder."""
 
 from collective_einsum import __version__ as __version__
 
+from . import checkpoints as checkpoints
 from . import cost as cost
+from .checkpoints.load import config_from_hf as config_from_hf
 from .cost import paper_closed_forms as paper_closed_forms
 from .decoding.decoder import decode_step as decode_step
 from .decoding.decoder import prefill as prefill
@@ -75,6 +77,8 @@ __all__ = [
     "activation_spec",
     "attention",
     "cache_specs",
+    "checkpoints",
+    "config_from_hf",
     "cost",
     "decode_step",
     "default_decode",

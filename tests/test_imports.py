@@ -39,7 +39,7 @@ LEVELS = {
         ("layers", "cost"),
         ("planning",),
         ("sampling",),
-        ("decoding",),
+        ("decoding", "checkpoints"),
     ),
     "bench": (
         ("sources",),

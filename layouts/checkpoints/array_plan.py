@@ -1,0 +1,227 @@
+"""Which rows of which tensors make each parameter of a config, padding included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..models.config import ModelConfig
+from ..models.params import Params, key_of, params_shapes
+from .family import Fused, HeadNorm, Modules, Ones, Part, Source, TwoNorms
+from .stored_arrays import AddedRows, Rows, Run, ScaledRows, StoredArray, joined
+
+# Matrices behind the norm of attention, and behind that of the feedforward.
+_BEHIND_ATTENTION = ("q", "kv")
+_BEHIND_FEEDFORWARD = ("in", "gate")
+
+
+def array_plan(config: ModelConfig, modules: Modules) -> Params:
+    """The tree of parameters with a `StoredArray` for each array.
+
+    Args:
+      config: the model, with padding.
+      modules: of its checkpoint.
+
+    Returns:
+      "blocks" is the tree of one layer, whose tensors have "{layer}" in their names.
+
+    Raises:
+      ValueError: the modules lack one that the config needs.
+    """
+    shapes = params_shapes(config, unrolled=True)
+    shapes["blocks"] = shapes["blocks"][0]
+    planner = _Planner(config, modules)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: planner.array(tuple(map(key_of, path))), shapes
+    )
+
+
+class _Planner:
+    def __init__(self, config: ModelConfig, modules: Modules) -> None:
+        self._config, self._modules = config, modules
+
+    def array(self, path: tuple[str, ...]) -> StoredArray:
+        """The array at a path of the tree, such as ("blocks", "w_q")."""
+        path = path[1:] if path[0] == "blocks" else path
+        name = path[0]
+        if name in ("embedding", "unembedding"):
+            return self._table(name)
+        if name == "b_unembedding":
+            return self._vocab_bias()
+        if name in ("norm_q", "norm_k"):
+            return self._head_norm(name)
+        if path[-1] in ("scale", "bias"):
+            return self._norm(name, path[-1])
+        matrix = name[2:]
+        return self._matrix(matrix) if name.startswith("w_") else self._bias(matrix)
+
+    def _source(self, name: str) -> Source:
+        if name not in self._modules:
+            raise ValueError(
+                f"{self._config.name}: the config needs a module for {name!r}, but the family names "
+                f"only {', '.join(self._modules)}"
+            )
+        return self._modules[name]
+
+    def _table(self, name: str) -> Rows:
+        config, tensor = self._config, f"{self._source(name)}.weight"
+        runs = (Run(tensor, 0, config.vocab), *self._padded_tokens())
+        return Rows(runs, 0, False, {tensor: (config.vocab, config.d_model)})
+
+    def _vocab_bias(self) -> Rows:
+        config = self._config
+        own = "embedding" if config.tied_embedding else "unembedding"
+        tensor = f"{self._source('unembedding' if 'unembedding' in self._modules else own)}.bias"
+        runs = (Run(tensor, 0, config.vocab), *self._padded_tokens())
+        return Rows(runs, 0, False, {tensor: (config.vocab,)})
+
+    def _padded_tokens(self) -> tuple[Run, ...]:
+        added = self._config.stored_vocab - self._config.vocab
+        return (Run(None, 0, added),) if added else ()
+
+    def _norm(self, name: str, part: str) -> Rows:
+        config, source = self._config, self._source(name)
+        if isinstance(source, Ones | TwoNorms):
+            value = 1 - config.norm_offset if part == "scale" else 0.0
+            return Rows((Run(None, 0, config.d_model, value),), 0, False, {})
+        return self._vector(f"{source}.{'weight' if part == 'scale' else 'bias'}")
+
+    def _vector(self, tensor: str) -> Rows:
+        width = self._config.d_model
+        return Rows((Run(tensor, 0, width),), 0, False, {tensor: (width,)})
+
+    def _head_norm(self, name: str) -> Rows:
+        config, source, d = self._config, self._source(name), self._config.d_head
+        heads, present = self._heads("q" if name == "norm_q" else "k")
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def run(head: int) -> Run:
+            if not isinstance(source, HeadNorm):
+                shapes[f"{source}.weight"] = (heads * d,)
+                return Run(f"{source}.weight", head * d, d)
+            tensor = f"{source.module.replace('{head}', str(head))}.weight"
+            shapes[tensor] = (heads, d) if source.stored == "rows" else (d,)
+            return Run(tensor, head * d if source.stored == "rows" else 0, d)
+
+        return Rows(joined(_spread(present, run, d)), 0, False, shapes)
+
+    def _heads(self, name: str) -> tuple[int, list[bool]]:
+        """How many heads the checkpoint has, and for each stored one whether it is one of them."""
+        config = self._config
+        if name == "q":
+            return config.heads, list(config.real_heads)
+        return config.kv_heads, [i < config.kv_heads for i in range(config.stored_kv_heads)]
+
+    def _matrix(self, name: str) -> StoredArray:
+        matrix, norms = self._plain_matrix(name), self._modules.get("norm")
+        folded = self._folded_norm(name) if isinstance(norms, TwoNorms) else None
+        return matrix if folded is None else ScaledRows(matrix, self._vector(f"{folded}.weight"))
+
+    def _bias(self, name: str) -> StoredArray:
+        norms = self._modules.get("norm")
+        folded = self._folded_norm(name) if isinstance(norms, TwoNorms) else None
+        if folded is None or not isinstance(norms, TwoNorms):
+            return self._plain_bias(name)
+        stored = self._plain_bias(name) if name in norms.biases else None
+        return AddedRows(stored, self._plain_matrix(name), self._vector(f"{folded}.bias"))
+
+    def _folded_norm(self, name: str) -> str | None:
+        """The module of the norm that is folded into a matrix."""
+        norms = self._modules["norm"]
+        assert isinstance(norms, TwoNorms)
+        if name in _BEHIND_ATTENTION:
+            return norms.attention
+        return norms.feedforward if name in _BEHIND_FEEDFORWARD else None
+
+    def _plain_matrix(self, name: str) -> Rows:
+        config = self._config
+        if name in ("o", "out"):
+            inputs = config.heads * config.d_head if name == "o" else config.d_ff
+            tensor = f"{self._source(name)}.weight"
+            runs = [Run(tensor, 0, inputs)]
+            if name == "o":
+                d = config.d_head
+                runs = _spread(list(config.real_heads), lambda i: Run(tensor, i * d, d), d)
+            return Rows(joined(runs), 0, True, {tensor: (config.d_model, inputs)})
+        runs, sizes = self._outputs(name, "weight")
+        return Rows(
+            runs, 1, True, {tensor: (size, config.d_model) for tensor, size in sizes.items()}
+        )
+
+    def _plain_bias(self, name: str) -> Rows:
+        if name in ("o", "out"):
+            return self._vector(f"{self._source(name)}.bias")
+        runs, sizes = self._outputs(name, "bias")
+        return Rows(runs, 0, False, {tensor: (size,) for tensor, size in sizes.items()})
+
+    def _outputs(self, name: str, kind: str) -> tuple[tuple[Run, ...], dict[str, int]]:
+        """The rows of the outputs of a matrix, or of its bias, and the tensors with their outputs."""
+        config, d = self._config, self._config.d_head
+        if name in ("in", "gate"):
+            rows, sizes = self._module_rows(name, kind, config.d_ff, 1)
+            return (rows(0),), sizes
+        if name == "q":
+            rows, sizes = self._module_rows("q", kind, d, config.heads)
+            return joined(_spread(list(config.real_heads), rows, d)), sizes
+        keys, sizes = self._module_rows("k", kind, d, config.kv_heads)
+        values, more = self._module_rows("v", kind, d, config.kv_heads)
+        _, present = self._heads("k")
+        every = zip(_spread(present, keys, d), _spread(present, values, d), strict=True)
+        return joined(run for both in every for run in both), {**sizes, **more}
+
+    def _module_rows(
+        self, name: str, kind: str, unit: int, units: int
+    ) -> tuple[Callable[[int], Run], dict[str, int]]:
+        """The rows of unit i, of `units` of `unit` outputs each; and the tensor with its outputs."""
+        config, source = self._config, self._source(name)
+        size = unit * units
+        if isinstance(source, Part):
+            tensor = f"{source.module}.{kind}"
+            first = source.index * size
+            return lambda i: Run(tensor, first + i * unit, unit), {tensor: source.of * size}
+        if isinstance(source, Fused):
+            tensor = f"{source.module}.{kind}"
+            every = (config.heads + 2 * config.kv_heads) * unit
+            place = _fused_place(source, name, config)
+            return lambda i: Run(tensor, place(i) * unit, unit), {tensor: every}
+        if not isinstance(source, str):
+            raise ValueError(f"{config.name}: {source!r} is no source of the matrix {name!r}")
+        tensor = f"{source}.{kind}"
+        return lambda i: Run(tensor, i * unit, unit), {tensor: size}
+
+
+def _fused_place(source: Fused, name: str, config: ModelConfig) -> Callable[[int], int]:
+    """The place of head i among all heads of a fused matrix."""
+    heads, kv_heads = config.heads, config.kv_heads
+    group = heads // kv_heads
+    if source.order == "kinds":
+        first = {"q": 0, "k": heads, "v": heads + kv_heads}[name]
+        return lambda i: first + i
+    if name == "q":
+        return lambda i: i // group * (group + 2) + i % group
+    return lambda i: i * (group + 2) + group + (name == "v")
+
+
+def _spread(present: list[bool], run: Callable[[int], Run], width: int) -> list[Run]:
+    """A run for each stored head: the next of the checkpoint, or zeros."""
+    numbers = np.cumsum(present) - 1
+    return [
+        run(int(number)) if real else Run(None, 0, width)
+        for real, number in zip(present, numbers, strict=True)
+    ]
+
+
+def needed_tensors(plan: Params, layers: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a plan reads, with the shape that it must have."""
+    needed: dict[str, tuple[int, ...]] = {}
+    ends: dict[str, Any] = {key: value for key, value in plan.items() if key != "blocks"}
+    for array in jax.tree.leaves(ends):
+        needed |= array.shapes
+    for array in jax.tree.leaves(plan["blocks"]):
+        for tensor, shape in array.shapes.items():
+            for layer in range(layers):
+                needed[tensor.replace("{layer}", str(layer))] = tuple(shape)
+    return needed

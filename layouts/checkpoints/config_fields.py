@@ -1,0 +1,173 @@
+"""The fields of a Hugging Face config.json, with refusals that name them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from collective_einsum.text import shown
+
+from ..arguments import is_number
+from ..models.config import Activation
+
+# Names of transformers' activations. Its tanh approximations of gelu are the same function.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFields:
+    """The fields of one config.json.
+
+    Attributes:
+      values: the fields, as JSON has them.
+      name: of the model, for tables and messages: that of its folder.
+    """
+
+    values: Mapping[str, Any]
+    name: str = "model"
+
+    @property
+    def model_type(self) -> str:
+        """The field that says which family the model is of."""
+        return str(self.values.get("model_type"))
+
+    def get(self, field: str, default: Any = None) -> Any:
+        """The value of a field; `default` if it is absent or null."""
+        value = self.values.get(field)
+        return default if value is None else value
+
+    def size(self, field: str, default: int | None = None) -> int:
+        """A positive integer.
+
+        Raises:
+          ValueError: it is something else, or absent without a default.
+        """
+        value = self.get(field, default)
+        if value is None:
+            raise ValueError(f"{self._place} lacks {field!r}, a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.refusal(field, "must be a positive integer")
+        return value
+
+    def number(self, field: str, default: float) -> float:
+        """A real number.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        value = self.get(field, default)
+        if not is_number(value):
+            raise self.refusal(field, "must be a number")
+        return float(value)
+
+    def optional_number(self, field: str, default: float | None) -> float | None:
+        """A real number, or None if the field is null; `default` if it is absent."""
+        return None if self.values.get(field, default) is None else self.number(field, 0.0)
+
+    def flag(self, field: str, default: bool) -> bool:
+        """A bool.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        value = self.get(field, default)
+        if not isinstance(value, bool):
+            raise self.refusal(field, "must be true or false")
+        return value
+
+    def activation(self, field: str = "hidden_act", default: str = "silu") -> Activation:
+        """The activation that a field names.
+
+        Raises:
+          ValueError: layouts has no such activation.
+        """
+        value = self.get(field, default)
+        if value not in ACTIVATIONS:
+            raise self.refusal(
+                field, f"is not supported; activations are {', '.join(sorted(ACTIVATIONS))}"
+            )
+        return ACTIVATIONS[value]
+
+    def refuse(self, field: str, missing: str, *, unless: tuple[Any, ...] = (None, False)) -> None:
+        """Refuses a field that has a value other than those in `unless`.
+
+        Args:
+          field: its name.
+          missing: what layouts lacks, such as "clipped queries, keys and values".
+          unless: values that ask for nothing special. None also stands for an absent field.
+
+        Raises:
+          ValueError: it has another value.
+        """
+        if self.values.get(field) not in unless:
+            raise self.refusal(field, f"is not supported: layouts has no {missing}")
+
+    def refuse_window(self, *, enabled: bool = True) -> None:
+        """Refuses a sliding window that some layer uses and that is shorter than the context.
+
+        Args:
+          enabled: whether the model uses `sliding_window` in the layers that `layer_types` does not
+            exclude.
+
+        Raises:
+          ValueError: attention of some layer sees fewer positions than the model is made for.
+        """
+        kinds = self.get("layer_types")
+        if kinds is not None:
+            other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+            if other:
+                raise self.refusal("layer_types", f"is not supported: layouts has no {other[0]!r}")
+            enabled = "sliding_attention" in kinds
+        window = self.get("sliding_window")
+        if not enabled or window is None:
+            return
+        positions = self.size("max_position_embeddings", 2048)
+        if self.size("sliding_window") < positions:
+            raise self.refusal(
+                "sliding_window",
+                f"is not supported: layouts has no attention over the last {window} positions only, "
+                f"and the context is max_position_embeddings={positions}. For contexts that stay "
+                f"within the window, set max_position_embeddings to {window} in config.json",
+            )
+
+    def refusal(self, field: str, reason: str) -> ValueError:
+        """The error that a field's value gives for a reason."""
+        return ValueError(f"{self._place}: {field}={shown(self.values.get(field))} {reason}")
+
+    @property
+    def _place(self) -> str:
+        return f"config.json of model_type {self.model_type!r}"
+
+
+def read_fields(folder: str | os.PathLike[str]) -> ConfigFields:
+    """The fields of the config.json in a folder.
+
+    Raises:
+      ValueError: there is no such file, or it holds no JSON object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{str(folder)!r} has no config.json; give the folder of a model that was saved with "
+            "transformers' save_pretrained, or downloaded whole from the Hugging Face hub"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}")
+    return ConfigFields(values, Path(folder).resolve().name or "model")
