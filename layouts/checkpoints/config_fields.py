@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from collective_einsum.text import shown
 
 from ..arguments import is_number
-from ..models.config import Activation
+from ..models.config import Activation, AttentionKind
 
 # Names of transformers' activations. Its tanh approximations of gelu are the same function.
 ACTIVATIONS: dict[str, Activation] = {
@@ -25,6 +25,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu_squared",
 }
+# Values of `layer_types`.
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,33 +117,25 @@ class ConfigFields:
         if self.values.get(field) not in unless:
             raise self.refusal(field, f"is not supported: layouts has no {missing}")
 
-    def refuse_window(self, *, enabled: bool = True) -> None:
-        """Refuses a sliding window that some layer uses and that is shorter than the context.
+    def attention_kinds(self, default: Sequence[str] = (_SLIDING,)) -> tuple[AttentionKind, ...]:
+        """The attention of each layer: full, or over a window of `sliding_window` positions.
 
         Args:
-          enabled: whether the model uses `sliding_window` in the layers that `layer_types` does not
-            exclude.
+          default: the kinds of the first layers, which repeat, where config.json has no `layer_types`.
 
         Raises:
-          ValueError: attention of some layer sees fewer positions than the model is made for.
+          ValueError: `layer_types` names another kind.
         """
-        kinds = self.get("layer_types")
-        if kinds is not None:
-            other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-            if other:
-                raise self.refusal("layer_types", f"is not supported: layouts has no {other[0]!r}")
-            enabled = "sliding_attention" in kinds
-        window = self.get("sliding_window")
-        if not enabled or window is None:
-            return
-        positions = self.size("max_position_embeddings", 2048)
-        if self.size("sliding_window") < positions:
-            raise self.refusal(
-                "sliding_window",
-                f"is not supported: layouts has no attention over the last {window} positions only, "
-                f"and the context is max_position_embeddings={positions}. For contexts that stay "
-                f"within the window, set max_position_embeddings to {window} in config.json",
-            )
+        types = self.get("layer_types", list(default))
+        other = [kind for kind in types if kind not in (_SLIDING, _FULL)]
+        if other:
+            raise self.refusal("layer_types", f"is not supported: layouts has no {other[0]!r}")
+        window = None
+        if self.get("sliding_window") is not None:
+            window = self.size("sliding_window")
+            # A window of all positions is none.
+            window = None if window >= self.size("max_position_embeddings", 2048) else window
+        return tuple(AttentionKind(window if kind == _SLIDING else None) for kind in types)
 
     def refusal(self, field: str, reason: str) -> ValueError:
         """The error that a field's value gives for a reason."""

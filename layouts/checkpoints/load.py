@@ -88,7 +88,9 @@ def load(
     read = own.config(fields)
     config = read if config is None else config
     if not isinstance(config, ModelConfig):
-        raise ValueError(f"config={shown(config)} must be a ModelConfig, as config_from_hf makes it")
+        raise ValueError(
+            f"config={shown(config)} must be a ModelConfig, as config_from_hf makes it"
+        )
     dtype = as_dtype(dtype, 'weights="int8"')
     check_word("weights", weights, ("plain", "int8"))
     unrolled, progress = as_flag("unrolled", unrolled), as_flag("progress", progress)
@@ -201,8 +203,9 @@ class _Reader:
 
     def _one(self, prefix: tuple[str, ...], path: Path, array: StoredArray, layer: int) -> Any:
         """One array, quantized if int8 is wanted and it is a matrix or a table."""
-        shape, sharding = self._at(self._shapes, prefix, path), self._at(
-            self._shardings, prefix, path
+        shape, sharding = (
+            self._at(self._shapes, prefix, path),
+            self._at(self._shardings, prefix, path),
         )
         x = placed(
             shape.shape,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-torch: Any = pytest.importorskip("torch")
-transformers: Any = pytest.importorskip("transformers")
+torch: Any = importlib.import_module("torch")
+transformers: Any = importlib.import_module("transformers")
 
 # No axis of a mesh divides this.
 VOCAB = 67
@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear": ("llama", {"rope_parameters": LINEAR}),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "mistral, long window": ("mistral", {"sliding_window": 64}),
+    "mistral, window": ("mistral", {"sliding_window": 3}),
     "granite": (
         "granite",
         {
@@ -84,6 +85,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 2.0,
         },
     ),
+    "gemma2, windows": ("gemma2", {"head_dim": 16, "sliding_window": 3, "num_hidden_layers": 3}),
+    "qwen3, windows": (
+        "qwen3",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
+    "phi3, window": ("phi3", {"sliding_window": 4}),
     "olmo": ("olmo", {"attention_bias": True}),
     "olmo2": ("olmo2", {}),
     "phi": ("phi", MULTIHEAD),

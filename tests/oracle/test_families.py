@@ -68,9 +68,7 @@ def compare(found: np.ndarray, wanted: np.ndarray, vocab: int) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_as_transformers(
-    mesh_of: Any, tmp_path: Path, case: str, record_property: Any
-) -> None:
+def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str, record_property: Any) -> None:
     model = make(*CASES[case])
     save(model, tmp_path)
     read = layouts.config_from_hf(tmp_path)

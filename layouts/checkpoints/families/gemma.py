@@ -1,4 +1,4 @@
-"""Gemma 1, and Gemma 2 where its window covers the context."""
+"""Gemma 1 and 2."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def _gemma_config(fields: ConfigFields) -> ModelConfig:
 
 
 def _gemma2_config(fields: ConfigFields) -> ModelConfig:
-    fields.refuse_window()
     return ModelConfig(
         **_common(fields),
+        attention_kinds=fields.attention_kinds(("sliding_attention", "full_attention")),
         norm_placement="both",
         attention_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
         attention_cap=fields.optional_number("attn_logit_softcapping", 50.0),

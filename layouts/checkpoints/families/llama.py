@@ -46,9 +46,12 @@ def _llama_config(fields: ConfigFields) -> ModelConfig:
 
 
 def _mistral_config(fields: ConfigFields) -> ModelConfig:
-    fields.refuse_window()
     common = common_fields(fields)
-    return ModelConfig(**common, rotary=rotary_of(fields, common["d_head"]))
+    return ModelConfig(
+        **common,
+        rotary=rotary_of(fields, common["d_head"]),
+        attention_kinds=fields.attention_kinds(),
+    )
 
 
 def _granite_config(fields: ConfigFields) -> ModelConfig:

@@ -24,9 +24,12 @@ def _phi_config(fields: ConfigFields) -> ModelConfig:
 
 
 def _phi3_config(fields: ConfigFields) -> ModelConfig:
-    fields.refuse_window()
     common = common_fields(fields, epsilon=("rms_norm_eps", 1e-5))
-    return ModelConfig(**common, rotary=rotary_of(fields, common["d_head"]))
+    return ModelConfig(
+        **common,
+        rotary=rotary_of(fields, common["d_head"]),
+        attention_kinds=fields.attention_kinds(),
+    )
 
 
 PHI = Family(

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from ...models.config import ModelConfig
+from ...models.config import AttentionKind, ModelConfig
 from ..config_fields import ConfigFields
 from ..family import Family, HeadNorm, biases_of, common_fields
 from ..rotary_fields import rotary_of
 from .llama import BUFFERS, MODULES
 
 
-def _refuse_window(fields: ConfigFields) -> None:
-    behind = fields.size("num_hidden_layers") > fields.get("max_window_layers", 28)
-    fields.refuse_window(enabled=fields.flag("use_sliding_window", False) and behind)
+def _kinds(fields: ConfigFields) -> tuple[AttentionKind, ...]:
+    if not fields.flag("use_sliding_window", False):
+        return ()
+    full = fields.size("max_window_layers", 28)
+    layers = fields.size("num_hidden_layers")
+    return fields.attention_kinds(
+        ["full_attention" if i < full else "sliding_attention" for i in range(layers)]
+    )
 
 
 def _qwen2_config(fields: ConfigFields) -> ModelConfig:
-    _refuse_window(fields)
     common = common_fields(fields)
-    return ModelConfig(**common, rotary=rotary_of(fields, common["d_head"]), biases=("q", "kv"))
+    return ModelConfig(
+        **common,
+        rotary=rotary_of(fields, common["d_head"]),
+        attention_kinds=_kinds(fields),
+        biases=("q", "kv"),
+    )
 
 
 def _qwen3_config(fields: ConfigFields) -> ModelConfig:
-    _refuse_window(fields)
     common = common_fields(fields, d_head=128)
     return ModelConfig(
         **common,
         rotary=rotary_of(fields, common["d_head"]),
         biases=biases_of(attention=fields.flag("attention_bias", False)),
         query_key_norm="rmsnorm",
+        attention_kinds=_kinds(fields),
     )
 
 

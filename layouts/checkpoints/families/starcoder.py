@@ -1,4 +1,4 @@
-"""StarCoder 2 where its window covers the context."""
+"""StarCoder 2."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .llama import BUFFERS, MODULES
 
 
 def _starcoder2_config(fields: ConfigFields) -> ModelConfig:
-    fields.refuse_window()
     common = common_fields(fields, tied=True, epsilon=("norm_epsilon", 1e-5))
     common["activation"] = fields.activation(default="gelu_pytorch_tanh")
     biased = fields.flag("use_bias", True)
     return ModelConfig(
         **common,
         rotary=rotary_of(fields, common["d_head"]),
+        attention_kinds=fields.attention_kinds(),
         gated=False,
         norm="layernorm",
         biases=biases_of(attention=biased, ungated=biased, norm=True),
