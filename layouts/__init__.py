@@ -21,6 +21,7 @@ from .mesh.axes import renamed as renamed
 from .models.cache import Cache as Cache
 from .models.cache import Entries as Entries
 from .models.cache import Prefix as Prefix
+from .models.config import AttentionKind as AttentionKind
 from .models.config import ModelConfig as ModelConfig
 from .models.config import Rotary as Rotary
 from .models.named_models import MT_NLG_530B as MT_NLG_530B
@@ -29,6 +30,10 @@ from .models.named_models import PALM_62B as PALM_62B
 from .models.named_models import PALM_540B as PALM_540B
 from .models.named_models import model as model
 from .models.params import quantize as quantize
+from .models.rotary import DividedScaling as DividedScaling
+from .models.rotary import LinearScaling as LinearScaling
+from .models.rotary import Llama3Scaling as Llama3Scaling
+from .models.rotary import YarnScaling as YarnScaling
 from .models.stacked_params import unroll as unroll
 from .partitionings.attention_layouts import BatchSharded as BatchSharded
 from .partitionings.attention_layouts import HeadSharded as HeadSharded
@@ -58,10 +63,14 @@ __all__ = [
     "PALM_8B",
     "PALM_62B",
     "PALM_540B",
+    "AttentionKind",
     "BatchSharded",
     "Cache",
+    "DividedScaling",
     "Entries",
     "HeadSharded",
+    "LinearScaling",
+    "Llama3Scaling",
     "MeshAxes",
     "ModelConfig",
     "Option",
@@ -73,6 +82,7 @@ __all__ = [
     "WeightGathered",
     "WeightStationary1D",
     "WeightStationary2D",
+    "YarnScaling",
     "__version__",
     "activation_spec",
     "attention",

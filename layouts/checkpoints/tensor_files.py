@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Registers bfloat16 with numpy, in which safetensors reads it.
-import ml_dtypes  # noqa: F401
 import numpy as np
 
+# jax has registered bfloat16 with numpy, in which safetensors reads it.
 # The floating dtypes in safetensors' words.
 FLOATING = ("BF16", "F16", "F32", "F64")
 
