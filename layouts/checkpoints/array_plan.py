@@ -94,7 +94,7 @@ class _Planner:
         return Rows((Run(tensor, 0, width),), 0, False, {tensor: (width,)})
 
     def _head_norm(self, name: str) -> Rows:
-        config, source, d = self._config, self._source(name), self._config.d_head
+        source, d = self._source(name), self._config.d_head
         heads, present = self._heads("q" if name == "norm_q" else "k")
         shapes: dict[str, tuple[int, ...]] = {}
 

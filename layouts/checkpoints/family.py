@@ -6,15 +6,15 @@ A family names the modules of a checkpoint by what they are in layouts:
   "q", "k", "v", "o", "in", "gate", "out", "norm", "norm_ffn", "norm_after", "norm_after_ffn", "norm_q",
   "norm_k"
 
-A module m has the tensors `m.weight`, [outputs, inputs] of a matrix, and, where the config has this bias,
-`m.bias`. "{layer}" in its name stands for the number of a layer.
+A module m has the tensors `m.weight`, [outputs, inputs] of a matrix, and `m.bias` where the config has
+this bias. "{layer}" in its name stands for the number of a layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..models.config import Biased, ModelConfig
 from .config_fields import ConfigFields
@@ -142,14 +142,13 @@ def common_fields(
     }
 
 
-def biases_of(**present: bool) -> tuple[str, ...]:
+def biases_of(**present: bool) -> tuple[Biased, ...]:
     """The names of the biases that are present; "attention" stands for q, kv and o, "feedforward" for
     in, gate and out, "ungated" for in and out."""
-    groups = {
+    groups: dict[str, tuple[str, ...]] = {
         "attention": ("q", "kv", "o"),
         "feedforward": ("in", "gate", "out"),
         "ungated": ("in", "out"),
     }
-    return tuple(
-        name for key, given in present.items() if given for name in groups.get(key, (key,))
-    )
+    names = [name for key, given in present.items() if given for name in groups.get(key, (key,))]
+    return cast(tuple[Biased, ...], tuple(names))

@@ -57,7 +57,9 @@ def _settings(fields: ConfigFields) -> tuple[str, Mapping[str, Any]]:
     if not by_layer:
         return field, settings
     if any(value != by_layer[0] for value in by_layer):
-        raise fields.refusal(field, "is not supported: layouts has one rotary embedding for all layers")
+        raise fields.refusal(
+            field, "is not supported: layouts has one rotary embedding for all layers"
+        )
     return field, by_layer[0]
 
 

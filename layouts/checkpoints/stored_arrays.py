@@ -1,8 +1,8 @@
 """Parameters as rows of stored tensors, of which any slice can be read by itself.
 
-A matrix of layouts is [inputs, outputs], and of a checkpoint [outputs, inputs]. Fused matrices, the order
-of keys and values, padded heads and padded tokens only say which stored row, or which zeros, stand at
-each index of one dimension: a list of runs.
+A matrix of layouts is [inputs, outputs], and of a checkpoint [outputs, inputs]. Fused matrices, the
+order of keys and values, padded heads and padded tokens only say which stored row, or which zeros, stand
+at each index of one dimension: a list of runs.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Rows:
         """As `StoredArray`."""
         total = sum(run.count for run in self.runs)
         start, stop, _ = index[self.dim].indices(total)
-        others = index[:self.dim] + index[self.dim + 1 :]
+        others = index[: self.dim] + index[self.dim + 1 :]
         parts, at = [], 0
         for run in self.runs:
             low, high = max(start, at), min(stop, at + run.count)

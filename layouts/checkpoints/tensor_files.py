@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Registers bfloat16 with numpy, in which safetensors reads it.
-import ml_dtypes  # noqa: F401
 import numpy as np
 
 # The floating dtypes in safetensors' words.
@@ -104,6 +102,7 @@ class TensorFiles:
                 "file; download it"
             )
         try:
+            # JAX registers bfloat16 with numpy, so that safetensors can read it there.
             opened = self._stack.enter_context(safe_open(str(path), framework="np"))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
