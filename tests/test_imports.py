@@ -39,7 +39,8 @@ LEVELS = {
         ("layers", "cost"),
         ("planning",),
         ("sampling",),
-        ("decoding", "checkpoints"),
+        ("decoding",),
+        ("checkpoints",),
     ),
     "bench": (
         ("sources",),

@@ -20,6 +20,7 @@ from collective_einsum import Quantized
 from collective_einsum.text import did_you_mean, shown
 
 from ..arguments import as_dtype, as_flag, check_word
+from ..decoding.step_checks import check_mesh_for
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices
 from ..models.config import ModelConfig
@@ -95,6 +96,7 @@ def load(
     check_word("weights", weights, ("plain", "int8"))
     unrolled, progress = as_flag("unrolled", unrolled), as_flag("progress", progress)
     check_devices(mesh, "to put parameters on")
+    check_mesh_for(config, mesh)
     modules = own.modules_of(fields)
     plan = array_plan(config, modules)
     with TensorFiles(folder) as files:
@@ -203,10 +205,8 @@ class _Reader:
 
     def _one(self, prefix: tuple[str, ...], path: Path, array: StoredArray, layer: int) -> Any:
         """One array, quantized if int8 is wanted and it is a matrix or a table."""
-        shape, sharding = (
-            self._at(self._shapes, prefix, path),
-            self._at(self._shardings, prefix, path),
-        )
+        shape = self._at(self._shapes, prefix, path)
+        sharding = self._at(self._shardings, prefix, path)
         x = placed(
             shape.shape,
             sharding,
@@ -288,13 +288,16 @@ def _at_path(tree: Any, path: Path) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _quantizer(name: str) -> Callable[[jax.Array], Quantized]:
-    """`quantize` of one array of this name, as a donating jit."""
+    """`quantize` of one array of this name."""
     return jax.jit(lambda x: quantize({name: x})[name])
 
 
 def _empty_stack(one: Quantized, layers: int, sharding: Any) -> Quantized:
-    """Uninitialized room for `layers` arrays like `one`."""
-    make = lambda: jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), one)  # noqa: E731
+    """Zeros: room for `layers` arrays like `one`."""
+
+    def make() -> Quantized:
+        return jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), one)
+
     return jax.jit(make, out_shardings=sharding)()
 
 

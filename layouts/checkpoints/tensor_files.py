@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# jax has registered bfloat16 with numpy, in which safetensors reads it.
 # The floating dtypes in safetensors' words.
 FLOATING = ("BF16", "F16", "F32", "F64")
 
@@ -103,6 +102,7 @@ class TensorFiles:
                 "file; download it"
             )
         try:
+            # JAX registers bfloat16 with numpy, so that safetensors can read it there.
             opened = self._stack.enter_context(safe_open(str(path), framework="np"))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:

@@ -58,17 +58,16 @@ def decoded(prefill: Any, step: Any, given: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-def compare(found: np.ndarray, wanted: np.ndarray, vocab: int) -> float:
+def compare(found: np.ndarray, wanted: np.ndarray, vocab: int) -> None:
+    """Refuses an error of 1e-4 of the largest logit, another next token, or a finite padded logit."""
     assert np.all(np.isneginf(found[..., vocab:]))
     found = found[..., :vocab]
-    error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
-    assert error < 1e-4
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
     np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
-    return error
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str, record_property: Any) -> None:
+def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str) -> None:
     model = make(*CASES[case])
     save(model, tmp_path)
     read = layouts.config_from_hf(tmp_path)
@@ -81,7 +80,7 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str, record_propert
         lambda tokens, cache: reference.decode_step(plain, read, jnp.asarray(tokens), cache),
         drawn,
     )
-    record_property("reference", compare(found, wanted, read.vocab))
+    compare(found, wanted, read.vocab)
 
     shape, plan = PLACES[list(CASES).index(case) % len(PLACES)]
     mesh, config = mesh_of(shape, "xyz"), padded(read)
@@ -93,5 +92,5 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str, record_propert
         lambda tokens, cache: layouts.decode_step(config, mesh, params, cache, tokens, plan=plan),
         drawn,
     )
-    record_property("sharded", compare(found, wanted, read.vocab))
+    compare(found, wanted, read.vocab)
     assert jax.tree.all(jax.tree.map(lambda x: x.dtype == jnp.float32, params))

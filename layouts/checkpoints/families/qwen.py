@@ -10,13 +10,11 @@ from .llama import BUFFERS, MODULES
 
 
 def _kinds(fields: ConfigFields) -> tuple[AttentionKind, ...]:
-    if not fields.flag("use_sliding_window", False):
-        return ()
-    full = fields.size("max_window_layers", 28)
-    layers = fields.size("num_hidden_layers")
-    return fields.attention_kinds(
+    full, layers = fields.size("max_window_layers", 28), fields.size("num_hidden_layers")
+    kinds = fields.attention_kinds(
         ["full_attention" if i < full else "sliding_attention" for i in range(layers)]
     )
+    return kinds if fields.flag("use_sliding_window", False) else ()
 
 
 def _qwen2_config(fields: ConfigFields) -> ModelConfig:
