@@ -78,14 +78,14 @@ def extend(
     for layer in range(config.layers):
         p = layer_of(params["blocks"], layer)
         kind = config.kinds[layer % len(config.kinds)]
-        assert kind.rotary != "model"
+        rotary = config.rotary_of(kind)
         mask = causal_mask(positions, places, start + new, kind.window)
-        tables = kind.rotary and rotary_tables(positions, kind.rotary, config.d_head, wide(dtype))
+        tables = rotary and rotary_tables(positions, rotary, config.d_head, wide(dtype))
         y = _norm(x, p, "norm", config)
         q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
         k, v = kv[:, :, 0::2], kv[:, :, 1::2]
         q, k = _norm_heads(q, p, "norm_q", config), _norm_heads(k, p, "norm_k", config)
-        q, k = rotate(q, tables, kind.rotary), rotate(k, tables, kind.rotary)
+        q, k = rotate(q, tables, rotary), rotate(k, tables, rotary)
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
         values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")

@@ -66,7 +66,7 @@ def load(
     """The parameters of a model in a Hugging Face folder, sharded as `param_specs` says.
 
     All headers are checked before an array is read. Each process reads the shards of its own devices
-    only, one layer of one shard at a time.
+    only, one shard at a time: of one layer if `unrolled` or in int8, else of all layers.
 
     Args:
       folder: with a config.json, and model.safetensors or its parts and their index.

@@ -58,7 +58,7 @@ def _settings(fields: ConfigFields) -> tuple[str, Mapping[str, Any]]:
         return field, settings
     if any(value != by_layer[0] for value in by_layer):
         raise fields.refusal(
-            field, "is not supported: layouts has one rotary embedding for all layers"
+            field, "is not supported: checkpoints are read with one rotary embedding for all layers"
         )
     return field, by_layer[0]
 

@@ -35,9 +35,8 @@ class Step:
       config, feedforward, placement: the model and its layouts.
       schedules: of a layer's collectives.
       lengths: [B of this chip in attention], positions already in the cache.
-      kinds: of attention, in the layers that repeat.
-      tables: for each kind, sines and cosines of the rotary embedding for the new positions, each
-        [B of this chip in attention, T, D]; None for a kind without one.
+      tables: for each kind of attention, sines and cosines of the rotary embedding for the new
+        positions, each [B of this chip in attention, T, D]; None for a kind without one.
       query_tables: the same for the positions of a chip's queries.
       new: T, the number of new positions.
       queries: how many of them are those of a chip's queries.
@@ -50,7 +49,6 @@ class Step:
     placement: Placement
     schedules: LayerSchedules
     lengths: jax.Array
-    kinds: tuple[AttentionKind, ...]
     tables: tuple[Tables | None, ...]
     query_tables: tuple[Tables | None, ...]
     new: int
@@ -61,12 +59,11 @@ class Step:
     @property
     def kind(self) -> AttentionKind:
         """The attention of this layer."""
-        return self.kinds[self.place]
+        return self.config.kinds[self.place]
 
     def rotated(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Queries and keys [B, T, heads, D] of a chip, rotated as this layer does."""
-        rotary = self.kind.rotary
-        assert rotary != "model"
+        rotary = self.config.rotary_of(self.kind)
         return (
             rotate(q, self.query_tables[self.place], rotary),
             rotate(k, self.tables[self.place], rotary),
@@ -107,21 +104,20 @@ def make_step(
     positions = prefix_length + own[:, None] + jnp.arange(new, dtype=jnp.int32)
     tables: dict[Rotary | None, Tables | None] = {None: None}
     query_tables = dict(tables)
-    for kind in config.kinds:
-        if isinstance(kind.rotary, Rotary) and kind.rotary not in tables:
-            made = rotary_tables(positions, kind.rotary, config.d_head, wide(dtype))
+    rotaries = [config.rotary_of(kind) for kind in config.kinds]
+    for rotary in rotaries:
+        if rotary is not None and rotary not in tables:
+            made = rotary_tables(positions, rotary, config.d_head, wide(dtype))
             # The TPU compiler would compute them again in each layer.
             sin, cos = lax.optimization_barrier(made)
-            tables[kind.rotary] = sin, cos
-            query_tables[kind.rotary] = ax.own_block(sin, axes, 1), ax.own_block(cos, axes, 1)
-    rotaries = [kind.rotary for kind in config.kinds if kind.rotary != "model"]
+            tables[rotary] = sin, cos
+            query_tables[rotary] = ax.own_block(sin, axes, 1), ax.own_block(cos, axes, 1)
     return Step(
         config=config,
         feedforward=feedforward,
         placement=placement,
         schedules=schedules,
         lengths=own,
-        kinds=config.kinds,
         tables=tuple(tables[rotary] for rotary in rotaries),
         query_tables=tuple(query_tables[rotary] for rotary in rotaries),
         new=new,

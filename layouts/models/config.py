@@ -321,11 +321,12 @@ class ModelConfig:
 
     @property
     def kinds(self) -> tuple[AttentionKind, ...]:
-        """The attention of the layers that repeat; their `rotary` is never "model"."""
-        return tuple(
-            dataclasses.replace(kind, rotary=self.rotary) if kind.rotary == "model" else kind
-            for kind in self.attention_kinds or (AttentionKind(),)
-        )
+        """The attention of the layers that repeat."""
+        return tuple(self.attention_kinds) or (AttentionKind(),)
+
+    def rotary_of(self, kind: AttentionKind) -> Rotary | None:
+        """The rotary embedding of layers with this kind of attention."""
+        return self.rotary if kind.rotary == "model" else kind.rotary
 
     @property
     def rotary_dims(self) -> int:

@@ -7,9 +7,11 @@ and in `blocks`, each with `layers` in front:
   "norm": {"scale": [E]}, "w_q": [E, H * D], "w_kv": [E, K * 2 * D], "w_o": [H * D, E],
   "w_in": [E, F], "w_gate": [E, F], "w_out": [F, E]
 
-Serial blocks have `norm_ffn`, gated feedforwards `w_gate`, and models without a tied embedding
-`unembedding`; with biases, a layernorm has a "bias": [E] and each matrix w_* [n, m] a b_*: [m]. H and K
-count padded heads. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
+Serial blocks have `norm_ffn`, and with norms behind attention and the feedforward `norm_after` and
+`norm_after_ffn`; norms of queries and keys are `norm_q` [H * D] and `norm_k` [K * D]. Gated feedforwards
+have `w_gate`, and models without a tied embedding `unembedding`. With biases, a layernorm has a "bias":
+[E], each matrix w_* [n, m] a b_*: [m], and the unembedding `b_unembedding` [vocab]. H, K and vocab count
+padded heads and tokens. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
 compiler copies a matrix that is stored in more than two dimensions in each step, and two small matmuls
 cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`.
 

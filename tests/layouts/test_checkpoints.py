@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import layouts
-from layouts.checkpoints import Family, load
+from layouts.checkpoints import FAMILIES, Family, load
 from layouts.models.params import quantize
 
 FIELDS: dict[str, Any] = {
@@ -194,8 +194,6 @@ def test_windows_of_layers(tmp_path: Path) -> None:
 
 
 def test_a_family_of_ones_own(mesh_of: Any, folder: Path) -> None:
-    from layouts.checkpoints import FAMILIES
-
     llama = next(family for family in FAMILIES if "llama" in family.model_types)
     write(folder, tensors(), model_type="mine")
     own = Family(("mine",), llama.config, llama.modules)

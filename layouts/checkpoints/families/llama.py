@@ -1,4 +1,4 @@
-"""Llama 1 to 3.3 and models of the same kind (SmolLM, Yi), Mistral without a window, and Granite."""
+"""Llama 1 to 3.3 and models of the same kind (SmolLM, Yi), Mistral, and Granite."""
 
 from __future__ import annotations
 
