@@ -58,6 +58,7 @@ def parser() -> arguments.Parser:
     _add_collectives(subparsers, shared)
     _add_timeline(subparsers, shared)
     _add_layers(subparsers, shared)
+    _add_models(subparsers, shared)
     _add_paper(subparsers, caching)
     _add_truth(subparsers, shared)
     _add_calibrate(subparsers, caching)
@@ -148,6 +149,23 @@ def _add_layers(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         "as layouts.decode_step has them; those of ce.jit; or these with all-gathers on SparseCores "
         "(step)",
     )
+
+
+def _add_models(subparsers: _Subparsers, shared: arguments.Parser) -> None:
+    command = subparsers.add_parser(
+        "models",
+        parents=[shared],
+        help="open models at their real sizes: does it fit, how long does a token take",
+        description="Plans decoding with open models on slices, compiles the planner's choices and "
+        "replays them. All times are predicted.",
+    )
+    command.set_defaults(run=commands.models)
+    command.add_argument(
+        "--model", type=arguments.words, help="names of models (those of the README)"
+    )
+    command.add_argument("--target", type=arguments.words, help="slices (those of the README)")
+    command.add_argument("--batch", type=arguments.positive, help="sequences (32)")
+    command.add_argument("--length", type=arguments.positive, help="context (4096)")
 
 
 def _add_paper(subparsers: _Subparsers, shared: arguments.Parser) -> None:

@@ -157,6 +157,30 @@ def _layers_here(options: argparse.Namespace) -> int:
     return 0 if all(row.passed for row in rows) else 1
 
 
+def models(options: argparse.Namespace) -> int:
+    """Plans decoding with open models on slices, and replays the planner's choices."""
+    from bench.decoder_suite import open_models
+
+    batch = options.batch or open_models.BATCH
+    context = options.length or open_models.CONTEXT
+    slices = options.target or open_models.SLICES
+    for name in slices:
+        _check_slice(name)
+    choices = [
+        open_models.choose(model, slice_, batch, context)
+        for model in options.model or open_models.MODELS
+        for slice_ in slices
+    ]
+    rows: dict[int, Any] = {}
+    for place, row in open_models.measure_all(choices, options.cache, options.workers):
+        rows[place] = row
+        _progress("replayed %d of %d: %s", len(rows), len(choices), row.model)
+    ordered = [rows[place] for place in sorted(rows)]
+    print(open_models.print_rows(ordered, batch, context))
+    _save_json(options, rows=ordered)
+    return 0
+
+
 def paper(options: argparse.Namespace) -> int:
     """Writes the report that compares the paper's results with predictions."""
     from bench.paper import report as paper

@@ -29,37 +29,13 @@ OPTIONS = {
 }
 
 # Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
-# with table 1), and open models. Sizes of the Llamas: table 2 of arXiv 2302.13971, and table 3 of
-# arXiv 2407.21783.
+# with table 1).
 VARIANTS = {
     "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
     "palm-540b multihead": dataclasses.replace(
         layouts.PALM_540B, layers=8, kv_heads=48, d_head=128
     ),
     "palm-540b 8 layers": dataclasses.replace(layouts.PALM_540B, layers=8),
-    "llama-7b": ModelConfig(
-        name="llama-7b",
-        layers=32,
-        d_model=4096,
-        d_ff=11008,
-        heads=32,
-        kv_heads=32,
-        d_head=128,
-        vocab=32000,
-        tied_embedding=False,
-    ),
-    "llama-3.1-70b": ModelConfig(
-        name="llama-3.1-70b",
-        layers=80,
-        d_model=8192,
-        d_ff=28672,
-        heads=64,
-        kv_heads=8,
-        d_head=128,
-        vocab=128256,
-        rotary=layouts.Rotary(base=500000.0),
-        tied_embedding=False,
-    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The models that have names: those of the paper, and tiny ones that run anywhere."""
+"""The models that have names: those of the paper, open ones, and tiny ones that run anywhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 from collective_einsum.text import did_you_mean, plain, shown
 
 from .config import ModelConfig
+from .open_models import OPEN_MODELS
 from .rotary import Rotary
 
 # Sizes: table 1 of arXiv 2204.02311 and table D.1 of arXiv 2211.05102. SwiGLU, no biases, rotary
@@ -107,6 +108,7 @@ TINY_RELU = dataclasses.replace(
 
 _NAMED = (
     *(PALM_8B, PALM_62B, PALM_540B, MT_NLG_530B),
+    *OPEN_MODELS,
     *(TINY_MULTIQUERY, TINY_PADDED, TINY_GROUPED, TINY_MULTIHEAD, TINY_GEGLU, TINY_RELU),
 )
 

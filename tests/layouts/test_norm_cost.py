@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 import layouts
-from bench.decoder_suite.phases import VARIANTS
 from collective_einsum import TPU_V4
 from layouts import Partitioning
 from layouts.cost import cost, load
@@ -69,7 +68,7 @@ def test_two_replicas_win_from_a_batch_on(batch: int, tensor_parallel_wins: bool
     """Llama 3.1 70B in int8 on v5e:4x4; measured by others, they cross between batch 64 and 128."""
     whole, half = (
         layouts.plan(
-            VARIANTS["llama-3.1-70b"],
+            "llama-3.1-70b",
             chip="v5e",
             mesh_shape=shape,
             phase="decode",

@@ -1,0 +1,111 @@
+"""Open models by name, at their real sizes, without padding: what `config_from_hf` makes of the
+config.json that each was published with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from .config import AttentionKind, ModelConfig
+from .rotary import LinearScaling, Llama3Scaling, Rotary
+
+
+def _llama3(factor: float) -> Rotary:
+    return Rotary(base=500000.0, scaling=Llama3Scaling(factor, original_positions=8192))
+
+
+LLAMA_7B = ModelConfig(
+    name="llama-7b",
+    layers=32,
+    d_model=4096,
+    d_ff=11008,
+    heads=32,
+    kv_heads=32,
+    d_head=128,
+    vocab=32000,
+    tied_embedding=False,
+)
+LLAMA_31_8B = ModelConfig(
+    name="llama-3.1-8b",
+    layers=32,
+    d_model=4096,
+    d_ff=14336,
+    heads=32,
+    kv_heads=8,
+    d_head=128,
+    vocab=128256,
+    norm_epsilon=1e-5,
+    rotary=_llama3(8.0),
+    tied_embedding=False,
+)
+LLAMA_31_70B = dataclasses.replace(
+    LLAMA_31_8B, name="llama-3.1-70b", layers=80, d_model=8192, d_ff=28672, heads=64
+)
+LLAMA_31_405B = dataclasses.replace(
+    LLAMA_31_8B, name="llama-3.1-405b", layers=126, d_model=16384, d_ff=53248, heads=128
+)
+LLAMA_32_1B = dataclasses.replace(
+    LLAMA_31_8B,
+    name="llama-3.2-1b",
+    layers=16,
+    d_model=2048,
+    d_ff=8192,
+    d_head=64,
+    rotary=_llama3(32.0),
+    tied_embedding=True,
+)
+LLAMA_32_3B = dataclasses.replace(
+    LLAMA_32_1B, name="llama-3.2-3b", layers=28, d_model=3072, heads=24, d_head=128
+)
+SMOLLM2_135M = ModelConfig(
+    name="smollm2-135m",
+    layers=30,
+    d_model=576,
+    d_ff=1536,
+    heads=9,
+    kv_heads=3,
+    d_head=64,
+    vocab=49152,
+    norm_epsilon=1e-5,
+    rotary=Rotary(base=100000.0),
+)
+QWEN3_8B = ModelConfig(
+    name="qwen3-8b",
+    layers=36,
+    d_model=4096,
+    d_ff=12288,
+    heads=32,
+    kv_heads=8,
+    d_head=128,
+    vocab=151936,
+    query_key_norm="rmsnorm",
+    rotary=Rotary(base=1e6),
+    tied_embedding=False,
+)
+QWEN3_32B = dataclasses.replace(
+    QWEN3_8B, name="qwen3-32b", layers=64, d_model=5120, d_ff=25600, heads=64
+)
+_GEMMA_WINDOW = AttentionKind(window=1024, rotary=Rotary(base=10000.0))
+GEMMA_3_27B = ModelConfig(
+    name="gemma-3-27b",
+    layers=62,
+    d_model=5376,
+    d_ff=21504,
+    heads=32,
+    kv_heads=16,
+    d_head=128,
+    vocab=262208,
+    activation="gelu_tanh",
+    norm_placement="both",
+    norm_offset=1.0,
+    query_key_norm="rmsnorm",
+    rotary=Rotary(base=1e6, scaling=LinearScaling(8.0)),
+    attention_kinds=(*[_GEMMA_WINDOW] * 5, AttentionKind()),
+    embedding_scale=math.sqrt(5376),
+    attention_scale=168**-0.5,
+)
+
+OPEN_MODELS = (
+    *(LLAMA_7B, LLAMA_31_8B, LLAMA_31_70B, LLAMA_31_405B, LLAMA_32_1B, LLAMA_32_3B),
+    *(SMOLLM2_135M, QWEN3_8B, QWEN3_32B, GEMMA_3_27B),
+)

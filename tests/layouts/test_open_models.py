@@ -1,0 +1,112 @@
+"""The open models that have names, against the config.json and the sizes that each was published with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layouts
+from layouts.models.open_models import OPEN_MODELS
+
+# What decides of config.json; what all members of a family share is left out of the later ones.
+_LLAMA3 = {
+    "model_type": "llama",
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+_LLAMA32 = _LLAMA3 | {
+    "rope_scaling": {**_LLAMA3["rope_scaling"], "factor": 32.0},
+    "tie_word_embeddings": True,
+}
+_QWEN3 = {
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_window_layers": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": _LLAMA3,
+    "llama-3.1-70b": _LLAMA3,
+    "llama-3.1-405b": _LLAMA3,
+    "llama-3.2-1b": _LLAMA32 | {"head_dim": 64},
+    "llama-3.2-3b": _LLAMA32 | {"head_dim": 128},
+    "llama-7b": {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-06,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+    "smollm2-135m": {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "num_key_value_heads": 3,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "vocab_size": 49152,
+    },
+    "qwen3-8b": _QWEN3,
+    "qwen3-32b": _QWEN3,
+}
+# Layers, d_model, d_ff, heads, and billions of parameters as published.
+SIZES = {
+    "llama-7b": (32, 4096, 11008, 32, 6.74),
+    "llama-3.1-8b": (32, 4096, 14336, 32, 8.03),
+    "llama-3.1-70b": (80, 8192, 28672, 64, 70.6),
+    "llama-3.1-405b": (126, 16384, 53248, 128, 405.9),
+    "llama-3.2-1b": (16, 2048, 8192, 32, 1.236),
+    "llama-3.2-3b": (28, 3072, 8192, 24, 3.213),
+    "smollm2-135m": (30, 576, 1536, 9, 0.1345),
+    "qwen3-8b": (36, 4096, 12288, 32, 8.19),
+    "qwen3-32b": (64, 5120, 25600, 64, 32.76),
+    "gemma-3-27b": (62, 5376, 21504, 32, 27.0),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_named_model_is_that_of_its_config_json(name: str, tmp_path: Path) -> None:
+    layers, d_model, d_ff, heads, _ = SIZES[name]
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": d_model,
+        "intermediate_size": d_ff,
+        "num_attention_heads": heads,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name] | sizes), encoding="utf-8")
+    read = layouts.config_from_hf(tmp_path)
+    own = layouts.model(name)
+    assert read.name != own.name
+    assert _without_name(read) == _without_name(own)
+
+
+def _without_name(config: layouts.ModelConfig) -> dict[str, Any]:
+    return {field: value for field, value in vars(config).items() if field != "name"}
+
+
+@pytest.mark.parametrize("config", OPEN_MODELS, ids=lambda config: config.name)
+def test_parameters_are_as_many_as_were_published(config: layouts.ModelConfig) -> None:
+    assert config.parameters == pytest.approx(SIZES[config.name][-1] * 1e9, rel=0.003)
