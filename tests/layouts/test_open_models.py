@@ -1,4 +1,4 @@
-"""The open models that have names, against the config.json and the sizes that each was published with."""
+"""The open models that have names, against the config.json and the sizes of each as published."""
 
 import json
 from pathlib import Path

@@ -22,7 +22,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "intermediate_size": 48,
     "vocab_size": VOCAB,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
     "pad_token_id": None,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -95,7 +95,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "phi": ("phi", MULTIHEAD),
     "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
-    "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
+    "gptj": (
+        "gptj",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
+    ),
     "gpt_neox": ("gpt_neox", MULTIHEAD),
     "gpt_neox, serial, no biases": (
         "gpt_neox",
@@ -159,6 +162,6 @@ def save(model: Any, folder: Path, **options: Any) -> None:
 
 
 def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """The logits [length, vocab] of one sequence of tokens [length]."""
+    """The logits [batch, length, vocab] of sequences of tokens [batch, length]."""
     with torch.no_grad():
-        return model(torch.tensor(tokens[None].astype(np.int64))).logits[0].float().numpy()
+        return model(torch.tensor(tokens.astype(np.int64)), use_cache=False).logits.float().numpy()

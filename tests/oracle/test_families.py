@@ -18,14 +18,15 @@ from layouts.models.config import ModelConfig
 
 from .models import CASES, logits_of, make, save
 
-BATCH, LENGTH, STEPS = 8, 7, 4
+BATCH, LENGTH, STEPS, DRAWN = 8, 7, 4, 64
 LENGTHS = np.array([7, 1, 3, 5, 2, 6, 4, 7], np.int32)
-PLACES = [
-    ((2, 2, 2), "WS 2D, heads"),
-    ((1, 4, 2), "WS 2D batch, batch xyz"),
-    ((2, 2, 2), "WG XY, batch xyz"),
-    ((8, 1, 1), "WS 1D, batch xyz"),
-]
+# The first case of a model type is on all meshes, others on one, under layouts that change from one case
+# to the next.
+PLACES = {
+    (2, 2, 2): ("WS 2D, heads", "WG XY, batch xyz", "WS 2D all-reduce, batch yz"),
+    (1, 4, 2): ("WS 2D batch, batch xyz", "WS 2D, batch z", "WG XYZ, batch xyz"),
+    (8, 1, 1): ("WS 1D, batch xyz", "WS 2D all-reduce, heads", "WG X, batch xyz"),
+}
 
 
 def padded(config: ModelConfig) -> ModelConfig:
@@ -36,23 +37,24 @@ def padded(config: ModelConfig) -> ModelConfig:
 
 
 def expected(model: Any, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [steps, batch, vocab] of greedy decoding, and its tokens [steps, batch]."""
-    rows, drawn = [], []
-    for prompt, length in zip(prompts, LENGTHS, strict=True):
-        tokens, own = prompt[:length], []
-        for _ in range(STEPS):
-            own.append(logits_of(model, tokens)[-1])
-            tokens = np.append(tokens, own[-1].argmax())
-        rows.append(own)
-        drawn.append(tokens[length:])
-    return np.stack(rows, 1), np.stack(drawn, 1)
+    """Logits [STEPS, batch, vocab] of greedy decoding, and tokens [DRAWN, batch]."""
+    rows = np.arange(BATCH)
+    # What follows a sequence changes nothing before it.
+    tokens = np.pad(prompts, ((0, 0), (0, DRAWN)))
+    logits = []
+    for step in range(DRAWN):
+        last = LENGTHS + step - 1
+        logits.append(logits_of(model, tokens[:, : last.max() + 1])[rows, last])
+        tokens[rows, last + 1] = logits[-1].argmax(-1)
+    drawn = tokens[rows, LENGTHS + np.arange(DRAWN)[:, None]]
+    return np.stack(logits[:STEPS]), drawn
 
 
 def decoded(prefill: Any, step: Any, given: np.ndarray) -> np.ndarray:
     """Logits [steps, batch, stored vocab] where the tokens `given` follow the prompts."""
     logits, cache = prefill()
     rows = [np.asarray(logits)]
-    for tokens in given[:-1]:
+    for tokens in given[: STEPS - 1]:
         logits, cache = step(tokens.astype(np.int32), cache)
         rows.append(np.asarray(logits))
     return np.stack(rows)
@@ -82,15 +84,25 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str) -> None:
     )
     compare(found, wanted, read.vocab)
 
-    shape, plan = PLACES[list(CASES).index(case) % len(PLACES)]
-    mesh, config = mesh_of(shape, "xyz"), padded(read)
-    unrolled = list(CASES).index(case) % 2 == 1
-    params = load(tmp_path, mesh, config=config, dtype=jnp.float32, unrolled=unrolled)
-    cache = layouts.init_cache(config, mesh, BATCH, 12, plan=plan, dtype=jnp.float32)
-    found = decoded(
-        lambda: layouts.prefill(config, mesh, params, cache, prompts, lengths=LENGTHS, plan=plan),
-        lambda tokens, cache: layouts.decode_step(config, mesh, params, cache, tokens, plan=plan),
-        drawn,
-    )
-    compare(found, wanted, read.vocab)
-    assert jax.tree.all(jax.tree.map(lambda x: x.dtype == jnp.float32, params))
+    place, config = list(CASES).index(case), padded(read)
+    first = [kind for kind, _ in CASES.values()].index(CASES[case][0]) == place
+    places = list(PLACES.items())
+    for shape, plans in places if first else [places[place % len(places)]]:
+        mesh, plan = mesh_of(shape, "xyz"), plans[place % len(plans)]
+        params = load(tmp_path, mesh, config=config, dtype=jnp.float32, unrolled=place % 2 == 1)
+        assert jax.tree.all(jax.tree.map(lambda x: x.dtype == jnp.float32, params))
+        of_mesh = (config, mesh, params)
+        cache = layouts.init_cache(config, mesh, BATCH, 12, plan=plan, dtype=jnp.float32)
+        found = decoded(
+            lambda of=of_mesh, cache=cache, plan=plan: layouts.prefill(
+                *of, cache, prompts, lengths=LENGTHS, plan=plan
+            ),
+            lambda tokens, cache, of=of_mesh, plan=plan: layouts.decode_step(
+                *of, cache, tokens, plan=plan
+            ),
+            drawn,
+        )
+        compare(found, wanted, read.vocab)
+        given = {"lengths": LENGTHS, "plan": plan, "prefill_plan": plan}
+        tokens, _ = layouts.generate(*of_mesh, prompts, max_new_tokens=DRAWN, **given)
+        np.testing.assert_array_equal(np.asarray(tokens), drawn.T)
