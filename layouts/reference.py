@@ -35,7 +35,7 @@ from .models.params import Params, activation_dtype
 from .models.stacked_params import layer_of
 from .sampling.sampling import Sampling, sample
 
-__all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill"]
+__all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill", "score"]
 
 Cache = dict[str, jax.Array]
 
@@ -128,6 +128,17 @@ def decode_step(
     """Appends one token to each sequence: tokens [B] and a cache to logits [B, V] and a cache."""
     logits, cache = extend(params, config, tokens[:, None], cache, jnp.ones_like(tokens))
     return logits[:, 0], cache
+
+
+def score(params: Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """The log-probability of each of the tokens [B, L] given those before it, [B, L]; 0 for the first of
+    each sequence, and after its length [B]."""
+    cache = empty_cache(config, *tokens.shape, activation_dtype(params))
+    logits, _ = extend(params, config, tokens, cache, lengths)
+    logs = jax.nn.log_softmax(logits[:, :-1, : config.vocab], axis=-1)
+    own = jnp.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]
+    counted = jnp.arange(1, tokens.shape[1]) < lengths[:, None]
+    return jnp.pad(jnp.where(counted, own, 0), ((0, 0), (1, 0)))
 
 
 def generate(
