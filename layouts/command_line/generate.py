@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError('give a prompt: --prompt "Once upon a time"')
     if options.system is not None and not options.chat:
         raise ValueError("--system has no effect without --chat; add --chat")
+    if options.chat and options.checkpoint is None:
+        raise ValueError("--chat needs the chat template of a checkpoint; give --checkpoint FOLDER")
     plan = None if options.plan is None else as_plan(options.plan)
     sampling = _sampling(options)
     model = model_of(options, len(options.prompt), 1024)

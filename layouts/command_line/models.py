@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from ..checkpoints import config_from_hf, load
 from ..decoding.initialize import init
+from ..decoding.step_checks import check_mesh_for
 from ..models.config import ModelConfig
 from ..models.params import Params
 from ..partitionings.mesh_fit import padded_for, round_up
@@ -67,6 +68,7 @@ def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
     mesh = make_mesh(options.emulate, options.mesh, choose)
     plain = small_model(mesh.size) if checkpoint is None else read
     config = padded_for(plain, mesh)
+    check_mesh_for(config, mesh)
     kind = mesh.devices.flat[0].device_kind
     say(f"{describe(config)} on {'x'.join(map(str, mesh.devices.shape))} {kind}")
     say_padding(plain, config)

@@ -46,8 +46,8 @@ class Bytes:
         return list(text.encode())
 
     def encode_chat(self, text: str, system: str | None) -> list[int]:
-        """Refused."""
-        raise ValueError("--chat needs the chat template of a checkpoint; give --checkpoint FOLDER")
+        """Refused: bytes have no chat template."""
+        raise ValueError(f"there is no chat template for {text!r} and {system!r}")
 
     def decoder(self) -> Decoder:
         """See `Tokenizer`; what is no UTF-8 is shown as U+FFFD."""
