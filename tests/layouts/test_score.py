@@ -36,7 +36,7 @@ CAPPED = dataclasses.replace(
     tied_embedding=False,
     attention_kinds=(AttentionKind(window=3), AttentionKind()),
 )
-PLANS = list(itertools.product((*FEEDFORWARDS, BY_POSITION), ATTENTIONS))
+PLANS = [*itertools.product(FEEDFORWARDS, ATTENTIONS), (BY_POSITION, layouts.HeadSharded())]
 MESHES = ((2, 2, 2), (1, 4, 2), (8, 1, 1))
 
 
@@ -88,13 +88,13 @@ def test_default_plans(mesh_of: Any, shape: Any, config: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", range(0, len(PLANS), 3))
+@pytest.mark.parametrize("place", range(0, len(PLANS), 4))
 def test_named_plans(mesh_of: Any, place: int) -> None:
     """Pairs of layouts in turn, on meshes and in chunks in turn."""
     plan = layouts.Partitioning(*PLANS[place])
     mesh = mesh_of(MESHES[place % 3], "xyz")
-    config = (TINY_PADDED, UNEVEN, CAPPED)[place // 3 % 3]
-    check(score(config, mesh, plan=plan, chunk=(4, 12)[place % 2]), expected(config))
+    config = (TINY_PADDED, UNEVEN, CAPPED)[place // 4 % 3]
+    check(score(config, mesh, plan=plan, chunk=(4, 12)[place // 4 % 2]), expected(config))
 
 
 @pytest.mark.parametrize(
