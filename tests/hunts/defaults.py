@@ -16,7 +16,7 @@ import layouts
 from layouts import AttentionKind, ModelConfig, Rotary, reference
 
 SIDES = (1, 1, 2, 2, 3, 4, 5, 6, 7, 8)
-CHIPS = (None, None, "v4", "v5e", "v5p", "v6e", "tpu7x")
+CHIPS = (None, None, "v4", "v5e", "v5p", "v6e", "tpu7x", "h100")
 # Of the largest logit, in float32.
 TOLERANCE = 1e-4
 # Cases of which one is run; of the others, programs are traced only, which is where all is refused.
@@ -83,6 +83,16 @@ def trace(
         )
 
     jax.eval_shape(generate, shapes)
+    chunk = int(rng.integers(1, length + 2))
+    jax.eval_shape(
+        lambda params: layouts.score(
+            *(config, mesh, params, tokens),
+            lengths=lengths,
+            chunk=max(chunk, length // 3),
+            chip=chip,
+        ),
+        shapes,
+    )
     cache = layouts.init_cache(config, mesh, batch, length + more, int8=int8_cache, chip=chip)
 
     def steps(params: Any, cache: Any) -> Any:
@@ -122,6 +132,9 @@ def run(
     wanted, state = reference.decode_step(plain, config, jnp.asarray(tokens[:, 0]), state)
     logits, cache = layouts.decode_step(config, mesh, params, cache, tokens[:, 0], **given)
     compare(logits, wanted, config)
+    scores = layouts.score(config, mesh, params, tokens, lengths=lengths, chunk=5, **given)
+    wanted = reference.score(plain, config, jnp.asarray(tokens), jnp.asarray(lengths))
+    np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-4)
     drawn, counts = layouts.generate(
         config, mesh, params, tokens, lengths=lengths, max_new_tokens=more, **given
     )

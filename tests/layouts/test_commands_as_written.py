@@ -69,5 +69,5 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     wrong = run_as_user([*words, "--mesh", "2,2,2"], tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == (
-        "python -m layouts: --emulate and --mesh both give a mesh; leave one of them out\n"
+        "python -m layouts generate: --emulate and --mesh both give a mesh; leave one of them out\n"
     )

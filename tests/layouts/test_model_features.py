@@ -62,6 +62,14 @@ FEATURES = {
     "queries and keys, layernorm, padded": dataclasses.replace(
         TINY_PADDED, query_key_norm="layernorm", query_key_norm_span="heads"
     ),
+    "queries and keys, padded, multihead": dataclasses.replace(
+        TINY_MULTIHEAD,
+        heads=6,
+        kv_heads=6,
+        padded_heads=8,
+        query_key_norm="rmsnorm",
+        query_key_norm_span="heads",
+    ),
     "queries and keys, layernorm, multihead": dataclasses.replace(
         TINY_MULTIHEAD,
         heads=6,
