@@ -133,7 +133,8 @@ def decode_step(
 def score(params: Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """The log-probability of each of the tokens [B, L] given those before it, [B, L]; 0 for the first of
     each sequence, and after its length [B]."""
-    cache = empty_cache(config, *tokens.shape, activation_dtype(params))
+    batch, length = tokens.shape
+    cache = empty_cache(config, batch, length, activation_dtype(params))
     logits, _ = extend(params, config, tokens, cache, lengths)
     logs = jax.nn.log_softmax(logits[:, :-1, : config.vocab], axis=-1)
     own = jnp.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -49,6 +50,6 @@ def _size(shape: Shape) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
-def _mesh(shape: Shape, devices: list[jax.Device]) -> Mesh:
+def _mesh(shape: Shape, devices: list[Any]) -> Mesh:
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[: _size(shape)])

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from ..decoding.score import score
-from ..partitionings.partitioning import as_plan
+from ..partitionings.partitioning import Partitioning, as_plan
 from .models import Model, model_of
 
 
@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> None:
         print(_continuations(model, options, plan))
 
 
-def _perplexity(model: Model, text: str, options: argparse.Namespace, plan: object) -> str:
+def _perplexity(
+    model: Model, text: str, options: argparse.Namespace, plan: Partitioning | None
+) -> str:
     """Of a text in windows of `--context` tokens, each read on its own; the first token of a window is
     not counted."""
     ids = model.tokenizer.encode(text)
@@ -53,7 +55,7 @@ def _perplexity(model: Model, text: str, options: argparse.Namespace, plan: obje
     )
 
 
-def _continuations(model: Model, options: argparse.Namespace, plan: object) -> str:
+def _continuations(model: Model, options: argparse.Namespace, plan: Partitioning | None) -> str:
     """A line for each: its log-likelihood, how many tokens it has, and itself."""
     prompt, rows, starts = model.tokenizer.encode(options.prompt), [], []
     for text in options.continuation:
@@ -75,7 +77,7 @@ def _continuations(model: Model, options: argparse.Namespace, plan: object) -> s
 
 
 def _scores(
-    model: Model, rows: list[list[int]], options: argparse.Namespace, plan: object
+    model: Model, rows: list[list[int]], options: argparse.Namespace, plan: Partitioning | None
 ) -> np.ndarray:
     """The log-probability of each token, [rows, longest] float64."""
     longest = max(map(len, rows))

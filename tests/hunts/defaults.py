@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 
 import layouts
 from layouts import AttentionKind, ModelConfig, Rotary, reference
+from layouts.models.params import params_shapes
 
 SIDES = (1, 1, 2, 2, 3, 4, 5, 6, 7, 8)
 CHIPS = (None, None, "v4", "v5e", "v5p", "v6e", "tpu7x", "h100")
@@ -68,7 +69,7 @@ def trace(
     """The functions that run, on shapes."""
     tokens = rng.integers(0, config.vocab, (batch, length)).astype(np.int32)
     lengths = rng.integers(1, length + 1, batch)
-    shapes = layouts.models.params.params_shapes(config, jnp.float32, unrolled=unrolled)
+    shapes = params_shapes(config, jnp.float32, unrolled=unrolled)
 
     def generate(params: Any) -> Any:
         return layouts.generate(
@@ -96,7 +97,7 @@ def trace(
     cache = layouts.init_cache(config, mesh, batch, length + more, int8=int8_cache, chip=chip)
 
     def steps(params: Any, cache: Any) -> Any:
-        given = {"chip": chip}
+        given: dict[str, Any] = {"chip": chip}
         _, cache = layouts.prefill(config, mesh, params, cache, tokens, lengths=lengths, **given)
         _, cache = layouts.prefill(config, mesh, params, cache, tokens, lengths=lengths, **given)
         return layouts.decode_step(config, mesh, params, cache, tokens[:, 0], **given)

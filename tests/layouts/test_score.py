@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import layouts
-from collective_einsum.advise.jaxprs import every_jaxpr
+from collective_einsum.advise.jaxprs import every_jaxpr, type_of
 from layouts import reference, tuning
 from layouts.decoding.score import scorer
 from layouts.models.config import AttentionKind, ModelConfig
@@ -54,7 +54,7 @@ def parameters(config: ModelConfig, scale: float = 3.0) -> Any:
 @functools.cache
 def expected(config: ModelConfig, batch: int = BATCH) -> np.ndarray:
     tokens = prompts(config, batch, LENGTH)
-    lengths = jnp.resize(jnp.asarray(LENGTHS), batch)
+    lengths = jnp.resize(jnp.asarray(LENGTHS), (batch,))
     return np.asarray(reference.score(parameters(config), config, tokens, lengths))
 
 
@@ -128,7 +128,7 @@ def shapes_of(config: ModelConfig, mesh: Any, **given: Any) -> set[tuple[int, ..
     tokens = np.asarray(prompts(config, BATCH, LENGTH))
     made = jax.make_jaxpr(lambda p: layouts.score(config, mesh, p, tokens, **given))
     return {
-        tuple(variable.aval.shape)
+        tuple(type_of(variable).shape)
         for outer in every_jaxpr(made(parameters(config)).jaxpr)
         for mapped in outer.eqns
         if mapped.primitive.name == "shard_map"
@@ -166,6 +166,7 @@ def test_other_weights_and_caches(mesh_of: Any) -> None:
     params = layouts.unroll(parameters(config))
     check(layouts.score(config, mesh, params, tokens, lengths=LENGTHS, chunk=4), wanted)
     given: Any = {"lengths": LENGTHS, "chunk": 4}
+    options: Any
     for other, options in (
         (quantize(parameters(config)), {}),
         (parameters(config), {"int8_cache": True}),

@@ -49,8 +49,14 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, name: str) -> None:
         lengths = rng.integers(CONTINUED + 1, LENGTH + 1, BATCH)
         mask = np.arange(LENGTH) >= LENGTH - lengths[:, None]
         left = np.stack([np.roll(row, LENGTH - n) for row, n in zip(tokens, lengths, strict=True)])
-        found = layouts.score(config, mesh, params, left, attention_mask=mask, chunk=4, plan=plan)
-        found = np.asarray(found)[:, -CONTINUED:].sum(axis=1)
+        given: Any = {"chunk": 4, "plan": plan}
+        found = layouts.score(config, mesh, params, left, attention_mask=mask, **given)
+        unmasked = layouts.score(config, mesh, params, left, **given)
         wanted = expected(model, tokens, lengths)
-        assert np.abs(found - wanted).max() < 1e-3
-        assert np.ptp(wanted) > 1
+        assert np.abs(continued(found) - wanted).max() < 1e-3
+        assert np.abs(continued(unmasked) - wanted).max() > 0.1
+
+
+def continued(scores: Any) -> np.ndarray:
+    """The log-likelihood of each continuation, of sequences that are padded on the left."""
+    return np.asarray(scores)[:, -CONTINUED:].sum(axis=1)
