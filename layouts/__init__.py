@@ -16,6 +16,7 @@ from .decoding.initialize import move_cache as move_cache
 from .decoding.initialize import shared_prefix as shared_prefix
 from .decoding.lowering import lower_decode_step as lower_decode_step
 from .decoding.lowering import lower_prefill as lower_prefill
+from .decoding.score import score as score
 from .mesh.axes import MeshAxes as MeshAxes
 from .mesh.axes import renamed as renamed
 from .models.cache import Cache as Cache
@@ -38,6 +39,7 @@ from .models.stacked_params import unroll as unroll
 from .partitionings.attention_layouts import BatchSharded as BatchSharded
 from .partitionings.attention_layouts import HeadSharded as HeadSharded
 from .partitionings.cache_specs import cache_specs as cache_specs
+from .partitionings.mesh_fit import padded_for as padded_for
 from .partitionings.param_specs import param_specs as param_specs
 from .partitionings.param_specs import shardings as shardings
 from .partitionings.partitioning import Partitioning as Partitioning
@@ -101,6 +103,7 @@ __all__ = [
     "lower_prefill",
     "model",
     "move_cache",
+    "padded_for",
     "paper_closed_forms",
     "parallel_block",
     "param_specs",
@@ -109,6 +112,7 @@ __all__ = [
     "prefill",
     "quantize",
     "renamed",
+    "score",
     "serial_block",
     "shardings",
     "shared_prefix",

@@ -35,7 +35,7 @@ from .models.params import Params, activation_dtype
 from .models.stacked_params import layer_of
 from .sampling.sampling import Sampling, sample
 
-__all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill"]
+__all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill", "score"]
 
 Cache = dict[str, jax.Array]
 
@@ -130,6 +130,18 @@ def decode_step(
     return logits[:, 0], cache
 
 
+def score(params: Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """The log-probability of each of the tokens [B, L] given those before it, [B, L]; 0 for the first of
+    each sequence, and after its length [B]."""
+    batch, length = tokens.shape
+    cache = empty_cache(config, batch, length, activation_dtype(params))
+    logits, _ = extend(params, config, tokens, cache, lengths)
+    logs = jax.nn.log_softmax(logits[:, :-1, : config.vocab], axis=-1)
+    own = jnp.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]
+    counted = jnp.arange(1, tokens.shape[1]) < lengths[:, None]
+    return jnp.pad(jnp.where(counted, own, 0), ((0, 0), (1, 0)))
+
+
 def generate(
     params: Params,
     config: ModelConfig,
@@ -209,23 +221,22 @@ def _norm_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> 
         weights = {"scale": scale.reshape(shape[-2:])}
         return normalize(x, config.query_key_norm, weights, config)
     rows = x.reshape(*shape[:2], -1)
-    # Padded heads are zeros, which do not count.
-    count = (config.heads if name == "norm_q" else config.kv_heads) * config.d_head
-    return normalize(rows, config.query_key_norm, {"scale": scale}, config, count).reshape(shape)
+    # Padded heads are zeros, do not count, and stay zeros.
+    stored = shape[2]
+    real = config.real_heads if stored == config.stored_heads else (True,) * stored
+    own = np.flatnonzero(np.repeat(real, config.d_head))
+    y = normalize(rows[..., own], config.query_key_norm, {"scale": scale[own]}, config)
+    return jnp.zeros_like(rows).at[..., own].set(y).reshape(shape)
 
 
 def normalize(
-    x: jax.Array,
-    kind: Norm,
-    weights: Mapping[str, jax.Array],
-    config: ModelConfig,
-    count: int | None = None,
+    x: jax.Array, kind: Norm, weights: Mapping[str, jax.Array], config: ModelConfig
 ) -> jax.Array:
-    """A norm over the last dimension of x, by its deviations; `count` numbers of it unless all do."""
+    """A norm over the last dimension of x, by its deviations."""
     y = x.astype(wide(x.dtype))
     if kind == "layernorm":
         y = y - jnp.mean(y, axis=-1, keepdims=True)
-    variance = jnp.sum(jnp.square(y), axis=-1, keepdims=True) / (count or x.shape[-1])
+    variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
     y = y / jnp.sqrt(variance + config.norm_epsilon)
     y = y * (weights["scale"].astype(y.dtype) + config.norm_offset)
     return (y + weights["bias"].astype(y.dtype) if "bias" in weights else y).astype(x.dtype)

@@ -99,6 +99,10 @@ OUTPUTS_WORTHWHILE = 0.1
 # smallest chip that has some.
 LOOKUP_BYTES = TPU_V4.cmem_bytes
 
+# Bytes of a chip's logits, or of the rows that they are made of, that are held at a time where every
+# position is scored. Rows in thousands make dots of full tiles; PaLM 540B on v4:4x4x4 has 1820 of them.
+LOGIT_BYTES = 2**26
+
 # For a batch of up to so many, each sequence's write to the cache is an instruction of its own; of more
 # sequences, they are a loop.
 UNROLLED_WRITES = 16

@@ -49,7 +49,7 @@ LEVELS = {
         ("truth",),
     ),
 }
-ABOVE = {"collective_einsum": ("advise",)}
+ABOVE = {"collective_einsum": ("advise",), "layouts": ("command_line",)}
 
 
 class Import(NamedTuple):

@@ -17,9 +17,8 @@ from jax.typing import ArrayLike
 
 from collective_einsum.chips import Chip, traced_chip
 
-from ..arguments import Tokens, as_next_tokens, as_prompts
-from ..layers.block import normed
-from ..layers.embedding import embed, unembed
+from ..arguments import Tokens, as_next_tokens
+from ..layers.embedding import embed
 from ..layers.kv_cache import (
     begin,
     empty_cache,
@@ -32,16 +31,17 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache
 from ..models.config import ModelConfig
-from ..models.functions import as_logits, scale_embedding
+from ..models.functions import scale_embedding
 from ..models.params import Params, activation_dtype, standing_for
-from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import PlanLike
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
+from .attention_masks import Mask, right_padded
 from .compiled_step import Program, load_of
 from .layer_loops import append_layers, fill_layers, vectors_cut
+from .unembedding import log_probabilities, logits_of
 
 
 def prefill(
@@ -52,6 +52,7 @@ def prefill(
     tokens: Tokens,
     *,
     lengths: ArrayLike | Sequence[int] | None = None,
+    attention_mask: Mask | None = None,
     plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     chip: Chip | str | None = None,
@@ -66,6 +67,8 @@ def prefill(
       tokens: [batch, T] integers, padded at the end.
       lengths: [batch] integers, how many of the T count; all of them unless given. 0 leaves a
         sequence as it is, with meaningless logits.
+      attention_mask: instead, [batch, T] with 1 where a token counts, as tokenizers give it; padding
+        may stand before a sequence, which is then shifted, or after it.
       plan: a `Partitioning`; a `Plan`, whose best option is taken; an `Option`; or its words, such as
         "WS 2D, heads". The planner's choice for a prefill of this size unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
@@ -82,7 +85,7 @@ def prefill(
     """
     config = checks.as_given(config, mesh, params)
     checks.check_cache(cache, mesh)
-    tokens = as_prompts(tokens)
+    tokens, lengths, _ = right_padded(tokens, lengths, attention_mask)
     batch, length = tokens.shape
     reads, holder = checks.has_past(cache), None
     if plan is None and reads:
@@ -226,6 +229,7 @@ def extend(
     counts: jax.Array,
     *,
     reads: bool,
+    targets: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One step on local shards: reads `counts` of the tokens [batch, T] into each sequence.
 
@@ -233,7 +237,9 @@ def extend(
     and to as many positions as the layouts want, which do not count.
 
     Returns:
-      logits [batch, vocab shard] after each sequence's last token, and the cache.
+      logits [batch, vocab shard] after each sequence's last token; or, where `targets` [batch, T] are
+      given, the log-probability of each of them after the token in its place, [batch, T]; and the
+      cache.
     """
     config, layout, sizes = program.config, program.plan.feedforward, program.sizes
     dtype = activation_dtype(params)
@@ -282,17 +288,13 @@ def extend(
     ]
     loop = append_layers if reads else fill_layers
     x, k, v = loop(x, vectors_cut(params["blocks"], step), cache, counts, steps)
-    with jax.named_scope("unembed"):
-        last = last_rows(x, counts, layout, program.schedule)
-        c, inverse = normed(last, params["final_norm"], step)
-        table = params["embedding" if config.tied_embedding else "unembedding"]
-        logits = unembed(c, table, layout, program.schedule)
-        if inverse is not None:
-            logits = logits * ax.all_gather(inverse, layout.batch_axes, 0, program.schedule).astype(
-                logits.dtype
-            )
-        axes = ax.live(vocab_axes(config, sizes))
-        first = ax.axis_index(axes) * logits.shape[-1] if axes else 0
-        logits = as_logits(logits, config, params.get("b_unembedding"), first)
+    if targets is None:
+        with jax.named_scope("unembed"):
+            last = last_rows(x, counts, layout, program.schedule)
+            made = logits_of(last, params, step)
+    else:
+        with jax.named_scope("score"):
+            padded = jnp.pad(targets, ((0, more), (0, tokens.shape[1] - new)))
+            made = log_probabilities(x, padded, params, step)[:, :new]
     cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + own_counts)
-    return logits[:batch], cache
+    return made[:batch], cache

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from collective_einsum.chips import Chip
 
-from ..arguments import Tokens, as_flag, as_prompts, as_size, values_of
+from ..arguments import Tokens, as_flag, as_size, values_of
 from ..layers.kv_cache import empty_cache
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import MeshLike
@@ -36,6 +36,7 @@ from ..sampling.sampling import (
     seed_words,
 )
 from . import step_checks as checks
+from .attention_masks import Mask, right_padded
 from .compiled_step import Program, load_of
 from .decoder import check_covers, extend, read
 
@@ -51,6 +52,7 @@ def generate(
     *,
     max_new_tokens: int,
     lengths: ArrayLike | Sequence[int] | None = None,
+    attention_mask: Mask | None = None,
     sampling: Sampling | None = None,
     seeds: jax.Array | np.ndarray | None = None,
     end_tokens: int | Iterable[int] = (),
@@ -74,6 +76,7 @@ def generate(
       tokens: [batch, T] integers, the prompts, padded at the end.
       max_new_tokens: at most so many for each sequence.
       lengths: [batch] integers of at least 1, of the prompts; T unless given.
+      attention_mask: instead, [batch, T] with 1 where a token counts; see `prefill`.
       sampling: how to choose a token; greedily unless given.
       seeds: [batch] integers, one for each sequence, of which 64 bits count; 0 unless given.
       end_tokens: a sequence ends with the first of these that it draws; one token, or any number.
@@ -95,7 +98,7 @@ def generate(
       ValueError: in words, before anything runs, for sizes, tokens or settings that do not fit.
     """
     config = checks.as_given(config, mesh, params)
-    tokens = as_prompts(tokens)
+    tokens, lengths, _ = right_padded(tokens, lengths, attention_mask)
     batch, length = tokens.shape
     max_new_tokens = as_size("max_new_tokens", max_new_tokens)
     int8_cache = as_flag("int8_cache", int8_cache)

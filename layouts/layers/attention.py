@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
 from ..models.cache import Entries
-from ..models.functions import add_bias, scale_rows
+from ..models.config import ModelConfig
+from ..models.functions import add_bias, scale_rows, wide
 from ..models.norms import norm_moments, normalize_heads
 from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import FeatureSharding, in_feature_order
@@ -175,9 +177,27 @@ def _normed_heads(
     if config.query_key_norm_span == "head":
         moments = norm_moments(x, config.query_key_norm)
         return normalize_heads(x, own, config, moments, d)
-    moments = norm_moments(x.reshape(*x.shape[:2], 1, -1), config.query_key_norm)
-    moments = ax.all_reduce_few(moments, columns.kept, step.schedule)
+    rows = x.reshape(*x.shape[:2], 1, -1)
+    if config.query_key_norm == "rmsnorm":
+        moments = ax.all_reduce_few(norm_moments(rows, "rmsnorm"), columns.kept, step.schedule)
+        return normalize_heads(x, own, config, moments, heads * d)
+    rows = rows.astype(wide(x.dtype))
+    total = ax.all_reduce_few(jnp.sum(rows, -1, keepdims=True), columns.kept, step.schedule)
+    mean = total / (heads * d)
+    # Padded heads deviate from the mean, but do not count.
+    counted = np.repeat(_real_heads(config, scale.shape[0] // d), d)
+    own_counted = _own_heads(jnp.asarray(counted, rows.dtype), columns, step)
+    squares = jnp.sum((rows - mean) ** 2 * own_counted, -1, keepdims=True)
+    squares = ax.all_reduce_few(squares, columns.kept, step.schedule)
+    moments = jnp.concatenate([mean, squares], axis=-1)
     return normalize_heads(x, own, config, moments, heads * d)
+
+
+def _real_heads(config: ModelConfig, stored: int) -> Sequence[bool]:
+    """For each of the stored query or key-value heads, whether the model has it."""
+    if stored == config.stored_heads:
+        return config.real_heads
+    return [head < config.kv_heads for head in range(stored)]
 
 
 def _own_heads(vector: jax.Array, columns: FeatureSharding, step: Step) -> jax.Array:

@@ -126,7 +126,10 @@ def _longer(spec: P, mesh: MeshLike) -> list[tuple[str, ...]]:
 
 
 def _laid_out(mesh: MeshLike, values: Tree, specs: object) -> Tree:
-    """Global arrays resharded to `specs` where the mesh has Explicit axes, since types must agree."""
+    """Global arrays resharded to `specs` where the mesh has Explicit axes, since types must agree.
+
+    A spec may stand for a pytree of arrays, as in_specs of a shard_map do.
+    """
     if AxisType.Explicit not in mesh.axis_types:
         return values
 
@@ -136,7 +139,12 @@ def _laid_out(mesh: MeshLike, values: Tree, specs: object) -> Tree:
             return x
         return jax.reshard(x, NamedSharding(mesh, spec))
 
-    return jax.tree.map(reshard, specs, values, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(
+        lambda spec, tree: jax.tree.map(lambda x: reshard(spec, x), tree),
+        specs,
+        values,
+        is_leaf=lambda x: isinstance(x, P),
+    )
 
 
 def _check_divides(mesh: MeshLike, values: object, specs: object) -> None:

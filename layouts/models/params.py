@@ -165,12 +165,18 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
 
 def _mask_padding(name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Zeros in one layer's padded heads."""
-    if name not in HEAD_DIM or config.stored_heads == config.heads:
-        return x
-    heads = x.ndim + HEAD_DIM[name]
-    real = np.repeat(config.real_heads, config.d_head)
-    real = real.reshape([-1 if i == heads else 1 for i in range(x.ndim)])
-    return jnp.where(real, x, 0)
+    real_kv = [head < config.kv_heads for head in range(config.stored_kv_heads)]
+    for dims, present, width in (
+        (HEAD_DIM, config.real_heads, config.d_head),
+        (KV_HEAD_DIM, real_kv, 2 * config.d_head),
+        ({"norm_k": -1}, real_kv, config.d_head),
+    ):
+        if name in dims and not all(present):
+            heads = x.ndim + dims[name]
+            real = np.repeat(present, width)
+            real = real.reshape([-1 if i == heads else 1 for i in range(x.ndim)])
+            return jnp.where(real, x, 0)
+    return x
 
 
 def quantize(params: Params) -> Params:

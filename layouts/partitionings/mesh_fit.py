@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Mapping
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
-from ..mesh.slice_meshes import shape_name
+from ..mesh.slice_meshes import ShapeLike, as_shape, shape_name
 from ..models.config import ModelConfig
+from ..models.named_models import as_config
 
 
 def model_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
@@ -29,16 +31,46 @@ def model_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
 
 def heads_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
     """Why weights of attention cannot be stored on a mesh; "" if they can."""
-    n = size(WEIGHT_AXES, sizes)
-    if config.stored_heads % n == 0:
+    heads = _padded_heads(config, sizes)
+    if heads == config.stored_heads:
         return ""
-    # Where query heads share key-value heads, each group of them is padded alike.
-    unit = n if config.kv_heads == config.heads else math.lcm(n, config.kv_heads)
     return (
         f"{config.name}: {config.stored_heads} heads do not divide over y={sizes['y']} times "
-        f"z={sizes['z']}; set padded_heads={round_up(config.stored_heads, unit)}, or choose a mesh such "
-        f"as {_nearest(config, sizes)}"
+        f"z={sizes['z']}; set padded_heads={heads}, or choose a mesh such as {_nearest(config, sizes)}"
     )
+
+
+def padded_for(config: ModelConfig | str, mesh: ShapeLike) -> ModelConfig:
+    """The model with as many heads and tokens stored as divide over a mesh; see `padded_heads` and
+    `padded_vocab` of `ModelConfig`.
+
+    Args:
+      config: the model, or its name.
+      mesh: with axes x, y and z; or their sizes, such as (2, 2, 2) or "2x2x2".
+
+    Returns:
+      The config itself where it divides. d_model and d_ff are never padded.
+
+    Raises:
+      ValueError: the mesh has other axes, or `config` is no model.
+    """
+    config, sizes = as_config(config), as_shape("mesh", mesh)
+    heads, vocab = _padded_heads(config, sizes), round_up(config.stored_vocab, size(AXES, sizes))
+    if heads != config.stored_heads:
+        config = dataclasses.replace(config, padded_heads=heads)
+    if vocab != config.stored_vocab:
+        config = dataclasses.replace(config, padded_vocab=vocab)
+    return config
+
+
+def _padded_heads(config: ModelConfig, sizes: Mapping[str, int]) -> int:
+    """The fewest query heads from those that are stored on that divide over y and z."""
+    n = size(WEIGHT_AXES, sizes)
+    if config.stored_heads % n == 0:
+        return config.stored_heads
+    # Where query heads share key-value heads, each group of them is padded alike.
+    unit = n if config.kv_heads == config.heads else math.lcm(n, config.kv_heads)
+    return round_up(config.stored_heads, unit)
 
 
 def _nearest(config: ModelConfig, sizes: Mapping[str, int]) -> str:

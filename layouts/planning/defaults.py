@@ -78,6 +78,30 @@ def default_reader(
     return _reader(config, mesh, batch, length, context, chip, Placement.covers)
 
 
+def default_scorer(
+    config: ModelConfig | str,
+    mesh: MeshLike,
+    batch: int,
+    length: int,
+    *,
+    chip: Chip | str | None = None,
+) -> Partitioning:
+    """The choice of `plan` for prompts of `length` tokens, rounded up as for `default_prefill`, after
+    which nothing is decoded: whatever shards their cache.
+
+    Raises:
+      ValueError: as `default_decode`.
+    """
+    config, batch, length = as_config(config), *_sizes(batch=batch, length=length)
+    shape, length = _shape(mesh), tiled_length(length, batch)
+    return _prefill(config, shape, chip_of(mesh, chip), batch, length, length, _any)
+
+
+def _any(one: Placement, other: Placement) -> bool:
+    del one, other
+    return True
+
+
 def _alike(one: Placement, other: Placement) -> bool:
     return (one.batch_axes, one.kv_axes) == (other.batch_axes, other.kv_axes)
 

@@ -56,6 +56,28 @@ FEATURES = {
     "queries and keys, padded": dataclasses.replace(
         TINY_PADDED, query_key_norm="rmsnorm", query_key_norm_span="heads"
     ),
+    "queries and keys, layernorm of all heads": grouped(
+        query_key_norm="layernorm", query_key_norm_span="heads", biases=("q", "kv")
+    ),
+    "queries and keys, layernorm, padded": dataclasses.replace(
+        TINY_PADDED, query_key_norm="layernorm", query_key_norm_span="heads"
+    ),
+    "queries and keys, padded, multihead": dataclasses.replace(
+        TINY_MULTIHEAD,
+        heads=6,
+        kv_heads=6,
+        padded_heads=8,
+        query_key_norm="rmsnorm",
+        query_key_norm_span="heads",
+    ),
+    "queries and keys, layernorm, multihead": dataclasses.replace(
+        TINY_MULTIHEAD,
+        heads=6,
+        kv_heads=6,
+        padded_heads=8,
+        query_key_norm="layernorm",
+        query_key_norm_span="heads",
+    ),
     "biases of q and kv": grouped(biases=("q", "kv")),
     "biases of all": dataclasses.replace(
         TINY_MULTIHEAD,

@@ -1,0 +1,1 @@
+"""`python -m layouts`: text from a checkpoint, its scores, and the planner's table."""
