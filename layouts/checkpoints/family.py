@@ -142,6 +142,22 @@ def common_fields(
     }
 
 
+def prefixed(prefix: str, modules: Modules) -> Modules:
+    """The same modules with a prefix before each name."""
+
+    def named(source: Source) -> Source:
+        if isinstance(source, str):
+            return prefix + source
+        names = {
+            field.name: prefix + getattr(source, field.name)
+            for field in dataclasses.fields(source)
+            if field.name in ("module", "attention", "feedforward")
+        }
+        return dataclasses.replace(source, **names)
+
+    return {name: named(source) for name, source in modules.items()}
+
+
 def biases_of(**present: bool) -> tuple[Biased, ...]:
     """The names of the biases that are present; "attention" stands for q, kv and o, "feedforward" for
     in, gate and out, "ungated" for in and out."""

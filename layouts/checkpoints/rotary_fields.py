@@ -22,6 +22,7 @@ def rotary_of(
     base: float = 10000.0,
     fraction: float = 1.0,
     interleaved: bool = False,
+    layers: str | None = None,
 ) -> Rotary:
     """The rotary embedding of a model.
 
@@ -30,11 +31,13 @@ def rotary_of(
       d_head: D.
       base, fraction: of the family, where config.json has none.
       interleaved: pairs are (0, 1), (2, 3), ... in this family.
+      layers: of which kind the layers are, where config.json may have settings for each kind, such as
+        "full_attention"; None where all layers must have the same.
 
     Raises:
       ValueError: layouts has no such scaling, or a field is missing.
     """
-    field, settings = _settings(fields)
+    field, settings = _settings(fields, layers)
     base = _number(fields, field, settings, "rope_theta", fields.number("rope_theta", base))
     fraction = fields.number("partial_rotary_factor", fraction)
     fraction = _number(fields, field, settings, "partial_rotary_factor", fraction)
@@ -47,7 +50,7 @@ def rotary_of(
     )
 
 
-def _settings(fields: ConfigFields) -> tuple[str, Mapping[str, Any]]:
+def _settings(fields: ConfigFields, layers: str | None) -> tuple[str, Mapping[str, Any]]:
     """The field that holds the settings, and the settings."""
     field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     settings = fields.get(field, {})
@@ -56,6 +59,8 @@ def _settings(fields: ConfigFields) -> tuple[str, Mapping[str, Any]]:
     by_layer = [value for value in settings.values() if isinstance(value, Mapping)]
     if not by_layer:
         return field, settings
+    if layers is not None:
+        return field, settings.get(layers) or {}
     if any(value != by_layer[0] for value in by_layer):
         raise fields.refusal(
             field, "is not supported: checkpoints are read with one rotary embedding for all layers"

@@ -44,6 +44,24 @@ YARN = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
+_GEMMA3 = {
+    "head_dim": 16,
+    "sliding_window": 3,
+    "num_hidden_layers": 7,
+    "query_pre_attn_scalar": 24,
+    "rope_parameters": {
+        "full_attention": LINEAR,
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+    },
+}
+_VISION = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 # Of each case: the model type, and what its config has besides SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,6 +109,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     ),
     "phi3, window": ("phi3", {"sliding_window": 4}),
+    "gemma3": ("gemma3_text", _GEMMA3),
+    "gemma3, images": ("gemma3", {"text_config": SIZES | _GEMMA3, "vision_config": _VISION}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}),
+    "smollm3, windows": (
+        "smollm3",
+        {"use_sliding_window": True, "sliding_window": 3, "no_rope_layers": [1, 0, 0]}
+        | {"num_hidden_layers": 3},
+    ),
+    "cohere2": ("cohere2", {"sliding_window": 3, "num_hidden_layers": 5, "logit_scale": 0.3}),
     "olmo": ("olmo", {"attention_bias": True}),
     "olmo2": ("olmo2", {}),
     "phi": ("phi", MULTIHEAD),
@@ -131,6 +158,8 @@ def make(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
     sizes: dict[str, Any] = dict(SIZES)
     if kind == "gptj":
         sizes = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gemma3":
+        sizes = {"mm_tokens_per_image": 4}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = transformers.CONFIG_MAPPING[kind](**{**sizes, **copy.deepcopy(fields)})
