@@ -124,8 +124,8 @@ class ConfigFields:
         return dataclasses.replace(self, values={**values, **self.values})
 
     def window_pattern(self, default: int) -> tuple[str, ...]:
-        """The kinds of the first layers, which repeat: of every `sliding_window_pattern` layers, the last
-        is full and the others have a window; `default` if the field is absent."""
+        """The kinds of the first layers, which repeat: of `sliding_window_pattern` layers, or `default`,
+        the last is full and the others have a window."""
         return (_SLIDING,) * (self.size("sliding_window_pattern", default) - 1) + (_FULL,)
 
     def attention_kinds(

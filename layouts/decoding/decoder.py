@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from collective_einsum.chips import Chip, traced_chip
 
 from ..arguments import Tokens, as_next_tokens, as_prompts
-from ..layers.block import normed
+from ..layers.block import norm_of, normed
 from ..layers.embedding import embed, unembed
 from ..layers.kv_cache import (
     begin,
@@ -32,7 +32,7 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache
 from ..models.config import ModelConfig
-from ..models.functions import as_logits, scale_embedding
+from ..models.functions import as_logits
 from ..models.params import Params, activation_dtype, standing_for
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import PlanLike
@@ -194,7 +194,8 @@ def read(
         kv_heads=cache.k.values.shape[2],
         stored_batch=reader.padded_batch(batch),
     )
-    logits, own = extend(reader, params, own, tokens, counts, reads=False)
+    room = cache.prefix_length + cache.max_length
+    logits, own = extend(reader, params, own, tokens, counts, reads=False, room=room)
     own = with_stored_batch(own, cache.stored_batch * ax.size(other.batch_axes))
     k, v = jax.tree.map(lambda x: ax.own_block(x, other.batch_axes, 1), (own.k, own.v))
     return logits, dataclasses.replace(
@@ -226,16 +227,20 @@ def extend(
     counts: jax.Array,
     *,
     reads: bool,
+    room: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One step on local shards: reads `counts` of the tokens [batch, T] into each sequence.
 
     It is padded here: to as many sequences as the cache stores, which have no positions and read none,
-    and to as many positions as the layouts want, which do not count.
+    and to as many positions as the layouts want, which do not count. `room` is how many positions the
+    sequences may come to have; that of the cache unless given.
 
     Returns:
       logits [batch, vocab shard] after each sequence's last token, and the cache.
     """
-    config, layout, sizes = program.config, program.plan.feedforward, program.sizes
+    layout, sizes = program.plan.feedforward, program.sizes
+    room = cache.prefix_length + cache.max_length if room is None else room
+    config = program.config.for_room(room)
     dtype = activation_dtype(params)
     params = standing_for(params, dtype)
     batch, new = tokens.shape
@@ -258,12 +263,13 @@ def extend(
     # Stacked layers are alike; of the others, each may have weights of its own kind.
     layers = [blocks] if isinstance(blocks, Mapping) else blocks
     schedules = [block_schedules(case, weights) for weights in layers]
+    lengths = jnp.pad(cache.lengths, (0, more))
     step = make_step(
         config=config,
         feedforward=layout,
         placement=program.placement,
         schedules=schedules[0],
-        lengths=jnp.pad(cache.lengths, (0, more)),
+        lengths=lengths,
         new=tokens.shape[1],
         prefix_length=cache.prefix_length,
         dtype=dtype,
@@ -274,8 +280,13 @@ def extend(
         # of its sequence.
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
-        x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
-        x = scale_embedding(x, config)
+        positions = None
+        if config.learned_positions is not None:
+            places = cache.prefix_length + lengths[:, None] + jnp.arange(tokens.shape[1])
+            positions = jnp.where(counted, places, -1).astype(jnp.int32), params["positions"]
+        x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule, positions)
+        if config.embedding_norm:
+            x = norm_of(x, params["embedding_norm"], step)
     steps = [
         dataclasses.replace(step, schedules=chosen, place=layer % len(config.kinds))
         for layer, chosen in enumerate(schedules * (config.layers // len(layers)))

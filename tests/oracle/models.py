@@ -27,6 +27,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 20}
 MULTIHEAD = {"num_key_value_heads": 4}
 _FALCON = {"n_embed": None, "num_kv_heads": None, **MULTIHEAD}
 LLAMA3 = {
@@ -119,9 +120,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere2": ("cohere2", {"sliding_window": 3, "num_hidden_layers": 5, "logit_scale": 0.3}),
     "olmo": ("olmo", {"attention_bias": True}),
+    "olmo, clipped": ("olmo", {"attention_bias": True, "clip_qkv": 0.4}),
     "olmo2": ("olmo2", {}),
     "phi": ("phi", MULTIHEAD),
     "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
+    "gpt2": ("gpt2", GPT),
+    "gpt2, no scale": ("gpt2", {**GPT, "n_inner": 40, "scale_attn_weights": False}),
+    "gpt_bigcode": ("gpt_bigcode", GPT),
+    "gpt_bigcode, multihead": ("gpt_bigcode", {**GPT, "multi_query": False}),
+    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "opt, no biases": (
+        "opt",
+        {"ffn_dim": 48, "word_embed_proj_dim": 32, "enable_bias": False},
+    ),
     "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
     "gpt_neox": ("gpt_neox", MULTIHEAD),
     "gpt_neox, serial, no biases": (
@@ -141,6 +152,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
+    "falcon, alibi": (
+        "falcon",
+        {"alibi": True, "parallel_attn": False, "bias": True, "multi_query": False},
+    ),
+    "bloom": ("bloom", {}),
+    "bloom, 6 heads": ("bloom", {"hidden_size": 48, "num_attention_heads": 6}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "stablelm, 12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "cohere": ("cohere", {}),
@@ -156,16 +173,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def make(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
     """A model of transformers with random parameters: norms' scales and biases too."""
     sizes: dict[str, Any] = dict(SIZES)
-    if kind == "gptj":
+    if kind in ("gptj", "gpt2", "gpt_bigcode"):
         sizes = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
     if kind == "gemma3":
         sizes = {"mm_tokens_per_image": 4}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = transformers.CONFIG_MAPPING[kind](**{**sizes, **copy.deepcopy(fields)})
-        config._attn_implementation = "eager"
+        # The eager attention of Falcon adds ALiBi twice.
+        attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+        config._attn_implementation = attention
         model = transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32
+            config, attn_implementation=attention, dtype=torch.float32
         )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

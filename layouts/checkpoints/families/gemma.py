@@ -9,7 +9,7 @@ from typing import Any
 
 from ...models.config import ModelConfig
 from ..config_fields import ConfigFields
-from ..family import Family, HeadNorm, Modules, biases_of, common_fields, prefixed
+from ..family import Family, HeadNorm, Modules, biases_of, common_fields, renamed_modules
 from ..rotary_fields import rotary_of
 from .llama import BUFFERS, MODULES
 
@@ -101,6 +101,6 @@ GEMMA3_TEXT = Family(("gemma3_text",), _gemma3_config, _GEMMA3, BUFFERS)
 GEMMA3 = Family(
     ("gemma3",),
     _gemma3_config,
-    prefixed("language_model.", _GEMMA3),
+    renamed_modules(_GEMMA3, lambda module: f"language_model.{module}"),
     (*BUFFERS, r"vision_tower\..*", r"multi_modal_projector\..*"),
 )

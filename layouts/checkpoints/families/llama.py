@@ -52,7 +52,9 @@ def _smollm3_config(fields: ConfigFields) -> ModelConfig:
     layers, interval = fields.size("num_hidden_layers"), fields.size("no_rope_layer_interval", 4)
     rotated = fields.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)])
     if not isinstance(rotated, list) or len(rotated) < layers:
-        raise fields.refusal("no_rope_layers", f"must be a list of a number for each of {layers} layers")
+        raise fields.refusal(
+            "no_rope_layers", f"must be a list of a number for each of {layers} layers"
+        )
     default = "sliding_attention" if fields.flag("use_sliding_window", False) else "full_attention"
     kinds = fields.attention_kinds(
         ["full_attention" if rotates else default for rotates in rotated[:layers]]
