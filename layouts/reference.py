@@ -7,7 +7,6 @@ parameters are computed in float64 throughout. Sizes are not checked.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from jax.typing import DTypeLike
 
 from collective_einsum import Quantized
 
-from .models.config import ModelConfig, Norm, Rotary
+from .models.config import ModelConfig, Norm
 from .models.functions import (
     add_residual,
     as_logits,
@@ -34,8 +33,8 @@ from .models.functions import (
     wide,
 )
 from .models.params import Params, activation_dtype
-from .models.rotary import DividedScaling, DynamicScaling, LongRopeScaling
 from .models.stacked_params import layer_of
+from .reference_positions import penalties, rotary_for
 from .sampling.sampling import Sampling, sample
 
 __all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill"]
@@ -87,7 +86,7 @@ def extend(
         kind = config.kinds[layer % len(config.kinds)]
         rotary = config.rotary_of(kind)
         mask = causal_mask(positions, places, start + new, kind.window)
-        rotary = rotary and _rotary_for(rotary, config.d_head, len(places))
+        rotary = rotary and rotary_for(rotary, config.d_head, len(places))
         tables = rotary and rotary_tables(positions, rotary, config.d_head, wide(dtype))
         y = _norm(x, p, "norm", config)
         q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
@@ -97,7 +96,7 @@ def extend(
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
         values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")
-        bias = -_distances(positions, places, config) if config.alibi is not None else None
+        bias = -penalties(positions, places, config) if config.alibi is not None else None
         o = attend(q, keys[layer], values[layer], mask, config, bias, p.get("sinks"))
         attended = project(o.reshape(*o.shape[:2], -1), p, "o")
         if config.block == "parallel":
@@ -215,38 +214,6 @@ def attend(
     # A value that no query sees must not be NaN times 0.
     v = jnp.where(mask.any(axis=1)[:, :, None, None], v, jnp.zeros_like(v))
     return _matmul("bkgls,bskd->blkgd", weights, v).reshape(b, length, heads, d).astype(q.dtype)
-
-
-def _distances(positions: jax.Array, places: jax.Array, config: ModelConfig) -> jax.Array:
-    """Distances of keys at `places` [S] from queries at `positions` [B, L], times the slope of each head
-    by ALiBi (arXiv 2108.12409), [B, H, L, S]; padded heads have none."""
-
-    def slopes(heads: int) -> list[float]:
-        power = 1 << (heads.bit_length() - 1)
-        if power == heads:
-            return [(2.0 ** (-8 / heads)) ** (i + 1) for i in range(heads)]
-        return slopes(power) + slopes(2 * power)[::2][: heads - power]
-
-    rows = iter(slopes(config.heads))
-    every = [next(rows) * (config.alibi or 0.0) if real else 0.0 for real in config.real_heads]
-    distances = positions[:, None, :, None] - places
-    return jnp.asarray(every)[:, None, None] * distances
-
-
-def _rotary_for(rotary: Rotary, d_head: int, room: int) -> Rotary:
-    """The rotary embedding, with a divisor of each frequency where its scaling depends on the room."""
-    scaling, dims = rotary.scaling, rotary.dims(d_head)
-    if isinstance(scaling, LongRopeScaling):
-        divisors = scaling.short if room <= scaling.original_positions else scaling.long
-        divided = DividedScaling(divisors, scaling.attention_factor)
-    elif isinstance(scaling, DynamicScaling) and room > scaling.original_positions:
-        # base ** -(2 i / dims) of a base that is g ** (dims / (dims - 2)) times as large.
-        grown = 1 + scaling.factor * (room / scaling.original_positions - 1)
-        pairs = np.arange(dims // 2)
-        divided = DividedScaling((grown ** (2 * pairs / (dims - 2))).tolist())
-    else:
-        divided = None if isinstance(scaling, DynamicScaling) else scaling
-    return dataclasses.replace(rotary, scaling=divided)
 
 
 def _norm(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:

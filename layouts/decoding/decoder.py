@@ -280,10 +280,8 @@ def extend(
         # of its sequence.
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
-        positions = None
-        if config.learned_positions is not None:
-            places = cache.prefix_length + lengths[:, None] + jnp.arange(tokens.shape[1])
-            positions = jnp.where(counted, places, -1).astype(jnp.int32), params["positions"]
+        learned = params.get("positions")
+        positions = None if learned is None else (cache.prefix_length + lengths, learned)
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule, positions)
         if config.embedding_norm:
             x = norm_of(x, params["embedding_norm"], step)

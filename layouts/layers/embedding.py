@@ -42,8 +42,8 @@ def embed(
       layout: whose boundary sharding to leave.
       dtype: of the result.
       schedule: of the reduce-scatters.
-      positions: of the tokens, [batch, T], -1 for those that are; and the table of learned positions,
-        [positions over `table_axes`, E], whose rows are added. None for a model without it.
+      positions: of the first tokens, [batch] int32; and the table of learned positions, [positions over
+        `table_axes`, E], of which the rows of tokens that are not -1 are added. None for no such table.
 
     Returns:
       [rows, E over the rest], times `embedding_scale` without the learned positions.
@@ -51,7 +51,10 @@ def embed(
     row_axes = ax.live(layout.batch_axes or layout.position_axes)
     rest = ax.live(boundary_axes(layout))
     shards = ax.size(row_axes)
-    wanted = [tokens] if positions is None else [tokens, positions[0]]
+    wanted = [tokens]
+    if positions is not None:
+        places = positions[0][:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        wanted.append(jnp.where(tokens < 0, -1, places))
     by_shard = [to_rows(ids[:, :, None], layout).reshape(shards, -1) for ids in wanted]
     count = by_shard[0].shape[1]
     row_bytes = shards * config.d_model * jnp.dtype(dtype).itemsize
