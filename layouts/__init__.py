@@ -23,6 +23,7 @@ from .models.cache import Cache as Cache
 from .models.cache import Entries as Entries
 from .models.cache import Prefix as Prefix
 from .models.config import AttentionKind as AttentionKind
+from .models.config import GateClamp as GateClamp
 from .models.config import ModelConfig as ModelConfig
 from .models.config import Rotary as Rotary
 from .models.named_models import MT_NLG_530B as MT_NLG_530B
@@ -32,8 +33,10 @@ from .models.named_models import PALM_540B as PALM_540B
 from .models.named_models import model as model
 from .models.params import quantize as quantize
 from .models.rotary import DividedScaling as DividedScaling
+from .models.rotary import DynamicScaling as DynamicScaling
 from .models.rotary import LinearScaling as LinearScaling
 from .models.rotary import Llama3Scaling as Llama3Scaling
+from .models.rotary import LongRopeScaling as LongRopeScaling
 from .models.rotary import YarnScaling as YarnScaling
 from .models.stacked_params import unroll as unroll
 from .partitionings.attention_layouts import BatchSharded as BatchSharded
@@ -69,10 +72,13 @@ __all__ = [
     "BatchSharded",
     "Cache",
     "DividedScaling",
+    "DynamicScaling",
     "Entries",
+    "GateClamp",
     "HeadSharded",
     "LinearScaling",
     "Llama3Scaling",
+    "LongRopeScaling",
     "MeshAxes",
     "ModelConfig",
     "Option",

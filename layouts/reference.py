@@ -8,6 +8,7 @@ parameters are computed in float64 throughout. Sizes are not checked.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -33,6 +34,7 @@ from .models.functions import (
 )
 from .models.params import Params, activation_dtype
 from .models.stacked_params import layer_of
+from .reference_positions import penalties, rotary_for
 from .sampling.sampling import Sampling, sample
 
 __all__ = ["decode_step", "empty_cache", "extend", "generate", "prefill", "score"]
@@ -73,6 +75,10 @@ def extend(
     dtype = activation_dtype(params)
     embedding = params["embedding"]
     x = scale_embedding(_plain(embedding, wide(dtype))[tokens].astype(dtype), config)
+    if "positions" in params:
+        x = x + params["positions"][positions]
+    if config.embedding_norm:
+        x = normalize(x, config.norm, params["embedding_norm"], config)
 
     keys, values = cache["k"], cache["v"]
     for layer in range(config.layers):
@@ -80,6 +86,7 @@ def extend(
         kind = config.kinds[layer % len(config.kinds)]
         rotary = config.rotary_of(kind)
         mask = causal_mask(positions, places, start + new, kind.window)
+        rotary = rotary and rotary_for(rotary, config.d_head, len(places))
         tables = rotary and rotary_tables(positions, rotary, config.d_head, wide(dtype))
         y = _norm(x, p, "norm", config)
         q, kv = (project_heads(y, p, name, config) for name in ("q", "kv"))
@@ -89,7 +96,8 @@ def extend(
         rows = jnp.arange(tokens.shape[0])[:, None]
         keys = keys.at[layer, rows, slots].set(k.astype(keys.dtype), mode="drop")
         values = values.at[layer, rows, slots].set(v.astype(values.dtype), mode="drop")
-        o = attend(q, keys[layer], values[layer], mask, config)
+        bias = -penalties(positions, places, config) if config.alibi is not None else None
+        o = attend(q, keys[layer], values[layer], mask, config, bias, p.get("sinks"))
         attended = project(o.reshape(*o.shape[:2], -1), p, "o")
         if config.block == "parallel":
             x = add_residual(x, attended, feedforward(y, p, config), config=config)
@@ -189,17 +197,32 @@ def generate(
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, config: ModelConfig
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    config: ModelConfig,
+    bias: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of q [B, L, H, D] to k, v [B, S, K, D] where mask [B, L, S] is true: [B, L, H, D].
 
-    Query heads h * G to (h + 1) * G - 1 read key-value head h. Wide until the end.
+    Query heads h * G to (h + 1) * G - 1 read key-value head h. Wide until the end. `bias` [B, H, L, S]
+    is added to the scores, and each head's softmax has one of the `sinks` [H] in its denominator.
     """
     b, length, heads, d = q.shape
     accumulator = wide(q.dtype)
     grouped = q.astype(accumulator).reshape(b, length, k.shape[2], -1, d)
     scores = base2_scores(_matmul("blkgd,bskd->bkgls", grouped, k), config)
-    weights = softmax_base2(scores, mask[:, None, None])
+    shape, visible = scores.shape, mask[:, None, None]
+    if bias is not None:
+        scores = scores + bias.reshape(shape) * math.log2(math.e)
+    if sinks is not None:
+        column = sinks.astype(scores.dtype).reshape(1, shape[1], shape[2], 1, 1) * math.log2(math.e)
+        column = jnp.broadcast_to(column, (*shape[:-1], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+        visible = jnp.pad(visible, [(0, 0)] * 4 + [(0, 1)], constant_values=True)
+    weights = softmax_base2(scores, visible)[..., : shape[-1]]
     # A value that no query sees must not be NaN times 0.
     v = jnp.where(mask.any(axis=1)[:, :, None, None], v, jnp.zeros_like(v))
     return _matmul("bkgls,bskd->blkgd", weights, v).reshape(b, length, heads, d).astype(q.dtype)
@@ -246,12 +269,20 @@ def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
     """The feedforward layer of x [B, L, E]: [B, L, E]."""
     inner = project(x, block, "in")
     gate = project(x, block, "gate") if config.gated else None
+    clamp = config.gate_clamp
+    if clamp is not None and gate is not None:
+        g = jnp.where(gate > clamp.limit, clamp.limit, gate).astype(wide(x.dtype))
+        u = jnp.maximum(jnp.minimum(inner, clamp.limit), -clamp.limit).astype(wide(x.dtype))
+        hidden = (u + clamp.offset) * g * jax.nn.sigmoid(clamp.alpha * g)
+        return project(hidden.astype(x.dtype), block, "out")
     return project(feedforward_hidden(inner, gate, config.activation), block, "out")
 
 
 def project_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:
     """Queries [B, L, H, D] of x [B, L, E]; or alternating keys and values, [B, L, 2 * K, D]."""
     y = project(x, block, name)
+    if config.clip_qkv is not None:
+        y = jnp.sign(y) * jnp.minimum(jnp.abs(y), jnp.asarray(config.clip_qkv, y.dtype))
     return y.reshape(*y.shape[:2], -1, config.d_head)
 
 

@@ -7,7 +7,9 @@ from .family import Fused as Fused
 from .family import HeadNorm as HeadNorm
 from .family import Ones as Ones
 from .family import Part as Part
+from .family import PositionTable as PositionTable
 from .family import TwoNorms as TwoNorms
+from .family import Untransposed as Untransposed
 from .family import biases_of as biases_of
 from .family import common_fields as common_fields
 from .load import config_from_hf as config_from_hf
@@ -22,7 +24,9 @@ __all__ = [
     "HeadNorm",
     "Ones",
     "Part",
+    "PositionTable",
     "TwoNorms",
+    "Untransposed",
     "biases_of",
     "common_fields",
     "config_from_hf",

@@ -10,7 +10,17 @@ import numpy as np
 
 from ..models.config import ModelConfig
 from ..models.params import Params, key_of, params_shapes
-from .family import Fused, HeadNorm, Modules, Ones, Part, Source, TwoNorms
+from .family import (
+    Fused,
+    HeadNorm,
+    Modules,
+    Ones,
+    Part,
+    PositionTable,
+    Source,
+    TwoNorms,
+    Untransposed,
+)
 from .stored_arrays import AddedRows, Rows, Run, ScaledRows, StoredArray, joined
 
 # Matrices behind the norm of attention, and behind that of the feedforward.
@@ -49,10 +59,14 @@ class _Planner:
         name = path[0]
         if name in ("embedding", "unembedding"):
             return self._table(name)
+        if name == "positions":
+            return self._positions()
         if name == "b_unembedding":
             return self._vocab_bias()
         if name in ("norm_q", "norm_k"):
             return self._head_norm(name)
+        if name == "sinks":
+            return self._sinks()
         if path[-1] in ("scale", "bias"):
             return self._norm(name, path[-1])
         matrix = name[2:]
@@ -64,12 +78,24 @@ class _Planner:
                 f"{self._config.name}: the config needs a module for {name!r}, but the family names "
                 f"only {', '.join(self._modules)}"
             )
-        return self._modules[name]
+        source = self._modules[name]
+        return source.source if isinstance(source, Untransposed) else source
+
+    def _is_transposed(self, name: str) -> bool:
+        """Whether a matrix is stored [outputs, inputs]."""
+        return not isinstance(self._modules.get(name), Untransposed)
 
     def _table(self, name: str) -> Rows:
         config, tensor = self._config, f"{self._source(name)}.weight"
         runs = (Run(tensor, 0, config.vocab), *self._padded_tokens())
         return Rows(runs, 0, False, {tensor: (config.vocab, config.d_model)})
+
+    def _positions(self) -> Rows:
+        config, source = self._config, self._source("positions")
+        source = source if isinstance(source, PositionTable) else PositionTable(str(source), 0)
+        rows, tensor = config.learned_positions or 0, f"{source.module}.weight"
+        shape = (source.offset + rows, config.d_model)
+        return Rows((Run(tensor, source.offset, rows),), 0, False, {tensor: shape})
 
     def _vocab_bias(self) -> Rows:
         config = self._config
@@ -108,6 +134,11 @@ class _Planner:
 
         return Rows(joined(_spread(present, run, d)), 0, False, shapes)
 
+    def _sinks(self) -> Rows:
+        config, tensor = self._config, str(self._source("sinks"))
+        runs = _spread(list(config.real_heads), lambda head: Run(tensor, head, 1), 1)
+        return Rows(joined(runs), 0, False, {tensor: (config.heads,)})
+
     def _heads(self, name: str) -> tuple[int, list[bool]]:
         """How many heads the checkpoint has, and for each stored one whether it is one of them."""
         config = self._config
@@ -137,7 +168,11 @@ class _Planner:
         return norms.feedforward if name in _BEHIND_FEEDFORWARD else None
 
     def _plain_matrix(self, name: str) -> Rows:
-        config = self._config
+        config, transposed = self._config, self._is_transposed("k" if name == "kv" else name)
+
+        def shape(outputs: int, inputs: int) -> tuple[int, int]:
+            return (outputs, inputs) if transposed else (inputs, outputs)
+
         if name in ("o", "out"):
             inputs = config.heads * config.d_head if name == "o" else config.d_ff
             tensor = f"{self._source(name)}.weight"
@@ -145,11 +180,10 @@ class _Planner:
             if name == "o":
                 d = config.d_head
                 runs = _spread(list(config.real_heads), lambda i: Run(tensor, i * d, d), d)
-            return Rows(joined(runs), 0, True, {tensor: (config.d_model, inputs)})
+            return Rows(joined(runs), 0, transposed, {tensor: shape(config.d_model, inputs)})
         runs, sizes = self._outputs(name, "weight")
-        return Rows(
-            runs, 1, True, {tensor: (size, config.d_model) for tensor, size in sizes.items()}
-        )
+        shapes = {tensor: shape(size, config.d_model) for tensor, size in sizes.items()}
+        return Rows(runs, 1, transposed, shapes)
 
     def _plain_bias(self, name: str) -> Rows:
         if name in ("o", "out"):

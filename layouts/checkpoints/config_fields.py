@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from collective_einsum.text import shown
 
 from ..arguments import is_number
-from ..models.config import Activation, AttentionKind
+from ..models.config import Activation, AttentionKind, Rotary
+
+LayerRotary = Rotary | Literal["model"] | None
 
 # Names of transformers' activations. Its tanh approximations of gelu are the same function.
 ACTIVATIONS: dict[str, Activation] = {
@@ -117,11 +119,27 @@ class ConfigFields:
         if self.values.get(field) not in unless:
             raise self.refusal(field, f"is not supported: layouts has no {missing}")
 
-    def attention_kinds(self, default: Sequence[str] = (_SLIDING,)) -> tuple[AttentionKind, ...]:
+    def with_defaults(self, **values: Any) -> ConfigFields:
+        """The same fields, and `values` where config.json lacks one."""
+        return dataclasses.replace(self, values={**values, **self.values})
+
+    def window_pattern(self, default: int) -> tuple[str, ...]:
+        """The kinds of the first layers, which repeat: of `sliding_window_pattern` layers, or `default`,
+        the last is full and the others have a window."""
+        return (_SLIDING,) * (self.size("sliding_window_pattern", default) - 1) + (_FULL,)
+
+    def attention_kinds(
+        self,
+        default: Sequence[str] = (_SLIDING,),
+        *,
+        sliding: LayerRotary = "model",
+        full: LayerRotary = "model",
+    ) -> tuple[AttentionKind, ...]:
         """The attention of each layer: full, or over a window of `sliding_window` positions.
 
         Args:
           default: the kinds of the first layers, which repeat, where config.json has no `layer_types`.
+          sliding, full: the rotary embedding of layers of each kind, as `AttentionKind` has it.
 
         Raises:
           ValueError: `layer_types` names another kind.
@@ -135,7 +153,8 @@ class ConfigFields:
             window = self.size("sliding_window")
             # A window of all positions is none.
             window = None if window >= self.size("max_position_embeddings", 2048) else window
-        return tuple(AttentionKind(window if kind == _SLIDING else None) for kind in types)
+        kinds = {_SLIDING: AttentionKind(window, sliding), _FULL: AttentionKind(None, full)}
+        return tuple(kinds[kind] for kind in types)
 
     def refusal(self, field: str, reason: str) -> ValueError:
         """The error that a field's value gives for a reason."""

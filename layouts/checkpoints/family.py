@@ -2,9 +2,11 @@
 
 A family names the modules of a checkpoint by what they are in layouts:
 
-  "embedding", "final_norm", "unembedding", and in each layer
+  "embedding", "positions", "final_norm", "unembedding", and in each layer
   "q", "k", "v", "o", "in", "gate", "out", "norm", "norm_ffn", "norm_after", "norm_after_ffn", "norm_q",
-  "norm_k"
+  "norm_k", "sinks"
+
+and behind the embedding "embedding_norm". The name for "sinks" is that of the tensor itself.
 
 A module m has the tensors `m.weight`, [outputs, inputs] of a matrix, and, where the config has this
 bias, `m.bias`. "{layer}" in its name stands for the number of a layer.
@@ -86,7 +88,31 @@ class TwoNorms:
     biases: tuple[Biased, ...] = ()
 
 
-Source = str | Part | Fused | HeadNorm | Ones | TwoNorms
+@dataclasses.dataclass(frozen=True)
+class Untransposed:
+    """A matrix that is stored [inputs, outputs], as GPT-2's are.
+
+    Attributes:
+      source: its module, or the part of one.
+    """
+
+    source: str | Part | Fused
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionTable:
+    """The source of "positions" where the first rows are not those of positions.
+
+    Attributes:
+      module: its name.
+      offset: the row of position 0.
+    """
+
+    module: str
+    offset: int
+
+
+Source = str | Part | Fused | HeadNorm | Ones | TwoNorms | Untransposed | PositionTable
 Modules = Mapping[str, Source]
 
 
@@ -99,12 +125,15 @@ class Family:
       config: the fields of config.json to a ModelConfig without padding. It refuses what layouts lacks.
       modules: the names of modules, or a function that gives them for the fields of config.json.
       ignored: regular expressions of tensors that are not weights, matched against whole names.
+      base_prefix: what names of modules begin with, but not in checkpoints that were saved without the
+        unembedding's class; "" if all have the names of `modules`.
     """
 
     model_types: tuple[str, ...]
     config: Callable[[ConfigFields], ModelConfig]
     modules: Modules | Callable[[ConfigFields], Modules]
     ignored: tuple[str, ...] = ()
+    base_prefix: str = ""
 
     def modules_of(self, fields: ConfigFields) -> Modules:
         """The modules of the checkpoint with these fields."""
@@ -140,6 +169,24 @@ def common_fields(
         "norm_epsilon": fields.number(*epsilon),
         "tied_embedding": fields.flag("tie_word_embeddings", tied),
     }
+
+
+def renamed_modules(modules: Modules, rename: Callable[[str], str]) -> Modules:
+    """The same modules with other names."""
+
+    def named(source: Source) -> Source:
+        if isinstance(source, str):
+            return rename(source)
+        if isinstance(source, Untransposed):
+            return dataclasses.replace(source, source=named(source.source))
+        names = {
+            field.name: rename(getattr(source, field.name))
+            for field in dataclasses.fields(source)
+            if field.name in ("module", "attention", "feedforward")
+        }
+        return dataclasses.replace(source, **names)
+
+    return {name: named(source) for name, source in modules.items()}
 
 
 def biases_of(**present: bool) -> tuple[Biased, ...]:

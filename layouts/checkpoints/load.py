@@ -29,7 +29,7 @@ from ..partitionings.param_specs import param_specs, shardings
 from .array_plan import array_plan, needed_tensors
 from .config_fields import ConfigFields, read_fields
 from .families import FAMILIES
-from .family import Family
+from .family import Family, renamed_modules
 from .stored_arrays import StoredArray
 from .tensor_files import FLOATING, TensorFiles
 
@@ -98,8 +98,11 @@ def load(
     check_devices(mesh, "to put parameters on")
     check_mesh_for(config, mesh)
     modules = own.modules_of(fields)
-    plan = array_plan(config, modules)
     with TensorFiles(folder) as files:
+        prefix = own.base_prefix
+        if not any(name.startswith(prefix) for name in files.tensors):
+            modules = renamed_modules(modules, lambda module: module.removeprefix(prefix))
+        plan = array_plan(config, modules)
         ignored = [*own.ignored, *_unused_unembedding(config, modules)]
         _check_tensors(files, needed_tensors(plan, config.layers), ignored)
         reader = _Reader(files, mesh, config, dtype, weights == "int8", progress)

@@ -11,8 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..arguments import is_number
-from ..models.rotary import LinearScaling, Llama3Scaling, Rotary, Scaling, YarnScaling
+from ..models.rotary import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rotary,
+    Scaling,
+    YarnScaling,
+)
 from .config_fields import ConfigFields
+
+_KINDS = ("linear", "dynamic", "llama3", "yarn", "longrope", "su")
 
 
 def rotary_of(
@@ -22,6 +32,7 @@ def rotary_of(
     base: float = 10000.0,
     fraction: float = 1.0,
     interleaved: bool = False,
+    layers: str | None = None,
 ) -> Rotary:
     """The rotary embedding of a model.
 
@@ -30,11 +41,13 @@ def rotary_of(
       d_head: D.
       base, fraction: of the family, where config.json has none.
       interleaved: pairs are (0, 1), (2, 3), ... in this family.
+      layers: of which kind the layers are, where config.json may have settings for each kind, such as
+        "full_attention"; None where all layers must have the same.
 
     Raises:
       ValueError: layouts has no such scaling, or a field is missing.
     """
-    field, settings = _settings(fields)
+    field, settings = _settings(fields, layers)
     base = _number(fields, field, settings, "rope_theta", fields.number("rope_theta", base))
     fraction = fields.number("partial_rotary_factor", fraction)
     fraction = _number(fields, field, settings, "partial_rotary_factor", fraction)
@@ -47,7 +60,7 @@ def rotary_of(
     )
 
 
-def _settings(fields: ConfigFields) -> tuple[str, Mapping[str, Any]]:
+def _settings(fields: ConfigFields, layers: str | None) -> tuple[str, Mapping[str, Any]]:
     """The field that holds the settings, and the settings."""
     field = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     settings = fields.get(field, {})
@@ -56,6 +69,8 @@ def _settings(fields: ConfigFields) -> tuple[str, Mapping[str, Any]]:
     by_layer = [value for value in settings.values() if isinstance(value, Mapping)]
     if not by_layer:
         return field, settings
+    if layers is not None:
+        return field, settings.get(layers) or {}
     if any(value != by_layer[0] for value in by_layer):
         raise fields.refusal(
             field, "is not supported: checkpoints are read with one rotary embedding for all layers"
@@ -67,11 +82,11 @@ def _scaling(fields: ConfigFields, field: str, settings: Mapping[str, Any]) -> S
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind in ("default", None):
         return None
-    if kind not in ("linear", "llama3", "yarn"):
+    if kind not in _KINDS:
         raise fields.refusal(
             field,
-            f"is not supported: layouts has no rotary scaling of type {kind!r}, only linear, llama3 "
-            "and yarn",
+            f"is not supported: layouts has no rotary scaling of type {kind!r}, only "
+            f"{', '.join(_KINDS)}",
         )
 
     def number(name: str, default: float | None = None) -> float:
@@ -79,7 +94,18 @@ def _scaling(fields: ConfigFields, field: str, settings: Mapping[str, Any]) -> S
 
     if kind == "linear":
         return LinearScaling(number("factor"))
+    if kind == "dynamic":
+        return DynamicScaling(number("factor"), fields.size("max_position_embeddings"))
     original = _original_positions(fields, settings)
+    if kind in ("longrope", "su"):
+        factor = number("factor", fields.size("max_position_embeddings", original) / original)
+        grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        return LongRopeScaling(
+            original_positions=original,
+            short=_numbers(fields, field, settings, "short_factor"),
+            long=_numbers(fields, field, settings, "long_factor"),
+            attention_factor=number("attention_factor", grown),
+        )
     if kind == "llama3":
         return Llama3Scaling(
             factor=number("factor"),
@@ -111,6 +137,15 @@ def _yarn_attention_factor(settings: Mapping[str, Any], factor: float) -> float:
 
     one, all_dims = settings.get("mscale"), settings.get("mscale_all_dim")
     return grown(one) / grown(all_dims) if one and all_dims else grown(1.0)
+
+
+def _numbers(
+    fields: ConfigFields, field: str, settings: Mapping[str, Any], name: str
+) -> list[float]:
+    value = settings.get(name)
+    if not isinstance(value, list) or not all(map(is_number, value)):
+        raise fields.refusal(field, f"must have a list of numbers {name!r}")
+    return [float(number) for number in value]
 
 
 def _number(

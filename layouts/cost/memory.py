@@ -13,7 +13,7 @@ from ..models.named_models import as_config
 from ..partitionings.attention_placement import place, stored_kv_axes
 from ..partitionings.feedforward_layout import boundary_axes
 from ..partitionings.padded_sizes import padded_capacity
-from ..partitionings.param_specs import vocab_axes
+from ..partitionings.param_specs import table_axes, vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load
 
@@ -57,10 +57,16 @@ def memory(
     row_bytes += SCALE_BYTES if load.weight_bytes == 1 else 0
     return Memory(
         config.layers * _layer_bytes(config, sizes, load),
-        tables * rows * row_bytes,
+        tables * rows * row_bytes + _position_bytes(config, sizes),
         cache_bytes(config, plan, sizes, load),
         _temporary_bytes(config, plan, sizes, load, items),
     )
+
+
+def _position_bytes(config: ModelConfig, sizes: Mapping[str, int]) -> float:
+    """The table of learned positions, which is never quantized."""
+    rows = config.learned_positions or 0
+    return rows / size(table_axes(rows, sizes), sizes) * config.d_model * ACTIVATION_BYTES
 
 
 def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> float:

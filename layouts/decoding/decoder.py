@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from collective_einsum.chips import Chip, traced_chip
 
 from ..arguments import Tokens, as_next_tokens
+from ..layers.block import norm_of
 from ..layers.embedding import embed
 from ..layers.kv_cache import (
     begin,
@@ -31,7 +32,6 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache
 from ..models.config import ModelConfig
-from ..models.functions import scale_embedding
 from ..models.params import Params, activation_dtype, standing_for
 from ..partitionings.partitioning import PlanLike
 from ..partitionings.row_order import last_rows
@@ -197,7 +197,8 @@ def read(
         kv_heads=cache.k.values.shape[2],
         stored_batch=reader.padded_batch(batch),
     )
-    logits, own = extend(reader, params, own, tokens, counts, reads=False)
+    room = cache.prefix_length + cache.max_length
+    logits, own = extend(reader, params, own, tokens, counts, reads=False, room=room)
     own = with_stored_batch(own, cache.stored_batch * ax.size(other.batch_axes))
     k, v = jax.tree.map(lambda x: ax.own_block(x, other.batch_axes, 1), (own.k, own.v))
     return logits, dataclasses.replace(
@@ -230,18 +231,22 @@ def extend(
     *,
     reads: bool,
     targets: jax.Array | None = None,
+    room: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One step on local shards: reads `counts` of the tokens [batch, T] into each sequence.
 
     It is padded here: to as many sequences as the cache stores, which have no positions and read none,
-    and to as many positions as the layouts want, which do not count.
+    and to as many positions as the layouts want, which do not count. `room` is how many positions the
+    sequences may come to have; that of the cache unless given.
 
     Returns:
       logits [batch, vocab shard] after each sequence's last token; or, where `targets` [batch, T] are
       given, the log-probability of each of them after the token in its place, [batch, T]; and the
       cache.
     """
-    config, layout, sizes = program.config, program.plan.feedforward, program.sizes
+    layout, sizes = program.plan.feedforward, program.sizes
+    room = cache.prefix_length + cache.max_length if room is None else room
+    config = program.config.for_room(room)
     dtype = activation_dtype(params)
     params = standing_for(params, dtype)
     batch, new = tokens.shape
@@ -264,12 +269,13 @@ def extend(
     # Stacked layers are alike; of the others, each may have weights of its own kind.
     layers = [blocks] if isinstance(blocks, Mapping) else blocks
     schedules = [block_schedules(case, weights) for weights in layers]
+    lengths = jnp.pad(cache.lengths, (0, more))
     step = make_step(
         config=config,
         feedforward=layout,
         placement=program.placement,
         schedules=schedules[0],
-        lengths=jnp.pad(cache.lengths, (0, more)),
+        lengths=lengths,
         new=tokens.shape[1],
         prefix_length=cache.prefix_length,
         dtype=dtype,
@@ -280,8 +286,11 @@ def extend(
         # of its sequence.
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
-        x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule)
-        x = scale_embedding(x, config)
+        learned = params.get("positions")
+        positions = None if learned is None else (cache.prefix_length + lengths, learned)
+        x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule, positions)
+        if config.embedding_norm:
+            x = norm_of(x, params["embedding_norm"], step)
     steps = [
         dataclasses.replace(step, schedules=chosen, place=layer % len(config.kinds))
         for layer, chosen in enumerate(schedules * (config.layers // len(layers)))

@@ -109,6 +109,7 @@ def generate(
     seeds = np.zeros((batch,), np.uint32) if seeds is None else seeds
     check_seeds(seeds, batch)
     room = length + max_new_tokens
+    checks.check_room(config, room, prefix)
     if plan is None:
         plan = default_decode(config, mesh, batch, room, chip=chip)
         if prefill_plan is None:

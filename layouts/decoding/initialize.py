@@ -122,6 +122,7 @@ def init_cache(
         for name, size in (("batch", batch), ("max_length", max_length))
     )
     checks.check_prefix_of(prefix, config, mesh)
+    checks.check_room(config, max_length, prefix)
     check_devices(mesh, "to put a cache on")
     plan = (
         default_decode(config, mesh, batch, max_length, chip=chip)

@@ -145,6 +145,23 @@ def check_prefix_of(prefix: object, config: ModelConfig, mesh: MeshLike) -> None
         )
 
 
+def check_room(config: ModelConfig, max_length: int, prefix: Prefix | None) -> None:
+    """Refuses a cache with room for more positions than the model has, and a prefix whose keys are
+    rotated otherwise than those of such a cache.
+
+    Raises:
+      ValueError: it is one.
+    """
+    before = 0 if prefix is None else prefix.length
+    own = config.for_room(before + max_length)
+    if prefix is not None and config.for_room(before) != own:
+        raise ValueError(
+            f"the prefix of {before} positions and a cache with room for {before + max_length} in all "
+            f"differ in the rotary embedding of {config.name}, whose scaling depends on the room; put "
+            "the prefix at the beginning of each prompt instead"
+        )
+
+
 def _check_held(
     name: str, tree: object, mesh: MeshLike | None, deleted: str, elsewhere: str
 ) -> None:

@@ -11,6 +11,7 @@ from jax import lax
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
+from ..models.alibi import alibi_slopes
 from ..models.cache import Entries
 from ..models.config import ModelConfig
 from ..models.functions import add_bias, scale_rows, wide
@@ -19,7 +20,7 @@ from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import FeatureSharding, in_feature_order
 from ..partitionings.feedforward_layout import Outgoing, boundary_shard, feature_bias
 from ..partitionings.weight_stationary import project_in_token_sharded
-from .attention_scores import Segment, attend
+from .attention_scores import HeadTerms, Segment, attend
 from .head_columns import from_attention, to_attention
 from .layer_context import Past, Step
 
@@ -107,7 +108,7 @@ def attend_columns(
     """
     config, place_ = step.config, step.placement
     q, kv = (
-        _to_heads(_biased(y, weights, name, step, columns), step, columns, row_axes)
+        _to_heads(_clipped(_biased(y, weights, name, step, columns), step), step, columns, row_axes)
         for y, name, columns, row_axes in zip(
             projected,
             ("b_q", "b_kv"),
@@ -132,7 +133,8 @@ def attend_columns(
                 lengths = jnp.full(step.lengths.shape, step.prefix_length, jnp.int32)
             before = step.prefix_length + step.lengths
             segments.append(_segment(*prefix, step, before, lengths=lengths))
-        o = attend(q, segments, config, step.first_query)
+        terms = _head_terms(weights, place_.queries, step)
+        o = attend(q, segments, config, step.first_query, terms)
     columns = place_.queries
     o = from_attention(o.reshape(*o.shape[:2], -1), columns, step)
     like = past[0] if past is not None else Entries(new_k)
@@ -149,6 +151,11 @@ def _biased(
     if not step.placement.token_sharded:
         bias = feature_bias(step.feedforward, bias, columns.stored, step.schedule)
     return add_bias(y, bias)
+
+
+def _clipped(y: jax.Array, step: Step) -> jax.Array:
+    limit = step.config.clip_qkv
+    return y if limit is None else jnp.clip(y, -limit, limit)
 
 
 def _to_heads(
@@ -201,7 +208,7 @@ def _real_heads(config: ModelConfig, stored: int) -> Sequence[bool]:
 
 
 def _own_heads(vector: jax.Array, columns: FeatureSharding, step: Step) -> jax.Array:
-    """A replicated vector [stored heads * D] as [heads of this chip in attention * D]."""
+    """A replicated vector [stored heads * n] as [heads of this chip in attention * n], of any n."""
     arrived = columns.arrived(step.placement.moved)
     axes = in_feature_order((*columns.kept, *(a for a in arrived if a not in columns.kept)))
     blocks = vector.reshape(*(ax.axis_size(axis) for axis in axes), -1)
@@ -209,6 +216,17 @@ def _own_heads(vector: jax.Array, columns: FeatureSharding, step: Step) -> jax.A
         if axis in columns.kept:
             blocks = ax.own_block(blocks, (axis,), dim)
     return blocks.reshape(-1)
+
+
+def _head_terms(weights: LayerWeights, columns: FeatureSharding, step: Step) -> HeadTerms | None:
+    """What the heads of this chip in attention have for themselves."""
+    config = step.config
+    if config.alibi is None and not config.sinks:
+        return None
+    slopes = None if config.alibi is None else jnp.asarray(alibi_slopes(config))
+    sinks = weights["sinks"] if config.sinks else None
+    own = (None if x is None else _own_heads(x, columns, step) for x in (slopes, sinks))
+    return HeadTerms(*own)
 
 
 def _segment(
@@ -237,5 +255,5 @@ def _segment(
         ]
     (keys, key_scale), (values, value_scale) = pairs
     window = step.kind.window
-    starts = None if window is None else before
+    starts = None if window is None and step.config.alibi is None else before
     return Segment(keys, values, key_scale, value_scale, lengths, causal, window, starts)

@@ -18,7 +18,7 @@ from collective_einsum.chips import TILE_ROWS
 
 from .. import tuning
 from ..models.config import ModelConfig
-from ..models.functions import base2_scores, wide
+from ..models.functions import LOG2_E, base2_scores, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Segment:
       causal: query t sees positions up to t.
       window: a query sees so many positions, its own and those before it; None for all.
       before: [B], how many positions the first key stands before the first new position; None where
-        there is no window.
+        there is no window and no slope.
     """
 
     keys: jax.Array
@@ -76,11 +76,36 @@ class Segment:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadTerms:
+    """What each query head has for itself in its softmax; all of them in natural logarithms.
+
+    Attributes:
+      slopes: [H], what a key loses for each position that it stands before the query; None for 0.
+      sinks: [H], logits in the denominator; None for none.
+    """
+
+    slopes: jax.Array | None = None
+    sinks: jax.Array | None = None
+
+    def of_rows(self, kv_heads: int, queries: int) -> HeadTerms:
+        """The same in base 2, [1, K, N or 1, 1] for the rows of a key-value head; see `_block`."""
+
+        def rows(x: jax.Array | None) -> jax.Array | None:
+            if x is None:
+                return None
+            x = x.astype(wide(x.dtype)).reshape(kv_heads, -1) * LOG2_E
+            return jnp.tile(x, (1, queries))[None, :, :, None]
+
+        return HeadTerms(rows(self.slopes), rows(self.sinks))
+
+
 def attend(
     q: jax.Array,
     segments: Sequence[Segment],
     config: ModelConfig,
     first: jax.Array | int = 0,
+    terms: HeadTerms | None = None,
 ) -> jax.Array:
     """Softmax attention of each query to what it sees of all segments.
 
@@ -90,6 +115,7 @@ def attend(
       config: the scale and the cap of scores.
       first: the place of the first query among the positions of causal segments, which may be more
         than there are queries.
+      terms: of the H heads; None for none.
 
     Returns:
       [B, T, H, D] in the dtype of q.
@@ -100,7 +126,7 @@ def attend(
     row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
     count = -(-t // max(1, tuning.SCORES_BYTES // row_bytes))
     if count == 1:
-        return _block(q, segments, config, first).reshape(b, t, h, d)
+        return _block(q, segments, config, first, terms).reshape(b, t, h, d)
     groups = min(count, tuning.CAUSAL_GROUPS)
     per_group = -(-count // groups)
     block = -(-t // (groups * per_group))
@@ -113,7 +139,7 @@ def attend(
         rows = padded[:, start:end].reshape(b, per_group, block, *q.shape[2:])
 
         def step(place: jax.Array, rows: jax.Array, seen: Sequence[Segment] = seen):
-            return place + block, _block(rows, seen, config, place)
+            return place + block, _block(rows, seen, config, place, terms)
 
         _, blocks = lax.scan(step, jnp.int32(start) + first, jnp.moveaxis(rows, 1, 0))
         results.append(jnp.moveaxis(blocks, 0, 1).reshape(b, per_group * block, h, d))
@@ -121,7 +147,11 @@ def attend(
 
 
 def _block(
-    q: jax.Array, segments: Sequence[Segment], config: ModelConfig, first: jax.Array | int
+    q: jax.Array,
+    segments: Sequence[Segment],
+    config: ModelConfig,
+    first: jax.Array | int,
+    terms: HeadTerms | None,
 ) -> jax.Array:
     """Attention of the queries [B, T, K, G, D] that begin at position `first` of their chunk.
 
@@ -133,12 +163,15 @@ def _block(
     if t * g == 1:
         # H1 in docs/compiler.md: a dot of one row is a vector loop.
         rows = lax.optimization_barrier(jnp.broadcast_to(rows, (b, k, TILE_ROWS, d)))
-    scores = [_scores(rows, s, config, places) for s in segments]
+    own = HeadTerms() if terms is None else terms.of_rows(k, t)
+    scores = [_scores(rows, s, config, places, own.slopes) for s in segments]
     tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     top = tops[0]
     for other in tops[1:]:
         top = jnp.maximum(top, other)
-    total: jax.Array | float = 0.0
+    if own.sinks is not None:
+        top = jnp.maximum(top, own.sinks)
+    total: jax.Array | float = 0.0 if own.sinks is None else jnp.exp2(own.sinks - top)[..., 0]
     result: jax.Array | float = 0.0
     for s, segment in zip(scores, segments, strict=True):
         powers = jnp.exp2(s - top)
@@ -159,9 +192,15 @@ def _block(
     return jnp.swapaxes(rows.reshape(b, k, t, g, d), 1, 2)
 
 
-def _scores(q: jax.Array, segment: Segment, config: ModelConfig, places: jax.Array) -> jax.Array:
+def _scores(
+    q: jax.Array,
+    segment: Segment,
+    config: ModelConfig,
+    places: jax.Array,
+    slopes: jax.Array | None,
+) -> jax.Array:
     """Base-2 scores [B, K, N, S] of queries [B, K, N, D] that stand at `places` [N] of their chunk;
-    -inf where a query does not see a key."""
+    -inf where a query does not see a key. `slopes` are in base 2, [1, K, N or 1, 1]."""
     labels = "bksd" if segment.keys.ndim == 4 else "ksd"
     scores = jnp.einsum(
         f"bknd,{labels}->bkns",
@@ -173,6 +212,11 @@ def _scores(q: jax.Array, segment: Segment, config: ModelConfig, places: jax.Arr
     if key_scale is not None:
         key_scale = segment.present(key_scale)[..., None, :]
     scores = base2_scores(scores, config, key_scale)
+    if slopes is not None:
+        assert segment.before is not None
+        own = (segment.before[:, None] + places)[:, None, :, None]
+        distance = own - lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+        scores = scores - slopes.astype(scores.dtype) * distance.astype(scores.dtype)
     if segment.causal:
         positions = jnp.arange(segment.size, dtype=jnp.int32)
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)

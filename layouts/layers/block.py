@@ -93,8 +93,12 @@ def _after(y: jax.Array, weights: LayerWeights, name: str, step: Step) -> jax.Ar
     """The norm of what attention or the feedforward add; y where there is none."""
     if name not in step.config.norm_names:
         return y
-    scales = _own_scales(weights[name], step)
-    return normalize(y, scales, step.config, _moments(y, step))
+    return norm_of(y, weights[name], step)
+
+
+def norm_of(y: jax.Array, weights: Mapping[str, jax.Array], step: Step) -> jax.Array:
+    """The norm of y [rows, E over the rest]."""
+    return normalize(y, _own_scales(weights, step), step.config, _moments(y, step))
 
 
 def normed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,11 +13,11 @@ import collective_einsum as ce
 
 from .. import tuning
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import AXES, ScheduleLike
+from ..mesh.axis_collectives import AXES, Axes, ScheduleLike
 from ..models.config import ModelConfig
-from ..models.functions import wide
+from ..models.functions import scale_embedding, wide
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
-from ..partitionings.param_specs import vocab_axes
+from ..partitionings.param_specs import table_axes, vocab_axes
 from ..partitionings.row_order import to_rows
 
 
@@ -26,6 +28,7 @@ def embed(
     layout: FeedForwardLayout,
     dtype: DTypeLike,
     schedule: ScheduleLike,
+    positions: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """The rows of the table that tokens [batch, T] name, as activations between layers.
 
@@ -39,42 +42,64 @@ def embed(
       layout: whose boundary sharding to leave.
       dtype: of the result.
       schedule: of the reduce-scatters.
+      positions: of the first tokens, [batch] int32; and the table of learned positions, [positions over
+        `table_axes`, E], of which the rows of tokens that are not -1 are added. None for no such table.
 
     Returns:
-      [rows, E over the rest].
+      [rows, E over the rest], times `embedding_scale` without the learned positions.
     """
     row_axes = ax.live(layout.batch_axes or layout.position_axes)
     rest = ax.live(boundary_axes(layout))
     shards = ax.size(row_axes)
-    by_shard = to_rows(tokens[:, :, None], layout).reshape(shards, -1)
-    count = by_shard.shape[1]
+    wanted = [tokens]
+    if positions is not None:
+        places = positions[0][:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        wanted.append(jnp.where(tokens < 0, -1, places))
+    by_shard = [to_rows(ids[:, :, None], layout).reshape(shards, -1) for ids in wanted]
+    count = by_shard[0].shape[1]
     row_bytes = shards * config.d_model * jnp.dtype(dtype).itemsize
+    sizes = {axis: lax.axis_size(axis) for axis in AXES}
     slices = -(-count // max(1, tuning.LOOKUP_BYTES // row_bytes))
     length = -(-count // slices)
 
     # Nothing overlaps these sums.
     alone = "blocking" if schedule == "auto" else schedule
 
-    def look_up(ids: jax.Array) -> jax.Array:
-        rows = _rows(table, ids, config, dtype)
+    def look_up(ids: Sequence[jax.Array]) -> jax.Array:
+        rows = _rows(table, ids[0], vocab_axes(config, sizes), dtype)
+        if positions is not None:
+            # One sum over chips adds up both.
+            own = _rows(
+                positions[1], ids[1], table_axes(config.learned_positions or 1, sizes), dtype
+            )
+            rows = scale_embedding(rows, config) + own
         # A dimension of its own: H11 in docs/compiler.md.
         rows = ax.reduce_scatter(rows, row_axes, 0, alone).reshape(-1, rows.shape[-1])
         rows = ax.reduce_scatter_alone(rows, rest, 1, schedule)
         return ax.all_reduce(rows, layout.repeated_axes, schedule)
 
     if slices == 1:
-        return look_up(by_shard)
-    padded = jnp.pad(by_shard, ((0, 0), (0, slices * length - count)))
-    ids = jnp.moveaxis(padded.reshape(shards, slices, length), 1, 0)
-    return lax.map(look_up, ids).reshape(slices * length, -1)[:count]
+        x = look_up(by_shard)
+    else:
+        x = lax.map(look_up, [_sliced(ids, slices, length) for ids in by_shard])
+        x = x.reshape(slices * length, -1)[:count]
+    return scale_embedding(x, config) if positions is None else x
+
+
+def _sliced(ids: jax.Array, slices: int, length: int) -> jax.Array:
+    """[slices, shards, length] from [shards, at most slices * length]."""
+    shards, count = ids.shape
+    padded = jnp.pad(ids, ((0, 0), (0, slices * length - count)))
+    return jnp.moveaxis(padded.reshape(shards, slices, length), 1, 0)
 
 
 def _rows(
-    table: jax.Array | ce.Quantized, ids: jax.Array, config: ModelConfig, dtype: DTypeLike
+    table: jax.Array | ce.Quantized, ids: jax.Array, axes: Axes, dtype: DTypeLike
 ) -> jax.Array:
-    """The rows [..., E] of ids [...] that this chip has to give, zero elsewhere."""
+    """The rows [..., E] of ids [...] that this chip has to give of a table sharded over `axes`, zero
+    elsewhere."""
     local = table.shape[0]
-    axes = ax.live(vocab_axes(config, {axis: lax.axis_size(axis) for axis in AXES}))
+    axes = ax.live(axes)
     first = lax.axis_index(axes) * local if axes else 0
     index = ids - first
     mine = (index >= 0) & (index < local)

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from collective_einsum.text import brief
 
 from ..arguments import as_flag, as_size, check_word, is_number
+from .gate_clamp import GateClamp as GateClamp
 from .rotary import Rotary as Rotary
 
 Block = Literal["parallel", "serial"]
@@ -68,22 +69,31 @@ class ModelConfig:
       activation: "silu" (swish), "gelu" (exact), "gelu_tanh" (its approximation), "relu" or
         "relu_squared".
       gated: the activation multiplies a second input matrix: SwiGLU, GeGLU (arXiv 2002.05202).
+      gate_clamp: bounds of a gated feedforward with "silu", a `GateClamp`; None for none.
       norm: "rmsnorm" or "layernorm", of attention's and the feedforward's, and before unembedding.
       norm_epsilon: added to the mean square (or variance).
       norm_placement: a norm stands "before" attention and before the feedforward; or "after" each of
         them, before the sum with what they were given; or "both". A parallel block has one before.
       norm_offset: added to the scales of these norms: 1.0 if they are stored less 1, as Gemma's are.
+      clip_qkv: the largest magnitude of queries, keys and values behind their projections, those beyond
+        it are clipped; None for any.
       query_key_norm: "rmsnorm" or "layernorm" of queries and of keys before they are rotated, with
         scales of their own; or None.
       query_key_norm_span: "head" if each head is normalized by itself, or "heads" if all heads of a
         token are together.
       rotary: rotary position embedding of queries and keys, or None.
+      alibi: each query head subtracts a slope times the distance of a key from its score (arXiv
+        2108.12409), with the slopes of that paper times this factor; None for none.
+      sinks: each query head has a logit of its own in the denominator of its softmax.
+      learned_positions: rows of a table of which one is added to the embedding of each token, that of
+        its position, and so the most positions of a sequence; None for no table.
       attention_kinds: an `AttentionKind` for each of the first layers, which repeat: two of them for
         layers of two kinds in turn. None of them if attention is the same in all layers, and full.
       biases: True if every matrix has a bias, and so has a layernorm, but unembedding has none; or the
         names of what has one, of "q", "kv", "o", "in", "gate", "out", "norm" and "unembedding".
       tied_embedding: one table embeds tokens and unembeds the last layer.
       embedding_scale: factor of the embedding of a token.
+      embedding_norm: a norm stands behind the embedding.
       residual_scale: factor of what attention and the feedforward add.
       attention_scale: factor of the products of queries and keys; None for 1/sqrt(d_head).
       attention_cap: c of c * tanh(s / c), which replaces the products s after `attention_scale`; None
@@ -111,17 +121,23 @@ class ModelConfig:
     block: Block = "serial"
     activation: Activation = "silu"
     gated: bool = True
+    gate_clamp: GateClamp | None = None
     norm: Norm = "rmsnorm"
     norm_epsilon: float = 1e-6
     norm_placement: NormPlacement = "before"
     norm_offset: float = 0.0
+    clip_qkv: float | None = None
     query_key_norm: Norm | None = None
     query_key_norm_span: Span = "head"
     rotary: Rotary | None = _ROTARY
+    alibi: float | None = None
+    sinks: bool = False
+    learned_positions: int | None = None
     attention_kinds: Sequence[AttentionKind] = ()
     biases: bool | Sequence[Biased] = False
     tied_embedding: bool = True
     embedding_scale: float = 1.0
+    embedding_norm: bool = False
     residual_scale: float = 1.0
     attention_scale: float | None = None
     attention_cap: float | None = None
@@ -138,8 +154,10 @@ class ModelConfig:
             check_word(f"{self.name}: {field}", getattr(self, field), get_args(words))
         if self.query_key_norm is not None:
             check_word(f"{self.name}: query_key_norm", self.query_key_norm, get_args(Norm))
-        for field in ("gated", "tied_embedding"):
+        for field in ("gated", "tied_embedding", "sinks", "embedding_norm"):
             object.__setattr__(self, field, as_flag(f"{self.name}: {field}", getattr(self, field)))
+        if self.learned_positions is not None:
+            self._check_size("learned_positions")
         self._check_biases()
         self._check_factors()
         if self.block == "parallel" and self.norm_placement != "before":
@@ -150,6 +168,7 @@ class ModelConfig:
             )
         if not isinstance(self.norm_epsilon, numbers.Real) or not self.norm_epsilon > 0:
             raise ValueError(f"{self.name}: norm_epsilon={self.norm_epsilon!r} must be positive")
+        self._check_gate_clamp()
         self._check_heads()
         self._check_vocab()
         self._check_kinds()
@@ -160,6 +179,19 @@ class ModelConfig:
     def _check_size(self, field: str) -> None:
         # A numpy integer would make two equal configs print differently.
         object.__setattr__(self, field, as_size(f"{self.name}: {field}", getattr(self, field)))
+
+    def _check_gate_clamp(self) -> None:
+        if self.gate_clamp is None:
+            return
+        if not isinstance(self.gate_clamp, GateClamp):
+            raise ValueError(
+                f"{self.name}: gate_clamp={self.gate_clamp!r} must be a GateClamp() or None"
+            )
+        if not self.gated or self.activation != "silu":
+            raise ValueError(
+                f'{self.name}: gate_clamp needs gated=True and activation="silu", got '
+                f"gated={self.gated} and activation={self.activation!r}"
+            )
 
     def _check_heads(self) -> None:
         if self.heads % self.kv_heads:
@@ -215,7 +247,7 @@ class ModelConfig:
                 "make that an even number, or set rotary=None"
             )
         try:
-            rotary.frequencies(self.d_head)
+            rotary.at(self.d_head, 1).frequencies(self.d_head)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
@@ -328,6 +360,31 @@ class ModelConfig:
         """The rotary embedding of layers with this kind of attention."""
         return self.rotary if kind.rotary == "model" else kind.rotary
 
+    def for_room(self, positions: int) -> ModelConfig:
+        """The config for a cache that has room for so many positions, shared prefix included: itself,
+        unless the scaling of a rotary embedding depends on them.
+
+        Raises:
+          ValueError: the table of learned positions has fewer.
+        """
+        if self.learned_positions is not None and positions > self.learned_positions:
+            raise ValueError(
+                f"{self.name}: a cache with room for {positions} positions, those of a prefix included, "
+                f"but learned_positions={self.learned_positions} is the size of the table; use a "
+                f"max_length that makes it {self.learned_positions} or fewer"
+            )
+
+        def at(rotary: Rotary | None) -> Rotary | None:
+            return None if rotary is None else rotary.at(self.d_head, positions)
+
+        kinds = tuple(
+            kind if kind.rotary == "model" else dataclasses.replace(kind, rotary=at(kind.rotary))
+            for kind in self.attention_kinds
+        )
+        if at(self.rotary) == self.rotary and kinds == tuple(self.attention_kinds):
+            return self
+        return dataclasses.replace(self, rotary=at(self.rotary), attention_kinds=kinds)
+
     @property
     def rotary_dims(self) -> int:
         """Number of dimensions of each head that are rotated."""
@@ -353,6 +410,8 @@ class ModelConfig:
         layer = 2 * self.d_model * self.d_head * (heads + kv_heads)
         layer += (3 if self.gated else 2) * self.d_model * self.d_ff
         layer += norm * len(self.norm_names)
+        if self.sinks:
+            layer += heads
         if self.query_key_norm is not None:
             layer += self.d_head * (heads + kv_heads)
         sizes: dict[Biased, int] = {
@@ -369,7 +428,9 @@ class ModelConfig:
     def _count_ends(self, vocab: int) -> int:
         tables = (1 if self.tied_embedding else 2) * vocab * self.d_model
         bias = vocab if self.has_bias("unembedding") else 0
-        return tables + bias + self._norm_parameters
+        positions = (self.learned_positions or 0) * self.d_model
+        norms = self._norm_parameters * (2 if self.embedding_norm else 1)
+        return tables + positions + bias + norms
 
     @property
     def _norm_parameters(self) -> int:
@@ -383,7 +444,7 @@ _WORDS = {
     "norm_placement": NormPlacement,
     "query_key_norm_span": Span,
 }
-_OPTIONAL_FACTORS = ("attention_scale", "attention_cap", "logit_cap")
+_OPTIONAL_FACTORS = ("attention_scale", "attention_cap", "logit_cap", "clip_qkv", "alibi")
 _FACTORS = (
     "norm_offset",
     "embedding_scale",

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from .config import Activation, ModelConfig, Rotary
+from .config import Activation, GateClamp, ModelConfig, Rotary
 
 # exp(x) = 2**(x * LOG2_E). Hardware has exp2; where x is multiplied by a constant anyway (a query by
 # 1/sqrt(D), a logit by 1/temperature), this factor is part of the constant.
@@ -48,13 +48,20 @@ def activate(x: jax.Array, activation: Activation) -> jax.Array:
 
 
 def feedforward_hidden(
-    inner: jax.Array, gate: jax.Array | None, activation: Activation
+    inner: jax.Array,
+    gate: jax.Array | None,
+    activation: Activation,
+    clamp: GateClamp | None = None,
 ) -> jax.Array:
     """activation(gate) * inner, or activation(inner) without a gate (None), of any one shape; the
-    product is rounded once."""
+    product is rounded once. With a clamp, what `GateClamp` says."""
     if gate is None:
         return activate(inner, activation)
     narrow = inner.dtype
+    if clamp is not None:
+        g, u = (y.astype(wide(narrow)) for y in (gate, inner))
+        g, u = jnp.minimum(g, clamp.limit), jnp.clip(u, -clamp.limit, clamp.limit)
+        return (swish(g * clamp.alpha) / clamp.alpha * (u + clamp.offset)).astype(narrow)
     return (activate(gate.astype(wide(narrow)), activation) * inner.astype(wide(narrow))).astype(
         narrow
     )
@@ -249,4 +256,5 @@ def hidden(
       [rows, the slice of F].
     """
     biased = [add_bias(y, biases.get(name)) for y, name in zip(inner, BIASES, strict=False)]
-    return feedforward_hidden(biased[0], biased[1] if config.gated else None, config.activation)
+    gate = biased[1] if config.gated else None
+    return feedforward_hidden(biased[0], gate, config.activation, config.gate_clamp)

@@ -42,6 +42,7 @@ def _padded(given: LayerWeights, config: ModelConfig) -> Params:
         (HEAD_DIM, config.heads, real, config.d_head),
         (KV_HEAD_DIM, config.kv_heads, real_kv, 2 * config.d_head),
         ({"norm_k": -1}, config.kv_heads, real_kv, config.d_head),
+        ({"sinks": -1}, config.heads, real, 1),
     ):
         for name, dim in dims.items():
             if name not in blocks:

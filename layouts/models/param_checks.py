@@ -147,12 +147,18 @@ def _reason(path: str, config: ModelConfig) -> str:
     name = path.rsplit("/", 1)[-1]
     if name in ("norm_q", "norm_k"):
         return f" (query_key_norm={config.query_key_norm!r}, padded_heads={config.padded_heads})"
+    if name == "sinks":
+        return f" (sinks={config.sinks}, padded_heads={config.padded_heads})"
+    if "embedding_norm" in path:
+        return f" (embedding_norm={config.embedding_norm}, norm={config.norm!r})"
     if "/norm" in path and name == "scale":
         return f" (block={config.block!r}, norm_placement={config.norm_placement!r})"
     if name == "w_gate" or name == "b_gate":
         return f" (gated={config.gated}, biases={config.biases})"
     if name == "unembedding":
         return f" (tied_embedding={config.tied_embedding}, padded_vocab={config.padded_vocab})"
+    if name == "positions":
+        return f" (learned_positions={config.learned_positions})"
     if name == "embedding":
         return f" (vocab={config.vocab}, padded_vocab={config.padded_vocab})"
     if name == "bias" or name.startswith("b_"):

@@ -15,6 +15,9 @@ padded heads and tokens. Heads are consecutive, and in "w_kv" each is its key an
 compiler copies a matrix that is stored in more than two dimensions in each step, and two small matmuls
 cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`.
 
+Attention sinks are `sinks` [H]. A model with learned positions has `positions` [learned_positions, E]
+beside the embedding, and one with a norm behind it `embedding_norm`, as `final_norm`.
+
 `blocks` may also be a list with such a tree for each layer, without `layers` in front: see
 `stacked_params`.
 """
@@ -78,6 +81,8 @@ def _shapes(config: ModelConfig) -> Params:
     h, k = config.stored_heads, config.stored_kv_heads
     norm = {"scale": (e,)} | ({"bias": (e,)} if config.norm_bias else {})
     block: Params = dict.fromkeys(config.norm_names, norm)
+    if config.sinks:
+        block["sinks"] = (h,)
     if config.query_key_norm is not None:
         block |= {"norm_q": (h * d,), "norm_k": (k * d,)}
     # Matrices: H7 in docs/compiler.md.
@@ -92,6 +97,10 @@ def _shapes(config: ModelConfig) -> Params:
     tree: Params = {"embedding": table, "blocks": stacked, "final_norm": norm}
     if not config.tied_embedding:
         tree["unembedding"] = table
+    if config.learned_positions is not None:
+        tree["positions"] = (config.learned_positions, e)
+    if config.embedding_norm:
+        tree["embedding_norm"] = norm
     return tree | ({"b_unembedding": table[:1]} if config.has_bias("unembedding") else {})
 
 
@@ -152,7 +161,7 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
     if name in ("scale", "norm_q", "norm_k"):
         return 1 - config.norm_offset + uniform * 2.0**-25
     fan_in = {"w_o": config.heads * config.d_head, "w_out": config.d_ff}
-    if name in MATRICES or name in TABLES:
+    if name in MATRICES or name in (*TABLES, "positions"):
         # Products keep the variance of their operand; those that layers add to a token's embedding get
         # more, so that layers decide about the next token.
         deviation = (3 if name in fan_in else 1) / math.sqrt(fan_in.get(name, config.d_model))
@@ -170,6 +179,7 @@ def _mask_padding(name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
         (HEAD_DIM, config.real_heads, config.d_head),
         (KV_HEAD_DIM, real_kv, 2 * config.d_head),
         ({"norm_k": -1}, real_kv, config.d_head),
+        ({"sinks": -1}, config.real_heads, 1),
     ):
         if name in dims and not all(present):
             heads = x.ndim + dims[name]

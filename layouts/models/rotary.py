@@ -148,7 +148,71 @@ class DividedScaling:
         return frequencies / np.asarray(self.divisors), self.attention_factor
 
 
-Scaling = LinearScaling | Llama3Scaling | YarnScaling | DividedScaling
+@dataclasses.dataclass(frozen=True)
+class DynamicScaling:
+    """A base that grows with the positions that a cache has room for, beyond those of the model.
+
+    Attributes:
+      factor: how much faster than in proportion it grows.
+      original_positions: of the model; with room for no more, the base stays.
+    """
+
+    factor: float
+    original_positions: int
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "factor")
+        if self.factor < 1:
+            raise ValueError(f"DynamicScaling: factor={self.factor} must be 1 or more")
+        as_size("DynamicScaling: original_positions", self.original_positions)
+
+    def at(self, rotary: Rotary, d_head: int, positions: int) -> Rotary:
+        """The rotary embedding without a scaling, for so many positions."""
+        dims, longer = rotary.dims(d_head), max(1.0, positions / self.original_positions)
+        if dims < 4:
+            raise ValueError(f"DynamicScaling needs 4 dimensions that are rotated, got {dims}")
+        grown = self.factor * longer - (self.factor - 1)
+        base = rotary.base * grown ** (dims / (dims - 2))
+        return dataclasses.replace(rotary, base=base, scaling=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRopeScaling:
+    """Divisors for caches with room for long contexts, and others for short ones (arXiv 2402.13753).
+
+    Attributes:
+      original_positions: with room for more than these, a cache is long.
+      short, long: divisors, as those of `DividedScaling`.
+      attention_factor: of queries and keys.
+    """
+
+    original_positions: int
+    short: Sequence[float]
+    long: Sequence[float]
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        as_size("LongRopeScaling: original_positions", self.original_positions)
+        for field in ("short", "long"):
+            own = DividedScaling(getattr(self, field), self.attention_factor)
+            object.__setattr__(self, field, own.divisors)
+        if len(self.short) != len(self.long):
+            raise ValueError(
+                f"LongRopeScaling: short has {len(self.short)} divisors and long {len(self.long)}; "
+                "both need one for each pair of dimensions that is rotated"
+            )
+
+    def at(self, rotary: Rotary, d_head: int, positions: int) -> Rotary:
+        """The rotary embedding with the divisors for so many positions."""
+        del d_head
+        divisors = self.long if positions > self.original_positions else self.short
+        return dataclasses.replace(rotary, scaling=DividedScaling(divisors, self.attention_factor))
+
+
+FixedScaling = LinearScaling | Llama3Scaling | YarnScaling | DividedScaling
+# Those that depend on how many positions a cache has room for.
+ScalingByRoom = DynamicScaling | LongRopeScaling
+Scaling = FixedScaling | ScalingByRoom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +225,8 @@ class Rotary:
       interleaved: pairs are (0, 1), (2, 3), ..., as in PaLM and GPT-J; otherwise i is paired with
         i + half, as in Llama.
       scaling: for contexts longer than those that a model was trained on first: a `LinearScaling`,
-        `Llama3Scaling`, `YarnScaling` or `DividedScaling`; or None.
+        `Llama3Scaling`, `YarnScaling`, `DividedScaling`, `DynamicScaling` or `LongRopeScaling`; or
+        None.
     """
 
     base: float = 10000.0
@@ -184,20 +249,35 @@ class Rotary:
         if self.scaling is not None and not isinstance(self.scaling, Scaling):
             raise ValueError(
                 f"rotary scaling={self.scaling!r} must be a LinearScaling, Llama3Scaling, "
-                "YarnScaling or DividedScaling, or None"
+                "YarnScaling, DividedScaling, DynamicScaling or LongRopeScaling, or None"
             )
 
     def dims(self, d_head: int) -> int:
         """Number of a head's `d_head` dimensions that are rotated; always even in a ModelConfig."""
         return round(self.fraction * d_head)
 
+    def at(self, d_head: int, positions: int) -> Rotary:
+        """That of a cache with room for so many positions: another if the scaling depends on them.
+
+        Raises:
+          ValueError: the scaling needs more dimensions than are rotated.
+        """
+        if not isinstance(self.scaling, ScalingByRoom):
+            return self
+        return self.scaling.at(self, d_head, positions)
+
     def frequencies(self, d_head: int) -> tuple[np.ndarray, float]:
         """The angle by which a position turns each pair of dimensions, in radians, [dims / 2] float64,
         and the factor of what is rotated.
 
         Raises:
-          ValueError: the scaling has another number of divisors.
+          ValueError: the scaling has another number of divisors, or depends on a cache's room.
         """
+        if isinstance(self.scaling, ScalingByRoom):
+            raise ValueError(
+                f"{type(self.scaling).__name__} depends on how many positions a cache has room for; "
+                "give config.for_room(positions), such as config.for_room(4096)"
+            )
         dims = self.dims(d_head)
         frequencies = self.base ** -(np.arange(0, dims, 2) / dims)
         if self.scaling is None:

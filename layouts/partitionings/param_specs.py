@@ -68,12 +68,15 @@ def placed_param_specs(config: ModelConfig, sizes: Mapping[str, int], params: Pa
     """
     by_name = block_specs(config, sizes)
     table = P(vocab_axes(config, sizes) or None, None)
+    positions = P(table_axes(config.learned_positions or 1, sizes) or None, None)
     leading = () if is_unrolled(params) else (None,)
 
     def spec(path: KeyPath, x: object) -> P | ce.Quantized:
         name = str(getattr(path[-1], "key", path[-1]))
         if name in ("embedding", "unembedding"):
             return spec_of(x, table)
+        if name == "positions":
+            return positions
         if name == "b_unembedding":
             return P(*table[:1])
         if str(getattr(path[0], "key", path[0])) != "blocks":
@@ -111,8 +114,13 @@ def block_specs(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, P]:
 
 
 def vocab_axes(config: ModelConfig, sizes: Mapping[str, int]) -> Axes:
-    """The axes that shard the vocabulary: x, y and z, as far as one after another divides it."""
-    left, axes = config.stored_vocab, []
+    """The axes that shard the vocabulary, as `table_axes` says."""
+    return table_axes(config.stored_vocab, sizes)
+
+
+def table_axes(rows: int, sizes: Mapping[str, int]) -> Axes:
+    """The axes that shard the rows of a table: x, y and z, as far as one after another divides them."""
+    left, axes = rows, []
     for axis in AXES:
         if left % sizes[axis] == 0:
             axes.append(axis)

@@ -18,7 +18,14 @@ import pytest
 from safetensors.numpy import save_file
 
 import layouts
-from layouts.checkpoints import FAMILIES, Family, load
+from layouts.checkpoints import (
+    FAMILIES,
+    ConfigFields,
+    Family,
+    PositionTable,
+    Untransposed,
+    load,
+)
 from layouts.models.params import quantize
 
 FIELDS: dict[str, Any] = {
@@ -169,8 +176,8 @@ def test_refuses_a_truncated_file(mesh_of: Any, folder: Path) -> None:
         ({"hidden_act": "mish"}, r"hidden_act='mish' is not supported; activations are"),
         ({"hidden_size": None}, r"lacks 'hidden_size', a positive integer"),
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 2}},
-            r"no rotary scaling of type 'dynamic'",
+            {"rope_scaling": {"type": "proportional", "factor": 2}},
+            r"no rotary scaling of type 'proportional'",
         ),
         ({"quantization_config": {"bits": 4}}, r"quantization_config=.* is not supported"),
     ],
@@ -179,6 +186,49 @@ def test_refuses_a_config(tmp_path: Path, fields: Any, message: str) -> None:
     write(tmp_path, {}, **fields)
     with pytest.raises(ValueError, match=message):
         layouts.config_from_hf(tmp_path)
+
+
+def test_sinks_positions_and_matrices_that_are_not_transposed(mesh_of: Any, tmp_path: Path) -> None:
+    """As a family of one's own has them; and names without what they usually begin with."""
+    llama = next(family for family in FAMILIES if "llama" in family.model_types)
+    modules = {
+        **(llama.modules if isinstance(llama.modules, dict) else {}),
+        "sinks": "model.layers.{layer}.self_attn.sinks",
+        "positions": PositionTable("model.positions", 2),
+        "in": Untransposed("model.layers.{layer}.mlp.up_proj"),
+        "out": Untransposed("model.layers.{layer}.mlp.down_proj"),
+        "q": Untransposed("model.layers.{layer}.self_attn.q_proj"),
+    }
+
+    def config_of(fields: ConfigFields) -> layouts.ModelConfig:
+        return dataclasses.replace(llama.config(fields), sinks=True, learned_positions=6)
+
+    stored = tensors()
+    random = np.random.default_rng(1)
+    for layer in range(2):
+        stored[f"model.layers.{layer}.self_attn.sinks"] = random.normal(size=4).astype(np.float32)
+        for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj"):
+            key = f"model.layers.{layer}.{name}.weight"
+            stored[key] = stored[key].T.copy()
+    stored["model.positions.weight"] = random.normal(size=(8, 32)).astype(np.float32)
+    write(tmp_path, {name.removeprefix("model."): x for name, x in stored.items()})
+    own = Family(("mine",), config_of, modules, base_prefix="model.")
+    config = layouts.config_from_hf(tmp_path, family=own)
+    padded = dataclasses.replace(config, padded_heads=8, padded_vocab=72)
+    mesh = mesh_of((2, 2, 2), "xyz")
+    params = load(tmp_path, mesh, config=padded, family=own, dtype=jnp.float32)
+    np.testing.assert_array_equal(params["positions"], stored["model.positions.weight"][2:])
+    sinks = np.asarray(params["blocks"]["sinks"][1]).reshape(2, 4)
+    np.testing.assert_array_equal(
+        sinks[:, :2], stored["model.layers.1.self_attn.sinks"].reshape(2, 2)
+    )
+    assert not sinks[:, 2:].any()
+    for name, module in (("w_in", "up_proj"), ("w_out", "down_proj")):
+        wanted = stored[f"model.layers.0.mlp.{module}.weight"]
+        np.testing.assert_array_equal(params["blocks"][name][0], wanted)
+    plain = load(tmp_path, mesh_of((1, 1, 1), "xyz"), family=own, dtype=jnp.float32)
+    wanted = stored["model.layers.0.self_attn.q_proj.weight"]
+    np.testing.assert_array_equal(plain["blocks"]["w_q"][0], wanted)
 
 
 def test_windows_of_layers(tmp_path: Path) -> None:
@@ -191,6 +241,19 @@ def test_windows_of_layers(tmp_path: Path) -> None:
     write(tmp_path, {}, model_type="mistral", sliding_window=16, layer_types=types)
     with pytest.raises(ValueError, match=r"layer_types=.*layouts has no 'chunked_attention'"):
         layouts.config_from_hf(tmp_path)
+
+
+def test_rotary_embeddings_of_an_older_gemma_3(tmp_path: Path) -> None:
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 8}
+    old["rope_scaling"] = {"type": "linear", "factor": 8.0}
+    write(tmp_path, {}, model_type="gemma3_text", num_hidden_layers=26, **old)
+    config = layouts.config_from_hf(tmp_path)
+    assert config.rotary == layouts.Rotary(base=1e6, scaling=layouts.LinearScaling(8.0))
+    assert [config.rotary_of(kind) == config.rotary for kind in config.kinds[:6]] == [False] * 5 + [
+        True
+    ]
+    assert config.rotary_of(config.kinds[0]) == layouts.Rotary(base=1e4)
+    assert [kind.window for kind in config.kinds[:6]] == [8] * 5 + [None]
 
 
 def test_a_family_of_ones_own(mesh_of: Any, folder: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from layouts.models.config import ModelConfig
+from layouts.models.alibi import alibi_slopes
+from layouts.models.config import GateClamp, ModelConfig
 from layouts.models.named_models import (
     MT_NLG_530B,
     PALM_8B,
@@ -21,7 +22,15 @@ from layouts.models.named_models import (
     TINY_RELU,
     model,
 )
-from layouts.models.rotary import DividedScaling, LinearScaling, Llama3Scaling, Rotary, YarnScaling
+from layouts.models.rotary import (
+    DividedScaling,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rotary,
+    YarnScaling,
+)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +117,14 @@ def test_rotary_dimensions() -> None:
         ({"norm_offset": "1"}, r"norm_offset='1' must be a number$"),
         ({"padded_vocab": 60}, r"padded_vocab=60 is less than vocab=64"),
         ({"rotary": Rotary(scaling=DividedScaling((1.0,)))}, r"has 1 divisors.*8 dim.*4 pairs"),
+        ({"gate_clamp": 7.0}, r"gate_clamp=7\.0 must be a GateClamp\(\) or None"),
+        (
+            {"gate_clamp": GateClamp(), "activation": "relu"},
+            r"gate_clamp needs gated=True and activation=\"silu\"",
+        ),
+        ({"learned_positions": 0}, r"learned_positions=0 must be a positive integer"),
+        ({"alibi": -1.0}, r"alibi=-1\.0 must be a positive number or None"),
+        ({"sinks": 1}, r"sinks=1 must be True or False"),
         ({"norm_epsilon": 0.0}, r"norm_epsilon=0\.0 must be positive"),
         ({"d_head": 7}, r"d_head=7 is 7 dimensions; make that an even number"),
         ({"rotary": Rotary(fraction=0.01)}, r"d_head=8 is 0 dimensions"),
@@ -140,6 +157,12 @@ def test_refuses_a_rotary_setting(settings: dict[str, Any], message: str) -> Non
         (lambda: Llama3Scaling(8.0, 8192, 4.0, 4.0), r"high_frequency_factor=4\.0 must be greater"),
         (lambda: YarnScaling(4.0, 4096, attention_factor=-1), r"attention_factor=-1 must be"),
         (lambda: DividedScaling(()), r"divisors=\(\) must be positive numbers"),
+        (lambda: DynamicScaling(0.5, 8), r"factor=0\.5 must be 1 or more"),
+        (lambda: LongRopeScaling(8, (1.0,), (1.0, 2.0)), r"short has 1 divisors and long 2"),
+        (
+            lambda: Rotary(scaling=DynamicScaling(2.0, 8)).frequencies(8),
+            r"DynamicScaling depends on how many positions .*config\.for_room\(positions\)",
+        ),
     ],
 )
 def test_refuses_a_scaling(make: Callable[[], object], message: str) -> None:
@@ -155,6 +178,22 @@ def test_biases_by_name() -> None:
     assert not TINY_MULTIHEAD.has_bias("unembedding")
     assert TINY_MULTIHEAD.has_bias("norm")
     assert not TINY_MULTIHEAD.has_bias("gate")
+
+
+def test_parameters_of_sinks_and_a_norm_of_the_embedding() -> None:
+    more = dataclasses.replace(TINY_PADDED, sinks=True, embedding_norm=True)
+    assert more.parameters - TINY_PADDED.parameters == TINY_PADDED.layers * 6 + TINY_PADDED.d_model
+    assert more.stored_parameters - TINY_PADDED.stored_parameters == (
+        TINY_PADDED.layers * 8 + TINY_PADDED.d_model
+    )
+
+
+def test_slopes_are_the_papers() -> None:
+    eight = dataclasses.replace(TINY_MULTIQUERY, heads=8, rotary=None, alibi=1.0)
+    assert alibi_slopes(eight).tolist() == [2.0**-i for i in range(1, 9)]
+    six = dataclasses.replace(TINY_PADDED, rotary=None, alibi=2.0)
+    # Those of 4 heads, then every other of 8, then padding.
+    assert alibi_slopes(six).tolist() == [0.5, 0.125, 0.03125, 2.0**-7, 1.0, 0.25, 0.0, 0.0]
 
 
 def test_stored_tokens() -> None:

@@ -12,10 +12,18 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.models.config import AttentionKind, ModelConfig
+from layouts.models.config import AttentionKind, GateClamp, ModelConfig
 from layouts.models.named_models import TINY_GROUPED, TINY_MULTIHEAD, TINY_PADDED
 from layouts.models.params import init
-from layouts.models.rotary import DividedScaling, LinearScaling, Llama3Scaling, Rotary, YarnScaling
+from layouts.models.rotary import (
+    DividedScaling,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rotary,
+    YarnScaling,
+)
 from tests.products import sampled
 
 from .models import prompts
@@ -45,6 +53,27 @@ FEATURES = {
     "llama3": scaled(Llama3Scaling(8.0, 16)),
     "yarn": scaled(YarnScaling(8.0, 16)),
     "divided": scaled(DividedScaling((1.0, 1.5, 4.0, 8.0), 1.2)),
+    "dynamic": scaled(DynamicScaling(4.0, ROOM - 3)),
+    "dynamic, short": scaled(DynamicScaling(4.0, ROOM)),
+    "longrope": scaled(LongRopeScaling(ROOM - 1, (1.0,) * 4, (1.0, 1.5, 4.0, 8.0), 1.2)),
+    "longrope, short": scaled(LongRopeScaling(ROOM, (1.0, 1.1, 1.2, 2.0), (3.0,) * 4)),
+    "clipped": grouped(clip_qkv=0.4, biases=("q", "kv")),
+    "learned positions": grouped(rotary=None, learned_positions=ROOM, embedding_scale=1.5),
+    "learned positions, other axes": grouped(rotary=None, vocab=62, learned_positions=3 * ROOM),
+    "learned positions, one for all": grouped(rotary=None, learned_positions=9),
+    "alibi": grouped(rotary=None, alibi=1.0),
+    "alibi, 6 heads, padded": dataclasses.replace(TINY_PADDED, rotary=None, alibi=0.5),
+    "alibi, multihead": dataclasses.replace(TINY_MULTIHEAD, rotary=None, alibi=1.0),
+    "alibi, window": grouped(
+        rotary=None, alibi=1.0, attention_kinds=(AttentionKind(window=3), AttentionKind())
+    ),
+    "norm of the embedding": grouped(embedding_norm=True, norm="layernorm", biases=("norm",)),
+    "norm of the embedding, rms": dataclasses.replace(TINY_PADDED, embedding_norm=True),
+    "sinks": grouped(sinks=True),
+    "sinks, padded": dataclasses.replace(TINY_PADDED, sinks=True),
+    "sinks, multihead": dataclasses.replace(TINY_MULTIHEAD, sinks=True),
+    "clamped gate": grouped(gate_clamp=GateClamp(limit=0.4)),
+    "clamped gate, parallel": dataclasses.replace(TINY_PADDED, gate_clamp=GateClamp(limit=0.5)),
     "relu squared": grouped(activation="relu_squared", gated=False),
     "norms after": grouped(norm_placement="after"),
     "norms before and after": grouped(norm_placement="both"),

@@ -27,6 +27,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 MULTIHEAD = {"num_key_value_heads": 4}
 _FALCON = {"n_embed": None, "num_kv_heads": None, **MULTIHEAD}
 LLAMA3 = {
@@ -44,6 +45,24 @@ YARN = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
+_GEMMA3 = {
+    "head_dim": 16,
+    "sliding_window": 3,
+    "num_hidden_layers": 7,
+    "query_pre_attn_scalar": 24,
+    "rope_parameters": {
+        "full_attention": LINEAR,
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+    },
+}
+_VISION = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 # Of each case: the model type, and what its config has besides SIZES.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,10 +110,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     ),
     "phi3, window": ("phi3", {"sliding_window": 4}),
+    "gemma3": ("gemma3_text", _GEMMA3),
+    "gemma3, images": ("gemma3", {"text_config": SIZES | _GEMMA3, "vision_config": _VISION}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}),
+    "smollm3, windows": (
+        "smollm3",
+        {"use_sliding_window": True, "sliding_window": 3, "no_rope_layers": [1, 0, 0]}
+        | {"num_hidden_layers": 3},
+    ),
+    "cohere2": ("cohere2", {"sliding_window": 3, "num_hidden_layers": 5, "logit_scale": 0.3}),
     "olmo": ("olmo", {"attention_bias": True}),
+    "olmo, clipped": ("olmo", {"attention_bias": True, "clip_qkv": 0.4}),
     "olmo2": ("olmo2", {}),
     "phi": ("phi", MULTIHEAD),
     "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
+    "gpt2": ("gpt2", GPT),
+    "gpt2, no scale": ("gpt2", {**GPT, "n_inner": 40, "scale_attn_weights": False}),
+    "gpt_bigcode": ("gpt_bigcode", GPT),
+    "gpt_bigcode, multihead": ("gpt_bigcode", {**GPT, "multi_query": False}),
+    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "opt, no biases": (
+        "opt",
+        {"ffn_dim": 48, "word_embed_proj_dim": 32, "enable_bias": False},
+    ),
     "gptj": (
         "gptj",
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
@@ -117,6 +155,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
+    "falcon, alibi": (
+        "falcon",
+        {"alibi": True, "parallel_attn": False, "bias": True, "multi_query": False},
+    ),
+    "bloom": ("bloom", {}),
+    "bloom, 6 heads": ("bloom", {"hidden_size": 48, "num_attention_heads": 6}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "stablelm, 12b": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     "cohere": ("cohere", {}),
@@ -132,14 +176,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def make(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
     """A model of transformers with random parameters: norms' scales and biases too."""
     sizes: dict[str, Any] = dict(SIZES)
-    if kind == "gptj":
+    if kind in ("gptj", "gpt2", "gpt_bigcode"):
         sizes = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gemma3":
+        sizes = {"mm_tokens_per_image": 4}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = transformers.CONFIG_MAPPING[kind](**{**sizes, **copy.deepcopy(fields)})
-        config._attn_implementation = "eager"
+        # The eager attention of Falcon adds ALiBi twice.
+        attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+        config._attn_implementation = attention
         model = transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32
+            config, attn_implementation=attention, dtype=torch.float32
         )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

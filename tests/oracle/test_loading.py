@@ -174,16 +174,23 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "qwen3", "layer_types": ["linear_attention"] * 2},
         "layouts has no 'linear_attention'",
     ),
-    "dynamic": (
-        {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-        "rope_scaling=.* no rotary scaling of type 'dynamic', only linear, llama3 and yarn",
+    "scaling": (
+        {"rope_parameters": None, "rope_scaling": {"type": "proportional", "factor": 2.0}},
+        "rope_scaling=.* no rotary scaling of type 'proportional', only linear, dynamic, llama3",
     ),
     "longrope": (
         {"model_type": "phi3", "rope_parameters": {"rope_type": "longrope"}},
-        "no rotary scaling of type 'longrope'",
+        "rope_parameters=.* must have a list of numbers 'short_factor'",
     ),
-    "clipped": ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv=8.0 .* no clipped queries"),
-    "alibi": ({"model_type": "falcon", "alibi": True}, "alibi=True .* no ALiBi"),
+    "clipped": ({"model_type": "olmo", "clip_qkv": "8"}, "clip_qkv='8' must be a number"),
+    "norms behind sums": (
+        {"model_type": "opt", "do_layer_norm_before": False},
+        "do_layer_norm_before=False .* no norm behind the sums",
+    ),
+    "projected embedding": (
+        {"model_type": "opt", "word_embed_proj_dim": 8},
+        "word_embed_proj_dim=8 .* no embedding of another width",
+    ),
     "phi": ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm=True is not supported"),
     "activation": ({"hidden_act": "tanh"}, "hidden_act='tanh' is not supported; activations are"),
     "unknown": ({"model_type": "lama"}, "'lama', which is none of .*did you mean 'llama'"),

@@ -1,13 +1,15 @@
 """The families that are known, one small file for those that are alike."""
 
-from .cohere import COHERE
+from .bloom import BLOOM
+from .cohere import COHERE, COHERE2
 from .falcon import FALCON
-from .gemma import GEMMA, GEMMA2
+from .gemma import GEMMA, GEMMA2, GEMMA3, GEMMA3_TEXT
 from .glm import GLM, GLM4
-from .gpt import GPT_NEOX, GPTJ
-from .llama import GRANITE, LLAMA, MISTRAL
+from .gpt import GPT2, GPT_BIGCODE, GPT_NEOX, GPTJ
+from .llama import GRANITE, LLAMA, MISTRAL, SMOLLM3
 from .nemotron import NEMOTRON
 from .olmo import OLMO, OLMO2
+from .opt import OPT
 from .phi import PHI, PHI3
 from .qwen import QWEN2, QWEN3
 from .stablelm import STABLELM
@@ -16,4 +18,5 @@ from .starcoder import STARCODER2
 FAMILIES = (
     *(LLAMA, MISTRAL, GRANITE, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO, OLMO2, PHI, PHI3, GPTJ, GPT_NEOX),
     *(FALCON, STABLELM, COHERE, STARCODER2, GLM, GLM4, NEMOTRON),
+    *(GEMMA3_TEXT, GEMMA3, COHERE2, SMOLLM3, GPT2, GPT_BIGCODE, OPT, BLOOM),
 )

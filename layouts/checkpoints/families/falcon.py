@@ -1,4 +1,4 @@
-"""Falcon 7B, 40B, 180B and 2-11B; those with ALiBi are refused."""
+"""Falcon 7B, 40B, 180B, 2-11B, and Falcon-RW with ALiBi."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ def _biases(fields: ConfigFields) -> tuple[Biased, ...]:
 
 
 def _falcon_config(fields: ConfigFields) -> ModelConfig:
-    fields.refuse("alibi", "ALiBi positions")
     heads, d_model = fields.size("num_attention_heads"), fields.size("hidden_size")
     kv_heads = heads
     if _is_new(fields):
@@ -36,6 +35,7 @@ def _falcon_config(fields: ConfigFields) -> ModelConfig:
     elif fields.flag("multi_query", True):
         kv_heads = 1
     d_head = d_model // heads
+    alibi = fields.flag("alibi", False)
     folded = ("q", "kv", "in") if _has_two_norms(fields) else ()
     return ModelConfig(
         name=fields.name,
@@ -51,7 +51,9 @@ def _falcon_config(fields: ConfigFields) -> ModelConfig:
         gated=False,
         norm="layernorm",
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
-        rotary=rotary_of(fields, d_head),
+        rotary=None if alibi else rotary_of(fields, d_head),
+        # Scores are scaled with what is subtracted from them.
+        alibi=d_head**-0.5 if alibi else None,
         biases=(*_biases(fields), *folded),
         tied_embedding=fields.flag("tie_word_embeddings", True),
     )

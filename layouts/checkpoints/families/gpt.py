@@ -1,31 +1,61 @@
-"""GPT-J, and GPT-NeoX with Pythia and RedPajama."""
+"""GPT-2, StarCoder 1, GPT-J, and GPT-NeoX with Pythia and RedPajama."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from ...models.config import Biased, ModelConfig
 from ..config_fields import ConfigFields
-from ..family import Family, Fused, Modules, TwoNorms, common_fields
+from ..family import Family, Fused, Modules, TwoNorms, Untransposed, common_fields
 from ..rotary_fields import rotary_of
 from .llama import BUFFERS
 
 
-def _gptj_config(fields: ConfigFields) -> ModelConfig:
+def _common(fields: ConfigFields, *, tied: bool) -> dict[str, Any]:
+    """What GPT-2, StarCoder and GPT-J share."""
     heads, d_model = fields.size("n_head"), fields.size("n_embd")
-    d_head = d_model // heads
+    return {
+        "name": fields.name,
+        "layers": fields.size("n_layer"),
+        "d_model": d_model,
+        "d_ff": fields.size("n_inner", 4 * d_model),
+        "heads": heads,
+        "kv_heads": heads,
+        "d_head": d_model // heads,
+        "vocab": fields.size("vocab_size"),
+        "activation": fields.activation("activation_function", "gelu_new"),
+        "gated": False,
+        "norm": "layernorm",
+        "norm_epsilon": fields.number("layer_norm_epsilon", 1e-5),
+        "tied_embedding": fields.flag("tie_word_embeddings", tied),
+    }
+
+
+def _gpt2_config(fields: ConfigFields) -> ModelConfig:
+    fields.refuse("add_cross_attention", "attention to another sequence")
+    fields.refuse("scale_attn_by_inverse_layer_idx", "attention scale of each layer")
     return ModelConfig(
-        name=fields.name,
-        layers=fields.size("n_layer"),
-        d_model=d_model,
-        d_ff=fields.size("n_inner", 4 * d_model),
-        heads=heads,
-        kv_heads=heads,
-        d_head=d_head,
-        vocab=fields.size("vocab_size"),
+        **_common(fields, tied=True),
+        rotary=None,
+        learned_positions=fields.size("n_positions", 1024),
+        attention_scale=None if fields.flag("scale_attn_weights", True) else 1.0,
+        biases=("q", "kv", "o", "in", "out", "norm"),
+    )
+
+
+def _bigcode_config(fields: ConfigFields) -> ModelConfig:
+    fields = fields.with_defaults(activation_function="gelu_pytorch_tanh")
+    kv_heads = 1 if fields.flag("multi_query", True) else fields.size("n_head")
+    return dataclasses.replace(_gpt2_config(fields), kv_heads=kv_heads)
+
+
+def _gptj_config(fields: ConfigFields) -> ModelConfig:
+    common = _common(fields, tied=False)
+    d_head = common["d_head"]
+    return ModelConfig(
+        **common,
         block="parallel",
-        activation=fields.activation("activation_function", "gelu_new"),
-        gated=False,
-        norm="layernorm",
-        norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         rotary=rotary_of(
             fields,
             d_head,
@@ -33,7 +63,6 @@ def _gptj_config(fields: ConfigFields) -> ModelConfig:
             interleaved=True,
         ),
         biases=("in", "out", "norm", "unembedding"),
-        tied_embedding=fields.flag("tie_word_embeddings", False),
     )
 
 
@@ -92,6 +121,34 @@ def _neox_modules(fields: ConfigFields) -> Modules:
     }
 
 
+_LAYER = "transformer.h.{layer}."
+_GPT2: Modules = {
+    "embedding": "transformer.wte",
+    "positions": "transformer.wpe",
+    "final_norm": "transformer.ln_f",
+    "unembedding": "lm_head",
+    "norm": _LAYER + "ln_1",
+    "norm_ffn": _LAYER + "ln_2",
+    **dict.fromkeys(("q", "k", "v"), Untransposed(Fused(_LAYER + "attn.c_attn", "kinds"))),
+    "o": Untransposed(_LAYER + "attn.c_proj"),
+    "in": Untransposed(_LAYER + "mlp.c_fc"),
+    "out": Untransposed(_LAYER + "mlp.c_proj"),
+}
+GPT2 = Family(("gpt2",), _gpt2_config, _GPT2, BUFFERS, base_prefix="transformer.")
+GPT_BIGCODE = Family(
+    ("gpt_bigcode",),
+    _bigcode_config,
+    {
+        **_GPT2,
+        # One key and value, or those of each head behind its query.
+        **dict.fromkeys(("q", "k", "v"), Fused(_LAYER + "attn.c_attn", "groups")),
+        "o": _LAYER + "attn.c_proj",
+        "in": _LAYER + "mlp.c_fc",
+        "out": _LAYER + "mlp.c_proj",
+    },
+    BUFFERS,
+    base_prefix="transformer.",
+)
 GPTJ = Family(
     ("gptj",),
     _gptj_config,

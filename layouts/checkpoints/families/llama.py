@@ -1,4 +1,4 @@
-"""Llama 1 to 3.3 and models of the same kind (SmolLM, Yi), Mistral, and Granite."""
+"""Llama 1 to 3.3 and models of the same kind (SmolLM, Yi), SmolLM 3, Mistral, and Granite."""
 
 from __future__ import annotations
 
@@ -45,6 +45,27 @@ def _llama_config(fields: ConfigFields) -> ModelConfig:
     return ModelConfig(**common, rotary=rotary_of(fields, common["d_head"]), biases=biases)
 
 
+def _smollm3_config(fields: ConfigFields) -> ModelConfig:
+    fields = fields.with_defaults(
+        rope_theta=2000000.0, max_position_embeddings=32768, tie_word_embeddings=True
+    )
+    layers, interval = fields.size("num_hidden_layers"), fields.size("no_rope_layer_interval", 4)
+    rotated = fields.get("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)])
+    if not isinstance(rotated, list) or len(rotated) < layers:
+        raise fields.refusal(
+            "no_rope_layers", f"must be a list of a number for each of {layers} layers"
+        )
+    default = "sliding_attention" if fields.flag("use_sliding_window", False) else "full_attention"
+    kinds = fields.attention_kinds(
+        ["full_attention" if rotates else default for rotates in rotated[:layers]]
+    )
+    kinds = tuple(
+        kind if rotates else dataclasses.replace(kind, rotary=None)
+        for kind, rotates in zip(kinds, rotated, strict=False)
+    )
+    return dataclasses.replace(_llama_config(fields), attention_kinds=kinds)
+
+
 def _mistral_config(fields: ConfigFields) -> ModelConfig:
     common = common_fields(fields)
     return ModelConfig(
@@ -65,5 +86,6 @@ def _granite_config(fields: ConfigFields) -> ModelConfig:
 
 
 LLAMA = Family(("llama",), _llama_config, MODULES, BUFFERS)
+SMOLLM3 = Family(("smollm3",), _smollm3_config, MODULES, BUFFERS)
 MISTRAL = Family(("mistral",), _mistral_config, MODULES, BUFFERS)
 GRANITE = Family(("granite",), _granite_config, MODULES, BUFFERS)

@@ -10,13 +10,13 @@ from .llama import BUFFERS, MODULES
 
 
 def _olmo_config(fields: ConfigFields) -> ModelConfig:
-    fields.refuse("clip_qkv", "clipped queries, keys and values", unless=(None,))
     common = common_fields(fields)
     common["norm_epsilon"] = 1e-5
     return ModelConfig(
         **common,
         rotary=rotary_of(fields, common["d_head"]),
         norm="layernorm",
+        clip_qkv=fields.optional_number("clip_qkv", None),
         biases=biases_of(attention=fields.flag("attention_bias", False)),
     )
 
