@@ -22,6 +22,7 @@ from .models.cache import Cache as Cache
 from .models.cache import Entries as Entries
 from .models.cache import Prefix as Prefix
 from .models.config import AttentionKind as AttentionKind
+from .models.config import Experts as Experts
 from .models.config import ModelConfig as ModelConfig
 from .models.config import Rotary as Rotary
 from .models.named_models import MT_NLG_530B as MT_NLG_530B
@@ -68,6 +69,7 @@ __all__ = [
     "Cache",
     "DividedScaling",
     "Entries",
+    "Experts",
     "HeadSharded",
     "LinearScaling",
     "Llama3Scaling",

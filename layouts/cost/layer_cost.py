@@ -54,13 +54,15 @@ def layer_seconds(
     for item in _combined(_as_run(items, clocks.late_inputs)):
         clocks.run(item)
     matmul, exposed, served = clocks.matmul, clocks.exposed, clocks.served
-    if overlap == "auto" and not clocks.gathers_weights_ahead:
+    # Experts' columns are neither split nor brought by a ring.
+    mixed = config.experts is not None
+    if overlap == "auto" and not mixed and not clocks.gathers_weights_ahead:
         out = streamed_cost.outgoing(config)
         inputs = config.input_names
         saved = streamed_cost.saving(items, inputs, out, sizes, chip, worthwhile=0.0)
         if saved is not None:
             matmul, exposed = matmul - saved.compute, exposed - saved.exposed
-    if overlap == "auto":
+    if overlap == "auto" and not mixed:
         exposed -= two_part_cost.layer_saving(config, items, sizes, served)
     return LayerSeconds(
         matmul=matmul,

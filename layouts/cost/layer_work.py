@@ -15,7 +15,8 @@ from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
 from ..models.config import ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
-from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
+from ..partitionings.mesh_fit import round_up
 from ..partitionings.partitioning import PlanLike, as_plan
 from .layer_items import (
     ACTIVATION_BYTES,
@@ -28,6 +29,9 @@ from .layer_items import (
     gathered_weight,
     transfer,
 )
+
+# Bytes of a logit of the router, of an expert's number and of its weight.
+_CHOICE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,9 @@ class Layer:
             "w_q": (config.stored_heads * config.d_head, where.queries.stored),
             "w_kv": (2 * config.stored_kv_heads * config.d_head, where.keys.stored),
         }
-        return [(name, *attention.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
+        return [
+            (name, *attention.get(name, (config.hidden_columns, WEIGHT_AXES))) for name in names
+        ]
 
     def into(
         self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
@@ -148,7 +154,7 @@ class Layer:
         """`project_out` of some matrices: all-gathers over x, matmuls, one reduce-scatter or all-reduce
         over y and z."""
         config, axes = self.config, self.gathered_axes
-        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.d_ff}
+        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.hidden_columns}
         if axes:
             m, e = self.load.tokens // self.n(axes), config.d_model
             for name in names:
@@ -229,6 +235,27 @@ class Layer:
         elif back:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
 
+    def router(self) -> Iterator[Item]:
+        """The logits of experts, summed over the chips that share a token, and each token's experts sent
+        back to them; nothing for a config without experts."""
+        experts, layout = self.config.experts, self.layout
+        if experts is None:
+            return
+        split, between = boundary_axes(layout), (*layout.batch_axes, *layout.position_axes)
+        rows = self.load.tokens // self.n(between)
+        e = self.config.d_model // self.n(split)
+        yield Einsum(("w_router",), rows, e, (experts.count,), ACTIVATION_BYTES)
+        whole = round_up(rows, self.n((*split, *layout.repeated_axes)))
+        logits = whole * experts.count
+        yield from self.transfer("router logits", "reduce-scatter", split, logits, _CHOICE_BYTES)
+        sent = whole * 2 * experts.per_token
+        for axes, elements in (
+            (layout.repeated_axes, sent / self.n(split)),
+            (split, sent),
+            (between if layout.moves_tokens else (), sent * self.n(between)),
+        ):
+            yield from self.transfer("choices", "all-gather", axes, elements, _CHOICE_BYTES)
+
     def input_einsum(self) -> Einsum:
         """The einsum of the feedforward's input matrices, where weights are stationary."""
         items = self.into(self.config.input_names)
@@ -264,6 +291,7 @@ def layer_work(
             *layer.into(heads, token_sharded=where.token_sharded),
             *layer.attention(),
             *layer.out_of(["w_o"]),
+            *layer.router(),
             *layer.into(ffn),
             *layer.out_of(["w_out"]),
         )
@@ -271,4 +299,4 @@ def layer_work(
         first = (*layer.into(heads, token_sharded=True), *layer.into(ffn, shared=True))
     else:
         first = tuple(layer.into([*heads, *ffn]))
-    return (*first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
+    return (*layer.router(), *first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
