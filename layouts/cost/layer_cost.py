@@ -14,7 +14,7 @@ from ..models.config import ModelConfig
 from ..tuning import WIDE_SCATTER_PASSES
 from . import einsum_cost, streamed_cost, two_part_cost
 from .item_seconds import on_sparse_cores, transfer_seconds
-from .layer_items import Attention, Einsum, Item, Transfer
+from .layer_items import Attention, Copies, Einsum, Item, Transfer
 from .overlaps import independent, input_einsums
 
 HEADS = ("w_q", "w_kv")
@@ -126,6 +126,8 @@ class _Clocks:
             waits = self._einsum(item)
         elif isinstance(item, Transfer):
             waits = self._transfer(item)
+        elif isinstance(item, Copies):
+            self.moved_bytes += item.bytes
         else:
             self.now += self.attention
         self.exposed += waits

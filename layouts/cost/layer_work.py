@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from collective_einsum.chips import Chip
+
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
 from ..models.config import ModelConfig
 from ..models.named_models import as_config
@@ -18,9 +20,11 @@ from ..partitionings.attention_placement import FeatureSharding, Placement, plac
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
 from ..partitionings.mesh_fit import round_up
 from ..partitionings.partitioning import PlanLike, as_plan
+from . import experts_cost
 from .layer_items import (
     ACTIVATION_BYTES,
     Attention,
+    Copies,
     Einsum,
     Item,
     Kind,
@@ -256,6 +260,28 @@ class Layer:
         ):
             yield from self.transfer("choices", "all-gather", axes, elements, _CHOICE_BYTES)
 
+    def grouped(self, work: experts_cost.Grouped) -> Iterator[Item]:
+        """The feedforward of sorted tokens; see `layers.grouped_experts`."""
+        config, axes, element_bytes = self.config, self.gathered_axes, self.load.weight_bytes
+        m, e = self.load.tokens // self.n(axes), config.d_model
+        kept = self.live(axis for axis in AXES if axis not in axes)
+        yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
+        stored = e * config.hidden_columns / self.n(WEIGHT_AXES)
+        columns = tuple(axis for axis in WEIGHT_AXES if axis in axes)
+        for name in (*config.input_names, "w_out"):
+            yield from self.transfer(name, "all-gather", ("x",), stored, element_bytes)
+            yield from self.transfer(
+                name, "all-gather", columns, stored * self.n(columns), element_bytes
+            )
+        yield Copies("experts", work.passed_bytes(config))
+        into = (work.width,) * len(config.input_names)
+        for names, inner, outer in (
+            (config.input_names, e, into),
+            (("w_out",), work.width, (e,)),
+        ):
+            yield Einsum(names, work.rows, inner, outer, element_bytes, experts=work.experts)
+        yield from self.alone(self.moved("sums", "reduce-scatter", kept, m * e))
+
     def input_einsum(self) -> Einsum:
         """The einsum of the feedforward's input matrices, where weights are stationary."""
         items = self.into(self.config.input_names)
@@ -268,7 +294,11 @@ class Layer:
 
 
 def layer_work(
-    config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
+    config: ModelConfig | str,
+    plan: PlanLike,
+    sizes: Mapping[str, int],
+    load: Load,
+    chip: Chip | None = None,
 ) -> tuple[Item, ...]:
     """The items of one layer on each chip, in order.
 
@@ -277,6 +307,7 @@ def layer_work(
       plan: the layouts, as `layouts.decode_step` takes them.
       sizes: of the mesh axes x, y and z.
       load: the workload of the step.
+      chip: for which is decided whether tokens are sorted by expert; None if they are not.
 
     Raises:
       ValueError: heads cannot be sharded over this mesh.
@@ -287,13 +318,17 @@ def layer_work(
     heads = ["w_q", "w_kv"]
     ffn = config.input_names
     if config.block == "serial":
+        tokens = load.tokens // size(plan.feedforward.inner_batch_axes, sizes)
+        work = None
+        if chip is not None:
+            work = experts_cost.grouped(config, plan.feedforward, sizes, tokens, chip)
+        fed = (*layer.into(ffn), *layer.out_of(["w_out"])) if work is None else layer.grouped(work)
         return (
             *layer.into(heads, token_sharded=where.token_sharded),
             *layer.attention(),
             *layer.out_of(["w_o"]),
             *layer.router(),
-            *layer.into(ffn),
-            *layer.out_of(["w_out"]),
+            *fed,
         )
     if where.token_sharded:
         first = (*layer.into(heads, token_sharded=True), *layer.into(ffn, shared=True))

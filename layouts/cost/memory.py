@@ -125,7 +125,10 @@ def _temporary_bytes(
     parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
     boundary = size(boundary_axes(plan.feedforward), sizes)
     residual = load.tokens / parts * config.d_model / boundary
-    gathered = sorted((i.streamed_bytes for i in einsums if i.gathers_weight), reverse=True)[:2]
+    # Those of experts are there as they were gathered, and laid out by expert.
+    gathered = [2 * i.streamed_bytes for i in einsums if i.experts > 1]
+    gathered += [i.streamed_bytes for i in einsums if i.gathers_weight]
+    gathered = sorted(gathered, reverse=True)[:2]
     scores = 0.0 if load.new == 1 else tuning.SCORES_BYTES
     activations = (made + outer + 2 * residual) * ACTIVATION_BYTES
     return math.fsum([activations, *gathered, scores])

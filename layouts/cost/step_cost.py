@@ -193,7 +193,7 @@ def cost(
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
     sizes = as_shape("sizes", sizes)
     padded = padded_load(asked, config, plan, sizes)
-    items = layer_work(config, plan, sizes, padded)
+    items = layer_work(config, plan, sizes, padded, chip)
     layer = (config, plan, items, sizes, padded)
     parts, gains = _parts(*layer, chip, overlap), False
     if overlap == "auto" and _may_use_sparse_cores(plan, sizes, chip):

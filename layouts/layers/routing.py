@@ -7,7 +7,6 @@ counted twice or not at all.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -15,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES
 from ..models.config import ModelConfig
 from ..models.experts import Experts
 from ..models.functions import add_bias, wide
 from ..models.stacked_params import LayerWeights
+from ..partitionings.expert_columns import expert_columns
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
     boundary_axes,
@@ -110,7 +109,7 @@ def weigh_columns(
       config: how many columns there are.
       layout: of the feedforward.
     """
-    owners = expert_of_columns(config, layout)
+    owners = own_experts(config, layout)
     rows, n = h.shape
     theirs = routing.experts[:, :, None] == owners
     weights = jnp.sum(jnp.where(theirs, routing.weights[:, :, None], 0), axis=1)[:, :, None]
@@ -119,21 +118,13 @@ def weigh_columns(
     return jnp.where(weights == 0, 0, blocks * weights).astype(h.dtype).reshape(rows, n)
 
 
-def expert_of_columns(config: ModelConfig, layout: FeedForwardLayout) -> jax.Array:
-    """The expert of each block of a chip's columns after `project_in`, [blocks] integers; blocks are
-    equally long, and as long as can be."""
-    have = layout.features(WEIGHT_AXES)
-    stored = config.hidden_columns // ax.size(WEIGHT_AXES)
-    shards = jnp.zeros((1,), jnp.int32)
-    for axis in WEIGHT_AXES:
-        # Columns that are gathered over an axis lie one shard after another.
-        along = ax.axis_index(axis)[None] if axis in have else jnp.arange(ax.axis_size(axis))
-        along = along.astype(jnp.int32)
-        shards = (shards[:, None] * ax.axis_size(axis) + along).reshape(-1)
-    scattered = [axis for axis in have if axis not in WEIGHT_AXES]
-    block = math.gcd(config.d_ff, stored // ax.size(scattered))
-    starts = ax.own_block(jnp.arange(0, stored, block, dtype=jnp.int32), scattered, 0)
-    return ((shards[:, None] * stored + starts) // config.d_ff).reshape(-1)
+def own_experts(config: ModelConfig, layout: FeedForwardLayout) -> jax.Array:
+    """The expert of each block of this chip's columns after `project_in`, [blocks] integers."""
+    columns = expert_columns(config, layout, ax.local_sizes())
+    owners = jnp.asarray(columns.owners, jnp.int32)
+    for axis in columns.axes:
+        owners = lax.dynamic_index_in_dim(owners, ax.axis_index(axis), 0, keepdims=False)
+    return owners
 
 
 def add_expert_bias(

@@ -11,7 +11,7 @@ from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
 from collective_einsum.ops import as_schedule
 
 from .. import tuning
-from ..cost import einsum_cost, streamed_cost, two_part_cost
+from ..cost import einsum_cost, experts_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import on_sparse_cores
 from ..cost.layer_items import ACTIVATION_BYTES, Load, gathered_weight
 from ..cost.layer_work import Layer
@@ -82,6 +82,8 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
       weights: of one layer or of several alike, by name; only their kinds matter.
     """
     schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
+    if experts_cost.grouped(case.config, case.layout, case.sizes, case.rows, case.chip):
+        return dataclasses.replace(schedules, groups_tokens=True)
     if _splits_d_ff(case, weights):
         return dataclasses.replace(schedules, splits_d_ff=True)
     ring = _weight_ring(case, weights, schedules.projections, ("w_out",))
