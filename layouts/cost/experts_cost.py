@@ -8,6 +8,7 @@ from typing import NamedTuple
 from collective_einsum.chips import Chip
 
 from .. import tuning
+from ..mesh.axis_collectives import size
 from ..models.config import ModelConfig
 from ..partitionings.expert_columns import expert_columns
 from ..partitionings.feedforward_layout import FeedForwardLayout
@@ -23,17 +24,18 @@ class Grouped(NamedTuple):
       sorted_rows: of which there is room.
       experts: of the chip.
       width: columns of each of them.
+      copied: matrices that are laid out by expert.
     """
 
     rows: int
     sorted_rows: int
     experts: int
     width: int
+    copied: int
 
     def passed_bytes(self, config: ModelConfig) -> float:
         """Bytes of memory passes: weights are laid out by expert, and tokens are sorted and put back."""
-        matrices = len(config.input_names) + 1
-        weights = 2 * matrices * self.experts * self.width
+        weights = 2 * self.copied * self.experts * self.width
         return ACTIVATION_BYTES * config.d_model * (weights + 5 * self.sorted_rows)
 
 
@@ -67,6 +69,8 @@ def grouped(
         sorted_rows=tokens * min(experts.per_token, count),
         experts=count,
         width=columns.width,
+        # w_out is as it was gathered, or else a slice of a stack that is copied.
+        copied=len(config.input_names) + (size(layout.axes, sizes) == 1),
     )
     return work if _saving(config, work, tokens, chip) > 0 else None
 

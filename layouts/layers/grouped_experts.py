@@ -30,7 +30,7 @@ from .layer_schedules import LayerSchedules
 from .routing import Routing, own_experts
 
 # Names the ops of this way to compute.
-SCOPE = "grouped_experts"
+SCOPE = "sorted_by_expert"
 
 
 class _Sorted(NamedTuple):
