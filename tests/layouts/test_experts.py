@@ -113,6 +113,18 @@ def test_as_the_reference(
     assert close(found, expected(config, params))
 
 
+def test_a_batch_of_three_is_generated(mesh_of: Any) -> None:
+    """Fewer tokens than chips, which choose experts for each other."""
+    mesh, params = mesh_of((2, 2, 2), "xyz"), parameters(SIX)
+    placed = jax.device_put(params, layouts.shardings(mesh, layouts.param_specs(SIX, mesh, params)))
+    tokens, lengths = np.asarray(prompts(SIX, 3, 4)), np.array([4, 2, 3], np.int32)
+    found, _ = layouts.generate(SIX, mesh, placed, tokens, max_new_tokens=6, lengths=lengths)
+    wanted, _ = reference.generate(
+        params, SIX, jnp.asarray(tokens), jnp.asarray(lengths), max_new_tokens=6
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
 def with_router(params: Any, **arrays: jax.Array) -> Any:
     return params | {"blocks": params["blocks"] | arrays}
 
