@@ -23,6 +23,7 @@ from .models.cache import Cache as Cache
 from .models.cache import Entries as Entries
 from .models.cache import Prefix as Prefix
 from .models.config import AttentionKind as AttentionKind
+from .models.config import Experts as Experts
 from .models.config import GateClamp as GateClamp
 from .models.config import ModelConfig as ModelConfig
 from .models.config import Rotary as Rotary
@@ -74,6 +75,7 @@ __all__ = [
     "DividedScaling",
     "DynamicScaling",
     "Entries",
+    "Experts",
     "GateClamp",
     "HeadSharded",
     "LinearScaling",

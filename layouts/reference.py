@@ -7,6 +7,7 @@ parameters are computed in float64 throughout. Sizes are not checked.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from jax.typing import DTypeLike
 from collective_einsum import Quantized
 
 from .models.config import ModelConfig, Norm
+from .models.experts import Experts
 from .models.functions import (
     add_residual,
     as_logits,
@@ -267,6 +269,8 @@ def normalize(
 
 def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
     """The feedforward layer of x [B, L, E]: [B, L, E]."""
+    if config.experts is not None:
+        return _mixture(x, block, config, config.experts)
     inner = project(x, block, "in")
     gate = project(x, block, "gate") if config.gated else None
     clamp = config.gate_clamp
@@ -276,6 +280,39 @@ def feedforward(x: jax.Array, block: Params, config: ModelConfig) -> jax.Array:
         hidden = (u + clamp.offset) * g * jax.nn.sigmoid(clamp.alpha * g)
         return project(hidden.astype(x.dtype), block, "out")
     return project(feedforward_hidden(inner, gate, config.activation), block, "out")
+
+
+def _mixture(x: jax.Array, block: Params, config: ModelConfig, experts: Experts) -> jax.Array:
+    """The weighted sum of each token's experts of x [B, L, E], every expert for every token."""
+    probabilities = jax.nn.softmax(_router_logits(x, block), axis=-1)
+    # The place of each expert among those of a token, the most probable first.
+    places = jnp.argsort(jnp.argsort(-probabilities, axis=-1), axis=-1)
+    kept = jnp.where(places < experts.per_token, probabilities, 0)
+    if experts.probabilities == "chosen":
+        kept = kept / jnp.sum(kept, axis=-1, keepdims=True)
+    result = jnp.zeros(x.shape, kept.dtype)
+    for i in range(experts.count):
+        own = _expert(block, i, config, result.dtype)
+        fed = feedforward(x, own, dataclasses.replace(config, experts=None))
+        result += jnp.where(kept[..., i, None] > 0, fed.astype(kept.dtype) * kept[..., i, None], 0)
+    return result.astype(x.dtype)
+
+
+def _router_logits(x: jax.Array, block: Params) -> jax.Array:
+    """[B, L, experts] of x [B, L, E], wide."""
+    logits = _matmul("bln,nm->blm", x, block["w_router"])
+    bias = block.get("b_router")
+    return logits if bias is None else logits + bias.astype(logits.dtype)
+
+
+def _expert(block: Params, i: int, config: ModelConfig, dtype: DTypeLike) -> Params:
+    """The feedforward of expert `i`, whose columns stand behind those of the experts before; matrices in
+    `dtype`."""
+    own = slice(i * config.d_ff, (i + 1) * config.d_ff)
+    made = {name: _plain(block[name], dtype)[:, own] for name in config.input_names}
+    made["w_out"] = _plain(block["w_out"], dtype)[own]
+    made |= {name: block[name][own] for name in ("b_in", "b_gate") if name in block}
+    return made | ({"b_out": block["b_out"][i]} if "b_out" in block else {})
 
 
 def project_heads(x: jax.Array, block: Params, name: str, config: ModelConfig) -> jax.Array:

@@ -14,6 +14,7 @@ from .layers.block import parallel, serial
 from .layers.feedforward import projected
 from .layers.layer_checks import ATTENTION, FEEDFORWARD, PARALLEL, SERIAL, check_layer
 from .layers.layer_context import Past
+from .layers.routing import add_expert_bias, route
 from .mesh import axis_collectives as ax
 from .mesh.axes import AxesLike, MeshLike, naming
 from .mesh.axis_collectives import ScheduleLike
@@ -103,8 +104,12 @@ def _feedforward(
         chip=traced_chip(),
     )
     schedules = serial_schedules(case, weights)
-    y = projected(ax.rows(x), None, weights, config, layout, schedules)
-    if "b_out" in weights:
+    c = ax.rows(x)
+    routing = route(c, None, weights, config, layout)
+    y = projected(c, None, weights, config, layout, schedules, routing)
+    if routing is not None and "b_out" in weights:
+        y = add_expert_bias(y, weights["b_out"], routing, config, layout)
+    elif "b_out" in weights:
         y = add_bias(y, boundary_shard(layout, weights["b_out"], config.d_model))
     return y.reshape(x.shape)
 

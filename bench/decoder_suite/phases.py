@@ -234,7 +234,7 @@ def chosen(
 
 def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
     """Model FLOPS utilization: 2 * parameters * tokens / (chips * peak * seconds), the parameters being
-    those of the layers, without padding and embedding.
+    those of the layers that a token uses, without padding and embedding.
 
     Args:
       phase: the phase, whose tokens count.
@@ -242,7 +242,7 @@ def mfu(phase: Phase, chips: int, peak_flops: float, seconds: float) -> float:
       peak_flops: bf16 flop/s of one chip.
       seconds: time of all layers.
     """
-    flops = 2 * phase.config.layer_parameters * phase.tokens
+    flops = 2 * phase.config.active_layer_parameters * phase.tokens
     return flops / (chips * peak_flops * seconds)
 
 

@@ -67,6 +67,8 @@ class _Planner:
             return self._head_norm(name)
         if name == "sinks":
             return self._sinks()
+        if name in ("w_router", "b_router"):
+            return self._router(name)
         if path[-1] in ("scale", "bias"):
             return self._norm(name, path[-1])
         matrix = name[2:]
@@ -114,6 +116,27 @@ class _Planner:
             value = 1 - config.norm_offset if part == "scale" else 0.0
             return Rows((Run(None, 0, config.d_model, value),), 0, False, {})
         return self._vector(f"{source}.{'weight' if part == 'scale' else 'bias'}")
+
+    def _router(self, name: str) -> Rows:
+        config, source = self._config, self._source("router")
+        count = config.expert_count
+        if name == "b_router":
+            tensor = f"{source}.bias"
+            return Rows((Run(tensor, 0, count),), 0, False, {tensor: (count,)})
+        tensor = f"{source}.weight"
+        return Rows((Run(tensor, 0, count),), 1, True, {tensor: (count, config.d_model)})
+
+    def _modules_of_experts(self, name: str) -> list[str]:
+        """The module of "in", "gate" or "out" of each expert; one module of a config without experts."""
+        config, source = self._config, self._source(name)
+        if config.experts is None:
+            return [str(source)]
+        if not isinstance(source, str) or "{expert}" not in source:
+            raise ValueError(
+                f"{config.name}: {source!r} is no source of the experts' {name!r}; give the name of a "
+                'module with "{expert}" in it'
+            )
+        return [source.replace("{expert}", str(i)) for i in range(config.experts.count)]
 
     def _vector(self, tensor: str) -> Rows:
         width = self._config.d_model
@@ -175,12 +198,14 @@ class _Planner:
 
         if name in ("o", "out"):
             inputs = config.heads * config.d_head if name == "o" else config.d_ff
-            tensor = f"{self._source(name)}.weight"
-            runs = [Run(tensor, 0, inputs)]
+            modules = [str(self._source(name))] if name == "o" else self._modules_of_experts(name)
+            tensors = [f"{module}.weight" for module in modules]
+            runs = [Run(tensor, 0, inputs) for tensor in tensors]
             if name == "o":
-                d = config.d_head
+                d, tensor = config.d_head, tensors[0]
                 runs = _spread(list(config.real_heads), lambda i: Run(tensor, i * d, d), d)
-            return Rows(joined(runs), 0, transposed, {tensor: shape(config.d_model, inputs)})
+            shapes = dict.fromkeys(tensors, shape(config.d_model, inputs))
+            return Rows(joined(runs), 0, transposed, shapes)
         runs, sizes = self._outputs(name, "weight")
         shapes = {tensor: shape(size, config.d_model) for tensor, size in sizes.items()}
         return Rows(runs, 1, transposed, shapes)
@@ -194,6 +219,10 @@ class _Planner:
     def _outputs(self, name: str, kind: str) -> tuple[tuple[Run, ...], dict[str, int]]:
         """The rows of the outputs of a matrix, or of its bias, and the tensors with their outputs."""
         config, d = self._config, self._config.d_head
+        if name in ("in", "gate") and config.experts is not None:
+            tensors = [f"{module}.{kind}" for module in self._modules_of_experts(name)]
+            runs = tuple(Run(tensor, 0, config.d_ff) for tensor in tensors)
+            return runs, dict.fromkeys(tensors, config.d_ff)
         if name in ("in", "gate"):
             rows, sizes = self._module_rows(name, kind, config.d_ff, 1)
             return (rows(0),), sizes

@@ -3,13 +3,14 @@
 A family names the modules of a checkpoint by what they are in layouts:
 
   "embedding", "positions", "final_norm", "unembedding", and in each layer
-  "q", "k", "v", "o", "in", "gate", "out", "norm", "norm_ffn", "norm_after", "norm_after_ffn", "norm_q",
-  "norm_k", "sinks"
+  "q", "k", "v", "o", "in", "gate", "out", "router" of experts, "norm", "norm_ffn", "norm_after",
+  "norm_after_ffn", "norm_q", "norm_k", "sinks"
 
 and behind the embedding "embedding_norm". The name for "sinks" is that of the tensor itself.
 
 A module m has the tensors `m.weight`, [outputs, inputs] of a matrix, and, where the config has this
-bias, `m.bias`. "{layer}" in its name stands for the number of a layer.
+bias, `m.bias`. "{layer}" in its name stands for the number of a layer, and "{expert}" in those of "in",
+"gate" and "out" for that of an expert.
 """
 
 from __future__ import annotations

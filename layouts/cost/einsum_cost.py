@@ -87,7 +87,11 @@ def _seconds(
     # The minimum over all schedules, though "auto" leaves "blocking" only for a gain of `WORTHWHILE`:
     # with that threshold, more work could be predicted to take less time.
     rows = [row for row in choice.rows if overlap == "auto" or row.schedule.kind == "blocking"]
-    return min((_of_row(item, row, by_axis, chip) for row in rows), key=sum)
+    fastest = min((_of_row(item, row, by_axis, chip) for row in rows), key=sum)
+    if item.experts == 1:
+        return fastest
+    reading = item.streamed_bytes / chip.hbm_bandwidth
+    return fastest._replace(compute=max(fastest.compute / tuning.GROUPED_DOT_SHARE, reading))
 
 
 def _of_row(item: Einsum, row: Estimate, sizes: Mapping[str, int], chip: Chip) -> Seconds:

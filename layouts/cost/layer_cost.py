@@ -14,7 +14,7 @@ from ..models.config import ModelConfig
 from ..tuning import WIDE_SCATTER_PASSES
 from . import einsum_cost, streamed_cost, two_part_cost
 from .item_seconds import on_sparse_cores, transfer_seconds
-from .layer_items import Attention, Einsum, Item, Transfer
+from .layer_items import Attention, Copies, Einsum, Item, Transfer
 from .overlaps import independent, input_einsums
 
 HEADS = ("w_q", "w_kv")
@@ -54,13 +54,15 @@ def layer_seconds(
     for item in _combined(_as_run(items, clocks.late_inputs)):
         clocks.run(item)
     matmul, exposed, served = clocks.matmul, clocks.exposed, clocks.served
-    if overlap == "auto" and not clocks.gathers_weights_ahead:
+    # Experts' columns are neither split nor brought by a ring.
+    mixed = config.experts is not None
+    if overlap == "auto" and not mixed and not clocks.gathers_weights_ahead:
         out = streamed_cost.outgoing(config)
         inputs = config.input_names
         saved = streamed_cost.saving(items, inputs, out, sizes, chip, worthwhile=0.0)
         if saved is not None:
             matmul, exposed = matmul - saved.compute, exposed - saved.exposed
-    if overlap == "auto":
+    if overlap == "auto" and not mixed:
         exposed -= two_part_cost.layer_saving(config, items, sizes, served)
     return LayerSeconds(
         matmul=matmul,
@@ -124,6 +126,8 @@ class _Clocks:
             waits = self._einsum(item)
         elif isinstance(item, Transfer):
             waits = self._transfer(item)
+        elif isinstance(item, Copies):
+            self.moved_bytes += item.bytes
         else:
             self.now += self.attention
         self.exposed += waits

@@ -69,6 +69,8 @@ class Einsum:
       scatter: the scattered label, and the collective; None for no scatter.
       gather_shared: whether an einsum before this one makes the same gather; the compiler then combines
         both, unless a schedule overlaps it.
+      experts: how many matrices there are of each weight, where every row is multiplied with one of
+        them.
     """
 
     names: tuple[str, ...]
@@ -80,6 +82,7 @@ class Einsum:
     gathers_weight: bool = False
     scatter: tuple[str, Transfer] | None = None
     gather_shared: bool = False
+    experts: int = 1
 
     @property
     def moves_tokens(self) -> bool:
@@ -95,7 +98,7 @@ class Einsum:
     @property
     def streamed_bytes(self) -> float:
         """Bytes of the weights."""
-        return self.e * sum(self.f) * self.weight_bytes
+        return self.experts * self.e * sum(self.f) * self.weight_bytes
 
     @property
     def activation_bytes(self) -> float:
@@ -150,7 +153,20 @@ class Attention:
         return 2 * self.sequences * self.kv_heads * self.past * self.d_head * self.cache_bytes
 
 
-Item = Einsum | Transfer | Attention
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Memory passes that are no part of an einsum or of a collective.
+
+    Attributes:
+      name: of what is copied.
+      bytes: read and written.
+    """
+
+    name: str
+    bytes: float
+
+
+Item = Einsum | Transfer | Attention | Copies
 
 
 @dataclasses.dataclass(frozen=True)

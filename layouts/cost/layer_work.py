@@ -11,15 +11,20 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from collective_einsum.chips import Chip
+
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
 from ..models.config import ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
-from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
+from ..partitionings.mesh_fit import round_up
 from ..partitionings.partitioning import PlanLike, as_plan
+from . import experts_cost
 from .layer_items import (
     ACTIVATION_BYTES,
     Attention,
+    Copies,
     Einsum,
     Item,
     Kind,
@@ -28,6 +33,9 @@ from .layer_items import (
     gathered_weight,
     transfer,
 )
+
+# Bytes of a logit of the router, of an expert's number and of its weight.
+_CHOICE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +89,9 @@ class Layer:
             "w_q": (config.stored_heads * config.d_head, where.queries.stored),
             "w_kv": (2 * config.stored_kv_heads * config.d_head, where.keys.stored),
         }
-        return [(name, *attention.get(name, (config.d_ff, WEIGHT_AXES))) for name in names]
+        return [
+            (name, *attention.get(name, (config.hidden_columns, WEIGHT_AXES))) for name in names
+        ]
 
     def into(
         self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
@@ -148,7 +158,7 @@ class Layer:
         """`project_out` of some matrices: all-gathers over x, matmuls, one reduce-scatter or all-reduce
         over y and z."""
         config, axes = self.config, self.gathered_axes
-        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.d_ff}
+        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.hidden_columns}
         if axes:
             m, e = self.load.tokens // self.n(axes), config.d_model
             for name in names:
@@ -229,6 +239,49 @@ class Layer:
         elif back:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
 
+    def router(self) -> Iterator[Item]:
+        """The logits of experts, summed over the chips that share a token, and each token's experts sent
+        back to them; nothing for a config without experts."""
+        experts, layout = self.config.experts, self.layout
+        if experts is None:
+            return
+        split, between = boundary_axes(layout), (*layout.batch_axes, *layout.position_axes)
+        rows = self.load.tokens // self.n(between)
+        e = self.config.d_model // self.n(split)
+        yield Einsum(("w_router",), rows, e, (experts.count,), ACTIVATION_BYTES)
+        whole = round_up(rows, self.n((*split, *layout.repeated_axes)))
+        logits = whole * experts.count
+        yield from self.transfer("router logits", "reduce-scatter", split, logits, _CHOICE_BYTES)
+        sent = whole * 2 * experts.per_token
+        for axes, elements in (
+            (layout.repeated_axes, sent / self.n(split)),
+            (split, sent),
+            (between if layout.moves_tokens else (), sent * self.n(between)),
+        ):
+            yield from self.transfer("choices", "all-gather", axes, elements, _CHOICE_BYTES)
+
+    def grouped(self, work: experts_cost.Grouped) -> Iterator[Item]:
+        """The feedforward of sorted tokens; see `layers.grouped_experts`."""
+        config, axes, element_bytes = self.config, self.gathered_axes, self.load.weight_bytes
+        m, e = self.load.tokens // self.n(axes), config.d_model
+        kept = self.live(axis for axis in AXES if axis not in axes)
+        yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
+        stored = e * config.hidden_columns / self.n(WEIGHT_AXES)
+        columns = tuple(axis for axis in WEIGHT_AXES if axis in axes)
+        for name in (*config.input_names, "w_out"):
+            yield from self.transfer(name, "all-gather", ("x",), stored, element_bytes)
+            yield from self.transfer(
+                name, "all-gather", columns, stored * self.n(columns), element_bytes
+            )
+        yield Copies("experts", work.passed_bytes(config))
+        into = (work.width,) * len(config.input_names)
+        for names, inner, outer in (
+            (config.input_names, e, into),
+            (("w_out",), work.width, (e,)),
+        ):
+            yield Einsum(names, work.rows, inner, outer, element_bytes, experts=work.experts)
+        yield from self.alone(self.moved("sums", "reduce-scatter", kept, m * e))
+
     def input_einsum(self) -> Einsum:
         """The einsum of the feedforward's input matrices, where weights are stationary."""
         items = self.into(self.config.input_names)
@@ -241,7 +294,11 @@ class Layer:
 
 
 def layer_work(
-    config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
+    config: ModelConfig | str,
+    plan: PlanLike,
+    sizes: Mapping[str, int],
+    load: Load,
+    chip: Chip | None = None,
 ) -> tuple[Item, ...]:
     """The items of one layer on each chip, in order.
 
@@ -250,6 +307,7 @@ def layer_work(
       plan: the layouts, as `layouts.decode_step` takes them.
       sizes: of the mesh axes x, y and z.
       load: the workload of the step.
+      chip: for which is decided whether tokens are sorted by expert; None if they are not.
 
     Raises:
       ValueError: heads cannot be sharded over this mesh.
@@ -260,15 +318,20 @@ def layer_work(
     heads = ["w_q", "w_kv"]
     ffn = config.input_names
     if config.block == "serial":
+        tokens = load.tokens // size(plan.feedforward.inner_batch_axes, sizes)
+        work = None
+        if chip is not None:
+            work = experts_cost.grouped(config, plan.feedforward, sizes, tokens, chip)
+        fed = (*layer.into(ffn), *layer.out_of(["w_out"])) if work is None else layer.grouped(work)
         return (
             *layer.into(heads, token_sharded=where.token_sharded),
             *layer.attention(),
             *layer.out_of(["w_o"]),
-            *layer.into(ffn),
-            *layer.out_of(["w_out"]),
+            *layer.router(),
+            *fed,
         )
     if where.token_sharded:
         first = (*layer.into(heads, token_sharded=True), *layer.into(ffn, shared=True))
     else:
         first = tuple(layer.into([*heads, *ffn]))
-    return (*first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
+    return (*layer.router(), *first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))

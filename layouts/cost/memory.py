@@ -74,16 +74,19 @@ def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> f
     x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
     heads = config.stored_heads * config.d_head
     keys = 2 * config.stored_kv_heads * config.d_head / size(stored_kv_axes(config, sizes), sizes)
-    into = heads / yz + keys + (2 if config.gated else 1) * config.d_ff / yz
-    out = heads / yz + config.d_ff / yz
+    columns = config.hidden_columns / yz
+    into = heads / yz + keys + (2 if config.gated else 1) * columns
+    out = heads / yz + columns
     matrices = config.d_model / x * (into + out) * load.weight_bytes
     if load.weight_bytes == 1:
         matrices += SCALE_BYTES * (into + 2 * config.d_model / x)
     vectors = (2 if config.norm_bias else 1) * len(config.norm_names) * config.d_model
     if config.query_key_norm is not None:
         vectors += config.d_head * (config.stored_heads + config.stored_kv_heads)
+    if config.experts is not None:
+        vectors += config.experts.count * (config.d_model + config.experts.router_bias)
     lengths: dict[Biased, float] = {"q": heads / yz, "kv": keys, "o": config.d_model}
-    lengths |= {"in": config.d_ff / yz, "gate": config.d_ff / yz, "out": config.d_model}
+    lengths |= {"in": columns, "gate": columns, "out": config.expert_count * config.d_model}
     vectors += sum(length for name, length in lengths.items() if config.has_bias(name))
     return matrices + vectors * ACTIVATION_BYTES
 
@@ -128,7 +131,10 @@ def _temporary_bytes(
     parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
     boundary = size(boundary_axes(plan.feedforward), sizes)
     residual = load.tokens / parts * config.d_model / boundary
-    gathered = sorted((i.streamed_bytes for i in einsums if i.gathers_weight), reverse=True)[:2]
+    # Those of experts are there as they were gathered, and laid out by expert.
+    gathered = [2 * i.streamed_bytes for i in einsums if i.experts > 1]
+    gathered += [i.streamed_bytes for i in einsums if i.gathers_weight]
+    gathered = sorted(gathered, reverse=True)[:2]
     scores = 0.0 if load.new == 1 else tuning.SCORES_BYTES
     activations = (made + outer + 2 * residual) * ACTIVATION_BYTES
     return math.fsum([activations, *gathered, scores])

@@ -150,9 +150,9 @@ class Cost(Shown):
 
     @property
     def mfu(self) -> float:
-        """Flops of the model's parameters, without padding and embedding, over what all chips could
-        do in the seconds of the layers (section 2, "Inference cost tradeoffs")."""
-        flops = 2 * self.config.layer_parameters * self.load.tokens
+        """Flops of the parameters that a token uses, without padding and embedding, over what all chips
+        could do in the seconds of the layers (section 2, "Inference cost tradeoffs")."""
+        flops = 2 * self.config.active_layer_parameters * self.load.tokens
         return flops / (self.chips * self.chip.bf16_flops * self.seconds)
 
     @property
@@ -193,7 +193,7 @@ def cost(
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
     sizes = as_shape("sizes", sizes)
     padded = padded_load(asked, config, plan, sizes)
-    items = layer_work(config, plan, sizes, padded)
+    items = layer_work(config, plan, sizes, padded, chip)
     layer = (config, plan, items, sizes, padded)
     parts, gains = _parts(*layer, chip, overlap), False
     if overlap == "auto" and _may_use_sparse_cores(plan, sizes, chip):

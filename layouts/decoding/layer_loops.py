@@ -22,7 +22,7 @@ from ..mesh import axis_collectives as ax
 from ..models.cache import Cache, Entries
 from ..models.params import Params
 from ..models.stacked_params import at
-from ..partitionings.feedforward_layout import boundary_shard
+from ..partitionings.feedforward_layout import boundary_shard, boundary_slice
 
 Carry = TypeVar("Carry")
 Made = TypeVar("Made")
@@ -32,14 +32,16 @@ Filled = tuple[jax.Array, Entries, Entries, jax.Array]
 
 
 def vectors_cut(blocks: Params, step: Step) -> Params:
-    """The blocks, with this chip's slice only of vectors [layers, E] or [E]: sliced here, not in each
-    layer."""
+    """The blocks, with this chip's slice only of vectors [layers, E] or [E], and of routers: sliced
+    here, not in each layer."""
     size = step.config.d_model
 
     def cut(path: KeyPath, x: jax.Array) -> jax.Array:
         names = {str(getattr(entry, "key", entry)) for entry in path}
         if names & {*step.config.norm_names, "b_o", "b_out"}:
             return boundary_shard(step.feedforward, x, size)
+        if "w_router" in names:
+            return boundary_slice(step.feedforward, x, size)
         return x
 
     return jax.tree_util.tree_map_with_path(cut, blocks)

@@ -15,6 +15,7 @@ from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, ga
 from .attention import add_output_bias, attend_columns, project_heads
 from .feedforward import columns_out, projected
 from .layer_context import Past, Step
+from .routing import Routing, add_expert_bias, route
 from .streamed_feedforward import stream
 
 
@@ -36,6 +37,7 @@ def parallel(
     """
     config, layout, schedules = step.config, step.feedforward, step.schedules
     c, inverse = normed(x, weights["norm"], step)
+    routing = route(c, inverse, weights, config, layout)
     inverse = inner_rows(inverse, step)
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
@@ -46,7 +48,7 @@ def parallel(
         ffn = [weights[name] for name in config.input_names]
         columns, inner = project_heads(c, weights, step, inverse, ffn)
         o, new = attend_columns(columns, weights, step, past, prefix)
-        h = columns_out(inner, inverse, weights, config, layout, schedules.given)
+        h = columns_out(inner, inverse, weights, config, layout, schedules.given, routing)
         o = o._replace(overlap_seconds=schedules.overlaps.w_o)
         h = h._replace(overlap_seconds=schedules.overlaps.w_out)
         if schedules.feedforward_last:
@@ -54,7 +56,8 @@ def parallel(
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
         terms = [o, h]
     y = layout.project_out(terms, schedules.outputs or schedules.projections)
-    y = add_output_bias(y, weights, step, "b_o", "b_out")
+    y = add_output_bias(y, weights, step, "b_o")
+    y = _add_feedforward_bias(y, weights, step, routing)
     return add_residual(x, y, config=config), new
 
 
@@ -67,26 +70,36 @@ def serial(
     """
     config, layout, schedules = step.config, step.feedforward, step.schedules
     c, inverse = _before(x, weights, "norm", step)
-    columns, _ = project_heads(c, weights, step, inverse, [])
+    columns, _ = project_heads(c, weights, step, inner_rows(inverse, step), [])
     o, new = attend_columns(columns, weights, step, past, prefix)
     y = layout.project_out([o], schedules.projections)
     y = _after(add_output_bias(y, weights, step, "b_o"), weights, "norm_after", step)
     x = add_residual(x, y, config=config)
 
     c, inverse = _before(x, weights, "norm_ffn", step)
-    y = projected(c, inverse, weights, config, layout, schedules)
-    y = _after(add_output_bias(y, weights, step, "b_out"), weights, "norm_after_ffn", step)
+    routing = route(c, inverse, weights, config, layout)
+    y = projected(c, inner_rows(inverse, step), weights, config, layout, schedules, routing)
+    y = _add_feedforward_bias(y, weights, step, routing)
+    y = _after(y, weights, "norm_after_ffn", step)
     return add_residual(x, y, config=config), new
 
 
 def _before(
     x: jax.Array, weights: LayerWeights, name: str, step: Step
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`normed` with the factors of a chip's rows after `project_in`; x where there is no such norm."""
+    """`normed`; x where there is no such norm."""
     if name not in step.config.norm_names:
         return x, None
-    c, inverse = normed(x, weights[name], step)
-    return c, inner_rows(inverse, step)
+    return normed(x, weights[name], step)
+
+
+def _add_feedforward_bias(
+    y: jax.Array, weights: LayerWeights, step: Step, routing: Routing | None
+) -> jax.Array:
+    """y plus b_out, if there is one."""
+    if routing is None or "b_out" not in weights:
+        return add_output_bias(y, weights, step, "b_out")
+    return add_expert_bias(y, weights["b_out"], routing, step.config, step.feedforward)
 
 
 def _after(y: jax.Array, weights: LayerWeights, name: str, step: Step) -> jax.Array:

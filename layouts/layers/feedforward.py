@@ -17,7 +17,9 @@ from ..partitionings.feedforward_layout import (
     feature_bias,
     gather_features,
 )
+from .grouped_experts import grouped_experts
 from .layer_schedules import LayerSchedules
+from .routing import Routing, inner_routing, weigh_columns
 from .streamed_feedforward import stream
 from .two_part_feedforward import Between, split_feedforward
 
@@ -29,6 +31,7 @@ def projected(
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedules: LayerSchedules,
+    routing: Routing | None,
 ) -> jax.Array:
     """A feedforward by itself, without the bias of its result.
 
@@ -39,20 +42,23 @@ def projected(
       config: activation and gate.
       layout: of the projections.
       schedules: of this layer.
+      routing: the experts of a chip's tokens between layers; None for a config without experts.
 
     Returns:
       As `c`.
     """
     w_in = [weights[name] for name in config.input_names]
+    if schedules.groups_tokens and routing is not None:
+        return grouped_experts(c, factor, weights, config, layout, schedules, routing)
     if schedules.splits_d_ff:
-        between = _between(factor, weights, config, layout, schedules.given)
+        between = _between(factor, weights, config, layout, schedules.given, routing)
         return split_feedforward(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
         terms = stream(c, factor, weights, config, layout, [], schedules.weight_ring)
         return layout.project_out(terms, schedules.projections)
     inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
-    h = columns_out(inner, factor, weights, config, layout, schedules.given)
+    h = columns_out(inner, factor, weights, config, layout, schedules.given, routing)
     return layout.project_out([h], schedules.projections)
 
 
@@ -63,9 +69,10 @@ def columns_out(
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
+    routing: Routing | None,
 ) -> Outgoing:
     """The hidden activations for `project_out`, from the results of `project_in`."""
-    h = _between(factor, weights, config, layout, schedule)(inner, 0)
+    h = _between(factor, weights, config, layout, schedule, routing)(inner, 0)
     return Outgoing(h, weights["w_out"])
 
 
@@ -75,6 +82,7 @@ def _between(
     config: ModelConfig,
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
+    routing: Routing | None,
 ) -> Between:
     """The nonlinearity between the matrices, for a slice of the features that starts at `lo`."""
     biases = {
@@ -85,6 +93,9 @@ def _between(
 
     def between(inner: Sequence[jax.Array], lo: int) -> jax.Array:
         own = {name: bias[lo : lo + inner[0].shape[1]] for name, bias in biases.items()}
-        return hidden([scale_rows(y, factor) for y in inner], own, config)
+        h = hidden([scale_rows(y, factor) for y in inner], own, config)
+        if routing is None:
+            return h
+        return weigh_columns(h, inner_routing(routing, layout), config, layout)
 
     return between

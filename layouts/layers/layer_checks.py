@@ -16,7 +16,7 @@ from ..models.config import ModelConfig
 from ..models.param_checks import check_layer_weights
 
 ATTENTION = ("w_q", "w_kv", "w_o", "b_q", "b_kv", "b_o", "norm_q", "norm_k", "sinks")
-FEEDFORWARD = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out")
+FEEDFORWARD = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out", "w_router", "b_router")
 PARALLEL = ("norm", *ATTENTION, *FEEDFORWARD)
 SERIAL = (*PARALLEL, "norm_ffn", "norm_after", "norm_after_ffn")
 

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from collective_einsum.text import brief
 
 from ..arguments import as_flag, as_size, check_word, is_number
+from .experts import Experts as Experts
 from .gate_clamp import GateClamp as GateClamp
 from .rotary import Rotary as Rotary
 
@@ -59,7 +60,7 @@ class ModelConfig:
     Attributes:
       layers: number of blocks.
       d_model: E, the width of the residual stream.
-      d_ff: F, the width of each feedforward input matrix.
+      d_ff: F, the width of each feedforward input matrix; with experts, of each of theirs.
       heads: query heads that the model has.
       kv_heads: key and value heads: `heads` for multihead, 1 for multiquery, between for
         grouped-query attention, where consecutive query heads share one.
@@ -89,6 +90,7 @@ class ModelConfig:
         its position, and so the most positions of a sequence; None for no table.
       attention_kinds: an `AttentionKind` for each of the first layers, which repeat: two of them for
         layers of two kinds in turn. None of them if attention is the same in all layers, and full.
+      experts: a mixture of experts in place of every layer's feedforward; None for none.
       biases: True if every matrix has a bias, and so has a layernorm, but unembedding has none; or the
         names of what has one, of "q", "kv", "o", "in", "gate", "out", "norm" and "unembedding".
       tied_embedding: one table embeds tokens and unembeds the last layer.
@@ -134,6 +136,7 @@ class ModelConfig:
     sinks: bool = False
     learned_positions: int | None = None
     attention_kinds: Sequence[AttentionKind] = ()
+    experts: Experts | None = None
     biases: bool | Sequence[Biased] = False
     tied_embedding: bool = True
     embedding_scale: float = 1.0
@@ -172,6 +175,11 @@ class ModelConfig:
         self._check_heads()
         self._check_vocab()
         self._check_kinds()
+        if self.experts is not None and not isinstance(self.experts, Experts):
+            raise ValueError(
+                f"{self.name}: experts={self.experts!r} must be layouts.Experts(count=..., "
+                "per_token=...) or None"
+            )
 
     def __repr__(self) -> str:
         return brief(self)
@@ -327,6 +335,16 @@ class ModelConfig:
         """The input matrices of the feedforward, as `params` names them."""
         return ("w_in", "w_gate") if self.gated else ("w_in",)
 
+    @property
+    def expert_count(self) -> int:
+        """Feedforwards of a layer: its experts, or 1."""
+        return 1 if self.experts is None else self.experts.count
+
+    @property
+    def hidden_columns(self) -> int:
+        """Columns of each stored input matrix of the feedforward: d_ff of each expert."""
+        return self.expert_count * self.d_ff
+
     def has_bias(self, name: Biased) -> bool:
         """Whether the matrix w_`name`, the norms or the unembedding have a bias."""
         if name == "norm" and self.norm != "layernorm":
@@ -393,22 +411,36 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """Number of parameters, without padded heads."""
-        return self._count(self.heads, self.kv_heads, self.vocab)
+        return self._count(self.heads, self.kv_heads, self.vocab, self.expert_count)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of parameters that a token uses: of the experts, only those that it has."""
+        used = 1 if self.experts is None else self.experts.per_token
+        return self._count(self.heads, self.kv_heads, self.vocab, used)
 
     @property
     def stored_parameters(self) -> int:
         """Number of stored parameters, with padded heads and tokens."""
-        return self._count(self.stored_heads, self.stored_kv_heads, self.stored_vocab)
+        heads, kv_heads = self.stored_heads, self.stored_kv_heads
+        return self._count(heads, kv_heads, self.stored_vocab, self.expert_count)
 
     @property
     def layer_parameters(self) -> int:
         """Number of parameters of all layers, without padded heads, embedding and last norm."""
         return self.parameters - self._count_ends(self.vocab)
 
-    def _count(self, heads: int, kv_heads: int, vocab: int) -> int:
+    @property
+    def active_layer_parameters(self) -> int:
+        """The same of those that a token uses."""
+        return self.active_parameters - self._count_ends(self.vocab)
+
+    def _count(self, heads: int, kv_heads: int, vocab: int, experts: int) -> int:
         norm = self._norm_parameters
         layer = 2 * self.d_model * self.d_head * (heads + kv_heads)
-        layer += (3 if self.gated else 2) * self.d_model * self.d_ff
+        layer += (3 if self.gated else 2) * self.d_model * self.d_ff * experts
+        if self.experts is not None:
+            layer += self.experts.count * (self.d_model + self.experts.router_bias)
         layer += norm * len(self.norm_names)
         if self.sinks:
             layer += heads
@@ -418,9 +450,9 @@ class ModelConfig:
             "q": self.d_head * heads,
             "kv": self.d_head * 2 * kv_heads,
             "o": self.d_model,
-            "in": self.d_ff,
-            "gate": self.d_ff,
-            "out": self.d_model,
+            "in": self.d_ff * experts,
+            "gate": self.d_ff * experts,
+            "out": self.d_model * experts,
         }
         layer += sum(size for name, size in sizes.items() if self.has_bias(name))
         return self.layers * layer + self._count_ends(vocab)

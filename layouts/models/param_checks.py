@@ -14,6 +14,9 @@ from .config import ModelConfig
 from .params import HEAD_DIM, KV_HEAD_DIM, MATRICES, TABLES, key_of, params_shapes
 from .stacked_params import LayerWeights, Params, Weight, is_unrolled, layer_of
 
+# The arrays of a feedforward, which hold those of all experts.
+_OF_EXPERTS = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out")
+
 
 def check_params(params: Params, config: ModelConfig) -> None:
     """Refuses parameters that do not fit `config`.
@@ -153,6 +156,10 @@ def _reason(path: str, config: ModelConfig) -> str:
         return f" (embedding_norm={config.embedding_norm}, norm={config.norm!r})"
     if "/norm" in path and name == "scale":
         return f" (block={config.block!r}, norm_placement={config.norm_placement!r})"
+    if config.experts is not None and name in (*_OF_EXPERTS, "w_router", "b_router"):
+        return f" (d_ff={config.d_ff}, experts={config.experts})"
+    if name in ("w_router", "b_router"):
+        return f" (experts={config.experts})"
     if name == "w_gate" or name == "b_gate":
         return f" (gated={config.gated}, biases={config.biases})"
     if name == "unembedding":

@@ -11,7 +11,9 @@ Serial blocks have `norm_ffn`, and with norms behind attention and the feedforwa
 `norm_after_ffn`; norms of queries and keys are `norm_q` [H * D] and `norm_k` [K * D]. Gated feedforwards
 have `w_gate`, and models without a tied embedding `unembedding`. With biases, a layernorm has a "bias":
 [E], each matrix w_* [n, m] a b_*: [m], and the unembedding `b_unembedding` [vocab]. H, K and vocab count
-padded heads and tokens. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
+padded heads and tokens. With experts, `w_router` is [E, experts], F of each expert stands behind that of
+the one before, in w_in, w_gate and w_out as in b_in and b_gate, and b_out is [experts, E]; `b_router` is
+[experts]. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
 compiler copies a matrix that is stored in more than two dimensions in each step, and two small matmuls
 cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`.
 
@@ -41,6 +43,7 @@ from collective_einsum import Quantized
 from collective_einsum import quantize as quantize_array
 
 from .config import Biased, ModelConfig
+from .experts import Experts
 from .stacked_params import Params, Tree, Weight, layer_of, unroll
 
 # A matmul sums over rows; columns are output channels.
@@ -77,7 +80,7 @@ def params_shapes(
 
 
 def _shapes(config: ModelConfig) -> Params:
-    e, f, d = config.d_model, config.d_ff, config.d_head
+    e, f, d = config.d_model, config.hidden_columns, config.d_head
     h, k = config.stored_heads, config.stored_kv_heads
     norm = {"scale": (e,)} | ({"bias": (e,)} if config.norm_bias else {})
     block: Params = dict.fromkeys(config.norm_names, norm)
@@ -90,6 +93,8 @@ def _shapes(config: ModelConfig) -> Params:
     block |= {"w_in": (e, f)} | ({"w_gate": (e, f)} if config.gated else {}) | {"w_out": (f, e)}
     biased = [name for name in MATRICES if name in block and config.has_bias(_bias_of(name))]
     block |= {"b" + name[1:]: block[name][1:] for name in biased}
+    if config.experts is not None:
+        block |= _expert_shapes(config, config.experts, block)
     stacked = jax.tree.map(
         lambda shape: (config.layers, *shape), block, is_leaf=lambda node: isinstance(node, tuple)
     )
@@ -102,6 +107,13 @@ def _shapes(config: ModelConfig) -> Params:
     if config.embedding_norm:
         tree["embedding_norm"] = norm
     return tree | ({"b_unembedding": table[:1]} if config.has_bias("unembedding") else {})
+
+
+def _expert_shapes(config: ModelConfig, experts: Experts, block: Params) -> Params:
+    """The arrays of a layer that only experts have, or that have another shape with them."""
+    e, count = config.d_model, experts.count
+    router = {"w_router": (e, count)} | ({"b_router": (count,)} if experts.router_bias else {})
+    return router | ({"b_out": (count, e)} if "b_out" in block else {})
 
 
 def _bias_of(matrix: str) -> Biased:
@@ -161,7 +173,7 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
     if name in ("scale", "norm_q", "norm_k"):
         return 1 - config.norm_offset + uniform * 2.0**-25
     fan_in = {"w_o": config.heads * config.d_head, "w_out": config.d_ff}
-    if name in MATRICES or name in (*TABLES, "positions"):
+    if name in MATRICES or name in (*TABLES, "positions", "w_router"):
         # Products keep the variance of their operand; those that layers add to a token's embedding get
         # more, so that layers decide about the next token.
         deviation = (3 if name in fan_in else 1) / math.sqrt(fan_in.get(name, config.d_model))

@@ -152,6 +152,13 @@ def boundary_shard(layout: FeedForwardLayout, vector: jax.Array, size: int) -> j
     return ax.own_block(vector, boundary_axes(layout), vector.ndim - 1)
 
 
+def boundary_slice(layout: FeedForwardLayout, matrix: jax.Array, size: int) -> jax.Array:
+    """The same of a replicated matrix [..., E, n], as [..., E over `boundary_axes`, n]."""
+    if matrix.shape[-2] != size:
+        return matrix
+    return ax.own_block(matrix, boundary_axes(layout), matrix.ndim - 2)
+
+
 def total(terms: Sequence[jax.Array]) -> jax.Array:
     """The sum of arrays of one dtype, added in `wide(dtype)` and rounded once."""
     dtype = terms[0].dtype

@@ -17,14 +17,21 @@ from ..models.named_models import as_config
 def model_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
     """Why a mesh cannot hold a model under any layout, and what to do about it; "" if it can."""
     chips = size(AXES, sizes)
-    for name, value in (("d_model", config.d_model), ("d_ff", config.d_ff)):
-        if value % chips == 0:
+    experts = "" if config.experts is None else f" of {config.expert_count} experts"
+    for name, value, stored in (
+        ("d_model", config.d_model, config.d_model),
+        ("d_ff", config.d_ff, config.hidden_columns),
+    ):
+        if stored % chips == 0:
             continue
+        pad = ""
         # Zeros in d_model would change every norm.
-        pad = f", or pad d_ff with zeros to {round_up(value, chips)}" if name == "d_ff" else ""
+        if name == "d_ff":
+            unit = chips // math.gcd(chips, config.expert_count)
+            pad = f", or pad d_ff{experts} with zeros to {round_up(value, unit)}"
         return (
-            f"{config.name}: {name}={value} does not divide over the {chips} chips of a mesh "
-            f"{shape_name(sizes)}; choose a mesh such as {_nearest(config, sizes)}{pad}"
+            f"{config.name}: {name}={value}{experts if pad else ''} does not divide over the {chips} "
+            f"chips of a mesh {shape_name(sizes)}; choose a mesh such as {_nearest(config, sizes)}{pad}"
         )
     return heads_misfit(config, sizes)
 
@@ -80,7 +87,7 @@ def _nearest(config: ModelConfig, sizes: Mapping[str, int]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _nearest_shape(config: ModelConfig, given: tuple[int, ...]) -> str:
-    common = math.gcd(config.d_model, config.d_ff)
+    common = math.gcd(config.d_model, config.hidden_columns)
 
     def holds(shape: tuple[int, ...]) -> bool:
         heads_divide = config.stored_heads % math.prod(shape[1:]) == 0

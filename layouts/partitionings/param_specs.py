@@ -21,7 +21,8 @@ from ..models.params import Params, params_shapes
 from ..models.stacked_params import is_unrolled
 from .attention_placement import stored_kv_axes
 
-# The matrices of a feedforward and their biases, by their names in a block, over axes of a layout.
+# The matrices of a feedforward and their biases, and the router of its experts, by their names in a
+# block, over axes of a layout.
 WEIGHT_SPECS = {
     "w_in": P("x", WEIGHT_AXES),
     "w_gate": P("x", WEIGHT_AXES),
@@ -29,6 +30,8 @@ WEIGHT_SPECS = {
     "b_in": P(WEIGHT_AXES),
     "b_gate": P(WEIGHT_AXES),
     "b_out": P(),
+    "w_router": P(),
+    "b_router": P(),
 }
 
 

@@ -11,7 +11,7 @@ from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
 from collective_einsum.ops import as_schedule
 
 from .. import tuning
-from ..cost import einsum_cost, streamed_cost, two_part_cost
+from ..cost import einsum_cost, experts_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import on_sparse_cores
 from ..cost.layer_items import ACTIVATION_BYTES, Load, gathered_weight
 from ..cost.layer_work import Layer
@@ -82,6 +82,8 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
       weights: of one layer or of several alike, by name; only their kinds matter.
     """
     schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
+    if experts_cost.grouped(case.config, case.layout, case.sizes, case.rows, case.chip):
+        return dataclasses.replace(schedules, groups_tokens=True)
     if _splits_d_ff(case, weights):
         return dataclasses.replace(schedules, splits_d_ff=True)
     ring = _weight_ring(case, weights, schedules.projections, ("w_out",))
@@ -124,7 +126,8 @@ def _weight_ring(
     A ring schedule that sends full shards does so. "auto" does where the model says that it is
     faster; nowhere if the compiler overlaps full all-gathers with other work.
     """
-    if not gathered_columns(case.layout, case.sizes):
+    # A ring brings columns of experts in no order.
+    if case.config.experts is not None or not gathered_columns(case.layout, case.sizes):
         return None
     given = as_schedule(schedule)
     if given is not None:
@@ -139,7 +142,7 @@ def _weight_ring(
             name,
             case.rows,
             config.d_model,
-            columns.get(name, config.d_ff),
+            columns.get(name, config.hidden_columns),
             WEIGHT_AXES,
             "out" if name in outgoing else "in",
             case.layout.batch_axes,
@@ -160,7 +163,8 @@ def _splits_d_ff(case: LayerSizes, weights: LayerWeights) -> bool:
     config = case.config
     names = (*config.input_names, "w_out")
     plain = all(values(weights[name]).dtype.itemsize == ACTIVATION_BYTES for name in names)
-    if not (case.auto and plain and config.gated and _exchanges_tokens(case.layout)):
+    single = config.experts is None
+    if not (case.auto and plain and single and config.gated and _exchanges_tokens(case.layout)):
         return False
     yz = size(WEIGHT_AXES, case.sizes)
     feedforward = two_part_cost.TokenShardedFeedForward(
@@ -241,7 +245,7 @@ def _feedforward_last(case: LayerSizes, load: Load, overlap_seconds: float) -> b
     x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
     if not overlap_seconds or x == 1:
         return False
-    hidden = case.batch * case.new * (config.d_ff // yz) * case.activation_bytes
+    hidden = case.batch * case.new * (config.hidden_columns // yz) * case.activation_bytes
     chain = all_to_all_seconds(chip, [x], hidden) + all_gather_seconds(chip, [x], hidden)
     if chain < tuning.CHAIN_TO_ATTENTION * overlap_seconds:
         return False

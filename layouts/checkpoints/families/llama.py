@@ -1,10 +1,10 @@
-"""Llama 1 to 3.3 and models of the same kind (SmolLM, Yi), SmolLM 3, Mistral, and Granite."""
+"""Llama 1 to 3.3 and models of the same kind (SmolLM, Yi), SmolLM 3, Mistral, Mixtral, and Granite."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from ...models.config import ModelConfig
+from ...models.config import Experts, ModelConfig
 from ..config_fields import ConfigFields
 from ..family import Family, biases_of, common_fields
 from ..rotary_fields import rotary_of
@@ -75,6 +75,11 @@ def _mistral_config(fields: ConfigFields) -> ModelConfig:
     )
 
 
+def _mixtral_config(fields: ConfigFields) -> ModelConfig:
+    experts = Experts(fields.size("num_local_experts", 8), fields.size("num_experts_per_tok", 2))
+    return dataclasses.replace(_mistral_config(fields), experts=experts)
+
+
 def _granite_config(fields: ConfigFields) -> ModelConfig:
     return dataclasses.replace(
         _llama_config(fields),
@@ -88,4 +93,17 @@ def _granite_config(fields: ConfigFields) -> ModelConfig:
 LLAMA = Family(("llama",), _llama_config, MODULES, BUFFERS)
 SMOLLM3 = Family(("smollm3",), _smollm3_config, MODULES, BUFFERS)
 MISTRAL = Family(("mistral",), _mistral_config, MODULES, BUFFERS)
+_MIXTURE = "model.layers.{layer}.block_sparse_moe."
+MIXTRAL = Family(
+    ("mixtral",),
+    _mixtral_config,
+    {
+        **MODULES,
+        "router": _MIXTURE + "gate",
+        "gate": _MIXTURE + "experts.{expert}.w1",
+        "in": _MIXTURE + "experts.{expert}.w3",
+        "out": _MIXTURE + "experts.{expert}.w2",
+    },
+    BUFFERS,
+)
 GRANITE = Family(("granite",), _granite_config, MODULES, BUFFERS)
