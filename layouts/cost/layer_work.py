@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
-from ..models.config import ModelConfig
+from ..models.config import AttentionKind, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
+from ..partitionings.cache_stores import stored_positions
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.partitioning import PlanLike, as_plan
 from .layer_items import (
@@ -39,7 +40,8 @@ class Layer:
       layout: the feedforward's, which is also that of attention's projections.
       placement: where attention happens.
       sizes: of the mesh axes x, y and z.
-      load: the workload of the step.
+      load: the workload of the step; its past is what this layer's cache stores.
+      window: of its attention, in positions; None for all.
     """
 
     config: ModelConfig
@@ -47,6 +49,7 @@ class Layer:
     placement: Placement
     sizes: Mapping[str, int]
     load: Load
+    window: int | None = None
 
     def n(self, axes: Iterable[str]) -> int:
         return size(tuple(axes), self.sizes)
@@ -207,6 +210,7 @@ class Layer:
             config.d_head,
             load.past,
             load.cache_bytes,
+            self.window,
         )
         yield from self.columns("attended", heads * config.d_head, where.queries, back=True)
 
@@ -241,7 +245,11 @@ class Layer:
 
 
 def layer_work(
-    config: ModelConfig | str, plan: PlanLike, sizes: Mapping[str, int], load: Load
+    config: ModelConfig | str,
+    plan: PlanLike,
+    sizes: Mapping[str, int],
+    load: Load,
+    kind: AttentionKind | None = None,
 ) -> tuple[Item, ...]:
     """The items of one layer on each chip, in order.
 
@@ -250,13 +258,18 @@ def layer_work(
       plan: the layouts, as `layouts.decode_step` takes them.
       sizes: of the mesh axes x, y and z.
       load: the workload of the step.
+      kind: of the layer's attention; that of the first layer unless given.
 
     Raises:
       ValueError: heads cannot be sharded over this mesh.
     """
     config, plan = as_config(config), as_plan(plan)
     where = place(config, plan.feedforward, plan.attention, sizes)
-    layer = Layer(config, plan.feedforward, where, sizes, load)
+    kind = config.kinds[0] if kind is None else kind
+    if load.past:
+        stored = stored_positions(kind, load.past)
+        load = dataclasses.replace(load, past=min(load.past, stored))
+    layer = Layer(config, plan.feedforward, where, sizes, load, kind.window)
     heads = ["w_q", "w_kv"]
     ffn = config.input_names
     if config.block == "serial":
