@@ -123,6 +123,7 @@ class LayerCall:
             activation_bytes=x.dtype.itemsize,
             sizes=sizes,
             chip=traced_chip(),
+            window=config.kinds[0].window,
         )
         step = make_step(
             config=config,

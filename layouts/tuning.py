@@ -59,6 +59,11 @@ SCORES_BYTES = TPU_V4.cmem_bytes
 # scores are computed, and the program grows with g.
 CAUSAL_GROUPS = 8
 
+# Queries of a prompt whose attention has a window are taken in blocks of the window over this, or of as
+# many as this: a block gets the keys of its own positions and of a window before them.
+WINDOW_BLOCKS = 4
+WINDOW_BLOCK = 128
+
 # The feedforward -----------------------------------------------------------------------------------
 
 # The two fractions of d_ff that a feedforward is split into. The second has fewer matmuls left to

@@ -16,6 +16,7 @@ from collective_einsum.cost import (
 )
 
 from .. import tuning
+from ..partitionings.padded_sizes import window_keys
 from . import einsum_cost
 from .layer_items import Attention, Transfer
 
@@ -47,8 +48,12 @@ def attention_seconds(item: Attention, chip: Chip) -> float:
     # Rows of a key-value head's scores fill full tiles; groups of a prompt's queries share their last
     # keys.
     rows = item.queries * item.heads / item.kv_heads
-    scores = item.scores * max(1, TILE_ROWS / rows)
-    if item.new > 1:
+    fill = max(1, TILE_ROWS / rows)
+    scores = item.scores * fill
+    near = window_keys(item.window, item.new)
+    if near < item.new:
+        scores = item.sequences * item.heads * item.queries * (item.past + near) * fill
+    elif item.new > 1:
         # Where positions are sharded, every chip's queries meet the keys of the last; scores that fit
         # on-chip memory at once are all computed anyhow, in the time of groups that do not.
         at_once = 4 * item.sequences * item.heads * item.queries * item.new <= tuning.SCORES_BYTES

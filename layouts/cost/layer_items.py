@@ -125,6 +125,7 @@ class Attention:
       d_head: D.
       past: cached positions of one sequence, which every query sees.
       cache_bytes: of one element of the cache.
+      window: how many positions a query sees, its own and those before it; None for all.
     """
 
     sequences: float
@@ -135,11 +136,15 @@ class Attention:
     d_head: int
     past: int
     cache_bytes: int
+    window: int | None = None
 
     @property
     def scores(self) -> float:
-        """Number of scores: a query sees the cache, and half of the new positions on average."""
-        seen = self.past + (self.new + 1) / 2
+        """Number of scores: a query sees the cache, and half of the new positions on average; or those
+        of its window, if these are fewer."""
+        new, window = self.new, min(self.window or self.new, self.new)
+        # The first `window` queries see half of it on average.
+        seen = self.past + (window * (window + 1) / 2 + (new - window) * window) / new
         return self.sequences * self.heads * self.queries * seen
 
     @property

@@ -14,9 +14,10 @@ from typing import Literal
 from collective_einsum.chips import Chip
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, size
-from ..models.config import ModelConfig
+from ..models.config import AttentionKind, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
+from ..partitionings.cache_stores import stored_positions
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
 from ..partitionings.mesh_fit import round_up
 from ..partitionings.partitioning import PlanLike, as_plan
@@ -47,7 +48,8 @@ class Layer:
       layout: the feedforward's, which is also that of attention's projections.
       placement: where attention happens.
       sizes: of the mesh axes x, y and z.
-      load: the workload of the step.
+      load: the workload of the step; its past is what this layer's cache stores.
+      window: of its attention, in positions; None for all.
     """
 
     config: ModelConfig
@@ -55,6 +57,7 @@ class Layer:
     placement: Placement
     sizes: Mapping[str, int]
     load: Load
+    window: int | None = None
 
     def n(self, axes: Iterable[str]) -> int:
         return size(tuple(axes), self.sizes)
@@ -217,6 +220,7 @@ class Layer:
             config.d_head,
             load.past,
             load.cache_bytes,
+            self.window,
         )
         yield from self.columns("attended", heads * config.d_head, where.queries, back=True)
 
@@ -299,6 +303,7 @@ def layer_work(
     sizes: Mapping[str, int],
     load: Load,
     chip: Chip | None = None,
+    kind: AttentionKind | None = None,
 ) -> tuple[Item, ...]:
     """The items of one layer on each chip, in order.
 
@@ -308,13 +313,18 @@ def layer_work(
       sizes: of the mesh axes x, y and z.
       load: the workload of the step.
       chip: for which is decided whether tokens are sorted by expert; None if they are not.
+      kind: of the layer's attention; that of the first layer unless given.
 
     Raises:
       ValueError: heads cannot be sharded over this mesh.
     """
     config, plan = as_config(config), as_plan(plan)
     where = place(config, plan.feedforward, plan.attention, sizes)
-    layer = Layer(config, plan.feedforward, where, sizes, load)
+    kind = config.kinds[0] if kind is None else kind
+    if load.past:
+        stored = stored_positions(kind, load.past)
+        load = dataclasses.replace(load, past=min(load.past, stored))
+    layer = Layer(config, plan.feedforward, where, sizes, load, kind.window)
     heads = ["w_q", "w_kv"]
     ffn = config.input_names
     if config.block == "serial":

@@ -11,8 +11,8 @@ from ..mesh.axis_collectives import WEIGHT_AXES, size
 from ..models.config import Biased, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import place, stored_kv_axes
+from ..partitionings.cache_stores import cache_stores
 from ..partitionings.feedforward_layout import boundary_axes
-from ..partitionings.padded_sizes import padded_capacity
 from ..partitionings.param_specs import table_axes, vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load
@@ -97,7 +97,7 @@ def cache_bytes(
     """Bytes on a chip of the keys and values of all layers (section 3.3).
 
     `load.past` positions, or the new ones of a prefill, of which as many are stored as a cache pads
-    them to.
+    them to; by layers with a window, those of the window.
 
     Args:
       config: the model, or its name.
@@ -113,7 +113,9 @@ def cache_bytes(
     sequences = load.batch / size(where.batch_axes, sizes)
     heads = config.stored_kv_heads / size(where.kv_axes, sizes)
     vector = config.d_head * load.cache_bytes + (SCALE_BYTES if load.cache_bytes == 1 else 0)
-    return 2 * config.layers * sequences * heads * padded_capacity(load.past or load.new) * vector
+    stores = cache_stores(config, load.past or load.new)
+    positions = sum(store.layers * store.positions for store in stores)
+    return 2 * positions * sequences * heads * vector
 
 
 def _temporary_bytes(

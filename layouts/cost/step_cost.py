@@ -29,7 +29,7 @@ from . import einsum_cost, norm_cost
 from .item_seconds import transfer_seconds
 from .layer_cost import layer_seconds
 from .layer_items import ACTIVATION_BYTES, Attention, Einsum, Item, Load, Transfer
-from .layer_work import layer_work
+from .layer_kinds import layer_kinds
 from .memory import Memory, memory
 from .workload import padded_load
 
@@ -42,7 +42,8 @@ class Cost(Shown):
 
     Attributes:
       config, plan, sizes, load, chip: what it is the cost of.
-      items: what a layer does.
+      items: what a layer does; of a model whose layers have several windows, what a layer of each does,
+        one after the other.
       overlap: "none" (every collective by itself, as `schedule="blocking"`) or "auto" (hidden
         behind the einsum next to it as far as the schedule that auto would choose hides it).
       sparse_cores: whether the step is compiled with all-gathers on SparseCores, as the decoder's
@@ -193,42 +194,50 @@ def cost(
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
     sizes = as_shape("sizes", sizes)
     padded = padded_load(asked, config, plan, sizes)
-    items = layer_work(config, plan, sizes, padded, chip)
-    layer = (config, plan, items, sizes, padded)
-    parts, gains = _parts(*layer, chip, overlap), False
+    kinds = layer_kinds(config, plan, sizes, padded, chip)
+
+    def on(chip: Chip) -> _Parts:
+        each = [_parts(config, plan, k.items, sizes, padded, chip, overlap) for k in kinds]
+        columns = zip(*each, strict=True)
+        return _Parts(*(sum(k.count * x for k, x in zip(kinds, c, strict=True)) for c in columns))
+
+    parts, gains = on(chip), False
     if overlap == "auto" and _may_use_sparse_cores(plan, sizes, chip):
-        offloaded = _parts(*layer, chip.with_sparse_cores(), overlap)
+        offloaded = on(chip.with_sparse_cores())
         gains = sum(parts) >= (1 + WORTHWHILE) * sum(offloaded)
         # The faster ones, though a step takes the others for less than `WORTHWHILE`: with that
         # threshold, more work could be predicted to take less time.
         parts = min(parts, offloaded, key=sum)
-    n = config.layers
+    moved = [ici_bytes(k.items, sizes, chip) for k in kinds]
     return Cost(
         config=config,
         plan=plan,
         sizes=dict(sizes),
         load=asked,
         chip=chip,
-        items=items,
+        items=tuple(item for k in kinds for item in k.items),
         overlap=overlap,
-        flops=n * _total(items, "flops"),
-        weight_bytes=n * sum(i.streamed_bytes for i in items if isinstance(i, Einsum)),
-        cache_bytes=n * sum(i.streamed_bytes for i in items if isinstance(i, Attention)),
-        activation_bytes=n * _total(items, "activation_bytes"),
-        ici_bytes={axis: n * moved for axis, moved in ici_bytes(items, sizes, chip).items()},
-        hops=n * sum(_hops(transfer, sizes, chip) for transfer in transfers(items)),
-        matmul_seconds=n * parts.matmul,
-        attention_seconds=n * parts.attention,
-        exposed_seconds=n * parts.exposed,
-        rest_seconds=n * parts.rest,
+        flops=sum(n * _total(items, "flops") for n, items in kinds),
+        weight_bytes=sum(n * _streamed_bytes(items, Einsum) for n, items in kinds),
+        cache_bytes=sum(n * _streamed_bytes(items, Attention) for n, items in kinds),
+        activation_bytes=sum(n * _total(items, "activation_bytes") for n, items in kinds),
+        ici_bytes={
+            axis: sum(k.count * by_axis[axis] for k, by_axis in zip(kinds, moved, strict=True))
+            for axis in AXES
+        },
+        hops=sum(n * _hops(t, sizes, chip) for n, items in kinds for t in transfers(items)),
+        matmul_seconds=parts.matmul,
+        attention_seconds=parts.attention,
+        exposed_seconds=parts.exposed,
+        rest_seconds=parts.rest,
         outside_seconds=_outside_seconds(config, sizes, padded, chip),
-        memory=memory(config, plan, sizes, padded, items),
+        memory=memory(config, plan, sizes, padded, kinds[0].items),
         sparse_cores=gains,
     )
 
 
 class _Parts(NamedTuple):
-    """Seconds of a layer; see `Cost`."""
+    """Seconds of a layer, or of all; see `Cost`."""
 
     matmul: float
     attention: float
@@ -310,6 +319,10 @@ def _outside_seconds(
         ("unembedding",), asked.batch, config.d_model, (tokens,), asked.weight_bytes, None
     )
     return embedding + einsum_cost.seconds(logits, sizes, chip, "none").compute
+
+
+def _streamed_bytes(items: tuple[Item, ...], kind: type[Einsum | Attention]) -> float:
+    return sum(item.streamed_bytes for item in items if isinstance(item, kind))
 
 
 def _total(items: tuple[Item, ...], name: str) -> float:

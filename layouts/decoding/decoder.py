@@ -33,6 +33,7 @@ from ..mesh.axis_collectives import ScheduleLike
 from ..models.cache import Cache
 from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype, standing_for
+from ..partitionings.cache_stores import cache_stores, store_of
 from ..partitionings.partitioning import PlanLike
 from ..partitionings.row_order import last_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
@@ -190,20 +191,23 @@ def read(
     own = empty_cache(
         reader.config,
         batch,
-        length,
+        cache.max_length,
         cache.k.values.dtype,
         int8=cache.k.scale is not None,
         prefix=cache.prefix,
         kv_heads=cache.k.values.shape[2],
         stored_batch=reader.padded_batch(batch),
+        filled=length,
     )
     room = cache.prefix_length + cache.max_length
     logits, own = extend(reader, params, own, tokens, counts, reads=False, room=room)
     own = with_stored_batch(own, cache.stored_batch * ax.size(other.batch_axes))
-    k, v = jax.tree.map(lambda x: ax.own_block(x, other.batch_axes, 1), (own.k, own.v))
-    return logits, dataclasses.replace(
-        cache, k=begin(cache.k, k), v=begin(cache.v, v), lengths=own.lengths
-    )
+    read_ = jax.tree.map(lambda x: ax.own_block(x, other.batch_axes, 1), own.stores)
+    stores = [
+        (begin(k, new_k), begin(v, new_v))
+        for (k, v), (new_k, new_v) in zip(cache.stores, read_, strict=True)
+    ]
+    return logits, dataclasses.replace(cache.with_stores(stores), lengths=own.lengths)
 
 
 def check_covers(reader: Program, holder: Program) -> None:
@@ -253,22 +257,31 @@ def extend(
     more = cache.stored_batch * ax.size(program.placement.batch_axes) - batch
     tokens = jnp.pad(tokens, ((0, more), (0, program.padded_length(new) - new)))
     own_counts, counts = counts, jnp.pad(counts, (0, more))
-    case = LayerSizes(
-        config=config,
-        layout=layout,
-        placement=program.placement,
-        schedule=program.schedule,
-        batch=tokens.shape[0],
-        new=tokens.shape[1],
-        keys=cache.k if reads else None,
-        activation_bytes=dtype.itemsize,
-        sizes=sizes,
-        chip=traced_chip(),
-    )
+    stores, period = cache_stores(config, cache.max_length), len(config.kinds)
+    held = [store_of([store.places for store in stores], place) for place in range(period)]
+    cases = [
+        LayerSizes(
+            config=config,
+            layout=layout,
+            placement=program.placement,
+            schedule=program.schedule,
+            batch=tokens.shape[0],
+            new=tokens.shape[1],
+            keys=cache.stores[store][0] if reads else None,
+            activation_bytes=dtype.itemsize,
+            sizes=sizes,
+            chip=traced_chip(),
+            window=kind.window,
+        )
+        for store, kind in zip(held, config.kinds, strict=True)
+    ]
     blocks = params["blocks"]
-    # Stacked layers are alike; of the others, each may have weights of its own kind.
-    layers = [blocks] if isinstance(blocks, Mapping) else blocks
-    schedules = [block_schedules(case, weights) for weights in layers]
+    # Stacked layers are alike but for their attention; of the others, each may have weights of its
+    # own kind.
+    layers = [blocks] * period if isinstance(blocks, Mapping) else blocks
+    schedules = [
+        block_schedules(cases[layer % period], weights) for layer, weights in enumerate(layers)
+    ]
     lengths = jnp.pad(cache.lengths, (0, more))
     step = make_step(
         config=config,
@@ -292,11 +305,16 @@ def extend(
         if config.embedding_norm:
             x = norm_of(x, params["embedding_norm"], step)
     steps = [
-        dataclasses.replace(step, schedules=chosen, place=layer % len(config.kinds))
-        for layer, chosen in enumerate(schedules * (config.layers // len(layers)))
+        dataclasses.replace(
+            step,
+            schedules=schedules[layer % len(schedules)],
+            place=layer % period,
+            rolls=stores[held[layer % period]].rolls,
+        )
+        for layer in range(config.layers)
     ]
     loop = append_layers if reads else fill_layers
-    x, k, v = loop(x, vectors_cut(params["blocks"], step), cache, counts, steps)
+    x, filled = loop(x, vectors_cut(params["blocks"], step), cache, counts, steps)
     if targets is None:
         with jax.named_scope("unembed"):
             last = last_rows(x, counts, layout, program.schedule)
@@ -305,5 +323,6 @@ def extend(
         with jax.named_scope("score"):
             padded = jnp.pad(targets, ((0, more), (0, tokens.shape[1] - new)))
             made = log_probabilities(x, padded, params, step)[:, :new]
-    cache = dataclasses.replace(cache, k=k, v=v, lengths=cache.lengths + own_counts)
+    cache = cache.with_stores(filled)
+    cache = dataclasses.replace(cache, lengths=cache.lengths + own_counts)
     return made[:batch], cache

@@ -143,6 +143,8 @@ def init_cache(
 def shared_prefix(cache: Cache) -> Prefix:
     """The entries of a cache of one sequence, for many sequences to begin with.
 
+    Layers with a window keep those of its last positions, in order.
+
     Args:
       cache: as `prefill` left it: one sequence, full to its last position.
 
@@ -151,8 +153,16 @@ def shared_prefix(cache: Cache) -> Prefix:
     """
     checks.check_prefix(cache)
     cache = with_stored_batch(cache, 1)
-    k, v = jax.tree.map(lambda x: lax.index_in_dim(x, 0, 1, False), (cache.k, cache.v))
-    return Prefix(k, v, cache.max_length)
+    length = cache.max_length
+
+    def one(x: jax.Array, size: int) -> jax.Array:
+        x = lax.index_in_dim(x, 0, 1, False)
+        return x if size >= length else jnp.roll(x, -(length % size), axis=2)
+
+    (k, v), *shorter = [
+        jax.tree.map(functools.partial(one, size=pair[0].size), pair) for pair in cache.stores
+    ]
+    return Prefix(k, v, length, tuple(shorter))
 
 
 def move_cache(config: ModelConfig | str, mesh: MeshLike, cache: Cache, plan: PlanLike) -> Cache:

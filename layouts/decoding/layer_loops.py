@@ -6,8 +6,10 @@ Layers that read the cache read it as it was, and append to it; those of an empt
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +21,16 @@ from ..layers.block import block
 from ..layers.kv_cache import append, as_stored, fill
 from ..layers.layer_context import Past, Step
 from ..mesh import axis_collectives as ax
-from ..models.cache import Cache, Entries
+from ..models.cache import Cache, Pair
 from ..models.params import Params
 from ..models.stacked_params import at
+from ..partitionings.cache_stores import Places, Store, cache_stores, index_in, store_of
 from ..partitionings.feedforward_layout import boundary_shard, boundary_slice
 
 Carry = TypeVar("Carry")
 Made = TypeVar("Made")
-Layers = TypeVar("Layers")
-# Activations, the keys and values of all layers, and the number of the next layer.
-Filled = tuple[jax.Array, Entries, Entries, jax.Array]
+# Activations; for each store, keys and values, and the index of the next of its layers.
+Filled = tuple[jax.Array, list[Pair], list[jax.Array]]
 
 
 def vectors_cut(blocks: Params, step: Step) -> Params:
@@ -47,15 +49,48 @@ def vectors_cut(blocks: Params, step: Step) -> Params:
     return jax.tree_util.tree_map_with_path(cut, blocks)
 
 
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """Arrays of all layers, stacked.
+
+    Attributes:
+      trees: pytrees of arrays [some of the layers, ...].
+      places: for each of them, those of its layers among the layers that repeat.
+    """
+
+    trees: Sequence[Any]
+    places: Sequence[Places]
+
+    def layer(self, place: int, index: Callable[[int, int], jax.Array]) -> Any:
+        """The arrays of the layer at this place among those that repeat.
+
+        `index` gives, of a tree with so many layers in each group, the index of the one with this rank.
+        """
+        tree = store_of(self.places, place)
+        places = self.places[tree]
+        at_ = index(len(places), places.index(place))
+        return jax.tree.map(lambda x: _indexed(x, at_), self.trees[tree])
+
+    def at(self, layer: int) -> Any:
+        """The arrays of one layer."""
+        tree, index = index_in(self.places, layer)
+        return at(self.trees[tree], index)
+
+
 def append_layers(
     x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, steps: Sequence[Step]
-) -> tuple[jax.Array, Entries, Entries]:
+) -> tuple[jax.Array, list[Pair]]:
     """All blocks, reading the cache as it was; what is new is written once they are done.
 
     `steps` has one for each layer.
+
+    Returns:
+      The last layer's results, and the keys and values of each store.
     """
     step = steps[0]
     own = ax.own_block(counts, step.placement.batch_axes, 0)
+    stores = cache_stores(step.config, cache.max_length)
+    places = [store.places for store in stores]
 
     def one(
         x: jax.Array, layer: tuple[Params, Past, Past | None], step: Step = step
@@ -63,69 +98,93 @@ def append_layers(
         weights, past, prefix = layer
         return block(x, weights, step, past, prefix)
 
-    def write(entries: Entries, new: Entries, layer: int = 0) -> Entries:
-        return append(entries, new, step.lengths, own, layer)
+    def write(pair: Pair, new: Past, store: Store, layer: int = 0) -> Pair:
+        starts, rolls = step.lengths, store.rolls
+        (k, v), (new_k, new_v) = pair, new
+        return (
+            append(k, new_k, starts, own, layer, rolls=rolls),
+            append(v, new_v, starts, own, layer, rolls=rolls),
+        )
 
-    k, v, prefix = cache.k, cache.v, _prefix(cache)
+    held, prefix = list(cache.stores), _prefix(cache, step)
     if isinstance(blocks, Mapping):
-        x, (new_k, new_v) = _scan(one, x, (blocks, (k, v), prefix), steps)
-        return x, write(k, new_k), write(v, new_v)
-    made, early = [], _writes_early(k, v)
+        layers = (_of_all(blocks, step), Stacked(held, places), prefix)
+        x, stacks = _scan(one, x, layers, steps, places)
+        return x, [write(*written) for written in zip(held, stacks, stores, strict=True)]
+    early = _writes_early(held)
+    made: list[list[Past]] = [[] for _ in stores]
     for layer, weights in enumerate(blocks):
-        past = _layer_of_cache((k, v), layer)
-        x, new = one(x, (weights, past, at(prefix, layer)), steps[layer])
-        made.append(new)
+        store, index = index_in(places, layer)
+        past = _layer_of_cache(held[store], index)
+        x, new = one(x, (weights, past, prefix.at(layer)), steps[layer])
+        made[store].append(new)
         if early:
             new = jax.tree.map(lambda array: array[None], new)
-            x, k, v, (new_k, new_v) = lax.optimization_barrier((x, k, v, new))
-            k, v = write(k, new_k, layer), write(v, new_v, layer)
+            x, held[store], new = lax.optimization_barrier((x, held[store], new))
+            held[store] = write(held[store], new, stores[store], index)
     if not early:
-        new_k, new_v = jax.tree.map(lambda *array: jnp.stack(array), *made)
-        k, v = write(k, new_k), write(v, new_v)
-    return x, k, v
+        stacks = [jax.tree.map(lambda *array: jnp.stack(array), *new) for new in made]
+        held = [write(*written) for written in zip(held, stacks, stores, strict=True)]
+    return x, held
 
 
 def _scan(
-    one: Callable[[Carry, Layers, Step], tuple[Carry, Made]],
+    one: Callable[[Carry, Any, Step], tuple[Carry, Made]],
     carry: Carry,
-    layers: Layers,
+    layers: Sequence[Stacked],
     steps: Sequence[Step],
-) -> tuple[Carry, Made]:
+    stores: Sequence[Places],
+) -> tuple[Carry, list[Made]]:
     """A loop over stacked layers: over groups of as many as have kinds of attention of their own, and
     then those that are left.
 
     Args:
-      one: a layer, (carry, arrays of one layer, its step) to (carry, what it makes).
+      one: a layer, (carry, its arrays of each of `layers`, its step) to (carry, what it makes).
       carry: of the first layer.
-      layers: arrays [layers, ...].
+      layers: arrays of all layers.
       steps: of each layer.
+      stores: for each store of what the layers make, the places of its layers among those that repeat.
 
     Returns:
-      The last carry, and what the layers make, [layers, ...].
+      The last carry, and what the layers of each store make, [layers, ...].
     """
     period, count = len(steps[0].config.kinds), len(steps)
     if period == 1:
-        return lax.scan(lambda carry, layer: one(carry, layer, steps[0]), carry, layers)
+        arrays = tuple(stacked.trees[0] for stacked in layers)
+        carry, new = lax.scan(lambda carry, layer: one(carry, layer, steps[0]), carry, arrays)
+        return carry, [new]
 
-    def group(carry: Carry, first: jax.Array) -> tuple[Carry, list[Made]]:
-        made = []
-        for place in range(period):
-            layer = jax.tree.map(lambda x, at=first + place: _indexed(x, at), layers)
-            carry, new = one(carry, layer, steps[place])
-            made.append(new)
+    def some(
+        carry: Carry, places: int, index: Callable[[int, int], jax.Array]
+    ) -> tuple[Carry, list[list[Made]]]:
+        made: list[list[Made]] = [[] for _ in stores]
+        for place in range(places):
+            arrays = tuple(stacked.layer(place, index) for stacked in layers)
+            carry, new = one(carry, arrays, steps[place])
+            made[store_of(stores, place)].append(new)
         return carry, made
 
+    def group(carry: Carry, firsts: Mapping[int, jax.Array]) -> tuple[Carry, list[list[Made]]]:
+        index = functools.cache(lambda stride, rank: firsts[stride] + rank)
+        return some(carry, period, index)
+
     groups = count // period
-    carry, made = lax.scan(group, carry, period * jnp.arange(groups, dtype=jnp.int32))
-    # [groups, ...] of each place, to [groups * period, ...].
-    made = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *made)
-    left = []
-    for place in range(count - groups * period):
-        index = lax.optimization_barrier(jnp.int32(groups * period + place))
-        layer = jax.tree.map(lambda x, at=index: _indexed(x, at), layers)
-        carry, new = one(carry, layer, steps[place])
-        left.append(jax.tree.map(lambda x: x[None], new))
-    return carry, jax.tree.map(lambda *x: jnp.concatenate(x), made, *left)
+    strides = {len(places) for stacked in layers for places in stacked.places}
+    firsts = {n: n * jnp.arange(groups, dtype=jnp.int32) for n in sorted(strides)}
+    carry, made = lax.scan(group, carry, firsts)
+    index = functools.cache(
+        lambda stride, rank: lax.optimization_barrier(jnp.int32(groups * stride + rank))
+    )
+    carry, left = some(carry, count - groups * period, index)
+    return carry, [_joined(*parts) for parts in zip(made, left, strict=True)]
+
+
+def _joined(made: Sequence[Made], left: Sequence[Made]) -> Made:
+    """What each place of a store makes in all groups, [groups, ...], and the layers that are left, as
+    [layers, ...]."""
+    grouped = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *made)
+    left = [jax.tree.map(lambda x: x[None], new) for new in left]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), grouped, *left)
 
 
 def _indexed(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -142,37 +201,57 @@ def _layer_of_cache(past: Past, layer: int) -> Past:
     return jax.tree.map(one, past)
 
 
-def _writes_early(k: Entries, v: Entries) -> bool:
+def _writes_early(held: Sequence[Pair]) -> bool:
     """Whether an unrolled step writes each layer's new entries before the next layer."""
-    nbytes = max(array.nbytes for array in jax.tree.leaves((k, v)))
-    return nbytes < tuning.ON_CHIP_BYTES and k.values.shape[1] <= tuning.EARLY_SEQUENCES
+    nbytes = max(array.nbytes for array in jax.tree.leaves(held))
+    return nbytes < tuning.ON_CHIP_BYTES and held[0][0].values.shape[1] <= tuning.EARLY_SEQUENCES
 
 
 def fill_layers(
     x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, steps: Sequence[Step]
-) -> tuple[jax.Array, Entries, Entries]:
-    """All blocks on an empty cache, each layer's part written as it is made; `steps` as
+) -> tuple[jax.Array, list[Pair]]:
+    """All blocks on an empty cache, each layer's part written as it is made; arguments and results as
     `append_layers`."""
-    del counts
+    step = steps[0]
+    stores = cache_stores(step.config, cache.max_length)
+    places = [store.places for store in stores]
+    own = None
+    if any(store.rolls for store in stores):
+        own = ax.own_block(counts, step.placement.batch_axes, 0)
 
     def one(
-        carry: Filled, layer: tuple[Params, Past | None], step: Step = steps[0]
+        carry: Filled, layer: tuple[Params, Past | None], step: Step = step
     ) -> tuple[Filled, None]:
-        x, k, v, index = carry
+        x, held, indices = carry
         weights, prefix = layer
         x, (new_k, new_v) = block(x, weights, step, None, prefix)
-        k, v = fill(k, k.like(new_k.values), index), fill(v, v.like(new_v.values), index)
-        return (x, k, v, index + 1), None
+        store = store_of(places, step.place)
+        (k, v), index = held[store], indices[store]
+        kept = own if stores[store].rolls else None
+        k = fill(k, k.like(new_k.values), index, kept)
+        v = fill(v, v.like(new_v.values), index, kept)
+        held, indices = list(held), list(indices)
+        held[store], indices[store] = (k, v), index + 1
+        return (x, held, indices), None
 
-    carry, prefix = (x, cache.k, cache.v, jnp.int32(0)), _prefix(cache)
+    carry: Filled = (x, list(cache.stores), [jnp.int32(0)] * len(stores))
+    prefix = _prefix(cache, step)
     if isinstance(blocks, Mapping):
-        carry, _ = _scan(one, carry, (blocks, prefix), steps)
+        carry, _ = _scan(one, carry, (_of_all(blocks, step), prefix), steps, places)
     else:
         for layer, weights in enumerate(blocks):
-            carry, _ = one(carry, (weights, at(prefix, layer)), steps[layer])
-    x, k, v, _ = carry
-    return x, k, v
+            carry, _ = one(carry, (weights, prefix.at(layer)), steps[layer])
+    return carry[0], carry[1]
 
 
-def _prefix(cache: Cache) -> Past | None:
-    return None if cache.prefix is None else (cache.prefix.k, cache.prefix.v)
+def _of_all(arrays: Any, step: Step) -> Stacked:
+    """Arrays [layers, ...] of all layers in one."""
+    return Stacked([arrays], [tuple(range(len(step.config.kinds)))])
+
+
+def _prefix(cache: Cache, step: Step) -> Stacked:
+    """The keys and values of the shared prefix; None for each layer if there is none."""
+    if cache.prefix is None:
+        return _of_all(None, step)
+    stores = cache_stores(step.config, cache.prefix.length)
+    return Stacked(cache.prefix.stores, [store.places for store in stores])

@@ -17,12 +17,13 @@ from collective_einsum.text import did_you_mean, shown
 from ..arguments import as_integers, values_of
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices, check_mesh
-from ..models.cache import Cache, Prefix
+from ..models.cache import Cache, Pair, Prefix
 from ..models.config import ModelConfig
 from ..models.named_models import as_config
 from ..models.param_checks import check_params
 from ..models.params import Params
 from ..models.stacked_params import Tree
+from ..partitionings.cache_stores import Store, cache_stores
 from ..partitionings.partitioning import check_model
 
 if TYPE_CHECKING:
@@ -136,13 +137,17 @@ def check_prefix_of(prefix: object, config: ModelConfig, mesh: MeshLike) -> None
         "make it again with layouts.shared_prefix",
         "make it with layouts.shared_prefix of a cache on this mesh",
     )
-    shape = tuple(prefix.k.values.shape)
-    expected = (config.layers, config.stored_kv_heads, *shape[2:3], config.d_head)
-    if shape != expected:
-        raise ValueError(
-            f"the prefix has shape {shape}, but {config.name} needs {expected} (layers, key-value "
-            "heads, positions, d_head); make it with a cache of this model"
-        )
+    stores, pairs = cache_stores(config, prefix.length), prefix.stores
+    _check_stores("the prefix", pairs, stores, config)
+    for (k, _), store in zip(pairs, stores, strict=True):
+        shape = tuple(k.values.shape)
+        positions = (store.positions,) if store.rolls else shape[2:3]
+        expected = (store.layers, config.stored_kv_heads, *positions, config.d_head)
+        if shape != expected:
+            raise ValueError(
+                f"the prefix has shape {shape}, but {config.name} needs {expected} (layers, key-value "
+                "heads, positions, d_head); make it with a cache of this model"
+            )
 
 
 def check_room(config: ModelConfig, max_length: int, prefix: Prefix | None) -> None:
@@ -253,19 +258,40 @@ def _check_cache(cache: Cache, config: ModelConfig, batch: int, length: int) -> 
             f"cache.lengths has shape {tuple(np.shape(cache.lengths))}, but tokens are of {batch} "
             f"sequences; give as many, or make the cache with layouts.init_cache for a batch of {batch}"
         )
-    stored, capacity = max(batch, cache.stored_batch), max(cache.max_length, cache.k.size)
-    expected = (config.layers, stored, config.stored_kv_heads, capacity, config.d_head)
-    for name, entries in (("k", cache.k), ("v", cache.v)):
-        if tuple(entries.values.shape) != expected:
-            raise ValueError(
-                f"cache.{name} has shape {tuple(entries.values.shape)}, but {config.name} with "
-                f"{batch} sequences needs {expected} (layers, batch, key-value heads, positions, "
-                "d_head); make it with layouts.init_cache"
-            )
+    stored, stores = max(batch, cache.stored_batch), cache_stores(config, cache.max_length)
+    _check_stores("the cache", cache.stores, stores, config)
+    for i, (pair, store) in enumerate(zip(cache.stores, stores, strict=True)):
+        positions = store.positions if store.rolls else max(cache.max_length, pair[0].size)
+        expected = (store.layers, stored, config.stored_kv_heads, positions, config.d_head)
+        for name, entries in zip(("k", "v"), pair, strict=True):
+            if tuple(entries.values.shape) != expected:
+                where = f"cache.{name}" if i == 0 else f"{name} of cache.shorter[{i - 1}]"
+                raise ValueError(
+                    f"{where} has shape {tuple(entries.values.shape)}, but {config.name} with "
+                    f"{batch} sequences needs {expected} (layers, batch, key-value heads, positions, "
+                    "d_head); make it with layouts.init_cache"
+                )
     if length > cache.max_length:
         raise ValueError(
             f"{length} tokens do not fit a cache of {cache.max_length} positions; make it with "
             f"max_length={length} or more, or read fewer tokens at a time"
+        )
+
+
+def _check_stores(
+    name: str, pairs: Sequence[Pair], stores: Sequence[Store], config: ModelConfig
+) -> None:
+    """Refuses keys and values of another number of stores.
+
+    Raises:
+      ValueError: there are more or fewer.
+    """
+    if len(pairs) != len(stores):
+        sizes = ", ".join(f"{store.layers} layers of {store.positions}" for store in stores)
+        raise ValueError(
+            f"{name} holds layers of {len(pairs)} numbers of positions, but {config.name} with its "
+            f"attention_kinds needs {len(stores)}: {sizes} positions; make it with "
+            "layouts.init_cache, for this model"
         )
 
 

@@ -126,13 +126,17 @@ def attend_columns(
         new_k, new_v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         segments = [_segment(new_k, new_v, step, jnp.zeros_like(step.lengths), causal=True)]
         if past is not None:
-            segments.append(_segment(*past, step, step.lengths, lengths=step.lengths))
+            held = step.lengths
+            if step.rolls:
+                held = jnp.minimum(held, past[0].size)
+            segments.append(_segment(*past, step, step.lengths, lengths=held, rolls=step.rolls))
         if prefix is not None:
-            lengths = None
-            if prefix[0].values.shape[-2] != step.prefix_length:
-                lengths = jnp.full(step.lengths.shape, step.prefix_length, jnp.int32)
-            before = step.prefix_length + step.lengths
-            segments.append(_segment(*prefix, step, before, lengths=lengths))
+            lengths, stored = None, prefix[0].size
+            # Layers with a window may have the last positions only.
+            kept = min(step.prefix_length, stored)
+            if stored != kept:
+                lengths = jnp.full(step.lengths.shape, kept, jnp.int32)
+            segments.append(_segment(*prefix, step, kept + step.lengths, lengths=lengths))
         terms = _head_terms(weights, place_.queries, step)
         o = attend(q, segments, config, step.first_query, terms)
     columns = place_.queries
@@ -237,9 +241,10 @@ def _segment(
     *,
     lengths: jax.Array | None = None,
     causal: bool = False,
+    rolls: bool = False,
 ) -> Segment:
     """Keys and values of the heads that this chip's queries read, as a segment that starts `before` [B]
-    positions before the new ones."""
+    positions before the new ones; if it `rolls`, its position 0 does."""
     pairs = [(x.values, x.scale) if isinstance(x, Entries) else (x, None) for x in (k, v)]
     table, kept = step.placement.selection, step.placement.queries.kept
     if table is not None:
@@ -256,4 +261,4 @@ def _segment(
     (keys, key_scale), (values, value_scale) = pairs
     window = step.kind.window
     starts = None if window is None and step.config.alibi is None else before
-    return Segment(keys, values, key_scale, value_scale, lengths, causal, window, starts)
+    return Segment(keys, values, key_scale, value_scale, lengths, causal, window, starts, rolls)

@@ -2,16 +2,18 @@
 
 The keys of a sequence stand in segments: a prefix shared by all sequences, what the cache holds, and
 the chunk that is being read. One softmax runs over all of them without joining them, in base 2 and
-float32. Queries are taken a block at a time, so that the scores of all heads never exist at once.
+float32. Queries are taken a block at a time, so that the scores of all heads never exist at once; where
+they see a window, each block gets the keys of its windows only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from collective_einsum.chips import TILE_ROWS
@@ -19,6 +21,7 @@ from collective_einsum.chips import TILE_ROWS
 from .. import tuning
 from ..models.config import ModelConfig
 from ..models.functions import LOG2_E, base2_scores, wide
+from ..partitionings.padded_sizes import window_block, window_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Segment:
       window: a query sees so many positions, its own and those before it; None for all.
       before: [B], how many positions the first key stands before the first new position; None where
         there is no window and no slope.
+      rolls: of the positions from the first key on, p has its key in place p modulo S, and only the
+        last S are there.
+      start: of a causal segment, the position of the first key; None for 0.
     """
 
     keys: jax.Array
@@ -44,6 +50,8 @@ class Segment:
     causal: bool = False
     window: int | None = None
     before: jax.Array | None = None
+    rolls: bool = False
+    start: jax.Array | None = None
 
     @property
     def size(self) -> int:
@@ -63,9 +71,22 @@ class Segment:
 
     def first(self, size: int) -> Segment:
         """The first `size` positions."""
+        return self._cut(lambda x, dim: lax.slice_in_dim(x, 0, size, axis=dim))
+
+    def near(self, place: jax.Array, size: int) -> Segment:
+        """`size` positions of a causal segment, from the first on that a query at `place` sees; from an
+        earlier one where fewer are left."""
+        assert self.window is not None
+        assert self.before is not None
+        start = jnp.clip(place - (self.window - 1), 0, self.size - size)
+        cut = self._cut(lambda x, dim: lax.dynamic_slice_in_dim(x, start, size, axis=dim))
+        return dataclasses.replace(cut, start=start, before=self.before - start)
+
+    def _cut(self, slice_: Callable[[jax.Array, int], jax.Array]) -> Segment:
+        """The segment with a slice of every array along its positions."""
 
         def cut(x: jax.Array | None, dim: int) -> jax.Array | None:
-            return None if x is None else lax.slice_in_dim(x, 0, size, axis=x.ndim + dim)
+            return None if x is None else slice_(x, x.ndim + dim)
 
         return dataclasses.replace(
             self,
@@ -123,8 +144,11 @@ def attend(
     b, t, h, d = q.shape
     k = segments[0].keys.shape[-3]
     q = q.reshape(b, t, k, h // k, d)
-    row_bytes = b * h * sum(s.size for s in segments) * wide(q.dtype).itemsize
+    near = [window_keys(s.window, s.size) if s.causal else s.size for s in segments]
+    row_bytes = b * h * sum(near) * wide(q.dtype).itemsize
     count = -(-t // max(1, tuning.SCORES_BYTES // row_bytes))
+    if near != [s.size for s in segments]:
+        return _attend_near(q, segments, config, first, terms, near, count)
     if count == 1:
         return _block(q, segments, config, first, terms).reshape(b, t, h, d)
     groups = min(count, tuning.CAUSAL_GROUPS)
@@ -144,6 +168,45 @@ def attend(
         _, blocks = lax.scan(step, jnp.int32(start) + first, jnp.moveaxis(rows, 1, 0))
         results.append(jnp.moveaxis(blocks, 0, 1).reshape(b, per_group * block, h, d))
     return jnp.concatenate(results, axis=1)[:, :t]
+
+
+def _attend_near(
+    q: jax.Array,
+    segments: Sequence[Segment],
+    config: ModelConfig,
+    first: jax.Array | int,
+    terms: HeadTerms | None,
+    near: Sequence[int],
+    count: int,
+) -> jax.Array:
+    """`attend` where each block of queries gets the keys of its windows only: of each segment, as many
+    as `near` says.
+
+    Args:
+      q: [B, T, K, G, D].
+      segments, config, first, terms: as `attend`.
+      near: of the causal segments, as many as `window_keys` of their window.
+      count: of the blocks at least.
+
+    Returns:
+      As `attend`.
+    """
+    b, t, k, g, d = q.shape
+    block = min(window_block(s.window) for s in segments if s.causal and s.window is not None)
+    count = max(count, -(-t // block))
+    block = -(-t // count)
+    padded = jnp.pad(q, ((0, 0), (0, count * block - t), (0, 0), (0, 0), (0, 0)))
+    rows = jnp.moveaxis(padded.reshape(b, count, block, k, g, d), 1, 0)
+
+    def step(place: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        seen = [
+            s if size == s.size else s.near(place, size)
+            for s, size in zip(segments, near, strict=True)
+        ]
+        return place + block, _block(rows, seen, config, place, terms)
+
+    _, blocks = lax.scan(step, jnp.int32(0) + first, rows)
+    return jnp.moveaxis(blocks, 0, 1).reshape(b, count * block, k * g, d)[:, :t]
 
 
 def _block(
@@ -215,18 +278,33 @@ def _scores(
     if slopes is not None:
         assert segment.before is not None
         own = (segment.before[:, None] + places)[:, None, :, None]
-        distance = own - lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+        distance = own - _key_positions(segment, scores)
         scores = scores - slopes.astype(scores.dtype) * distance.astype(scores.dtype)
     if segment.causal:
         positions = jnp.arange(segment.size, dtype=jnp.int32)
+        if segment.start is not None:
+            positions = positions + segment.start
         scores = jnp.where(positions <= places[:, None], scores, -jnp.inf)
     if segment.window is not None:
         assert segment.before is not None
         oldest = segment.before[:, None] + places - (segment.window - 1)
-        keys = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+        keys = _key_positions(segment, scores)
         scores = jnp.where(keys >= oldest[:, None, :, None], scores, -jnp.inf)
     if segment.lengths is not None:
         # The full shape, as in `present`.
         places = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
         scores = jnp.where(places < segment.lengths[:, None, None, None], scores, -jnp.inf)
     return scores
+
+
+def _key_positions(segment: Segment, scores: jax.Array) -> jax.Array:
+    """The position of each key after the segment's first, in the shape of scores [B, K, N, S]."""
+    places = lax.broadcasted_iota(jnp.int32, scores.shape, 3)
+    if not segment.rolls:
+        return places
+    # The newest of the positions, which have been written one after the other and round again.
+    assert segment.before is not None
+    size = scores.shape[3]
+    newest = (segment.before - 1) % size
+    newest, base = (x[:, None, None, None] for x in (newest, segment.before - 1 - newest))
+    return places + base - jnp.where(places > newest, np.int32(size), np.int32(0))

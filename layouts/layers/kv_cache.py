@@ -3,12 +3,12 @@
 Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
 of a matrix. Batch and positions are stored padded, see `padded_sizes`: padded sequences stay empty, and
 padded positions lie behind the end of every sequence. A step attends to the cache as it was and to its
-own new keys; the new entries are written afterwards, into the buffer of the donated cache.
+own new keys; the new entries are written afterwards, into the buffer of the donated cache. So a layer
+with a window needs the window's positions and no more: position p lies in place p modulo their number.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -21,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from .. import tuning
-from ..models.cache import Cache, Entries, Prefix
+from ..models.cache import Cache, Entries, Pair, Prefix
 from ..models.config import ModelConfig
+from ..partitionings.cache_stores import Store, cache_stores
 from ..partitionings.padded_sizes import padded_capacity
 
 # Positions of a tile of int8 on a TPU, which are written together: H12 in docs/compiler.md.
@@ -41,6 +42,7 @@ def empty_cache(
     prefix: Prefix | None = None,
     kv_heads: int | None = None,
     stored_batch: int | None = None,
+    filled: int | None = None,
 ) -> Cache:
     """An empty cache of zeros; under jit with out_shardings, every device makes its own shard.
 
@@ -53,6 +55,7 @@ def empty_cache(
       prefix: what all sequences begin with.
       kv_heads: key-value heads of a shard; all of the model's unless given.
       stored_batch: stored sequences, of a shard or with padding; `batch` unless given.
+      filled: of the positions of one sequence, how many are ever used; there is room for no more.
 
     Raises:
       ValueError: a size is not positive, or the prefix is stored in another way.
@@ -63,7 +66,7 @@ def empty_cache(
         )
     heads = config.stored_kv_heads if kv_heads is None else kv_heads
     stored = batch if stored_batch is None else stored_batch
-    shape = (config.layers, stored, heads, padded_capacity(max_length), config.d_head)
+    most = padded_capacity(max_length if filled is None else filled)
     kind = jnp.dtype(jnp.int8 if int8 else dtype)
     if prefix is not None and prefix.k.values.dtype != kind:
         raise ValueError(
@@ -71,23 +74,25 @@ def empty_cache(
             "with the same dtype and int8"
         )
 
-    def empty() -> Entries:
+    def empty(store: Store) -> Entries:
+        shape = (store.layers, stored, heads, min(most, store.positions), config.d_head)
         scale = jnp.ones(shape[:-1], jnp.float32) if int8 else None
         return Entries(jnp.zeros(shape, kind), scale)
 
-    return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32), prefix, max_length)
+    (k, v), *shorter = [(empty(store), empty(store)) for store in cache_stores(config, max_length)]
+    lengths = jnp.zeros((batch,), jnp.int32)
+    return Cache(k, v, lengths, prefix, max_length, tuple(shorter))
 
 
 def with_stored_batch(cache: Cache, stored: int) -> Cache:
     """The cache, of global arrays, with `stored` sequences: padding is added or dropped."""
     if cache.stored_batch == stored:
         return cache
-    k, v = _sized((cache.k, cache.v), stored)
-    return dataclasses.replace(cache, k=k, v=v)
+    return cache.with_stores(_sized(cache.stores, stored))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _sized(entries: tuple[Entries, Entries], stored: int) -> tuple[Entries, Entries]:
+def _sized(stores: tuple[Pair, ...], stored: int) -> tuple[Pair, ...]:
     """Keys and values with a batch of `stored`."""
 
     def one(x: jax.Array) -> jax.Array:
@@ -100,7 +105,7 @@ def _sized(entries: tuple[Entries, Entries], stored: int) -> tuple[Entries, Entr
         padded = jnp.pad(x, [(0, more if dim == 1 else 0) for dim in range(x.ndim)])
         return lax.slice_in_dim(padded, 0, stored, axis=1)
 
-    return jax.tree.map(one, entries)
+    return jax.tree.map(one, stores)
 
 
 def stored_like(cache: Cache, given: Cache) -> Cache:
@@ -113,8 +118,7 @@ def stored_like(cache: Cache, given: Cache) -> Cache:
         return x if sharding is None else jax.reshard(x, sharding)
 
     cache = with_stored_batch(cache, given.stored_batch)
-    k, v = jax.tree.map(placed, (cache.k, cache.v), (given.k, given.v))
-    return dataclasses.replace(cache, k=k, v=v)
+    return cache.with_stores(jax.tree.map(placed, cache.stores, given.stores))
 
 
 def _explicit(x: jax.Array) -> NamedSharding | None:
@@ -123,7 +127,7 @@ def _explicit(x: jax.Array) -> NamedSharding | None:
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def is_int8(past: tuple[Entries, Entries] | None) -> bool:
+def is_int8(past: Pair | None) -> bool:
     """Whether keys and values are stored as integers with scales."""
     return past is not None and past[0].scale is not None
 
@@ -138,7 +142,13 @@ def as_stored(buffer: jax.Array) -> jax.Array:
 
 
 def append(
-    entries: Entries, new: Entries, starts: jax.Array, counts: jax.Array, layer: int = 0
+    entries: Entries,
+    new: Entries,
+    starts: jax.Array,
+    counts: jax.Array,
+    layer: Index = 0,
+    *,
+    rolls: bool = False,
 ) -> Entries:
     """Writes consecutive positions of every sequence, in place where XLA may.
 
@@ -148,21 +158,38 @@ def append(
       starts: [B] int32, the position of each sequence's first new entry.
       counts: [B] int32, the number of its T entries to write; entries past S are not written.
       layer: the index of the first layer of `new` in `entries`.
+      rolls: position p lies in place p modulo S, and of more than S entries the last S are written.
     """
 
     def write(buffer: jax.Array, rows: jax.Array, dim: int) -> jax.Array:
-        # The smallest window that holds the T new positions wherever they start: T, or, where tiles are
+        # The smallest span that holds the T new positions wherever they start: T, or, where tiles are
         # written together, T + tile - 1 rounded up to tiles.
-        size, t = buffer.shape[dim], rows.shape[dim]
+        size = buffer.shape[dim]
+        t = min(size, rows.shape[dim])
         tile = INT8_TILE if buffer.dtype == jnp.int8 and size % INT8_TILE == 0 else 1
         span = min(size, -(-(t + tile - 1) // tile) * tile)
 
         def one(b: Index, buffer: jax.Array) -> jax.Array:
             start = lax.dynamic_index_in_dim(starts, b, keepdims=False)
             count = lax.dynamic_index_in_dim(counts, b, keepdims=False)
+            if not rolls:
+                return put(b, buffer, start, count)
+            left_out = jnp.maximum(count - size, 0)
+            start, count = (start + left_out) % size, count - left_out
+            buffer = put(b, buffer, start, count, left_out)
+            # Those past the end, which go on at the start.
+            return buffer if t == 1 else put(b, buffer, start - size, count, left_out)
+
+        def put(
+            b: Index, buffer: jax.Array, start: jax.Array, count: jax.Array, left_out: Index = 0
+        ) -> jax.Array:
             first = jnp.minimum(start // tile, (size - span) // tile)
+            if rolls:
+                first = jnp.maximum(first, 0)
             window = first * tile
             own = lax.dynamic_slice_in_dim(rows, b, 1, axis=1)
+            if rows.shape[dim] > t:
+                own = lax.dynamic_slice_in_dim(own, left_out, t, axis=dim)
             places: list[Index] = [layer, *[0] * (buffer.ndim - 1)]
             places[1], places[dim] = b, first
             at = _starts(places)
@@ -187,7 +214,7 @@ def append(
             buffer = one(b, buffer)
         return buffer.reshape(shape)
 
-    new = new.first(entries.size)
+    new = new if rolls else new.first(entries.size)
     scale = entries.scale
     if scale is not None:
         assert new.scale is not None
@@ -195,15 +222,20 @@ def append(
     return Entries(write(entries.values, new.values, 3), scale)
 
 
-def fill(entries: Entries, new: Entries, layer: Index) -> Entries:
+def fill(entries: Entries, new: Entries, layer: Index, counts: jax.Array | None = None) -> Entries:
     """Writes the first T positions of all sequences in one layer, in place where XLA may.
 
     Args:
       entries: [layers, B, K, S, D].
       new: [B, K, T, D]; positions past S are not written.
       layer: the index of the layer.
+      counts: [B] int32, given where position p lies in place p modulo S: the number of a sequence's T
+        entries that count, of which the last S are written.
     """
-    return begin(entries, jax.tree.map(lambda rows: rows[None], new), layer)
+    new = jax.tree.map(lambda rows: rows[None], new)
+    if counts is None or new.size <= entries.size:
+        return begin(entries, new, layer)
+    return append(entries, new, jnp.zeros_like(counts), counts, layer, rolls=True)
 
 
 def begin(entries: Entries, new: Entries, layer: Index = 0) -> Entries:

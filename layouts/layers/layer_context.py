@@ -42,6 +42,7 @@ class Step:
       queries: how many of them are those of a chip's queries.
       prefix_length: positions of the shared prefix that count; more may be stored.
       place: of this layer among those that repeat.
+      rolls: whether this layer's cache has position p in place p modulo its number of positions.
     """
 
     config: ModelConfig
@@ -55,6 +56,7 @@ class Step:
     queries: int
     prefix_length: int = 0
     place: int = 0
+    rolls: bool = False
 
     @property
     def kind(self) -> AttentionKind:

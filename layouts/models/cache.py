@@ -1,13 +1,14 @@
 """The KV cache as data: keys and values of every layer, and a prefix that sequences share.
 
 Keys and values are stored [layers, batch, K, positions, D], so that a head's positions are the rows
-of a matrix.
+of a matrix. Layers that store fewer positions than others have arrays of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 from jax import lax
@@ -56,8 +57,12 @@ class Entries:
         return Entries(q.values, lax.squeeze(q.scale, [q.scale.ndim - 1]))
 
 
+# Keys and values.
+Pair = tuple[Entries, Entries]
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["positions"]
+    jax.tree_util.register_dataclass, data_fields=["k", "v", "shorter"], meta_fields=["positions"]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
@@ -65,16 +70,24 @@ class Prefix:
     `shared_prefix`.
 
     Attributes:
-      k, v: `Entries` of [layers, K, at least `length`, D].
+      k, v: `Entries` of [layers, K, positions, D], of the layers that store most positions.
       positions: the length, or None for all stored positions.
+      shorter: keys and values of layers whose windows store fewer positions, the last ones in order;
+        layers that store as many are together.
     """
 
     k: Entries
     v: Entries
     positions: int | None = None
+    shorter: tuple[Pair, ...] = ()
 
     def __repr__(self) -> str:
         return brief(self)
+
+    @property
+    def stores(self) -> tuple[Pair, ...]:
+        """Keys and values of all layers, those that store most positions first."""
+        return ((self.k, self.v), *self.shorter)
 
     @property
     def length(self) -> int:
@@ -84,7 +97,7 @@ class Prefix:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["k", "v", "lengths", "prefix"],
+    data_fields=["k", "v", "lengths", "prefix", "shorter"],
     meta_fields=["positions"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,11 +105,14 @@ class Cache:
     """Keys and values of every layer, for a batch of sequences.
 
     Attributes:
-      k, v: `Entries` of [layers, at least `batch`, K, at least `max_length`, D].
+      k, v: `Entries` of [layers, at least `batch`, K, positions, D], of the layers that store most
+        positions: at least `max_length`, if any layer's attention is full.
       lengths: [batch] int32, how many positions each sequence has after the prefix; further stored ones
         are padding.
       prefix: that all sequences begin with, or None.
       positions: `max_length`, or None for all stored positions.
+      shorter: keys and values of layers whose windows store fewer positions, position p in place p
+        modulo their number; layers that store as many are together.
     """
 
     k: Entries
@@ -104,9 +120,20 @@ class Cache:
     lengths: jax.Array
     prefix: Prefix | None = None
     positions: int | None = None
+    shorter: tuple[Pair, ...] = ()
 
     def __repr__(self) -> str:
         return brief(self)
+
+    @property
+    def stores(self) -> tuple[Pair, ...]:
+        """Keys and values of all layers, those that store most positions first."""
+        return ((self.k, self.v), *self.shorter)
+
+    def with_stores(self, stores: Sequence[Pair]) -> Cache:
+        """The cache with these keys and values."""
+        (k, v), *shorter = stores
+        return dataclasses.replace(self, k=k, v=v, shorter=tuple(shorter))
 
     @property
     def batch(self) -> int:

@@ -47,13 +47,15 @@ def placed_specs(cache: Cache, where: Placement) -> Cache:
         None, where.batch_axes or None, where.kv_axes or None, int8=cache.k.scale is not None
     )
     prefix = None if cache.prefix is None else prefix_specs(cache.prefix, where.kv_axes)
-    return dataclasses.replace(cache, k=own, v=own, lengths=P(), prefix=prefix)
+    cache = cache.with_stores([(own, own)] * len(cache.stores))
+    return dataclasses.replace(cache, lengths=P(), prefix=prefix)
 
 
 def prefix_specs(prefix: Prefix, kv_axes: Axes) -> Prefix:
     """The partition spec of every array of a prefix, as a prefix."""
     own = _specs(None, kv_axes or None, int8=prefix.k.scale is not None)
-    return dataclasses.replace(prefix, k=own, v=own)
+    shorter = tuple((own, own) for _ in prefix.shorter)
+    return dataclasses.replace(prefix, k=own, v=own, shorter=shorter)
 
 
 def layer_specs(batch_axes: Axes, kv_axes: Axes, *, int8: bool, batched: bool = True) -> Entries:

@@ -86,6 +86,16 @@ def padded_capacity(positions: int) -> int:
     return round_up(positions, tuning.CACHE_TILE)
 
 
+def window_block(window: int) -> int:
+    """The most queries of a prompt that are taken together where each sees a `window` of positions."""
+    return max(tuning.WINDOW_BLOCK, window // tuning.WINDOW_BLOCKS)
+
+
+def window_keys(window: int | None, new: int) -> int:
+    """How many of `new` keys these queries get: their own and a window before; all without a window."""
+    return new if window is None else min(new, window + window_block(window))
+
+
 def _power_within(n: int) -> int:
     """The largest power of two that is at most n, or 1."""
     return 2 ** max(0, n.bit_length() - 1)

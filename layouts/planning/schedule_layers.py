@@ -43,6 +43,7 @@ class LayerSizes:
       activation_bytes: bytes of an element of the activations.
       sizes: of the mesh axes x, y and z.
       chip: the chip, as its compiler serves the program.
+      window: of the layer's attention, in positions; None for all.
     """
 
     config: ModelConfig
@@ -55,6 +56,7 @@ class LayerSizes:
     activation_bytes: int
     sizes: Mapping[str, int]
     chip: Chip
+    window: int | None = None
 
     @property
     def auto(self) -> bool:
@@ -207,7 +209,7 @@ def _overlaps(case: LayerSizes, load: Load) -> Overlaps:
     exchanged = case.layout.moves_tokens and "all_to_all" in chip.asynchronous
     if not case.auto or where is None or not (exchanged or on_sparse_cores(chip)):
         return Overlaps()
-    layer = Layer(case.config, case.layout, where, case.sizes, load)
+    layer = Layer(case.config, case.layout, where, case.sizes, load, case.window)
     items = (*layer.attention(), layer.input_einsum(), layer.w_out_einsum())
     work = independent(case.config, items, case.sizes, chip)
     return Overlaps(
