@@ -12,7 +12,7 @@ from . import run
 from .run import NAMES
 
 CASES = 5
-_MARKS = {"plans": pytest.mark.tpu, "caches": pytest.mark.slow}
+_MARKS = {"plans": pytest.mark.tpu, "caches": pytest.mark.slow, "defaults": pytest.mark.slow}
 
 
 @pytest.mark.parametrize("seed", range(CASES))
