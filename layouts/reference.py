@@ -218,7 +218,7 @@ def attend(
     scores = base2_scores(_matmul("blkgd,bskd->bkgls", grouped, k), config)
     shape, visible = scores.shape, mask[:, None, None]
     if bias is not None:
-        scores = scores + bias.reshape(shape) * math.log2(math.e)
+        scores = scores + bias.reshape(shape).astype(scores.dtype) * math.log2(math.e)
     if sinks is not None:
         column = sinks.astype(scores.dtype).reshape(1, shape[1], shape[2], 1, 1) * math.log2(math.e)
         column = jnp.broadcast_to(column, (*shape[:-1], 1))

@@ -24,8 +24,8 @@ def penalties(positions: jax.Array, places: jax.Array, config: ModelConfig) -> j
 
     rows = iter(slopes(config.heads))
     every = [next(rows) * (config.alibi or 0.0) if real else 0.0 for real in config.real_heads]
-    distances = positions[:, None, :, None] - places
-    return jnp.asarray(every)[:, None, None] * distances
+    distances = (positions[:, None, :, None] - places).astype(jnp.float32)
+    return jnp.asarray(every, jnp.float32)[:, None, None] * distances
 
 
 def rotary_for(rotary: Rotary, d_head: int, room: int) -> Rotary:
