@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from collective_einsum.chips import Chip
 
 from .. import tuning
-from ..mesh.axis_collectives import size
+from ..mesh.axis_collectives import WEIGHT_AXES, size
 from ..models.config import ModelConfig
 from ..partitionings.expert_columns import expert_columns
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.weight_gathered import WeightGathered
-from .layer_items import ACTIVATION_BYTES
+from .item_seconds import transfer_seconds
+from .layer_items import ACTIVATION_BYTES, Transfer, transfer
 
 
 class Grouped(NamedTuple):
@@ -44,6 +45,7 @@ def grouped(
     layout: FeedForwardLayout,
     sizes: Mapping[str, int],
     tokens: int,
+    element_bytes: int,
     chip: Chip,
 ) -> Grouped | None:
     """The work of sorted tokens, where a serial block sorts them; None where it does not: weights are
@@ -54,6 +56,7 @@ def grouped(
       layout: of the feedforward.
       sizes: of the mesh axes.
       tokens: of a chip, in the feedforward.
+      element_bytes: of the weights.
       chip: every chip of the mesh.
     """
     experts = config.experts
@@ -72,12 +75,26 @@ def grouped(
         # w_out is as it was gathered, or else a slice of a stack that is copied.
         copied=len(config.input_names) + (size(layout.axes, sizes) == 1),
     )
-    return work if _saving(config, work, tokens, chip) > 0 else None
+    moved = gathers(config, layout, sizes, element_bytes)
+    brought = sum(transfer_seconds(each, sizes, chip) for each in moved)
+    return work if _saving(config, work, tokens, brought, chip) > 0 else None
 
 
-def _saving(config: ModelConfig, work: Grouped, tokens: int, chip: Chip) -> float:
-    """Seconds that the matmuls of all experts with all tokens take longer."""
+def gathers(
+    config: ModelConfig, layout: WeightGathered, sizes: Mapping[str, int], element_bytes: int
+) -> Iterator[Transfer]:
+    """The all-gathers of a layer's experts, which no dot of sorted tokens overlaps."""
+    stored = config.d_model * config.hidden_columns / size(WEIGHT_AXES, sizes)
+    columns = tuple(axis for axis in WEIGHT_AXES if axis in layout.axes)
+    for _ in (*config.input_names, "w_out"):
+        for axes, elements in ((("x",), stored), (columns, stored * size(columns, sizes))):
+            yield from transfer("experts", "all-gather", axes, elements, element_bytes, sizes)
+
+
+def _saving(config: ModelConfig, work: Grouped, tokens: int, brought: float, chip: Chip) -> float:
+    """Seconds that the matmuls of all experts with all tokens take longer, which overlap the all-gathers
+    of the weights, `brought` seconds."""
     flops = 2 * config.d_model * work.width * (len(config.input_names) + 1)
     alone = work.rows * flops / (chip.bf16_flops * tuning.GROUPED_DOT_SHARE)
-    alone += work.passed_bytes(config) / chip.vector_bandwidth
-    return tokens * work.experts * flops / chip.bf16_flops - alone
+    alone += work.passed_bytes(config) / chip.vector_bandwidth + brought
+    return max(brought, tokens * work.experts * flops / chip.bf16_flops) - alone

@@ -21,6 +21,7 @@ from ..partitionings.cache_stores import stored_positions
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
 from ..partitionings.mesh_fit import round_up
 from ..partitionings.partitioning import PlanLike, as_plan
+from ..partitionings.weight_gathered import WeightGathered
 from . import experts_cost
 from .layer_items import (
     ACTIVATION_BYTES,
@@ -270,13 +271,8 @@ class Layer:
         m, e = self.load.tokens // self.n(axes), config.d_model
         kept = self.live(axis for axis in AXES if axis not in axes)
         yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
-        stored = e * config.hidden_columns / self.n(WEIGHT_AXES)
-        columns = tuple(axis for axis in WEIGHT_AXES if axis in axes)
-        for name in (*config.input_names, "w_out"):
-            yield from self.transfer(name, "all-gather", ("x",), stored, element_bytes)
-            yield from self.transfer(
-                name, "all-gather", columns, stored * self.n(columns), element_bytes
-            )
+        assert isinstance(self.layout, WeightGathered)
+        yield from experts_cost.gathers(config, self.layout, self.sizes, element_bytes)
         yield Copies("experts", work.passed_bytes(config))
         into = (work.width,) * len(config.input_names)
         for names, inner, outer in (
@@ -331,7 +327,10 @@ def layer_work(
         tokens = load.tokens // size(plan.feedforward.inner_batch_axes, sizes)
         work = None
         if chip is not None:
-            work = experts_cost.grouped(config, plan.feedforward, sizes, tokens, chip)
+            element_bytes = load.weight_bytes
+            work = experts_cost.grouped(
+                config, plan.feedforward, sizes, tokens, element_bytes, chip
+            )
         fed = (*layer.into(ffn), *layer.out_of(["w_out"])) if work is None else layer.grouped(work)
         return (
             *layer.into(heads, token_sharded=where.token_sharded),

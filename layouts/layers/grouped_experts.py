@@ -18,7 +18,7 @@ import collective_einsum as ce
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, Weight
 from ..models.config import ModelConfig
-from ..models.functions import BIASES, hidden, scale_rows, wide
+from ..models.functions import BIASES, hidden, scale_rows
 from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
@@ -119,8 +119,7 @@ def _gathered(
 def _multiplied(x: jax.Array, w: jax.Array, counts: jax.Array) -> jax.Array:
     """Rows of x [rows, n] times the expert of each of w [experts, n, m]; meaningless behind as many rows
     as `counts` has."""
-    y = lax.ragged_dot(x, w, counts, preferred_element_type=wide(x.dtype))
-    return y.astype(x.dtype)
+    return lax.ragged_dot(x, w, counts)
 
 
 def _sum_of_experts(rows: jax.Array, pairs: _Sorted, routing: Routing) -> jax.Array:

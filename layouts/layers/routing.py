@@ -65,12 +65,11 @@ def route(
         matrix = boundary_slice(layout, weights["w_router"], config.d_model)
         logits = ax.local_einsum("me,ef->mf", c, matrix)
         more = -rows % ax.size((*split, *copies))
-        logits, factor = (
-            x if x is None else jnp.pad(x, ((0, more), (0, 0))) for x in (logits, factor)
-        )
+        logits = jnp.pad(logits, ((0, more), (0, 0)))
         logits = ax.reduce_scatter_alone(logits, split, 0, _SCHEDULE)
         logits = ax.own_block(logits, copies, 0)
         if factor is not None:
+            factor = jnp.pad(factor, ((0, more), (0, 0)))
             logits = logits * ax.own_block(factor, (*split, *copies), 0)
         chosen = choose(logits, weights.get("b_router"), config.experts)
         gathered = _gathered(_gathered(chosen, copies), split)

@@ -84,7 +84,7 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
       weights: of one layer or of several alike, by name; only their kinds matter.
     """
     schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
-    if experts_cost.grouped(case.config, case.layout, case.sizes, case.rows, case.chip):
+    if _groups_tokens(case, weights):
         return dataclasses.replace(schedules, groups_tokens=True)
     if _splits_d_ff(case, weights):
         return dataclasses.replace(schedules, splits_d_ff=True)
@@ -179,6 +179,15 @@ def _splits_d_ff(case: LayerSizes, weights: LayerWeights) -> bool:
         chip=case.chip,
     )
     return two_part_cost.saving(feedforward) > 0
+
+
+def _groups_tokens(case: LayerSizes, weights: LayerWeights) -> bool:
+    """Whether the tokens of a feedforward by itself are sorted by expert."""
+    element_bytes = 1 if isinstance(weights["w_out"], ce.Quantized) else ACTIVATION_BYTES
+    work = experts_cost.grouped(
+        case.config, case.layout, case.sizes, case.rows, element_bytes, case.chip
+    )
+    return work is not None
 
 
 def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
