@@ -38,10 +38,12 @@ class ConfigFields:
     Attributes:
       values: the fields, as JSON has them.
       name: of the model, for tables and messages: that of its folder.
+      source: where the fields are from, for messages.
     """
 
     values: Mapping[str, Any]
     name: str = "model"
+    source: str = "config.json"
 
     @property
     def model_type(self) -> str:
@@ -162,7 +164,7 @@ class ConfigFields:
 
     @property
     def _place(self) -> str:
-        return f"config.json of model_type {self.model_type!r}"
+        return f"{self.source} of model_type {self.model_type!r}"
 
 
 def read_fields(folder: str | os.PathLike[str]) -> ConfigFields:

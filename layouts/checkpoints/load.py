@@ -1,22 +1,17 @@
-"""The config and the parameters of a model in a Hugging Face folder."""
+"""The config and the parameters of a model in a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
-from collective_einsum import Quantized
 from collective_einsum.text import did_you_mean, shown
 
 from ..arguments import as_dtype, as_flag, check_word
@@ -24,32 +19,34 @@ from ..decoding.step_checks import check_mesh_for
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices
 from ..models.config import ModelConfig
-from ..models.params import MATRICES, TABLES, Params, key_of, params_shapes, quantize
-from ..partitionings.param_specs import param_specs, shardings
+from ..models.params import Params
 from .array_plan import array_plan, needed_tensors
 from .config_fields import ConfigFields, read_fields
 from .families import FAMILIES
-from .family import Family, renamed_modules
-from .stored_arrays import StoredArray
-from .tensor_files import FLOATING, TensorFiles
+from .family import Family, Modules, renamed_modules
+from .gguf_config import ROPE_FREQUENCIES, gguf_config, gguf_fields, gguf_modules
+from .gguf_files import GgufFiles, gguf_paths
+from .read_params import Dtypes, read_params
+from .safetensors_files import SafetensorsFiles
+from .tensor_files import TensorFiles
 
 Folder = str | os.PathLike[str]
-Path = tuple[Any, ...]
 
 
 def config_from_hf(folder: Folder, *, family: Family | None = None) -> ModelConfig:
-    """The config of a model in a Hugging Face folder, without padding.
+    """The config of a model in a Hugging Face folder or a GGUF file, without padding.
 
     Args:
-      folder: with a config.json, of any version of transformers.
+      folder: with a config.json, of any version of transformers; or a .gguf file, one of the files of a
+        model that is split, or a folder of one model's.
       family: how to read it; by default the one that config.json names as `model_type`.
 
     Raises:
       ValueError: there is no config.json, no family reads this model type, or the model needs what
         layouts lacks; the message names the field and its value.
+      ImportError: it is a GGUF file, and gguf is not installed.
     """
-    fields = read_fields(folder)
-    return _family_of(fields, family).config(fields)
+    return _model_in(folder, family).config
 
 
 def load(
@@ -58,21 +55,24 @@ def load(
     *,
     config: ModelConfig | None = None,
     dtype: DTypeLike = jnp.bfloat16,
+    norm_dtype: DTypeLike | None = None,
     weights: str = "plain",
     unrolled: bool = False,
     family: Family | None = None,
     progress: bool = False,
 ) -> Params:
-    """The parameters of a model in a Hugging Face folder, sharded as `param_specs` says.
+    """The parameters of a model in a Hugging Face folder or a GGUF file, sharded as `param_specs` says.
 
     All headers are checked before an array is read. Each process reads the shards of its own devices
-    only, one shard at a time: of one layer if `unrolled` or in int8, else of all layers.
+    only: one shard of one layer at a time, and of a large shard one chunk at a time.
 
     Args:
-      folder: with a config.json, and model.safetensors or its parts and their index.
+      folder: with a config.json, and model.safetensors or its parts and their index; or GGUF, as
+        `config_from_hf` takes it, of which only the rows of a shard are dequantized.
       mesh: with axes x, y and z.
       config: that of `config_from_hf`, perhaps with padded_heads and padded_vocab; by default itself.
-      dtype: of every array; floating.
+      dtype: of every array, and of activations; floating.
+      norm_dtype: of norms and biases, if it is another: float32.
       weights: "plain", or "int8" for what `quantize` makes of the same parameters: each layer's matrix
         is quantized once it is on the devices.
       unrolled: each layer's parameters are arrays of their own, as `init` makes them.
@@ -82,31 +82,71 @@ def load(
     Raises:
       ValueError: as `config_from_hf`; a tensor is missing, unknown, of another shape or not floating; a
         file is damaged; or the mesh does not divide the model.
-      ImportError: safetensors is not installed.
+      ImportError: safetensors, or gguf, is not installed.
     """
-    fields = read_fields(folder)
-    own = _family_of(fields, family)
-    read = own.config(fields)
-    config = read if config is None else config
+    model = _model_in(folder, family)
+    config = model.config if config is None else config
     if not isinstance(config, ModelConfig):
         raise ValueError(
             f"config={shown(config)} must be a ModelConfig, as config_from_hf makes it"
         )
     dtype = as_dtype(dtype, 'weights="int8"')
+    dtypes = Dtypes(dtype, _norm_dtype(norm_dtype, dtype), weights == "int8")
     check_word("weights", weights, ("plain", "int8"))
     unrolled, progress = as_flag("unrolled", unrolled), as_flag("progress", progress)
     check_devices(mesh, "to put parameters on")
     check_mesh_for(config, mesh)
-    modules = own.modules_of(fields)
-    with TensorFiles(folder) as files:
-        prefix = own.base_prefix
+    with model.open_files() as files:
+        modules, prefix = model.modules, model.base_prefix
         if not any(name.startswith(prefix) for name in files.tensors):
             modules = renamed_modules(modules, lambda module: module.removeprefix(prefix))
         plan = array_plan(config, modules)
-        ignored = [*own.ignored, *_unused_unembedding(config, modules)]
+        ignored = [*model.ignored, *_unused_unembedding(config, modules)]
         _check_tensors(files, needed_tensors(plan, config.layers), ignored)
-        reader = _Reader(files, mesh, config, dtype, weights == "int8", progress)
-        return reader.unrolled(plan) if unrolled else reader.stacked(plan)
+        return read_params(files, plan, mesh, config, dtypes, unrolled=unrolled, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A checkpoint: its config, and where its parameters are stored; `base_prefix` as of `Family`."""
+
+    config: ModelConfig
+    modules: Modules
+    ignored: tuple[str, ...]
+    open_files: Callable[[], TensorFiles]
+    base_prefix: str = ""
+
+
+def _model_in(folder: Folder, family: Family | None) -> _Model:
+    paths = gguf_paths(folder)
+    if not paths:
+        fields = read_fields(folder)
+        own = _family_of(fields, family)
+        modules = own.modules_of(fields)
+        return _Model(
+            own.config(fields),
+            modules,
+            own.ignored,
+            lambda: SafetensorsFiles(folder),
+            own.base_prefix,
+        )
+    files = GgufFiles(paths)
+    fields = gguf_fields(files, paths[0])
+    own = _family_of(fields, family)
+    config = gguf_config(files, own.config(fields))
+    modules = gguf_modules(files, own.modules_of(fields))
+    return _Model(config, modules, (*own.ignored, re.escape(ROPE_FREQUENCIES)), lambda: files)
+
+
+def _norm_dtype(given: DTypeLike | None, dtype: np.dtype) -> np.dtype:
+    if given is None or jnp.dtype(given) == dtype:
+        return dtype
+    if jnp.dtype(given) != jnp.float32:
+        raise ValueError(
+            f"norm_dtype={shown(given)} must be {dtype}, as dtype, or float32: norms and biases may be "
+            "float32 beside other arrays"
+        )
+    return jnp.dtype(jnp.float32)
 
 
 def _family_of(fields: ConfigFields, given: Family | None) -> Family:
@@ -135,7 +175,7 @@ def _check_tensors(
     files: TensorFiles, needed: dict[str, tuple[int, ...]], ignored: Iterable[str]
 ) -> None:
     """Refuses tensors that are missing, unknown, misshapen or not floating."""
-    stored = files.tensors
+    stored, readable = files.tensors, files.readable
     unknown = [name for name in stored if name not in needed]
     unknown = [name for name in unknown if not any(re.fullmatch(p, name) for p in ignored)]
     for name, shape in needed.items():
@@ -147,13 +187,13 @@ def _check_tensors(
         header = stored[name]
         if header.shape != shape:
             raise ValueError(
-                f"{header.file}: tensor {name!r} has shape {header.shape}, but config.json makes it "
+                f"{header.file}: tensor {name!r} has shape {header.shape}, but the config makes it "
                 f"{shape}"
             )
-        if header.dtype not in FLOATING:
+        if header.dtype not in readable:
             raise ValueError(
                 f"{header.file}: tensor {name!r} has dtype {header.dtype}, which is none of "
-                f"{', '.join(FLOATING)}; quantized checkpoints are not read"
+                f"{', '.join(sorted(readable))}; quantized safetensors, and integers, are not read"
             )
     if unknown:
         shown_names = ", ".join(f"{stored[name].file}: {name}" for name in unknown[:4])
@@ -162,150 +202,3 @@ def _check_tensors(
             f"the checkpoint has tensors that this family does not know, so that the model would "
             f"compute something else without them: {shown_names}{more}"
         )
-
-
-class _Reader:
-    """Reads the arrays of a plan onto a mesh."""
-
-    def __init__(
-        self,
-        files: TensorFiles,
-        mesh: MeshLike,
-        config: ModelConfig,
-        dtype: np.dtype,
-        int8: bool,
-        progress: bool,
-    ) -> None:
-        self._files, self._config, self._dtype, self._int8 = files, config, dtype, int8
-        self._progress = progress
-        self._shapes = params_shapes(config, dtype, unrolled=True)
-        self._shardings = shardings(mesh, param_specs(config, mesh, self._shapes))
-        stacked = params_shapes(config, dtype, int8=int8)
-        self._stacked = shardings(mesh, param_specs(config, mesh, stacked))["blocks"]
-
-    def unrolled(self, plan: Params) -> Params:
-        """The parameters with a list of layers."""
-        layers = range(self._config.layers)
-        blocks = [self._tree(plan["blocks"], ("blocks",), layer) for layer in layers]
-        return self._ends(plan) | {"blocks": blocks}
-
-    def stacked(self, plan: Params) -> Params:
-        """The parameters with arrays [layers, ...]."""
-        read = self._stack_int8 if self._int8 else self._stack
-        blocks = jax.tree_util.tree_map_with_path(read, plan["blocks"])
-        return self._ends(plan) | {"blocks": blocks}
-
-    def _ends(self, plan: Params) -> Params:
-        ends = {key: value for key, value in plan.items() if key != "blocks"}
-        return self._tree(ends, (), 0)
-
-    def _tree(self, plan: Params, prefix: tuple[str, ...], layer: int) -> Params:
-        def leaf(path: Path, array: StoredArray) -> Any:
-            self._report((*prefix, *path), layer)
-            return self._one(prefix, path, array, layer)
-
-        return jax.tree_util.tree_map_with_path(leaf, plan)
-
-    def _one(self, prefix: tuple[str, ...], path: Path, array: StoredArray, layer: int) -> Any:
-        """One array, quantized if int8 is wanted and it is a matrix or a table."""
-        shape = self._at(self._shapes, prefix, path)
-        sharding = self._at(self._shardings, prefix, path)
-        x = placed(
-            shape.shape,
-            sharding,
-            lambda index: array.read(self._files, layer, index).astype(self._dtype),
-        )
-        name = key_of(path[-1])
-        quantized = self._int8 and name in (*MATRICES, *TABLES)
-        return _quantizer(name)(x) if quantized else x
-
-    def _stack(self, path: Path, array: StoredArray) -> jax.Array:
-        self._report(("blocks", *path), None)
-        shape = (self._config.layers, *self._at(self._shapes, ("blocks",), path).shape)
-
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            # Layers are never sharded.
-            x = None
-            for layer in range(self._config.layers):
-                one = array.read(self._files, layer, index[1:])
-                x = np.empty((self._config.layers, *one.shape), self._dtype) if x is None else x
-                x[layer] = one.astype(self._dtype)
-            assert x is not None
-            return x
-
-        return placed(shape, _at_path(self._stacked, path), read)
-
-    def _stack_int8(self, path: Path, array: StoredArray) -> Any:
-        name = key_of(path[-1])
-        if name not in MATRICES:
-            return self._stack(path, array)
-        self._report(("blocks", *path), None)
-        sharding = _at_path(self._stacked, path)
-        stacked: Any = None
-        for layer in range(self._config.layers):
-            one = self._one(("blocks",), path, array, layer)
-            if stacked is None:
-                stacked = _empty_stack(one, self._config.layers, sharding)
-            stacked = _put_layer(stacked, one, np.int32(layer))
-        return stacked
-
-    def _at(self, tree: Any, prefix: tuple[str, ...], path: Path) -> Any:
-        return _at_path(tree["blocks"][0] if prefix else tree, path)
-
-    def _report(self, path: Path, layer: int | None) -> None:
-        if self._progress:
-            name = "/".join(map(key_of, path))
-            where = f" of layer {layer}" if layer is not None and path[0] == "blocks" else ""
-            print(f"reading {name}{where}", file=sys.stderr)
-
-
-def placed(
-    shape: tuple[int, ...],
-    sharding: NamedSharding,
-    read: Callable[[tuple[slice, ...]], np.ndarray],
-) -> jax.Array:
-    """An array whose shards are read one after another; devices with the same shard share a reading.
-
-    Args:
-      shape: of the whole array.
-      sharding: where its shards go.
-      read: an index to that shard.
-    """
-    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        index = () if index is None else index
-        bounds = tuple(dim.indices(size)[:2] for dim, size in zip(index, shape, strict=True))
-        devices.setdefault(bounds, []).append(device)
-    shards = []
-    for bounds, same in devices.items():
-        x = read(tuple(slice(*pair) for pair in bounds))
-        shards += [jax.device_put(x, device) for device in same]
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
-
-
-def _at_path(tree: Any, path: Path) -> Any:
-    for entry in path:
-        tree = tree[entry.key]
-    return tree
-
-
-@functools.lru_cache(maxsize=64)
-def _quantizer(name: str) -> Callable[[jax.Array], Quantized]:
-    """`quantize` of one array of this name."""
-    return jax.jit(lambda x: quantize({name: x})[name])
-
-
-def _empty_stack(one: Quantized, layers: int, sharding: Any) -> Quantized:
-    """Zeros: room for `layers` arrays like `one`."""
-
-    def make() -> Quantized:
-        return jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), one)
-
-    return jax.jit(make, out_shardings=sharding)()
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(stacked: Quantized, one: Quantized, layer: jax.Array) -> Quantized:
-    return jax.tree.map(
-        lambda every, x: lax.dynamic_update_index_in_dim(every, x, layer, 0), stacked, one
-    )

@@ -15,6 +15,8 @@ import numpy as np
 
 from .tensor_files import TensorFiles
 
+# Columns of a matrix that are read at a time where all of them are summed.
+_COLUMNS = 512
 Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
@@ -165,7 +167,7 @@ class ScaledRows:
 class AddedRows:
     """A bias [outputs] plus a norm's bias [inputs] times the matrix [inputs, outputs] behind the norm.
 
-    A slice of it reads the columns of the whole matrix.
+    A slice of it reads the columns of the whole matrix, in chunks.
 
     Attributes:
       bias: that is stored; None for 0.
@@ -185,9 +187,13 @@ class AddedRows:
 
     def read(self, files: TensorFiles, layer: int, index: Index) -> np.ndarray:
         """As `StoredArray`; float32."""
-        matrix = self.matrix.read(files, layer, (slice(None), *index)).astype(np.float32)
         norm_bias = self.norm_bias.read(files, layer, (slice(None),)).astype(np.float32)
-        added = norm_bias @ matrix
+        start, stop, _ = index[0].indices(sum(run.count for run in self.matrix.runs))
+        added = np.empty(stop - start, np.float32)
+        for low in range(start, stop, _COLUMNS):
+            columns = slice(low, min(low + _COLUMNS, stop))
+            matrix = self.matrix.read(files, layer, (slice(None), columns)).astype(np.float32)
+            added[low - start : columns.stop - start] = norm_bias @ matrix
         if self.bias is None:
             return added
         return added + self.bias.read(files, layer, index).astype(np.float32)

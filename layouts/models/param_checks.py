@@ -11,7 +11,15 @@ import numpy as np
 from collective_einsum import Quantized
 
 from .config import ModelConfig
-from .params import HEAD_DIM, KV_HEAD_DIM, MATRICES, TABLES, key_of, params_shapes
+from .params import (
+    HEAD_DIM,
+    KV_HEAD_DIM,
+    MATRICES,
+    TABLES,
+    activation_dtype,
+    key_of,
+    params_shapes,
+)
 from .stacked_params import LayerWeights, Params, Weight, is_unrolled, layer_of
 
 # The arrays of a feedforward, which hold those of all experts.
@@ -27,7 +35,7 @@ def check_params(params: Params, config: ModelConfig) -> None:
 
     Raises:
       ValueError: an array is missing or unknown, has another shape, is not floating (or Quantized,
-        where that is allowed), or has another dtype than the rest.
+        where that is allowed), or has another dtype than the rest; norms and biases may be float32.
     """
     _check_containers(params, config)
     unrolled = is_unrolled(params)
@@ -39,7 +47,7 @@ def check_params(params: Params, config: ModelConfig) -> None:
     expected = _leaves(params_shapes(config, unrolled=unrolled))
     given = _leaves(params)
     _check_paths(given, expected, config)
-    dtype = jnp.dtype(given["final_norm/scale"].dtype)
+    dtype = activation_dtype(params)
     for path, x in given.items():
         if tuple(x.shape) != expected[path].shape:
             raise ValueError(
@@ -131,10 +139,13 @@ def _check_leaf(path: str, x: Weight, dtype: np.dtype, config: ModelConfig) -> N
             )
         # A step makes it stand for the dtype of the other arrays.
         return
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != dtype:
+    is_vector = name not in MATRICES and name not in TABLES
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not (
+        x.dtype == dtype or (is_vector and x.dtype == jnp.float32)
+    ):
         raise ValueError(
             f"{config.name}: params[{path!r}] is {describe(x)}, but every array must be floating "
-            f"and of one dtype, here that of final_norm/scale, {dtype}"
+            f"and of one dtype, here {dtype}; norms and biases may also be float32"
         )
 
 

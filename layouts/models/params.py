@@ -15,7 +15,8 @@ padded heads and tokens. With experts, `w_router` is [E, experts], F of each exp
 the one before, in w_in, w_gate and w_out as in b_in and b_gate, and b_out is [experts, E]; `b_router` is
 [experts]. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
 compiler copies a matrix that is stored in more than two dimensions in each step, and two small matmuls
-cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`.
+cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`. Norms and
+biases may be float32 beside matrices of another dtype, which activations have.
 
 Attention sinks are `sinks` [H]. A model with learned positions has `positions` [learned_positions, E]
 beside the embedding, and one with a norm behind it `embedding_norm`, as `final_norm`.
@@ -230,17 +231,25 @@ def standing_for(weights: Tree, dtype: DTypeLike) -> Tree:
     def leaf(x: object) -> object:
         return dataclasses.replace(x, dtype=dtype) if isinstance(x, Quantized) else x
 
-    return jax.tree.map(leaf, weights, is_leaf=lambda x: isinstance(x, Quantized))
+    return jax.tree.map(leaf, weights, is_leaf=_is_quantized)
 
 
 def activation_dtype(params: Params) -> np.dtype:
-    """The dtype of activations between layers: that of the norms' scales."""
-    return params["final_norm"]["scale"].dtype
+    """The dtype of activations between layers: that of matrices and tables, the plain ones if there are
+    any. Norms and biases may be float32 beside them."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_quantized)
+    wide = [x for path, x in flat if _name(path) in (*MATRICES, *TABLES)]
+    plain = [x for x in wide if not isinstance(x, Quantized)]
+    return jnp.dtype((plain or wide)[0].dtype)
 
 
 def key_of(entry: object) -> str:
     """The key of a dict, or the index of a list, in a path of jax.tree_util."""
     return str(getattr(entry, "key", entry))
+
+
+def _is_quantized(node: object) -> bool:
+    return isinstance(node, Quantized)
 
 
 def _name(path: KeyPath) -> str:

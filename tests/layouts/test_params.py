@@ -230,6 +230,10 @@ def without(tree: Params, key: str) -> Params:
             r"'embedding'\] is bfloat16.*one dtype.*float32",
         ),
         (
+            lambda p: p | {"final_norm": {"scale": p["final_norm"]["scale"].astype(jnp.bfloat16)}},
+            r"'final_norm/scale'\] is bfloat16.*one dtype, here float32",
+        ),
+        (
             lambda p: jax.tree.map(lambda x: x.astype(jnp.int32), p),
             r"is int32 of shape .* must be floating",
         ),
