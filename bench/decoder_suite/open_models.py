@@ -14,7 +14,10 @@ from bench.decoder_suite.steps import StepRow, step_all
 from collective_einsum.ruler.compile import target
 from collective_einsum.ruler.replay import legend, table, wrapped
 
-MODELS = ("llama-3.1-70b", "qwen3-32b", "gemma-3-27b")
+MODELS = (
+    *("llama-3.1-70b", "qwen3-32b", "gemma-3-27b"),
+    *("mixtral-8x22b", "gpt-oss-120b", "qwen3-235b-a22b"),
+)
 SLICES = ("v5e:4x4", "v6e:4x4", "v5p:4x4x4", "v4:4x4x4")
 WEIGHTS = ("bf16", "int8")
 BATCH, CONTEXT = 32, 4096

@@ -2,6 +2,7 @@
 
 from .config_fields import ConfigFields as ConfigFields
 from .families import FAMILIES as FAMILIES
+from .family import ExpertStack as ExpertStack
 from .family import Family as Family
 from .family import Fused as Fused
 from .family import HeadNorm as HeadNorm
@@ -19,6 +20,7 @@ from .rotary_fields import rotary_of as rotary_of
 __all__ = [
     "FAMILIES",
     "ConfigFields",
+    "ExpertStack",
     "Family",
     "Fused",
     "HeadNorm",

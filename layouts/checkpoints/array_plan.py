@@ -10,7 +10,9 @@ import numpy as np
 
 from ..models.config import ModelConfig
 from ..models.params import Params, key_of, params_shapes
+from .expert_arrays import StackedBiases, StackedMatrices
 from .family import (
+    ExpertStack,
     Fused,
     HeadNorm,
     Modules,
@@ -170,11 +172,20 @@ class _Planner:
         return config.kv_heads, [i < config.kv_heads for i in range(config.stored_kv_heads)]
 
     def _matrix(self, name: str) -> StoredArray:
+        stack, config = self._stacked(name), self._config
+        if stack is not None:
+            sizes, dim = (config.d_model, config.d_ff), 1
+            if name == "out":
+                sizes, dim = (config.d_ff, config.d_model), 0
+            return StackedMatrices(stack, config.expert_count, *sizes, dim)
         matrix, norms = self._plain_matrix(name), self._modules.get("norm")
         folded = self._folded_norm(name) if isinstance(norms, TwoNorms) else None
         return matrix if folded is None else ScaledRows(matrix, self._vector(f"{folded}.weight"))
 
     def _bias(self, name: str) -> StoredArray:
+        stack = self._stacked(name)
+        if stack is not None:
+            return self._stacked_bias(name, stack)
         norms = self._modules.get("norm")
         folded = self._folded_norm(name) if isinstance(norms, TwoNorms) else None
         if folded is None or not isinstance(norms, TwoNorms):
@@ -189,6 +200,18 @@ class _Planner:
         if name in _BEHIND_ATTENTION:
             return norms.attention
         return norms.feedforward if name in _BEHIND_FEEDFORWARD else None
+
+    def _stacked(self, name: str) -> ExpertStack | None:
+        """The source of the experts' `name` where all of them are one tensor."""
+        source = self._modules.get(name)
+        return source if isinstance(source, ExpertStack) else None
+
+    def _stacked_bias(self, name: str, source: ExpertStack) -> StoredArray:
+        config, count = self._config, self._config.expert_count
+        if name != "out":
+            return StackedBiases(source, count, config.d_ff)
+        shape = (count, config.d_model)
+        return Rows((Run(source.bias, 0, count),), 0, False, {source.bias: shape})
 
     def _plain_matrix(self, name: str) -> Rows:
         config, transposed = self._config, self._is_transposed("k" if name == "kv" else name)

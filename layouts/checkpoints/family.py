@@ -113,7 +113,29 @@ class PositionTable:
     offset: int
 
 
-Source = str | Part | Fused | HeadNorm | Ones | TwoNorms | Untransposed | PositionTable
+@dataclasses.dataclass(frozen=True)
+class ExpertStack:
+    """The source of "in", "gate" or "out" of experts whose matrices are one tensor, [experts, inputs,
+    outputs].
+
+    Attributes:
+      tensor: its name.
+      bias: the name of that of their biases, [experts, outputs].
+      index, of: every `of`th output is the matrix's, from `index` on; the others are those of other
+        matrices.
+      packed: the numbers are stored as MXFP4, in the tensors `tensor`_blocks and `tensor`_scales.
+    """
+
+    tensor: str
+    bias: str
+    index: int = 0
+    of: int = 1
+    packed: bool = False
+
+
+Source = (
+    str | Part | Fused | HeadNorm | Ones | TwoNorms | Untransposed | PositionTable | ExpertStack
+)
 Modules = Mapping[str, Source]
 
 
@@ -128,6 +150,7 @@ class Family:
       ignored: regular expressions of tensors that are not weights, matched against whole names.
       base_prefix: what names of modules begin with, but not in checkpoints that were saved without the
         unembedding's class; "" if all have the names of `modules`.
+      quantized: the values of quant_method in `quantization_config` that `modules` reads.
     """
 
     model_types: tuple[str, ...]
@@ -135,6 +158,7 @@ class Family:
     modules: Modules | Callable[[ConfigFields], Modules]
     ignored: tuple[str, ...] = ()
     base_prefix: str = ""
+    quantized: tuple[str, ...] = ()
 
     def modules_of(self, fields: ConfigFields) -> Modules:
         """The modules of the checkpoint with these fields."""
@@ -183,7 +207,7 @@ def renamed_modules(modules: Modules, rename: Callable[[str], str]) -> Modules:
         names = {
             field.name: rename(getattr(source, field.name))
             for field in dataclasses.fields(source)
-            if field.name in ("module", "attention", "feedforward")
+            if field.name in ("module", "attention", "feedforward", "tensor", "bias")
         }
         return dataclasses.replace(source, **names)
 

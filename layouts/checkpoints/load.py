@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from ..models.config import ModelConfig
 from ..models.params import Params
 from .array_plan import array_plan, needed_tensors
 from .config_fields import ConfigFields, read_fields
+from .expert_arrays import packed_tensors
 from .families import FAMILIES
 from .family import Family, Modules, renamed_modules
 from .gguf_config import ROPE_FREQUENCIES, gguf_config, gguf_fields, gguf_modules
@@ -102,7 +103,8 @@ def load(
             modules = renamed_modules(modules, lambda module: module.removeprefix(prefix))
         plan = array_plan(config, modules)
         ignored = [*model.ignored, *_unused_unembedding(config, modules)]
-        _check_tensors(files, needed_tensors(plan, config.layers), ignored)
+        packed = packed_tensors(plan, config.layers)
+        _check_tensors(files, needed_tensors(plan, config.layers), ignored, packed)
         return read_params(files, plan, mesh, config, dtypes, unrolled=unrolled, progress=progress)
 
 
@@ -154,7 +156,6 @@ def _family_of(fields: ConfigFields, given: Family | None) -> Family:
         if not isinstance(given, Family):
             raise ValueError(f"family={shown(given)} must be a layouts.checkpoints.Family")
         return given
-    fields.refuse("quantization_config", "weights that are stored quantized", unless=(None,))
     known = {kind: family for family in FAMILIES for kind in family.model_types}
     if fields.model_type not in known:
         raise ValueError(
@@ -162,7 +163,11 @@ def _family_of(fields: ConfigFields, given: Family | None) -> Family:
             f"{', '.join(sorted(known))}{did_you_mean(fields.model_type, list(known))}; a model of "
             "another type can be read with a Family of your own, passed as family="
         )
-    return known[fields.model_type]
+    own, quantized = known[fields.model_type], fields.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+    if method not in own.quantized:
+        fields.refuse("quantization_config", "weights that are stored quantized", unless=(None,))
+    return own
 
 
 def _unused_unembedding(config: ModelConfig, modules: Any) -> list[str]:
@@ -172,9 +177,13 @@ def _unused_unembedding(config: ModelConfig, modules: Any) -> list[str]:
 
 
 def _check_tensors(
-    files: TensorFiles, needed: dict[str, tuple[int, ...]], ignored: Iterable[str]
+    files: TensorFiles,
+    needed: dict[str, tuple[int, ...]],
+    ignored: Iterable[str],
+    packed: Collection[str],
 ) -> None:
-    """Refuses tensors that are missing, unknown, misshapen or not floating."""
+    """Refuses tensors that are missing, unknown, misshapen or not floating; those that are `packed` must
+    be bytes."""
     stored, readable = files.tensors, files.readable
     unknown = [name for name in stored if name not in needed]
     unknown = [name for name in unknown if not any(re.fullmatch(p, name) for p in ignored)]
@@ -190,7 +199,12 @@ def _check_tensors(
                 f"{header.file}: tensor {name!r} has shape {header.shape}, but the config makes it "
                 f"{shape}"
             )
-        if header.dtype not in readable:
+        if name in packed:
+            if header.dtype != "U8":
+                raise ValueError(
+                    f"{header.file}: tensor {name!r} has dtype {header.dtype}, but MXFP4 is stored as U8"
+                )
+        elif header.dtype not in readable:
             raise ValueError(
                 f"{header.file}: tensor {name!r} has dtype {header.dtype}, which is none of "
                 f"{', '.join(sorted(readable))}; quantized safetensors, and integers, are not read"

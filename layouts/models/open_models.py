@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from .config import AttentionKind, ModelConfig
-from .rotary import LinearScaling, Llama3Scaling, Rotary
+from .config import AttentionKind, Experts, GateClamp, ModelConfig
+from .rotary import LinearScaling, Llama3Scaling, Rotary, YarnScaling
 
 
 def _llama3(factor: float) -> Rotary:
@@ -105,7 +105,73 @@ GEMMA_3_27B = ModelConfig(
     attention_scale=168**-0.5,
 )
 
+MIXTRAL_8X7B = ModelConfig(
+    name="mixtral-8x7b",
+    layers=32,
+    d_model=4096,
+    d_ff=14336,
+    heads=32,
+    kv_heads=8,
+    d_head=128,
+    vocab=32000,
+    norm_epsilon=1e-5,
+    rotary=Rotary(base=1e6),
+    experts=Experts(8, 2),
+    tied_embedding=False,
+)
+MIXTRAL_8X22B = dataclasses.replace(
+    MIXTRAL_8X7B,
+    name="mixtral-8x22b",
+    layers=56,
+    d_model=6144,
+    d_ff=16384,
+    heads=48,
+    vocab=32768,
+)
+QWEN3_30B_A3B = dataclasses.replace(
+    QWEN3_8B,
+    name="qwen3-30b-a3b",
+    layers=48,
+    d_model=2048,
+    d_ff=768,
+    kv_heads=4,
+    experts=Experts(128, 8),
+)
+QWEN3_235B_A22B = dataclasses.replace(
+    QWEN3_30B_A3B, name="qwen3-235b-a22b", layers=94, d_model=4096, d_ff=1536, heads=64
+)
+GPT_OSS_20B = ModelConfig(
+    name="gpt-oss-20b",
+    layers=24,
+    d_model=2880,
+    d_ff=2880,
+    heads=64,
+    kv_heads=8,
+    d_head=64,
+    vocab=201088,
+    norm_epsilon=1e-5,
+    rotary=Rotary(
+        base=150000.0,
+        scaling=YarnScaling(
+            32.0,
+            original_positions=4096,
+            attention_factor=0.1 * math.log(32.0) + 1,
+            whole_dimensions=False,
+        ),
+    ),
+    attention_kinds=(AttentionKind(window=128), AttentionKind()),
+    sinks=True,
+    biases=("q", "kv", "o", "in", "gate", "out"),
+    experts=Experts(32, 4, router_bias=True),
+    gate_clamp=GateClamp(),
+    tied_embedding=False,
+)
+GPT_OSS_120B = dataclasses.replace(
+    GPT_OSS_20B, name="gpt-oss-120b", layers=36, experts=Experts(128, 4, router_bias=True)
+)
+
 OPEN_MODELS = (
     *(LLAMA_7B, LLAMA_31_8B, LLAMA_31_70B, LLAMA_31_405B, LLAMA_32_1B, LLAMA_32_3B),
-    *(SMOLLM2_135M, QWEN3_8B, QWEN3_32B, GEMMA_3_27B),
+    *(SMOLLM2_135M, QWEN3_8B, QWEN3_32B, GEMMA_3_27B, MIXTRAL_8X7B, MIXTRAL_8X22B),
+    *(QWEN3_30B_A3B, QWEN3_235B_A22B, GPT_OSS_20B, GPT_OSS_120B),
 )

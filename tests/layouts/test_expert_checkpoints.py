@@ -19,7 +19,7 @@ from layouts import Experts
 from layouts.checkpoints import FAMILIES, load
 from layouts.models.params import quantize
 
-from .test_checkpoints import tensors, write
+from .checkpoint_files import tensors, write
 
 EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
 QWEN3 = {

@@ -47,6 +47,50 @@ _QWEN3 = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+_QWEN3_MOE = _QWEN3 | {
+    "model_type": "qwen3_moe",
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
+}
+_MIXTRAL = {
+    "model_type": "mixtral",
+    "hidden_act": "silu",
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+}
+_GPT_OSS = {
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "num_experts_per_tok": 4,
+    "num_key_value_heads": 8,
+    "quantization_config": {"quant_method": "mxfp4"},
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "max_position_embeddings": 131072,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 201088,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _LLAMA3,
     "llama-3.1-70b": _LLAMA3,
@@ -71,6 +115,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "qwen3-8b": _QWEN3,
     "qwen3-32b": _QWEN3,
+    "qwen3-30b-a3b": _QWEN3_MOE | {"moe_intermediate_size": 768},
+    "qwen3-235b-a22b": _QWEN3_MOE | {"moe_intermediate_size": 1536},
+    "gemma-3-27b": {
+        "model_type": "gemma3",
+        "text_config": {
+            "model_type": "gemma3_text",
+            "head_dim": 128,
+            "num_key_value_heads": 16,
+            "query_pre_attn_scalar": 168,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+            "vocab_size": 262208,
+        },
+    },
+    "mixtral-8x7b": _MIXTRAL | {"vocab_size": 32000},
+    "mixtral-8x22b": _MIXTRAL | {"vocab_size": 32768},
+    "gpt-oss-20b": _GPT_OSS | {"num_local_experts": 32},
+    "gpt-oss-120b": _GPT_OSS | {"num_local_experts": 128},
 }
 # Layers, d_model, d_ff, heads, and billions of parameters as published.
 SIZES = {
@@ -84,6 +146,12 @@ SIZES = {
     "qwen3-8b": (36, 4096, 12288, 32, 8.19),
     "qwen3-32b": (64, 5120, 25600, 64, 32.76),
     "gemma-3-27b": (62, 5376, 21504, 32, 27.0),
+    "mixtral-8x7b": (32, 4096, 14336, 32, 46.7),
+    "mixtral-8x22b": (56, 6144, 16384, 48, 140.6),
+    "qwen3-30b-a3b": (48, 2048, 6144, 32, 30.5),
+    "qwen3-235b-a22b": (94, 4096, 12288, 64, 235.1),
+    "gpt-oss-20b": (24, 2880, 2880, 64, 20.9),
+    "gpt-oss-120b": (36, 2880, 2880, 64, 116.8),
 }
 
 
@@ -96,7 +164,12 @@ def test_a_named_model_is_that_of_its_config_json(name: str, tmp_path: Path) -> 
         "intermediate_size": d_ff,
         "num_attention_heads": heads,
     }
-    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name] | sizes), encoding="utf-8")
+    fields = CONFIGS[name]
+    if "text_config" in fields:
+        fields = fields | {"text_config": fields["text_config"] | sizes}
+    else:
+        fields = fields | sizes
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     read = layouts.config_from_hf(tmp_path)
     own = layouts.model(name)
     assert read.name != own.name

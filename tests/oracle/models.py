@@ -169,6 +169,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {}),
     "glm": ("glm", {"head_dim": 8}),
     "glm4": ("glm4", {"head_dim": 16}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 3,
+            "head_dim": 8,
+            "num_hidden_layers": 3,
+            "swiglu_limit": 0.5,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
     "nemotron": ("nemotron", {}),
     "nemotron, biases": ("nemotron", {"attention_bias": True, "mlp_bias": True}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
