@@ -12,7 +12,7 @@ import pytest
 
 import layouts
 from layouts import reference
-from layouts.cost.memory import memory
+from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
 from layouts.models.config import AttentionKind
 from layouts.models.named_models import TINY_GROUPED
@@ -70,8 +70,8 @@ def test_the_table_is_counted() -> None:
     assert more == 8 * 32
     assert LEARNED.layer_parameters == without.layer_parameters
     plan, sizes = as_plan("WS 2D, heads"), {"x": 2, "y": 2, "z": 2}
-    asked = load(batch=8, new=1, past=8)
-    one, other = (memory(config, plan, sizes, asked, ()) for config in (LEARNED, without))
+    asked = load("decode", batch=8, context=8)
+    one, other = (cost(config, plan, sizes, asked, "v5e").memory for config in (LEARNED, without))
     assert one.embedding - other.embedding == 2 * more / 8
 
 
