@@ -18,15 +18,14 @@ from ..models.config import AttentionKind, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.cache_stores import stored_positions
-from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
-from ..partitionings.mesh_fit import round_up
+from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.partitioning import PlanLike, as_plan
 from ..partitionings.weight_gathered import WeightGathered
-from . import experts_cost
+from .expert_items import grouped_items, router_items
+from .experts_cost import grouped
 from .layer_items import (
     ACTIVATION_BYTES,
     Attention,
-    Copies,
     Einsum,
     Item,
     Kind,
@@ -35,9 +34,6 @@ from .layer_items import (
     gathered_weight,
     transfer,
 )
-
-# Bytes of a logit of the router, of an expert's number and of its weight.
-_CHOICE_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,44 +240,6 @@ class Layer:
         elif back:
             yield from self.transfer(name, "all-gather", moved, rows * columns, ACTIVATION_BYTES)
 
-    def router(self) -> Iterator[Item]:
-        """The logits of experts, summed over the chips that share a token, and each token's experts sent
-        back to them; nothing for a config without experts."""
-        experts, layout = self.config.experts, self.layout
-        if experts is None:
-            return
-        split, between = boundary_axes(layout), (*layout.batch_axes, *layout.position_axes)
-        rows = self.load.tokens // self.n(between)
-        e = self.config.d_model // self.n(split)
-        yield Einsum(("w_router",), rows, e, (experts.count,), ACTIVATION_BYTES)
-        whole = round_up(rows, self.n((*split, *layout.repeated_axes)))
-        logits = whole * experts.count
-        yield from self.transfer("router logits", "reduce-scatter", split, logits, _CHOICE_BYTES)
-        sent = whole * 2 * experts.per_token
-        for axes, elements in (
-            (layout.repeated_axes, sent / self.n(split)),
-            (split, sent),
-            (between if layout.moves_tokens else (), sent * self.n(between)),
-        ):
-            yield from self.transfer("choices", "all-gather", axes, elements, _CHOICE_BYTES)
-
-    def grouped(self, work: experts_cost.Grouped) -> Iterator[Item]:
-        """The feedforward of sorted tokens; see `layers.grouped_experts`."""
-        config, axes, element_bytes = self.config, self.gathered_axes, self.load.weight_bytes
-        m, e = self.load.tokens // self.n(axes), config.d_model
-        kept = self.live(axis for axis in AXES if axis not in axes)
-        yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
-        assert isinstance(self.layout, WeightGathered)
-        yield from experts_cost.gathers(config, self.layout, self.sizes, element_bytes)
-        yield Copies("experts", work.passed_bytes(config))
-        into = (work.width,) * len(config.input_names)
-        for names, inner, outer in (
-            (config.input_names, e, into),
-            (("w_out",), work.width, (e,)),
-        ):
-            yield Einsum(names, work.rows, inner, outer, element_bytes, experts=work.experts)
-        yield from self.alone(self.moved("sums", "reduce-scatter", kept, m * e))
-
     def input_einsum(self) -> Einsum:
         """The einsum of the feedforward's input matrices, where weights are stationary."""
         items = self.into(self.config.input_names)
@@ -323,24 +281,28 @@ def layer_work(
     layer = Layer(config, plan.feedforward, where, sizes, load, kind.window)
     heads = ["w_q", "w_kv"]
     ffn = config.input_names
+    router = tuple(router_items(config, plan.feedforward, sizes, load))
     if config.block == "serial":
-        tokens = load.tokens // size(plan.feedforward.inner_batch_axes, sizes)
-        work = None
-        if chip is not None:
-            element_bytes = load.weight_bytes
-            work = experts_cost.grouped(
-                config, plan.feedforward, sizes, tokens, element_bytes, chip
-            )
-        fed = (*layer.into(ffn), *layer.out_of(["w_out"])) if work is None else layer.grouped(work)
         return (
             *layer.into(heads, token_sharded=where.token_sharded),
             *layer.attention(),
             *layer.out_of(["w_o"]),
-            *layer.router(),
-            *fed,
+            *router,
+            *_feedforward(layer, chip),
         )
     if where.token_sharded:
         first = (*layer.into(heads, token_sharded=True), *layer.into(ffn, shared=True))
     else:
         first = tuple(layer.into([*heads, *ffn]))
-    return (*layer.router(), *first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
+    return (*router, *first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
+
+
+def _feedforward(layer: Layer, chip: Chip | None) -> tuple[Item, ...]:
+    """The feedforward of a serial block, whose tokens are sorted by expert where `chip` says so."""
+    config, layout, sizes, load = layer.config, layer.layout, layer.sizes, layer.load
+    if chip is not None and isinstance(layout, WeightGathered):
+        tokens = load.tokens // layer.n(layout.axes)
+        work = grouped(config, layout, sizes, tokens, load.weight_bytes, chip)
+        if work is not None:
+            return tuple(grouped_items(config, layout, sizes, load, work))
+    return (*layer.into(config.input_names), *layer.out_of(["w_out"]))
