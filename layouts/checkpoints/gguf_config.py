@@ -87,8 +87,8 @@ def gguf_config(files: GgufFiles, config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, rotary=rotary)
 
 
-def gguf_modules(files: GgufFiles, modules: Modules) -> Modules:
-    """Modules by their names in GGUF.
+def gguf_modules(files: GgufFiles, modules: Modules, config: ModelConfig) -> Modules:
+    """Modules that the config has, by their names in GGUF.
 
     Raises:
       ValueError: gguf has no name for one.
@@ -112,7 +112,8 @@ def gguf_modules(files: GgufFiles, modules: Modules) -> Modules:
             return old
         raise ValueError(f"{old!r} is not read from GGUF files")
 
-    return {name: source(old) for name, old in modules.items()}
+    absent = ("unembedding",) if config.tied_embedding else ()
+    return {name: source(old) for name, old in modules.items() if name not in absent}
 
 
 def architecture_of(files: GgufFiles) -> str:

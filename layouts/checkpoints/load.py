@@ -136,7 +136,7 @@ def _model_in(folder: Folder, family: Family | None) -> _Model:
     fields = gguf_fields(files, paths[0])
     own = _family_of(fields, family)
     config = gguf_config(files, own.config(fields))
-    modules = gguf_modules(files, own.modules_of(fields))
+    modules = gguf_modules(files, own.modules_of(fields), config)
     return _Model(config, modules, (*own.ignored, re.escape(ROPE_FREQUENCIES)), lambda: files)
 
 

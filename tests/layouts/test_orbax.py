@@ -44,7 +44,3 @@ def test_restored_onto_another_mesh(
         assert x.dtype == y.dtype
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-    tokens = np.arange(8, dtype=np.int32).reshape(4, 2)
-    drawn, _ = layouts.generate(config, other, restored, tokens, max_new_tokens=2)
-    again, _ = layouts.generate(config, other, wanted, tokens, max_new_tokens=2)
-    np.testing.assert_array_equal(drawn, again)
