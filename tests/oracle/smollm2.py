@@ -14,8 +14,7 @@ from typing import Any
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STORED = Path(__file__).with_suffix(".json")
 NEW_TOKENS = 32
-# Prompts whose tokens are all decided by 1/16 or more between the two largest logits in bfloat16, whose
-# own steps are 1/8 there: other sums of the same products would draw the same.
+# In float32 the two largest logits of each step are 0.05 apart or more.
 PROMPTS = (
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -24,7 +23,7 @@ PROMPTS = (
     "What does a compiler do?",
     "List the four seasons of the year.",
     "Why is the sky blue?",
-    "PLACE",
+    "Give me a short recipe for pancakes.",
 )
 
 
