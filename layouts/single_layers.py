@@ -141,7 +141,7 @@ def attention(
       lengths: [full batch] int32, the positions that precede x in `past`; None for none. Inside a
         shard_map the full batch is that over x, y and z, of which a data axis has a shard.
       past: keys and values of this layer, `Entries` of [B, K, S, D], sharded over batch and heads
-        as `place` says; positions from `lengths` on are not read.
+        as `place` says; position p in place p, those from `lengths` on are not read.
       prefix: keys and values [K, P, D] that come before `past` in every sequence.
       mesh: given outside of a shard_map, where all of these are global arrays; as `feedforward`.
       axes: what the mesh calls x, y and z, if something else, and which others shard the batch; a

@@ -137,10 +137,12 @@ def compare(found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float 
 
 @pytest.mark.parametrize(("name", "place"), CASES, ids=str)
 def test_chunks_and_tokens(mesh_of: Any, name: str, place: Any) -> None:
-    """Prompts read in several chunks, of which a sequence takes all, some or nothing, and tokens."""
+    """Prompts read in several chunks, of which a sequence takes all, some or nothing, and tokens; where
+    nothing has been written, there are NaNs."""
     config, (shape, plan) = CONFIGS[name], place
     mesh, params = mesh_of(shape, "xyz"), init(jax.random.key(0), config, jnp.float32)
     cache = layouts.init_cache(config, mesh, BATCH, ROOM, plan=plan, dtype=jnp.float32)
+    cache = cache.with_stores(jax.tree.map(lambda x: x + jnp.nan, cache.stores))
     weights = placed(config, mesh, params)
     wanted = expected(config, params)
     found, _ = run(config, mesh, weights, plan, cache)
