@@ -186,7 +186,7 @@ def test_queries_and_keys_are_permuted(mesh_of: Any, tmp_path: Path) -> None:
 def test_rotary_factors(mesh_of: Any, tmp_path: Path) -> None:
     mesh, file = mesh_of((1, 1, 1), "xyz"), write(tmp_path, factors=FACTORS)
     plain = layouts.config_from_hf(tmp_path).rotary
-    scaling = layouts.models.rotary.DividedScaling(FACTORS.tolist())
+    scaling = layouts.DividedScaling(FACTORS.tolist())
     assert plain is not None
     wanted = logits_of(tmp_path, mesh, rotary=dataclasses.replace(plain, scaling=scaling))
     found = logits_of(file, mesh)
