@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import layouts
 from layouts import reference, tuning
@@ -164,7 +165,8 @@ def test_unrolled(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, name: str, earl
 
 @pytest.mark.parametrize("plan", ["WS 2D, heads", "WS 2D batch, batch xyz"])
 def test_int8(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
-    """The same tokens to the rounding of 8 bits, with tiles that are written together."""
+    """The same logits to the rounding of 8 bits, which is as large without windows; with tiles that are
+    written together."""
     monkeypatch.setattr(kv_cache, "INT8_TILE", 4)
     config = CONFIGS["every other layer"]
     mesh, params = mesh_of((2, 2, 2), "xyz"), init(jax.random.key(0), config, jnp.float32)
@@ -172,7 +174,7 @@ def test_int8(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
     assert [pair[0].size for pair in cache.stores] == [ROOM, 8]
     found, _ = run(config, mesh, placed(config, mesh, params), plan, cache)
     wanted = expected(config, params)
-    compare(found, wanted, 5e-2)
+    compare(found, wanted, 8e-2)
     masks_all = expected(kinds(6, None, layers=5), params)
     assert (
         max(np.abs(one - other).max() for one, other in zip(wanted, masks_all, strict=True)) > 0.2
@@ -213,7 +215,11 @@ def test_would_see(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, fault: str) ->
     elif fault == "fill":
         monkeypatch.setattr(layer_loops, "fill", lambda *a: kv_cache.fill(*a[:3]))
     elif fault == "mask":
-        monkeypatch.setattr(attention_scores, "_positions", lambda places, count: places)
+        monkeypatch.setattr(
+            attention_scores,
+            "_key_positions",
+            lambda segment, scores: lax.broadcasted_iota(jnp.int32, scores.shape, 3),
+        )
     prefix = None
     if start is not None:
         one = layouts.init_cache(config, mesh, 1, len(start), plan=plan, dtype=jnp.float32)
@@ -245,7 +251,7 @@ def test_generate(mesh_of: Any, name: str, plan: str | None) -> None:
         lengths=lengths,
         max_new_tokens=20,
         plan=plan,
-        prefill_plan=None if plan is None else "WS 2D, heads",
+        prefill_plan=None if plan is None else "WG XYZ, batch xyz",
     )
     wanted, _ = reference.generate(params, config, tokens, jnp.asarray(lengths), max_new_tokens=20)
     np.testing.assert_array_equal(found, wanted)
