@@ -52,7 +52,7 @@ def test_positions_go_on_behind_a_prefix(mesh_of: Any) -> None:
     placed = jax.device_put(
         params, layouts.shardings(mesh, layouts.param_specs(config, mesh, params))
     )
-    tokens = np.asarray(prompts(config, 4, 5))
+    tokens = np.array(prompts(config, 4, 5))
     tokens[:, :3] = tokens[0, :3]
     lengths = jnp.full((4,), 5, jnp.int32)
     wanted, _ = reference.prefill(params, config, jnp.asarray(tokens), lengths, 8)
