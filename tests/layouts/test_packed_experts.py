@@ -68,7 +68,9 @@ def tensors(*, packed: bool) -> dict[str, np.ndarray]:
         if not packed:
             shapes[f"{own}mlp.experts.gate_up_proj"] = (EXPERTS, E, 2 * F)
             shapes[f"{own}mlp.experts.down_proj"] = (EXPERTS, F, E)
-    stored = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    stored: dict[str, Any] = {
+        name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
+    }
     for layer in range(2 if packed else 0):
         for name, outputs, inputs in (("gate_up_proj", 2 * F, E), ("down_proj", E, F)):
             own, blocks = (

@@ -91,18 +91,19 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str) -> None:
         mesh, plan = mesh_of(shape, "xyz"), plans[place % len(plans)]
         params = load(tmp_path, mesh, config=config, dtype=jnp.float32, unrolled=place % 2 == 1)
         assert jax.tree.all(jax.tree.map(lambda x: x.dtype == jnp.float32, params))
-        of_mesh = (config, mesh, params)
         cache = layouts.init_cache(config, mesh, BATCH, 12, plan=plan, dtype=jnp.float32)
+        given: Any = {"config": config, "mesh": mesh, "params": params, "plan": plan}
         found = decoded(
-            lambda of=of_mesh, cache=cache, plan=plan: layouts.prefill(
-                *of, cache, prompts, lengths=LENGTHS, plan=plan
+            lambda given=given, cache=cache: layouts.prefill(
+                **given, cache=cache, tokens=prompts, lengths=LENGTHS
             ),
-            lambda tokens, cache, of=of_mesh, plan=plan: layouts.decode_step(
-                *of, cache, tokens, plan=plan
+            lambda tokens, cache, given=given: layouts.decode_step(
+                **given, cache=cache, tokens=tokens
             ),
             drawn,
         )
         compare(found, wanted, read.vocab)
-        given = {"lengths": LENGTHS, "plan": plan, "prefill_plan": plan}
-        tokens, _ = layouts.generate(*of_mesh, prompts, max_new_tokens=DRAWN, **given)
+        tokens, _ = layouts.generate(
+            **given, tokens=prompts, lengths=LENGTHS, max_new_tokens=DRAWN, prefill_plan=plan
+        )
         np.testing.assert_array_equal(np.asarray(tokens), drawn.T)
