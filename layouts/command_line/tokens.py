@@ -59,7 +59,7 @@ class FileTokenizer:
     """That of a tokenizer.json.
 
     Attributes:
-      ends: tokens that end a text, of generation_config.json or config.json.
+      ends: tokens that end a text, of generation_config.json, config.json or tokenizer_config.json.
       size: how many tokens it has.
     """
 
@@ -82,7 +82,7 @@ class FileTokenizer:
         except Exception as error:
             raise ValueError(f"{path} is no tokenizer that `tokenizers` reads: {error}") from error
         self.size: int = self._tokenizer.get_vocab_size()
-        self.ends = _end_tokens(folder)
+        self.ends = _end_tokens(folder, self._tokenizer.token_to_id)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -111,11 +111,14 @@ def tokenizer_of(path: Path) -> FileTokenizer:
     return FileTokenizer(path if path.is_dir() else path.parent)
 
 
-def _end_tokens(folder: Path) -> tuple[int, ...]:
-    """The field `eos_token_id` of the first file that has one."""
+def _end_tokens(folder: Path, token_of: Callable[[str], int | None]) -> tuple[int, ...]:
+    """The field `eos_token_id` of the first file that has one; else the `eos_token` of the tokenizer."""
     for name in ("generation_config.json", "config.json"):
         given = read_json(folder / name).get("eos_token_id")
         if given is not None:
             several: Sequence[int] = given if isinstance(given, list) else [given]
             return tuple(int(token) for token in several)
-    return ()
+    given = read_json(folder / "tokenizer_config.json").get("eos_token")
+    text = given.get("content") if isinstance(given, dict) else given
+    token = token_of(text) if isinstance(text, str) else None
+    return () if token is None else (token,)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def test_chat(folder: Path) -> None:
     ids = tokens.tokenizer_of(folder).encode_chat("Hi", "Be kind")
     said = [*encoded("system: Be kind"), 258, *encoded("\nuser: Hi")[1:]]
     assert ids == [*said, 258, *encoded("\nassistant: ")[1:]]
+
+
+def test_a_tokenizer_alone_says_what_ends_a_text(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    for end, ends in (
+        ("</s>", (257,)),
+        ({"content": "</s>"}, (257,)),
+        ("no token", ()),
+        (None, ()),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}))
+        assert tokens.tokenizer_of(tmp_path).ends == ends
 
 
 def test_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
