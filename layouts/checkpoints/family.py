@@ -123,7 +123,7 @@ class ExpertStack:
       bias: the name of that of their biases, [experts, outputs].
       index, of: every `of`th output is the matrix's, from `index` on; the others are those of other
         matrices.
-      packed: the numbers are stored as MXFP4, in the tensors `tensor`_blocks and `tensor`_scales.
+      packed: the numbers are stored as MXFP4, in two tensors whose names end in _blocks and _scales.
     """
 
     tensor: str
