@@ -220,7 +220,7 @@ def test_params_of_other_experts_are_refused(mesh_of: Any) -> None:
     mesh = mesh_of((1, 1, 1), "xyz")
     other = dataclasses.replace(FOUR, experts=Experts(8, 2))
     cache = layouts.init_cache(other, mesh, 1, 4, dtype=jnp.float32)
-    with pytest.raises(ValueError, match=r"needs \(2, 32, 8\).*experts=Experts\(count=8"):
+    with pytest.raises(ValueError, match=r"needs \(2, 32, 128\).*experts=Experts\(count=8"):
         layouts.prefill(other, mesh, parameters(FOUR), cache, np.zeros((1, 2), np.int32))
 
 
