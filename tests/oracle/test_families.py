@@ -20,8 +20,7 @@ from .models import CASES, logits_of, make, save
 
 BATCH, LENGTH, STEPS, DRAWN = 8, 7, 4, 64
 LENGTHS = np.array([7, 1, 3, 5, 2, 6, 4, 7], np.int32)
-# The first case of a model type is on all meshes, others on one, under layouts that change from one case
-# to the next.
+# Layouts change from one case to the next.
 PLACES = {
     (2, 2, 2): ("WS 2D, heads", "WG XY, batch xyz", "WS 2D all-reduce, batch yz"),
     (1, 4, 2): ("WS 2D batch, batch xyz", "WS 2D, batch z", "WG XYZ, batch xyz"),
@@ -68,8 +67,12 @@ def compare(found: np.ndarray, wanted: np.ndarray, vocab: int) -> None:
     np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
 
 
+@pytest.mark.parametrize(
+    "everywhere", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["", "everywhere"]
+)
 @pytest.mark.parametrize("case", CASES)
-def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str) -> None:
+def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str, everywhere: bool) -> None:
+    """On one mesh, where the first case of a model type also draws tokens; or `everywhere`, on all."""
     model = make(*CASES[case])
     save(model, tmp_path)
     read = layouts.config_from_hf(tmp_path)
@@ -87,7 +90,7 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str) -> None:
     place, config = list(CASES).index(case), padded(read)
     first = [kind for kind, _ in CASES.values()].index(CASES[case][0]) == place
     places = list(PLACES.items())
-    for shape, plans in places if first else [places[place % len(places)]]:
+    for shape, plans in places if everywhere else [places[place % len(places)]]:
         mesh, plan = mesh_of(shape, "xyz"), plans[place % len(plans)]
         params = load(tmp_path, mesh, config=config, dtype=jnp.float32, unrolled=place % 2 == 1)
         assert jax.tree.all(jax.tree.map(lambda x: x.dtype == jnp.float32, params))
@@ -103,6 +106,8 @@ def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str) -> None:
             drawn,
         )
         compare(found, wanted, read.vocab)
+        if not first and not everywhere:
+            continue
         tokens, _ = layouts.generate(
             **given, tokens=prompts, lengths=LENGTHS, max_new_tokens=DRAWN, prefill_plan=plan
         )

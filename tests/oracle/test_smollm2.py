@@ -8,6 +8,7 @@ import pydoc_data.topics
 from typing import Any
 
 import numpy as np
+import pytest
 
 import layouts
 from layouts.checkpoints import load
@@ -75,6 +76,7 @@ def test_answers_are_as_likely_when_rounded(mesh_of: Any) -> None:
     assert 2e-3 < abs(mean("bfloat16", "int8") - wanted) < 2e-2
 
 
+@pytest.mark.exhaustive
 def test_perplexity_in_int8(mesh_of: Any) -> None:
     """Within 1% of that in bfloat16, of more than 10,000 tokens of Python's own documents."""
     mesh = mesh_of((2, 2, 2), "xyz")
