@@ -58,7 +58,7 @@ def test_as_transformers_on_full_caches(mesh_of: Any, tmp_path: Path, case: str)
         tokens = np.zeros((ROOM,), np.int32)
         tokens[:length] = prompts[row, :length]
         for step in range(STEPS):
-            wanted[step, row] = logits_of(model, tokens)[length + step - 1]
+            wanted[step, row] = logits_of(model, tokens[None])[0, length + step - 1]
             drawn[step, row] = wanted[step, row].argmax()
             tokens[length + step] = drawn[step, row]
     params = load(tmp_path, mesh, dtype=jnp.float32)
