@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import logging
@@ -113,12 +113,8 @@ def layers(options: argparse.Namespace) -> int:
         # Whether the layouts fit does not depend on the schedule: one phase a pair is checked.
         for phase in {(p.feedforward, p.attention): p for p in wanted}.values():
             phase.check(layers.mesh_of(options.target))
-    rows: dict[int, Any] = {}
     measured = layers.measure_all(wanted, options.target, options.cache, options.workers)
-    for place, row in measured:
-        rows[place] = row
-        _progress("compiled %d of %d: %s", len(rows), len(wanted), row.phase)
-    ordered = [rows[place] for place in sorted(rows)]
+    ordered = _in_order(measured, len(wanted), "compiled", lambda row: row.phase)
     unrolled = ", layers unrolled" if options.unrolled else ""
     model = options.model or "palm-540b"
     under = phases.OPTIONS[compiled_under]
@@ -171,11 +167,8 @@ def models(options: argparse.Namespace) -> int:
         for model in options.model or open_models.MODELS
         for slice_ in slices
     ]
-    rows: dict[int, Any] = {}
-    for place, row in open_models.measure_all(choices, options.cache, options.workers):
-        rows[place] = row
-        _progress("replayed %d of %d: %s", len(rows), len(choices), row.model)
-    ordered = [rows[place] for place in sorted(rows)]
+    measured = open_models.measure_all(choices, options.cache, options.workers)
+    ordered = _in_order(measured, len(choices), "replayed", lambda row: row.model)
     print(open_models.print_rows(ordered, batch, context))
     _save_json(options, rows=ordered)
     return 0
@@ -208,11 +201,8 @@ def truth(options: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     asked = measure.records(options.full)
-    outcomes: dict[int, Any] = {}
-    for place, outcome in measure.predict_all(asked, options.cache, options.workers):
-        outcomes[place] = outcome
-        _progress("replayed %d of %d: %s", len(outcomes), len(asked), outcome.record.label)
-    ordered = [outcomes[place] for place in sorted(outcomes)]
+    predicted = measure.predict_all(asked, options.cache, options.workers)
+    ordered = _in_order(predicted, len(asked), "replayed", lambda outcome: outcome.record.label)
     print(report.print_outcomes(ordered))
     _save_json(options, outcomes=ordered)
     print(f"\ndone in {time.perf_counter() - start:.0f} s (measured)")
@@ -286,10 +276,18 @@ def _measured(tasks: Sequence[Any], options: argparse.Namespace) -> list[Any]:
     """Measures all tasks; returns their rows in the order of the tasks."""
     from bench.einsum_suite.measure import measure_all
 
+    measured = measure_all(tasks, options.cache, options.workers)
+    return _in_order(measured, len(tasks), "compiled", lambda row: row)
+
+
+def _in_order(
+    finished: Iterable[tuple[int, Any]], count: int, verb: str, label: Callable[[Any], object]
+) -> list[Any]:
+    """The rows of `count` tasks by their places; says each as it is finished."""
     rows: dict[int, Any] = {}
-    for place, row in measure_all(tasks, options.cache, options.workers):
+    for place, row in finished:
         rows[place] = row
-        _progress("compiled %d of %d: %s", len(rows), len(tasks), row)
+        _progress(f"{verb} %d of %d: %s", len(rows), count, label(row))
     return [rows[place] for place in sorted(rows)]
 
 

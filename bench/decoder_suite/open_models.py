@@ -13,6 +13,7 @@ from bench.decoder_suite.phases import Phase, mfu
 from bench.decoder_suite.steps import StepRow, step_all
 from collective_einsum.ruler.compile import target
 from collective_einsum.ruler.replay import legend, table, wrapped
+from layouts.mesh import shape_name
 
 MODELS = (
     *("llama-3.1-70b", "qwen3-32b", "gemma-3-27b"),
@@ -118,8 +119,7 @@ def _row(choice: Choice, **found: Any) -> ModelRow:
 
 def _replayed(choice: Choice, step: StepRow) -> ModelRow:
     best, chip = choice.plan.best, choice.plan.chip
-    mesh = "x".join(map(str, best.sizes.values()))
-    found = {"layouts": f"{best.feedforward}, {best.attention}, {mesh}"}
+    found = {"layouts": f"{best.feedforward}, {best.attention}, {shape_name(best.sizes)}"}
     if step.refused:
         return _row(choice, **found, refused=step.refused)
     return _row(

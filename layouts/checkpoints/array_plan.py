@@ -169,7 +169,7 @@ class _Planner:
         config = self._config
         if name == "q":
             return config.heads, list(config.real_heads)
-        return config.kv_heads, [i < config.kv_heads for i in range(config.stored_kv_heads)]
+        return config.kv_heads, list(config.real_kv_heads)
 
     def _matrix(self, name: str) -> StoredArray:
         stack, config = self._stacked(name), self._config

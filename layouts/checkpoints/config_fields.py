@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from collective_einsum.text import shown
 
 from ..arguments import is_number
 from ..models.config import Activation, AttentionKind, Rotary
+from .json_files import read_json
 
 LayerRotary = Rotary | Literal["model"] | None
 
@@ -179,10 +179,4 @@ def read_fields(folder: str | os.PathLike[str]) -> ConfigFields:
             f"{str(folder)!r} has no config.json; give the folder of a model that was saved with "
             "transformers' save_pretrained, or downloaded whole from the Hugging Face hub"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}")
-    return ConfigFields(values, Path(folder).resolve().name or "model")
+    return ConfigFields(read_json(path), Path(folder).resolve().name or "model")

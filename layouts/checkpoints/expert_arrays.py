@@ -72,8 +72,9 @@ class StackedMatrices:
     ) -> np.ndarray:
         source, step, one = self.source, self.source.of, slice(expert, expert + 1)
         tensor = at_layer(source.tensor, layer)
-        among = slice(source.index + columns.start * step, source.index + columns.stop * step)
-        among = slice(among.start, min(among.stop, self.outputs * step))
+        # To the last of these outputs: others of the tensor may follow it.
+        last = source.index + (columns.stop - 1) * step
+        among = slice(source.index + columns.start * step, last + 1)
         if not source.packed:
             return files.read(tensor, (one, rows, among))[0][:, ::step]
         blocks = slice(rows.start // _BLOCK, -(-rows.stop // _BLOCK))

@@ -15,7 +15,7 @@ from collective_einsum.text import did_you_mean, shown
 from ..models.config import ModelConfig
 from ..models.rotary import DividedScaling
 from .config_fields import ConfigFields
-from .family import Fused, HeadNorm, Modules, Ones, Part, Source
+from .family import Fused, HeadNorm, Modules, Ones, Part, renamed_modules
 from .gguf_files import GgufFiles, gguf_package
 
 # The architectures that are read, each by the model type of the same name.
@@ -103,17 +103,12 @@ def gguf_modules(files: GgufFiles, modules: Modules, config: ModelConfig) -> Mod
             raise ValueError(f"gguf has no name for the module {module!r} of architecture {kind!r}")
         return own.replace("blk.0.", "blk.{layer}.")
 
-    def source(old: Source) -> Source:
-        if isinstance(old, str):
-            return renamed(old)
-        if isinstance(old, Part | Fused | HeadNorm):
-            return dataclasses.replace(old, module=renamed(old.module))
-        if isinstance(old, Ones):
-            return old
-        raise ValueError(f"{old!r} is not read from GGUF files")
-
     absent = ("unembedding",) if config.tied_embedding else ()
-    return {name: source(old) for name, old in modules.items() if name not in absent}
+    present = {name: source for name, source in modules.items() if name not in absent}
+    for source in present.values():
+        if not isinstance(source, str | Part | Fused | HeadNorm | Ones):
+            raise ValueError(f"{source!r} is not read from GGUF files")
+    return renamed_modules(present, renamed)
 
 
 def architecture_of(files: GgufFiles) -> str:

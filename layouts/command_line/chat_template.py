@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .json_files import read_json
+from ..checkpoints.json_files import read_json
 
 
 def render(folder: Path, messages: Sequence[Mapping[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,23 +34,19 @@ def make_mesh(
         raise ValueError("--emulate and --mesh both give a mesh; leave one of them out")
     if emulate is not None:
         jax.config.update("jax_platforms", "cpu")
-        return _mesh(emulate, list(target(f"cpu:{_size(emulate)}").devices))
+        return _mesh(emulate, list(target(f"cpu:{math.prod(emulate)}").devices))
     devices = jax.devices()
     if shape is None:
         shape = choose(len(devices), devices[0].device_kind)
-    if _size(shape) > len(devices):
+    if math.prod(shape) > len(devices):
         words = ",".join(map(str, shape))
         raise ValueError(
-            f"--mesh {words} needs {_size(shape)} devices, and there are {len(devices)}; "
+            f"--mesh {words} needs {math.prod(shape)} devices, and there are {len(devices)}; "
             f"--emulate {words} emulates them on this machine's processor"
         )
     return _mesh(shape, devices)
 
 
-def _size(shape: Shape) -> int:
-    return shape[0] * shape[1] * shape[2]
-
-
 def _mesh(shape: Shape, devices: list[Any]) -> Mesh:
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[: _size(shape)])
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[: math.prod(shape)])

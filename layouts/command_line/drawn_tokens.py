@@ -20,6 +20,7 @@ from ..models.params import Params, activation_dtype
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import PlanLike
 from ..sampling.sampling import Sampling, sample, seed_words
+from .tokens import padded_rows
 
 
 def drawn_tokens(
@@ -47,10 +48,7 @@ def drawn_tokens(
     Raises:
       ValueError: as `layouts.generate`.
     """
-    batch, lengths = len(prompts), np.array([len(prompt) for prompt in prompts], np.int32)
-    tokens = np.zeros((batch, lengths.max()), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    tokens, lengths = padded_rows(prompts)
     axes = vocab_axes(config, check_mesh(mesh))
 
     def draw(
@@ -63,7 +61,7 @@ def drawn_tokens(
     cache = init_cache(
         config,
         mesh,
-        batch,
+        len(tokens),
         tokens.shape[1] + max_new_tokens,
         plan=plan,
         dtype=activation_dtype(params),

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ..checkpoints import config_from_hf, load
 from ..decoding.initialize import init
 from ..decoding.step_checks import check_mesh_for
+from ..mesh.slice_meshes import shape_name
 from ..models.config import ModelConfig
 from ..models.params import Params
 from ..partitionings.mesh_fit import padded_for, round_up
@@ -70,7 +71,7 @@ def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
     config = padded_for(plain, mesh)
     check_mesh_for(config, mesh)
     kind = mesh.devices.flat[0].device_kind
-    say(f"{describe(config)} on {'x'.join(map(str, mesh.devices.shape))} {kind}")
+    say(f"{describe(config)} on {shape_name(mesh.shape)} {kind}")
     say_padding(plain, config)
     dtype, weights = jnp.dtype(options.dtype), "int8" if options.weights == "int8" else "plain"
     if checkpoint is None:

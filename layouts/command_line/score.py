@@ -10,6 +10,7 @@ import numpy as np
 from ..decoding.score import score
 from ..partitionings.partitioning import Partitioning, as_plan
 from .models import Model, model_of
+from .tokens import padded_rows
 
 
 def run(options: argparse.Namespace) -> None:
@@ -80,11 +81,7 @@ def _scores(
     model: Model, rows: list[list[int]], options: argparse.Namespace, plan: Partitioning | None
 ) -> np.ndarray:
     """The log-probability of each token, [rows, longest] float64."""
-    longest = max(map(len, rows))
-    tokens = np.zeros((len(rows), longest), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    lengths = np.array([len(ids) for ids in rows], np.int32)
+    tokens, lengths = padded_rows(rows)
     found = score(
         model.config,
         model.mesh,

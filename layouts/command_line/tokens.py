@@ -7,11 +7,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from ..checkpoints.json_files import read_json
 from .chat_template import render
-from .json_files import read_json
 
 # A token to the text that it completes.
 Decoder = Callable[[int], str]
+
+
+def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of texts as an array [texts, longest] int32, padded at the end, and their numbers [texts]
+    int32."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), lengths.max()), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    return tokens, lengths
 
 
 class Tokenizer(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .. import tuning
@@ -56,7 +57,7 @@ def log_probabilities(x: jax.Array, targets: jax.Array, params: Params, step: St
     batch, length = targets.shape
     shards = ax.size(ax.live(layout.position_axes))
     own = from_rows(x, batch // ax.size(ax.live(layout.batch_axes)), layout)
-    slices, new = _slices(batch * shards, length // shards, params, step)
+    slices, new = _slices(batch * shards, length // shards, x.dtype, step)
     more = slices * new - length // shards
     own = jnp.pad(own, ((0, 0), (0, more), (0, 0)))
     # [B, shards, slices, new], to slices of each shard's positions.
@@ -76,17 +77,18 @@ def log_probabilities(x: jax.Array, targets: jax.Array, params: Params, step: St
     return made[:, :, : length // shards].reshape(batch, length)
 
 
-def _slices(rows: int, length: int, params: Params, step: Step) -> tuple[int, int]:
+def _slices(rows: int, length: int, dtype: np.dtype, step: Step) -> tuple[int, int]:
     """The number of slices that `length` positions are cut into, and the positions of each.
 
     Args:
       rows: of all chips for one position.
       length: positions of a chip.
-      params, step: as `log_probabilities`.
+      dtype: of rows between layers.
+      step: as `log_probabilities`.
     """
     config = step.config
     vocab = config.stored_vocab // ax.size(_sharding_axes(step))
-    row_bytes = rows * max(4 * vocab, config.d_model * params["final_norm"]["scale"].dtype.itemsize)
+    row_bytes = rows * max(4 * vocab, config.d_model * dtype.itemsize)
     slices = -(-length // max(1, tuning.LOGIT_BYTES // row_bytes))
     return slices, -(-length // slices)
 

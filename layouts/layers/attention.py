@@ -13,7 +13,6 @@ from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
 from ..models.alibi import alibi_slopes
 from ..models.cache import Entries
-from ..models.config import ModelConfig
 from ..models.functions import add_bias, scale_rows, wide
 from ..models.norms import norm_moments, normalize_heads
 from ..models.stacked_params import LayerWeights
@@ -196,19 +195,13 @@ def _normed_heads(
     total = ax.all_reduce_few(jnp.sum(rows, -1, keepdims=True), columns.kept, step.schedule)
     mean = total / (heads * d)
     # Padded heads deviate from the mean, but do not count.
-    counted = np.repeat(_real_heads(config, scale.shape[0] // d), d)
-    own_counted = _own_heads(jnp.asarray(counted, rows.dtype), columns, step)
+    is_query = scale.shape[0] == config.stored_heads * d
+    real = config.real_heads if is_query else config.real_kv_heads
+    own_counted = _own_heads(jnp.asarray(np.repeat(real, d), rows.dtype), columns, step)
     squares = jnp.sum((rows - mean) ** 2 * own_counted, -1, keepdims=True)
     squares = ax.all_reduce_few(squares, columns.kept, step.schedule)
     moments = jnp.concatenate([mean, squares], axis=-1)
     return normalize_heads(x, own, config, moments, heads * d)
-
-
-def _real_heads(config: ModelConfig, stored: int) -> Sequence[bool]:
-    """For each of the stored query or key-value heads, whether the model has it."""
-    if stored == config.stored_heads:
-        return config.real_heads
-    return [head < config.kv_heads for head in range(stored)]
 
 
 def _own_heads(vector: jax.Array, columns: FeatureSharding, step: Step) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from collective_einsum.text import brief
 
 from ..arguments import as_flag, as_size, check_word, is_number
+from .attention_kind import AttentionKind as AttentionKind
 from .experts import Experts as Experts
 from .gate_clamp import GateClamp as GateClamp
 from .rotary import Rotary as Rotary
@@ -27,30 +28,6 @@ Span = Literal["head", "heads"]
 Biased = Literal["q", "kv", "o", "in", "gate", "out", "norm", "unembedding"]
 
 _ROTARY = Rotary()
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionKind:
-    """What the attention of some layers has for itself.
-
-    Attributes:
-      window: how many positions a query sees, its own and those before it; None for all.
-      rotary: rotary position embedding of these layers, or None; "model" for that of the config.
-
-    Raises:
-      ValueError: a setting is something else.
-    """
-
-    window: int | None = None
-    rotary: Rotary | Literal["model"] | None = "model"
-
-    def __post_init__(self) -> None:
-        if self.window is not None:
-            object.__setattr__(self, "window", as_size("AttentionKind: window", self.window))
-        if self.rotary not in (None, "model") and not isinstance(self.rotary, Rotary):
-            raise ValueError(
-                f'AttentionKind: rotary={self.rotary!r} must be a Rotary(), None or "model"'
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +306,11 @@ class ModelConfig:
             h // self.queries_per_kv < self.kv_heads and h % self.queries_per_kv < group
             for h in range(self.stored_heads)
         )
+
+    @property
+    def real_kv_heads(self) -> tuple[bool, ...]:
+        """For each stored key-value head, whether the model has it; False is padding."""
+        return tuple(head < self.kv_heads for head in range(self.stored_kv_heads))
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def _padded(given: LayerWeights, config: ModelConfig) -> Params:
     """`pad_heads` of stacked blocks, or of one layer."""
     blocks = dict(given)
     real = np.array(config.real_heads)
-    real_kv = np.arange(config.stored_kv_heads) < config.kv_heads
+    real_kv = np.array(config.real_kv_heads)
     for dims, heads, present, width in (
         (HEAD_DIM, config.heads, real, config.d_head),
         (KV_HEAD_DIM, config.kv_heads, real_kv, 2 * config.d_head),

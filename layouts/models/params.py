@@ -187,7 +187,7 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
 
 def _mask_padding(name: str, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Zeros in one layer's padded heads."""
-    real_kv = [head < config.kv_heads for head in range(config.stored_kv_heads)]
+    real_kv = config.real_kv_heads
     for dims, present, width in (
         (HEAD_DIM, config.real_heads, config.d_head),
         (KV_HEAD_DIM, real_kv, 2 * config.d_head),

@@ -20,12 +20,11 @@ STORED_TOKENS = json.loads(STORED.read_text())
 LENGTHS = np.array([len(prompt) for prompt in STORED_TOKENS["prompts"]], np.int32)
 
 
-def prompts() -> np.ndarray:
-    """The chat prompts, padded at the end."""
-    padded = np.zeros((len(LENGTHS), LENGTHS.max()), np.int32)
-    for row, prompt in zip(padded, STORED_TOKENS["prompts"], strict=True):
-        row[: len(prompt)] = prompt
-    return padded
+def padded_at_end(rows: list[list[int]]) -> np.ndarray:
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    return tokens
 
 
 def config() -> ModelConfig:
@@ -47,7 +46,7 @@ def test_tokens_of_transformers(mesh_of: Any) -> None:
         config(),
         mesh,
         parameters(mesh, "float32"),
-        prompts(),
+        padded_at_end(STORED_TOKENS["prompts"]),
         max_new_tokens=NEW_TOKENS,
         lengths=LENGTHS,
     )
@@ -58,10 +57,7 @@ def test_answers_are_as_likely_when_rounded(mesh_of: Any) -> None:
     """The mean log-probability of the tokens that transformers draws in float32."""
     mesh = mesh_of((2, 2, 2), "xyz")
     both = zip(STORED_TOKENS["prompts"], STORED_TOKENS["float32"], strict=True)
-    rows = [np.array(prompt + answer) for prompt, answer in both]
-    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for padded, row in zip(tokens, rows, strict=True):
-        padded[: len(row)] = row
+    tokens = padded_at_end([prompt + answer for prompt, answer in both])
     lengths = LENGTHS + NEW_TOKENS
 
     def mean(dtype: str, weights: str = "plain") -> float:

@@ -1,4 +1,4 @@
-"""The JSON files that stand beside a checkpoint."""
+"""The JSON files of a checkpoint's folder."""
 
 from __future__ import annotations
 
