@@ -72,11 +72,17 @@ D_FF_FRACTIONS = (5, 4)
 
 # A parallel block's feedforward waits for attention where its chain of collectives (the last
 # reduce-scatter over x and the all-gather after the nonlinearity) takes so many times as long. PaLM
-# 540B in bf16 on v4:4x4x4, by libtpu 0.0.50.1, microseconds a layer without waiting (99) and with it
-# (0.1): 244 and 256 at 64 tokens, 373 and 385 at 256, 482 and 486 at 384 (a chain 1.95 times as long),
-# 588 and 563 at 512 (1.98 times as long); `lower_decode_step` with "WS 2D batch, batch xyz", batch N
-# and context 2048.
-CHAIN_TO_ATTENTION = 1.96
+# 540B on v4, by libtpu 0.0.50.1, predicted milliseconds of a step's layers without waiting (this set to
+# 99) and with it (0.1), in rows of `python -m bench paper --full`:
+#   chain  chips, sequences, weights, layouts                      without  with
+#    1.93    64, 128, bf16, "WS 2D batch, batch xyz"                 29.67  31.77
+#    2.29    64, 256, int8, "WS 2D batch, batch xyz"                 41.57  43.43
+#    2.29   256, 1024, bf16, "WS 2D batch, batch xyz"                54.17  56.45
+#    2.30   128, 64, int8, "WS 2D all-reduce, batch z"               16.01  19.68
+#    2.59    64, 512, bf16, "WS 2D batch, batch xyz"                 68.64  65.69
+#    2.59    32, 256, int8, "WS 2D batch, batch xyz"                 69.66  67.48
+#    2.80    64, 1024, int8, "WS 2D batch, batch xyz"               123.43 120.81
+CHAIN_TO_ATTENTION = 2.44
 
 # All-gathers are left to SparseCores, where the cost model says that it is faster, unless they bring
 # tokens over more axes than this. PaLM in bf16, decoding with a context of 2048, libtpu 0.0.50.1, us a

@@ -149,7 +149,7 @@ class _Clocks:
         """The einsum's seconds, with attention and other matrices to overlap where tokens are what its
         collectives split, or SparseCores run them."""
         mates = overlapping = 0.0
-        if item.moves_tokens or self.on_sparse_cores:
+        if item.moves_tokens or self.on_sparse_cores or self._gathers_alone(item):
             mates = self._mates(item) if self.overlaps_attention else 0.0
             waited_for = self.on_sparse_cores and item not in self.inputs
             overlapping = mates if waited_for else mates + self.spare
@@ -159,6 +159,11 @@ class _Clocks:
             alone = einsum_cost.seconds(item, self.sizes, self.served, overlap, mates)
             self.spare = max(0.0, self.spare - (sum(alone) - sum(spent)))
         return spent
+
+    def _gathers_alone(self, item: Einsum) -> bool:
+        """Whether an einsum with one of the output matrices has a gather of features, of those that
+        lax makes asynchronously, and no scatter."""
+        return self.gathers_weights_ahead and item in self.outputs and item.scatter is None
 
     def _mates(self, item: Einsum) -> float:
         """Seconds of other matrices that can overlap this one's collectives: the other output matrix, or
