@@ -122,7 +122,10 @@ def quantize(
         raise ValueError(f"stands_for={standing} is not a floating dtype")
     axes = _axes(axis, x.shape)
     largest = int(jnp.iinfo(dtype).max)
-    scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axes, keepdims=True) / largest
+    # The largest of 16 bits is exact. With that of float32, compilers keep a copy of `x` in float32 for
+    # the division below.
+    exact = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(exact), axis=axes, keepdims=True).astype(jnp.float32) / largest
     # The scale itself decides, not the maximum: a subnormal maximum has scale 0 as well.
     scale = jnp.where(scale > 0, scale, 1)
     values = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -largest, largest).astype(dtype)
