@@ -60,7 +60,10 @@ SCORES_BYTES = TPU_V4.cmem_bytes
 CAUSAL_GROUPS = 8
 
 # Queries of a prompt whose attention has a window are taken in blocks of the window over this, or of as
-# many as this: a block gets the keys of its own positions and of a window before them.
+# many as this: a block gets the keys of its own positions and of a window before them. Predicted
+# milliseconds of attention in a prompt of 8192 positions on v5e:4x4, by libtpu 0.0.50.1: 12 layers of
+# gemma-3-27b (window 1024) with WINDOW_BLOCKS = 1, 2, 4, 8: 13.9, 11.0, 11.2, 12.1; 4 layers of
+# gpt-oss-120b (window 128) with WINDOW_BLOCK = 64, 128, 256: 37.9, 34.4, 33.7.
 WINDOW_BLOCKS = 4
 WINDOW_BLOCK = 128
 

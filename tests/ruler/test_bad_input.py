@@ -115,6 +115,15 @@ def test_an_unknown_op_is_counted_and_named() -> None:
     assert "note: 2 ops (frobnicate, twist)" in str(timeline)
 
 
+@pytest.mark.parametrize("where", ["{%s}", '{"window_config":{%s}}'])
+def test_an_op_whose_estimate_is_the_largest_number_is_charged_its_bytes(where: str) -> None:
+    estimate = where % f'"estimated_cycles":"{2**63 - 1}"'
+    timeline = run(f"%x = {ON_CHIP} negate(%w), backend_config={estimate}")
+    assert timeline.total_seconds == pytest.approx(100 * US)
+    (note,) = timeline.notes
+    assert note.startswith("1 op (negate) that the compiler gives no estimate of; charged the time")
+
+
 def test_an_unknown_transfer_is_counted_and_named() -> None:
     copy = "(s8[1000]{0}, s8[1000]{0:S(1)}, u32[]{:S(2)})"
     timeline = run(f"%c = {copy} teleport-start(%w)\n%e = s8[1000]{{0:S(1)}} teleport-done(%c)")

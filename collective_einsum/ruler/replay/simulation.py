@@ -31,7 +31,7 @@ from collective_einsum.ruler.replay.op_seconds import (
     op_seconds,
 )
 from collective_einsum.ruler.replay.timeline import Timeline
-from collective_einsum.ruler.replay.unpriced import CUSTOM_CALL, HOST, ON_CHIP, UNKNOWN, Unpriced
+from collective_einsum.ruler.replay.unpriced import HOST, NO_ESTIMATE, ON_CHIP, UNKNOWN, Unpriced
 from collective_einsum.ruler.torus import Link, Torus
 
 _HBM = "hbm"
@@ -199,8 +199,9 @@ class _Walk:
         streamed = streamed_seconds(self.chip, instruction, moved, flops)
         if basis == "estimate" and instruction.estimated_cycles and streamed is not None:
             seconds = min(seconds, streamed)
-        if instruction.opcode == "custom-call" and basis == "none":
-            self.unpriced.add(CUSTOM_CALL, instruction)
+        custom = instruction.opcode == "custom-call"
+        if basis == "none" and (custom or instruction.lacks_estimate):
+            self.unpriced.add(NO_ESTIMATE, instruction)
         elif not opcodes.is_known(instruction.opcode):
             self.unpriced.add(UNKNOWN, instruction)
         elif not seconds and not moved and work.elements(instruction.shape) > 1:

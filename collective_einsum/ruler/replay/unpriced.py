@@ -11,7 +11,7 @@ UNKNOWN = (
     "that this reader of schedules does not know; charged the compiler's estimate, or the time of the "
     "HBM bytes where there is none, and no flops"
 )
-CUSTOM_CALL = (
+NO_ESTIMATE = (
     "that the compiler gives no estimate of; charged the time of the HBM bytes (of Pallas kernels, "
     "bundles=True or --bundles counts the code)"
 )
