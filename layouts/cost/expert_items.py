@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from ..mesh.axis_collectives import AXES, size
+from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
 from ..models.config import ModelConfig
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
 from ..partitionings.mesh_fit import round_up
@@ -41,15 +41,18 @@ def router_items(
 
 def grouped_items(
     config: ModelConfig,
-    layout: WeightGathered,
+    layout: FeedForwardLayout,
     sizes: Mapping[str, int],
     load: Load,
     work: Grouped,
 ) -> Iterator[Item]:
     """The feedforward of sorted tokens; see `layers.grouped_experts`."""
-    kept = tuple(axis for axis in AXES if axis not in layout.axes)
-    elements = load.tokens // size(layout.axes, sizes) * config.d_model
-    yield from transfer("activations", "all-gather", kept, elements, ACTIVATION_BYTES, sizes)
+    stays = not isinstance(layout, WeightGathered)
+    kept = WEIGHT_AXES if stays else tuple(axis for axis in AXES if axis not in layout.batch_axes)
+    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
+    elements = load.tokens // size(inside, sizes) * config.d_model
+    apart = tuple(axis for axis in kept if axis not in layout.repeated_axes)
+    yield from transfer("activations", "all-gather", apart, elements, ACTIVATION_BYTES, sizes)
     yield from gathers(config, layout, sizes, load.weight_bytes)
     yield Copies("experts", work.passed_bytes(config))
     inputs = config.input_names
@@ -58,5 +61,6 @@ def grouped_items(
         (("w_out",), work.width, (config.d_model,)),
     ):
         yield Einsum(names, work.rows, e, f, load.weight_bytes, experts=work.experts)
-    for sums in transfer("sums", "reduce-scatter", kept, elements, ACTIVATION_BYTES, sizes):
-        yield dataclasses.replace(sums, of_lanes=True)
+    kind = "all-reduce" if layout.repeated_axes else "reduce-scatter"
+    for sums in transfer("sums", kind, kept, elements, ACTIVATION_BYTES, sizes):
+        yield dataclasses.replace(sums, of_lanes=not layout.moves_tokens)

@@ -1,4 +1,4 @@
-"""Seconds that a weight-gathered mixture of experts saves by sorting tokens by expert."""
+"""Seconds that a mixture of experts saves by sorting tokens by expert."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def grouped(
     element_bytes: int,
     chip: Chip,
 ) -> Grouped | None:
-    """The work of sorted tokens, where a serial block sorts them; None where it does not: weights are
-    not gathered, a chip has two parts of one expert, or it would take longer.
+    """The work of sorted tokens, where a serial block sorts them; None where it does not.
+
+    It does not where E of stationary weights is sharded over x, a chip has two parts of one expert, or
+    it would take longer.
 
     Args:
       config: the model.
@@ -60,7 +62,11 @@ def grouped(
       chip: every chip of the mesh.
     """
     experts = config.experts
-    if experts is None or config.block != "serial" or not isinstance(layout, WeightGathered):
+    if experts is None or config.block != "serial":
+        return None
+    gathered = isinstance(layout, WeightGathered)
+    # Sums over E_x of sorted tokens would move several times the bytes of the tokens.
+    if not gathered and sizes["x"] > 1:
         return None
     columns = expert_columns(config, layout, sizes)
     if not columns.are_apart:
@@ -73,7 +79,7 @@ def grouped(
         experts=count,
         width=columns.width,
         # w_out is as it was gathered, or else a slice of a stack that is copied.
-        copied=len(config.input_names) + (size(layout.axes, sizes) == 1),
+        copied=len(config.input_names) + (size(layout.batch_axes if gathered else (), sizes) == 1),
     )
     moved = gathers(config, layout, sizes, element_bytes)
     brought = sum(transfer_seconds(each, sizes, chip) for each in moved)
@@ -81,9 +87,12 @@ def grouped(
 
 
 def gathers(
-    config: ModelConfig, layout: WeightGathered, sizes: Mapping[str, int], element_bytes: int
+    config: ModelConfig, layout: FeedForwardLayout, sizes: Mapping[str, int], element_bytes: int
 ) -> Iterator[Transfer]:
-    """The all-gathers of a layer's experts, which no dot of sorted tokens overlaps."""
+    """The all-gathers of a layer's experts, which no dot of sorted tokens overlaps; none of those that
+    are stationary."""
+    if not isinstance(layout, WeightGathered):
+        return
     stored = config.d_model * config.hidden_columns / size(WEIGHT_AXES, sizes)
     columns = tuple(axis for axis in WEIGHT_AXES if axis in layout.axes)
     for _ in (*config.input_names, "w_out"):

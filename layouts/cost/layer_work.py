@@ -20,7 +20,6 @@ from ..partitionings.attention_placement import FeatureSharding, Placement, plac
 from ..partitionings.cache_stores import stored_positions
 from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.partitioning import PlanLike, as_plan
-from ..partitionings.weight_gathered import WeightGathered
 from .expert_items import grouped_items, router_items
 from .experts_cost import grouped
 from .layer_items import (
@@ -300,8 +299,8 @@ def layer_work(
 def _feedforward(layer: Layer, chip: Chip | None) -> tuple[Item, ...]:
     """The feedforward of a serial block, whose tokens are sorted by expert where `chip` says so."""
     config, layout, sizes, load = layer.config, layer.layout, layer.sizes, layer.load
-    if chip is not None and isinstance(layout, WeightGathered):
-        tokens = load.tokens // layer.n(layout.axes)
+    if chip is not None:
+        tokens = load.tokens // layer.n((*layout.inner_batch_axes, *layout.inner_position_axes))
         work = grouped(config, layout, sizes, tokens, load.weight_bytes, chip)
         if work is not None:
             return tuple(grouped_items(config, layout, sizes, load, work))

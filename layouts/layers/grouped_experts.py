@@ -1,8 +1,9 @@
-"""The feedforward of a weight-gathered layout in which a chip multiplies only the experts that its
-tokens have: tokens are sorted by expert, and each expert is multiplied with its own.
+"""The feedforward in which a chip multiplies each of its experts with the tokens that have it only:
+tokens are sorted by expert.
 
-No token is dropped, however many have the same expert. Worthwhile for many tokens: all weights are
-brought, and sorted tokens are copies.
+In a weight-gathered layout a chip has its own tokens and all experts, or columns of them; in a
+weight-stationary one all tokens, and its own experts. No token is dropped, however many have the same
+expert. Worthwhile for many tokens: sorted tokens, and weights laid out by expert, are copies.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..partitionings.feedforward_layout import (
     gather_features,
 )
 from .layer_schedules import LayerSchedules
-from .routing import Routing, own_experts
+from .routing import Routing, inner_routing, own_experts
 
 # Names the ops of this way to compute.
 SCOPE = "sorted_by_expert"
@@ -65,27 +66,41 @@ def grouped_experts(
     Each of a chip's experts is one block of its columns, see `ExpertColumns.are_apart`.
     """
     owners, schedule = own_experts(config, layout), schedules.given
+    between = (*layout.batch_axes, *layout.position_axes)
+    shared = between if layout.moves_tokens else ()
     c = gather_features(c, layout, config.d_model, schedule)
+    c = ax.all_gather(c, shared, 0, schedule)
+    routing = inner_routing(routing, layout)
     with jax.named_scope(SCOPE):
         pairs = _sorted(routing, owners)
         count, dtype = owners.shape[0], c.dtype
-        x = jnp.take(c, pairs.tokens, axis=0)
+        x = _rows(c, pairs.tokens)
         inner = []
         for name in config.input_names:
             w = _gathered(weights[name], 1, layout, schedules.projections, dtype)
             w = jnp.swapaxes(w.reshape(w.shape[0], count, -1), 0, 1)
             inner.append(_multiplied(x, w, pairs.counts))
-        factors = None if factor is None else jnp.take(factor, pairs.tokens, axis=0)
+        factors = None if factor is None else _rows(factor, pairs.tokens)
         biases = {}
         for name in BIASES:
             if name in weights:
                 bias = feature_bias(layout, weights[name], WEIGHT_AXES, schedule)
-                biases[name] = jnp.take(bias.reshape(count, -1), pairs.blocks, axis=0)
+                biases[name] = _rows(bias.reshape(count, -1), pairs.blocks)
         h = hidden([scale_rows(y, factors) for y in inner], biases, config)
         w = _gathered(weights["w_out"], 0, layout, schedules.projections, dtype)
         rows = _multiplied(h, w.reshape(count, -1, w.shape[1]), pairs.counts)
         y = _sum_of_experts(rows, pairs, routing)
-    return ax.reduce_scatter_alone(y.astype(dtype), boundary_axes(layout), 1, schedule)
+    y = y.astype(dtype)
+    if layout.repeated_axes:
+        return ax.all_reduce(y, layout.repeated_axes, schedule)
+    if shared:
+        return ax.reduce_scatter_alone(y, shared, 0, schedule)
+    return ax.reduce_scatter_alone(y, boundary_axes(layout), 1, schedule)
+
+
+def _rows(x: jax.Array, places: jax.Array) -> jax.Array:
+    """Rows of x at places that it has: the default would fill what lay outside, in a memory pass."""
+    return jnp.take(x, places, axis=0, mode="clip")
 
 
 def _sorted(routing: Routing, owners: jax.Array) -> _Sorted:
@@ -127,7 +142,7 @@ def _sum_of_experts(rows: jax.Array, pairs: _Sorted, routing: Routing) -> jax.Ar
     places = jnp.minimum(pairs.places, rows.shape[0] - 1)
     total = jnp.zeros((places.shape[0], rows.shape[1]), routing.weights.dtype)
     for i in range(places.shape[1]):
-        own = jnp.take(rows, places[:, i], axis=0).astype(total.dtype)
+        own = _rows(rows, places[:, i]).astype(total.dtype)
         weighed = own * routing.weights[:, i, None]
         total = total + jnp.where(pairs.present[:, i, None], weighed, 0)
     return total

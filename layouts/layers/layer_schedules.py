@@ -38,8 +38,8 @@ class LayerSchedules:
         multiplies; None where each weight is gathered in full before its matmul.
       splits_d_ff: whether the feedforward is computed in two fractions of d_ff, whose collectives
         over x overlap each other's matmuls.
-      groups_tokens: whether a weight-gathered feedforward's tokens are sorted by expert, so that each
-        expert is multiplied with its own tokens only.
+      groups_tokens: whether a feedforward's tokens are sorted by expert, so that each expert is
+        multiplied with its own tokens only.
       overlaps: independent compute that the collectives of the projections can overlap.
       feedforward_last: whether a barrier holds what follows the feedforward's nonlinearity back until
         attention is done.

@@ -184,8 +184,10 @@ def _splits_d_ff(case: LayerSizes, weights: LayerWeights) -> bool:
 def _groups_tokens(case: LayerSizes, weights: LayerWeights) -> bool:
     """Whether the tokens of a feedforward by itself are sorted by expert."""
     element_bytes = 1 if isinstance(weights["w_out"], ce.Quantized) else ACTIVATION_BYTES
+    inside = (*case.layout.inner_batch_axes, *case.layout.inner_position_axes)
+    tokens = case.batch * case.new // size(inside, case.sizes)
     work = experts_cost.grouped(
-        case.config, case.layout, case.sizes, case.rows, element_bytes, case.chip
+        case.config, case.layout, case.sizes, tokens, element_bytes, case.chip
     )
     return work is not None
 

@@ -25,6 +25,7 @@ from layouts.mesh.axis_collectives import AXES
 from layouts.partitionings.expert_columns import expert_columns
 from layouts.partitionings.feedforward_layout import feature_bias
 from layouts.partitionings.named_layouts import as_feedforward
+from layouts.tuning import GROUPED_TILE
 
 from .arrangements import FEEDFORWARDS
 from .test_experts import (
@@ -67,6 +68,12 @@ def sorts(config: Any, mesh: Any, plan: str) -> bool:
         # A chip has halves of two experts.
         pytest.param("four", "f32", (1, 4, 2), "WG XY, heads", marks=pytest.mark.slow),
         pytest.param("six", "int8", (2, 1, 1), "WG XY, heads", marks=pytest.mark.slow),
+        # Chips have experts of their own, or a half of one.
+        ("six", "f32", (1, 2, 1), "WS 2D batch, batch yz"),
+        ("four", "int8", (1, 2, 2), "WS 2D all-reduce, heads"),
+        pytest.param("four", "f32", (1, 4, 2), "WS 2D position, heads", marks=pytest.mark.slow),
+        pytest.param("six", "f32", (1, 1, 2), "WS 2D, heads", marks=pytest.mark.slow),
+        pytest.param("four", "f32", (1, 2, 2), "WS 1D, batch yz", marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -86,6 +93,11 @@ def test_all_tokens_may_have_the_same_experts(mesh_of: Any) -> None:
     found = sharded(SIX, crowded, mesh_of((1, 2, 1), "xyz"), "WG X, heads")
     assert close(found, expected(SIX, crowded))
     assert not close(found, expected(SIX, params))
+
+
+@pytest.mark.usefixtures("always")
+def test_stationary_experts_whose_sums_are_over_x_are_not_sorted(mesh_of: Any) -> None:
+    assert not sorts(FOUR, mesh_of((2, 2, 1), "xyz"), "WS 2D batch, batch z")
 
 
 def test_few_tokens_are_not_sorted(mesh_of: Any) -> None:
@@ -162,17 +174,38 @@ def test_sorting_does_the_work_of_the_experts_that_tokens_have() -> None:
     used = 2 * QWEN3.active_layer_parameters * 8 * 2048 / prompt.chips
     # Attention, tiles that are not full and the router come on top.
     assert used < prompt.flops < 1.5 * used
-    every = cost(QWEN3, "WS 1D, heads", SHAPE, asked, "v5p")
+    every = cost(QWEN3, "WS 1D, heads", (4, 2, 2), asked, "v5p")
     assert every.flops > 8 * used
     assert prompt.seconds < every.seconds
     assert prompt.mfu < 1
+
+
+@pytest.mark.parametrize("feedforward", ["WS 1D", "WS 2D", "WS 2D batch", "WS 2D all-reduce"])
+def test_stationary_experts_get_the_tokens_that_have_them(feedforward: str) -> None:
+    """All tokens come to a chip, which has the sixteenth part of the experts' work."""
+    experts = QWEN3.experts
+    assert experts is not None
+    asked = load("prefill", batch=16, length=2048)
+    found = cost(QWEN3, f"{feedforward}, heads", SHAPE, asked, "v5p")
+    assert sorts_in(found)
+    assert not [i for i in found.items if isinstance(i, Transfer) and i.name == "experts"]
+    expert = 2 * 3 * QWEN3.d_model * QWEN3.d_ff
+    chosen = 16 * 2048 * experts.per_token / 16
+    sorted_flops = [i.flops for i in found.items if isinstance(i, Einsum) and i.experts > 1]
+    # Half of a tile is not full for each of a chip's experts.
+    tiles = experts.count // 16 * GROUPED_TILE // 2
+    assert sum(sorted_flops) == pytest.approx((chosen + tiles) * expert)
+    ends = [i for i in found.items if isinstance(i, Transfer) and i.name in ("activations", "sums")]
+    bytes_ = 2 * 16 * 2048 * QWEN3.d_model
+    assert {i.bytes for i in ends[-2:]} == {bytes_}
+    assert ends[-1].kind == ("all-reduce" if feedforward.endswith("reduce") else "reduce-scatter")
 
 
 def test_the_planner_sorts_prompts() -> None:
     found = layouts.plan(
         MIXTRAL, chip="v5e", mesh_shape=SHAPE, phase="prefill", batch=8, length=2048
     )
-    assert found.best.feedforward == "WG X"
+    assert found.best.feedforward == "WS 2D position"
     assert sorts_in(found.cost)
 
 
