@@ -60,7 +60,8 @@ def grouped_items(
         (inputs, config.d_model, (work.width,) * len(inputs)),
         (("w_out",), work.width, (config.d_model,)),
     ):
-        yield Einsum(names, work.rows, e, f, load.weight_bytes, experts=work.experts)
+        bytes_, room = load.weight_bytes, work.sorted_rows
+        yield Einsum(names, work.rows, e, f, bytes_, experts=work.experts, room=room)
     kind = "all-reduce" if layout.repeated_axes else "reduce-scatter"
     for sums in transfer("sums", kind, kept, elements, ACTIVATION_BYTES, sizes):
         yield dataclasses.replace(sums, of_lanes=not layout.moves_tokens)

@@ -71,6 +71,7 @@ class Einsum:
         both, unless a schedule overlaps it.
       experts: how many matrices there are of each weight, where every row is multiplied with one of
         them.
+      room: rows of the arrays that hold those, where there may have to be more than `m`.
     """
 
     names: tuple[str, ...]
@@ -83,6 +84,12 @@ class Einsum:
     scatter: tuple[str, Transfer] | None = None
     gather_shared: bool = False
     experts: int = 1
+    room: int = 0
+
+    @property
+    def held_rows(self) -> int:
+        """Rows of the activations in memory."""
+        return max(self.m, self.room)
 
     @property
     def moves_tokens(self) -> bool:
@@ -103,7 +110,7 @@ class Einsum:
     @property
     def activation_bytes(self) -> float:
         """Bytes of activations that the matmuls read and write."""
-        return self.m * (self.e + sum(self.f)) * ACTIVATION_BYTES
+        return self.held_rows * (self.e + sum(self.f)) * ACTIVATION_BYTES
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:

@@ -128,8 +128,10 @@ def _temporary_bytes(
     """Bytes of the results of the projections, kept until the output matrices have read them, of the
     residual stream twice, the scores of a block of queries, and the two largest gathered weights."""
     einsums = [item for item in items if isinstance(item, Einsum)]
-    made = sum(item.m * sum(item.f) for item in einsums if "w_o" not in item.names[0])
-    outer = max(item.m * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out"))
+    made = sum(item.held_rows * sum(item.f) for item in einsums if "w_o" not in item.names[0])
+    outer = max(
+        item.held_rows * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out")
+    )
     parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
     boundary = size(boundary_axes(plan.feedforward), sizes)
     residual = load.tokens / parts * config.d_model / boundary

@@ -191,10 +191,15 @@ def test_stationary_experts_get_the_tokens_that_have_them(feedforward: str) -> N
     assert not [i for i in found.items if isinstance(i, Transfer) and i.name == "experts"]
     expert = 2 * 3 * QWEN3.d_model * QWEN3.d_ff
     chosen = 16 * 2048 * experts.per_token / 16
-    sorted_flops = [i.flops for i in found.items if isinstance(i, Einsum) and i.experts > 1]
+    einsums = [i for i in found.items if isinstance(i, Einsum) and i.experts > 1]
+    sorted_flops = [i.flops for i in einsums]
     # Half of a tile is not full for each of a chip's experts.
     tiles = experts.count // 16 * GROUPED_TILE // 2
     assert sum(sorted_flops) == pytest.approx((chosen + tiles) * expert)
+    # A chip's experts may be all that every token has.
+    room = 16 * 2048 * min(experts.per_token, experts.count // 16)
+    assert {i.held_rows for i in einsums} == {room}
+    assert found.memory.temporaries > 2 * room * 2 * QWEN3.d_ff
     ends = [i for i in found.items if isinstance(i, Transfer) and i.name in ("activations", "sums")]
     bytes_ = 2 * 16 * 2048 * QWEN3.d_model
     assert {i.bytes for i in ends[-2:]} == {bytes_}
