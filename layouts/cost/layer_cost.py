@@ -163,7 +163,8 @@ class _Clocks:
     def _gathers_alone(self, item: Einsum) -> bool:
         """Whether an einsum with one of the output matrices has a gather of features, of those that
         lax makes asynchronously, and no scatter."""
-        return self.gathers_weights_ahead and item in self.outputs and item.scatter is None
+        alone = item in self.outputs and item.scatter is None and not item.gathers_weight
+        return self.gathers_weights_ahead and alone
 
     def _mates(self, item: Einsum) -> float:
         """Seconds of other matrices that can overlap this one's collectives: the other output matrix, or
