@@ -181,7 +181,7 @@ def test_int8(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
     )
 
 
-@pytest.mark.parametrize("length", [3, 11])
+@pytest.mark.parametrize("length", [pytest.param(3, marks=pytest.mark.exhaustive), 11])
 @pytest.mark.parametrize("plan", ["WS 2D, heads", "WG XY, batch xyz"])
 def test_after_a_prefix(mesh_of: Any, plan: str, length: int) -> None:
     """A prefix shorter than the windows' stores and one that went round them, by all layers."""
