@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping
 
 from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
 from ..models.config import ModelConfig
-from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
+from ..partitionings.feedforward_layout import (
+    FeedForwardLayout,
+    boundary_axes,
+    inner_token_axes,
+    token_axes,
+)
 from ..partitionings.mesh_fit import round_up
 from ..partitionings.weight_gathered import WeightGathered
 from .experts_cost import Grouped, gathers
@@ -25,7 +30,7 @@ def router_items(
     experts = config.experts
     if experts is None:
         return
-    split, between = boundary_axes(layout), (*layout.batch_axes, *layout.position_axes)
+    split, between = boundary_axes(layout), token_axes(layout)
     rows, parts = load.tokens // size(between, sizes), size(split, sizes)
     yield Einsum(("w_router",), rows, config.d_model // parts, (experts.count,), ACTIVATION_BYTES)
     whole = round_up(rows, size((*split, *layout.repeated_axes), sizes))
@@ -49,19 +54,17 @@ def grouped_items(
     """The feedforward of sorted tokens; see `layers.grouped_experts`."""
     stays = not isinstance(layout, WeightGathered)
     kept = WEIGHT_AXES if stays else tuple(axis for axis in AXES if axis not in layout.batch_axes)
-    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
-    elements = load.tokens // size(inside, sizes) * config.d_model
+    elements = load.tokens // size(inner_token_axes(layout), sizes) * config.d_model
     apart = tuple(axis for axis in kept if axis not in layout.repeated_axes)
     yield from transfer("activations", "all-gather", apart, elements, ACTIVATION_BYTES, sizes)
     yield from gathers(config, layout, sizes, load.weight_bytes)
     yield Copies("experts", work.passed_bytes(config))
-    inputs = config.input_names
+    inputs, room = config.input_names, work.sorted_rows
     for names, e, f in (
         (inputs, config.d_model, (work.width,) * len(inputs)),
         (("w_out",), work.width, (config.d_model,)),
     ):
-        bytes_, room = load.weight_bytes, work.sorted_rows
-        yield Einsum(names, work.rows, e, f, bytes_, experts=work.experts, room=room)
+        yield Einsum(names, work.rows, e, f, load.weight_bytes, experts=work.experts, room=room)
     kind = "all-reduce" if layout.repeated_axes else "reduce-scatter"
     for sums in transfer("sums", kind, kept, elements, ACTIVATION_BYTES, sizes):
         yield dataclasses.replace(sums, of_lanes=not layout.moves_tokens)

@@ -18,7 +18,7 @@ from ..models.config import AttentionKind, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.cache_stores import stored_positions
-from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.feedforward_layout import FeedForwardLayout, inner_token_axes
 from ..partitionings.partitioning import PlanLike, as_plan
 from .expert_items import grouped_items, router_items
 from .experts_cost import grouped
@@ -300,7 +300,7 @@ def _feedforward(layer: Layer, chip: Chip | None) -> tuple[Item, ...]:
     """The feedforward of a serial block, whose tokens are sorted by expert where `chip` says so."""
     config, layout, sizes, load = layer.config, layer.layout, layer.sizes, layer.load
     if chip is not None:
-        tokens = load.tokens // layer.n((*layout.inner_batch_axes, *layout.inner_position_axes))
+        tokens = load.tokens // layer.n(inner_token_axes(layout))
         work = grouped(config, layout, sizes, tokens, load.weight_bytes, chip)
         if work is not None:
             return tuple(grouped_items(config, layout, sizes, load, work))

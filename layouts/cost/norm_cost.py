@@ -16,7 +16,7 @@ from collective_einsum.cost import (
 from .. import tuning
 from ..mesh.axis_collectives import size
 from ..models.config import ModelConfig
-from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes
+from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes, token_axes
 from .layer_items import ACTIVATION_BYTES
 
 # Bytes of a sum of squares.
@@ -48,7 +48,7 @@ def waiting_seconds(
     """
     if layout.repeated_axes:
         return 0.0
-    rows = tokens / size((*layout.batch_axes, *layout.position_axes), sizes)
+    rows = tokens / size(token_axes(layout), sizes)
     moments = 1 if config.norm == "rmsnorm" else 2
     seconds_of = ring_gather_seconds if overlap == "auto" else reduce_scatter_seconds
     if offloads(chip, "reduce_scatter"):

@@ -23,6 +23,7 @@ from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
 from ..mesh.slice_meshes import ShapeLike, as_shape, shape_name
 from ..models.config import ModelConfig
 from ..models.named_models import as_config
+from ..partitionings.feedforward_layout import token_axes
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
 from . import einsum_cost, norm_cost
@@ -271,8 +272,7 @@ def _parts(
 def _may_use_sparse_cores(plan: Partitioning, sizes: Mapping[str, int], chip: Chip) -> bool:
     """Whether options let SparseCores run all-gathers that other work of a step can overlap; not where
     these bring tokens over several axes, as `tuning.SPARSE_CORE_AXES` says."""
-    layout = plan.feedforward
-    split = (*layout.batch_axes, *layout.position_axes)
+    split = token_axes(plan.feedforward)
     over = [axis for axis in WEIGHT_AXES if axis in split and sizes[axis] > 1]
     return bool(chip.sparse_core_options) and len(over) <= tuning.SPARSE_CORE_AXES
 

@@ -26,6 +26,7 @@ from ..partitionings.feedforward_layout import (
     boundary_axes,
     feature_bias,
     gather_features,
+    token_axes,
 )
 from .layer_schedules import LayerSchedules
 from .routing import Routing, inner_routing, own_experts
@@ -66,8 +67,7 @@ def grouped_experts(
     Each of a chip's experts is one block of its columns, see `ExpertColumns.are_apart`.
     """
     owners, schedule = own_experts(config, layout), schedules.given
-    between = (*layout.batch_axes, *layout.position_axes)
-    shared = between if layout.moves_tokens else ()
+    shared = token_axes(layout) if layout.moves_tokens else ()
     c = gather_features(c, layout, config.d_model, schedule)
     c = ax.all_gather(c, shared, 0, schedule)
     routing = inner_routing(routing, layout)

@@ -24,6 +24,8 @@ from ..partitionings.feedforward_layout import (
     boundary_axes,
     boundary_shard,
     boundary_slice,
+    inner_token_axes,
+    token_axes,
 )
 
 # lax's own collectives, which round nothing: few bytes, for which no computation waits.
@@ -89,8 +91,7 @@ def choose(logits: jax.Array, bias: jax.Array | None, experts: Experts) -> Routi
 
 def inner_routing(routing: Routing, layout: FeedForwardLayout) -> Routing:
     """`route` of a chip's tokens after `project_in`."""
-    between = (*layout.batch_axes, *layout.position_axes)
-    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
+    between, inside = token_axes(layout), inner_token_axes(layout)
     if between == inside:
         return routing
     return Routing(*(ax.own_block(x, inside, 0) for x in _gathered(routing, between)))

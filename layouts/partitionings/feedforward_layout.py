@@ -112,9 +112,19 @@ class FeedForwardLayout(Protocol):
         ...
 
 
+def token_axes(layout: FeedForwardLayout) -> Axes:
+    """The axes that shard tokens between layers, major first."""
+    return (*layout.batch_axes, *layout.position_axes)
+
+
+def inner_token_axes(layout: FeedForwardLayout) -> Axes:
+    """The axes that shard tokens after `project_in` and before `project_out`."""
+    return (*layout.inner_batch_axes, *layout.inner_position_axes)
+
+
 def boundary_axes(layout: FeedForwardLayout) -> Axes:
     """The axes that shard E between layers: those that shard no rows and replicate none."""
-    taken = (*layout.batch_axes, *layout.position_axes, *layout.repeated_axes)
+    taken = (*token_axes(layout), *layout.repeated_axes)
     return tuple(axis for axis in AXES if axis not in taken)
 
 

@@ -23,7 +23,7 @@ from ..models.cache import Entries
 from ..models.config import ModelConfig
 from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import Placement
-from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.feedforward_layout import FeedForwardLayout, inner_token_axes, token_axes
 from ..partitionings.weight_gathered import WeightGathered
 
 
@@ -66,8 +66,7 @@ class LayerSizes:
     @property
     def rows(self) -> int:
         """Rows of a chip's activations between layers."""
-        axes = (*self.layout.batch_axes, *self.layout.position_axes)
-        return self.batch * self.new // size(axes, self.sizes)
+        return self.batch * self.new // size(token_axes(self.layout), self.sizes)
 
 
 def attention_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
@@ -184,8 +183,7 @@ def _splits_d_ff(case: LayerSizes, weights: LayerWeights) -> bool:
 def _groups_tokens(case: LayerSizes, weights: LayerWeights) -> bool:
     """Whether the tokens of a feedforward by itself are sorted by expert."""
     element_bytes = 1 if isinstance(weights["w_out"], ce.Quantized) else ACTIVATION_BYTES
-    inside = (*case.layout.inner_batch_axes, *case.layout.inner_position_axes)
-    tokens = case.batch * case.new // size(inside, case.sizes)
+    tokens = case.batch * case.new // size(inner_token_axes(case.layout), case.sizes)
     work = experts_cost.grouped(
         case.config, case.layout, case.sizes, tokens, element_bytes, case.chip
     )
@@ -194,9 +192,7 @@ def _groups_tokens(case: LayerSizes, weights: LayerWeights) -> bool:
 
 def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
     """Whether tokens are sharded over y and z between layers, and over x inside of them."""
-    between = (*layout.batch_axes, *layout.position_axes)
-    inside = (*layout.inner_batch_axes, *layout.inner_position_axes)
-    return between == WEIGHT_AXES and inside == ("x",)
+    return token_axes(layout) == WEIGHT_AXES and inner_token_axes(layout) == ("x",)
 
 
 def _load(case: LayerSizes, weights: LayerWeights) -> Load:

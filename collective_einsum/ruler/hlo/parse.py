@@ -52,14 +52,17 @@ class Instruction:
     @property
     def estimated_cycles(self) -> int | None:
         """The compiler's cost in clock cycles of this chip, or None where it gives none."""
-        match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes.get("backend_config", ""))
-        cycles = int(match[1]) if match else _NO_ESTIMATE
-        return None if cycles == _NO_ESTIMATE else cycles
+        return None if self.lacks_estimate else self._written_cycles
 
     @property
     def lacks_estimate(self) -> bool:
         """Whether the compiler says that it has no estimate for the op, though it has for its kind."""
-        return f'"estimated_cycles":"{_NO_ESTIMATE}"' in self.attributes.get("backend_config", "")
+        return self._written_cycles == _NO_ESTIMATE
+
+    @functools.cached_property
+    def _written_cycles(self) -> int | None:
+        match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes.get("backend_config", ""))
+        return int(match[1]) if match else None
 
     @property
     def issued_bundles(self) -> int | None:
