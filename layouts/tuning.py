@@ -109,12 +109,14 @@ OUTPUTS_WORTHWHILE = 0.1
 
 # Experts -------------------------------------------------------------------------------------------
 
-# The share of a chip's flops that a dot of sorted tokens reaches, and the rows of its tiles, of which
-# the last of each expert is not full. `jax.lax.ragged_dot` of [8192, 2048] and [16, 2048, 768] in a loop
-# over stacked weights takes 426 us on v5e (`collective_einsum.ruler`, libtpu 0.0.50.1), of which 143 us
-# are memory passes, and 131 us the flops.
-GROUPED_DOT_SHARE = 0.46
-GROUPED_TILE = 128
+# Rows of an array that holds the tokens of an expert are a multiple of this: the rows of a TPU's tile of
+# bfloat16. It has room for so many standard deviations of a router that likes all experts alike: of
+# 128 experts, one in 250 prompts has more tokens than that, and the prompt takes a second round.
+ROOM_TILE = 16
+ROOM_DEVIATIONS = 4.0
+
+# Seconds of the small operations that sort the tokens of a feedforward by expert.
+GROUPED_SECONDS = 30e-6
 
 # Embedding and cache -------------------------------------------------------------------------------
 

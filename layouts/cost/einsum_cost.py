@@ -88,10 +88,7 @@ def _seconds(
     # with that threshold, more work could be predicted to take less time.
     rows = [row for row in choice.rows if overlap == "auto" or row.schedule.kind == "blocking"]
     fastest = min((_of_row(item, row, by_axis, chip) for row in rows), key=sum)
-    if item.experts == 1:
-        return fastest
-    reading = item.streamed_bytes / chip.hbm_bandwidth
-    return fastest._replace(compute=max(fastest.compute / tuning.GROUPED_DOT_SHARE, reading))
+    return fastest._replace(compute=item.experts * fastest.compute)
 
 
 def _of_row(item: Einsum, row: Estimate, sizes: Mapping[str, int], chip: Chip) -> Seconds:

@@ -69,9 +69,8 @@ class Einsum:
       scatter: the scattered label, and the collective; None for no scatter.
       gather_shared: whether an einsum before this one makes the same gather; the compiler then combines
         both, unless a schedule overlaps it.
-      experts: how many matrices there are of each weight, where every row is multiplied with one of
-        them.
-      room: rows of the arrays that hold those, where there may have to be more than `m`.
+      experts: how many matrices there are of each weight, each of which is multiplied with `m` rows of
+        its own.
     """
 
     names: tuple[str, ...]
@@ -84,12 +83,11 @@ class Einsum:
     scatter: tuple[str, Transfer] | None = None
     gather_shared: bool = False
     experts: int = 1
-    room: int = 0
 
     @property
-    def held_rows(self) -> int:
-        """Rows of the activations in memory."""
-        return max(self.m, self.room)
+    def rows(self) -> int:
+        """Rows of the activations, those of all experts."""
+        return self.experts * self.m
 
     @property
     def moves_tokens(self) -> bool:
@@ -100,7 +98,7 @@ class Einsum:
     @property
     def flops(self) -> float:
         """Multiplications and additions."""
-        return 2 * self.m * self.e * sum(self.f)
+        return 2 * self.rows * self.e * sum(self.f)
 
     @property
     def streamed_bytes(self) -> float:
@@ -110,7 +108,7 @@ class Einsum:
     @property
     def activation_bytes(self) -> float:
         """Bytes of activations that the matmuls read and write."""
-        return self.held_rows * (self.e + sum(self.f)) * ACTIVATION_BYTES
+        return self.rows * (self.e + sum(self.f)) * ACTIVATION_BYTES
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:

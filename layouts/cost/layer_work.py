@@ -18,9 +18,8 @@ from ..models.config import AttentionKind, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.cache_stores import stored_positions
-from ..partitionings.feedforward_layout import FeedForwardLayout, inner_token_axes
+from ..partitionings.feedforward_layout import FeedForwardLayout
 from ..partitionings.partitioning import PlanLike, as_plan
-from .expert_items import grouped_items, router_items
 from .experts_cost import grouped
 from .layer_items import (
     ACTIVATION_BYTES,
@@ -33,6 +32,7 @@ from .layer_items import (
     gathered_weight,
     transfer,
 )
+from .router_items import router_items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,8 +300,7 @@ def _feedforward(layer: Layer, chip: Chip | None) -> tuple[Item, ...]:
     """The feedforward of a serial block, whose tokens are sorted by expert where `chip` says so."""
     config, layout, sizes, load = layer.config, layer.layout, layer.sizes, layer.load
     if chip is not None:
-        tokens = load.tokens // layer.n(inner_token_axes(layout))
-        work = grouped(config, layout, sizes, tokens, load.weight_bytes, chip)
+        work = grouped(config, layout, sizes, load.tokens, load.weight_bytes, chip)
         if work is not None:
-            return tuple(grouped_items(config, layout, sizes, load, work))
+            return work.items
     return (*layer.into(config.input_names), *layer.out_of(["w_out"]))

@@ -15,7 +15,7 @@ from ..partitionings.cache_stores import cache_stores
 from ..partitionings.feedforward_layout import boundary_axes
 from ..partitionings.param_specs import table_axes, vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
-from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load
+from .layer_items import ACTIVATION_BYTES, Einsum, Item, Load, Transfer
 
 # Bytes of a scale, of which int8 weights have one for each column and an int8 cache for each vector.
 SCALE_BYTES = 4
@@ -128,16 +128,13 @@ def _temporary_bytes(
     """Bytes of the results of the projections, kept until the output matrices have read them, of the
     residual stream twice, the scores of a block of queries, and the two largest gathered weights."""
     einsums = [item for item in items if isinstance(item, Einsum)]
-    made = sum(item.held_rows * sum(item.f) for item in einsums if "w_o" not in item.names[0])
-    outer = max(
-        item.held_rows * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out")
-    )
+    made = sum(item.rows * sum(item.f) for item in einsums if "w_o" not in item.names[0])
+    outer = max(item.rows * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out"))
     parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
     boundary = size(boundary_axes(plan.feedforward), sizes)
     residual = load.tokens / parts * config.d_model / boundary
-    # Those of experts are there as they were gathered, and laid out by expert.
-    gathered = [2 * i.streamed_bytes for i in einsums if i.experts > 1]
-    gathered += [i.streamed_bytes for i in einsums if i.gathers_weight]
+    gathered = [i.streamed_bytes for i in einsums if i.gathers_weight]
+    gathered += [i.bytes for i in items if isinstance(i, Transfer) and i.name == "experts"]
     gathered = sorted(gathered, reverse=True)[:2]
     scores = 0.0 if load.new == 1 else tuning.SCORES_BYTES
     activations = (made + outer + 2 * residual) * ACTIVATION_BYTES

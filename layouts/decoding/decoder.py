@@ -35,7 +35,7 @@ from ..models.config import ModelConfig
 from ..models.params import Params, activation_dtype, standing_for
 from ..partitionings.cache_stores import cache_stores, store_of
 from ..partitionings.partitioning import PlanLike
-from ..partitionings.row_order import last_rows
+from ..partitionings.row_order import last_rows, own_rows
 from ..planning.defaults import default_decode, default_prefill, default_reader
 from ..planning.schedule_layers import LayerSizes, block_schedules
 from . import step_checks as checks
@@ -299,6 +299,8 @@ def extend(
         # of its sequence.
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
+        if config.experts is not None:
+            step = dataclasses.replace(step, counted=own_rows(counted, layout))
         learned = params.get("positions")
         positions = None if learned is None else (cache.prefix_length + lengths, learned)
         x = embed(tokens, params["embedding"], config, layout, dtype, program.schedule, positions)

@@ -23,9 +23,10 @@ from ..layers.layer_context import Past, Step
 from ..mesh import axis_collectives as ax
 from ..models.cache import Cache, Pair
 from ..models.params import Params
-from ..models.stacked_params import at
+from ..models.stacked_params import InStack, at
 from ..partitionings.cache_stores import Places, Store, cache_stores, index_in, store_of
 from ..partitionings.feedforward_layout import boundary_shard, boundary_slice
+from ..partitionings.weight_gathered import WeightGathered
 
 Carry = TypeVar("Carry")
 Made = TypeVar("Made")
@@ -56,10 +57,12 @@ class Stacked:
     Attributes:
       trees: pytrees of arrays [some of the layers, ...].
       places: for each of them, those of its layers among the layers that repeat.
+      in_stack: the names of arrays that a layer gets as `InStack`.
     """
 
     trees: Sequence[Any]
     places: Sequence[Places]
+    in_stack: tuple[str, ...] = ()
 
     def layer(self, place: int, index: Callable[[int, int], jax.Array]) -> Any:
         """The arrays of the layer at this place among those that repeat.
@@ -69,7 +72,12 @@ class Stacked:
         tree = store_of(self.places, place)
         places = self.places[tree]
         at_ = index(len(places), places.index(place))
-        return jax.tree.map(lambda x: _indexed(x, at_), self.trees[tree])
+        arrays = self.trees[tree]
+        if not self.in_stack:
+            return jax.tree.map(lambda x: _indexed(x, at_), arrays)
+        left = {name: InStack(arrays[name], at_) for name in self.in_stack}
+        sliced = {name: x for name, x in arrays.items() if name not in left}
+        return jax.tree.map(lambda x: _indexed(x, at_), sliced) | left
 
     def at(self, layer: int) -> Any:
         """The arrays of one layer."""
@@ -108,7 +116,7 @@ def append_layers(
 
     held, prefix = list(cache.stores), _prefix(cache, step)
     if isinstance(blocks, Mapping):
-        layers = (_of_all(blocks, step), Stacked(held, places), prefix)
+        layers = (_stacked_blocks(blocks, step), Stacked(held, places), prefix)
         x, stacks = _scan(one, x, layers, steps, places)
         return x, [write(*written) for written in zip(held, stacks, stores, strict=True)]
     early = _writes_early(held)
@@ -149,7 +157,7 @@ def _scan(
       The last carry, and what the layers of each store make, [layers, ...].
     """
     period, count = len(steps[0].config.kinds), len(steps)
-    if period == 1:
+    if period == 1 and not any(stacked.in_stack for stacked in layers):
         arrays = tuple(stacked.trees[0] for stacked in layers)
         carry, new = lax.scan(lambda carry, layer: one(carry, layer, steps[0]), carry, arrays)
         return carry, [new]
@@ -237,11 +245,19 @@ def fill_layers(
     carry: Filled = (x, list(cache.stores), [jnp.int32(0)] * len(stores))
     prefix = _prefix(cache, step)
     if isinstance(blocks, Mapping):
-        carry, _ = _scan(one, carry, (_of_all(blocks, step), prefix), steps, places)
+        carry, _ = _scan(one, carry, (_stacked_blocks(blocks, step), prefix), steps, places)
     else:
         for layer, weights in enumerate(blocks):
             carry, _ = one(carry, (weights, prefix.at(layer)), steps[layer])
     return carry[0], carry[1]
+
+
+def _stacked_blocks(blocks: Params, step: Step) -> Stacked:
+    """The blocks; matrices of stationary experts, which are multiplied in a loop, as `InStack`."""
+    stacked = _of_all(blocks, step)
+    if step.schedules.rooms is None or isinstance(step.feedforward, WeightGathered):
+        return stacked
+    return dataclasses.replace(stacked, in_stack=(*step.config.input_names, "w_out"))
 
 
 def _of_all(arrays: Any, step: Step) -> Stacked:

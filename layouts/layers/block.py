@@ -37,7 +37,7 @@ def parallel(
     """
     config, layout, schedules = step.config, step.feedforward, step.schedules
     c, inverse = normed(x, weights["norm"], step)
-    routing = route(c, inverse, weights, config, layout)
+    routing = route(c, inverse, weights, config, layout, step.counted)
     inverse = inner_rows(inverse, step)
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
@@ -77,7 +77,7 @@ def serial(
     x = add_residual(x, y, config=config)
 
     c, inverse = _before(x, weights, "norm_ffn", step)
-    routing = route(c, inverse, weights, config, layout)
+    routing = route(c, inverse, weights, config, layout, step.counted)
     y = projected(c, inner_rows(inverse, step), weights, config, layout, schedules, routing)
     y = _add_feedforward_bias(y, weights, step, routing)
     y = _after(y, weights, "norm_after_ffn", step)

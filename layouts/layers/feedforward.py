@@ -17,6 +17,7 @@ from ..partitionings.feedforward_layout import (
     feature_bias,
     gather_features,
 )
+from .dispatched_experts import dispatched_experts
 from .grouped_experts import grouped_experts
 from .layer_schedules import LayerSchedules
 from .routing import Routing, inner_routing, weigh_columns
@@ -48,8 +49,11 @@ def projected(
       As `c`.
     """
     w_in = [weights[name] for name in config.input_names]
-    if schedules.groups_tokens and routing is not None:
-        return grouped_experts(c, factor, weights, config, layout, schedules, routing)
+    rooms = schedules.rooms
+    if rooms is not None and routing is not None:
+        if rooms.dispatches:
+            return dispatched_experts(c, weights, config, layout, schedules, routing, rooms)
+        return grouped_experts(c, factor, weights, config, layout, schedules, routing, rooms.expert)
     if schedules.splits_d_ff:
         between = _between(factor, weights, config, layout, schedules.given, routing)
         return split_feedforward(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))

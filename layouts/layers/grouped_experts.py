@@ -1,26 +1,24 @@
-"""The feedforward in which a chip multiplies each of its experts with the tokens that have it only:
-tokens are sorted by expert.
+"""The feedforward in which each expert is multiplied with its own tokens only.
 
-In a weight-gathered layout a chip has its own tokens and all experts, or columns of them; in a
-weight-stationary one all tokens, and its own experts. No token is dropped, however many have the same
-expert. Worthwhile for many tokens: sorted tokens, and weights laid out by expert, are copies.
+A chip has tokens, and experts or columns of them: in a weight-gathered layout its own tokens and experts
+that are gathered; in a weight-stationary one its own experts and all tokens, which are gathered, or, see
+`dispatched_experts`, those that have its experts. No token is dropped, however many have one expert.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-import collective_einsum as ce
-
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, Weight
+from ..mesh.axis_collectives import WEIGHT_AXES, Weight
 from ..models.config import ModelConfig
 from ..models.functions import BIASES, hidden, scale_rows
-from ..models.stacked_params import LayerWeights
+from ..models.stacked_params import InStack, LayerWeights, one_of
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
     boundary_axes,
@@ -30,27 +28,24 @@ from ..partitionings.feedforward_layout import (
 )
 from .layer_schedules import LayerSchedules
 from .routing import Routing, inner_routing, own_experts
+from .sorted_rows import in_rounds, sort_rows, take, with_a_gradient
 
 # Names the ops of this way to compute.
 SCOPE = "sorted_by_expert"
 
 
-class _Sorted(NamedTuple):
-    """The pairs of a token and one of its experts, those of a chip's experts first, sorted by expert.
+class Experts(NamedTuple):
+    """A chip's experts, those of their columns that it has.
 
     Attributes:
-      tokens: [sorted rows], of each.
-      blocks: [sorted rows], the expert of each among the chip's.
-      counts: [experts of the chip], how many tokens each has.
-      places: [tokens, experts per token], where each pair stands among the sorted rows.
-      present: [tokens, experts per token], whether its expert is one of the chip's.
+      inputs: the input matrices, each [E, experts * width].
+      output: [experts * width, E].
+      biases: by name, each [experts, width].
     """
 
-    tokens: jax.Array
-    blocks: jax.Array
-    counts: jax.Array
-    places: jax.Array
-    present: jax.Array
+    inputs: list[Weight | InStack]
+    output: Weight | InStack
+    biases: dict[str, jax.Array]
 
 
 def grouped_experts(
@@ -61,36 +56,22 @@ def grouped_experts(
     layout: FeedForwardLayout,
     schedules: LayerSchedules,
     routing: Routing,
+    room: int,
 ) -> jax.Array:
     """A feedforward by itself, without the bias of its result; arguments and result as `projected`.
 
-    Each of a chip's experts is one block of its columns, see `ExpertColumns.are_apart`.
+    Each of a chip's experts is one block of its columns, see `ExpertColumns.are_apart`, and takes `room`
+    tokens a round.
     """
     owners, schedule = own_experts(config, layout), schedules.given
     shared = token_axes(layout) if layout.moves_tokens else ()
     c = gather_features(c, layout, config.d_model, schedule)
     c = ax.all_gather(c, shared, 0, schedule)
     routing = inner_routing(routing, layout)
+    experts = held_experts(weights, config, layout, schedules, owners.shape[0])
     with jax.named_scope(SCOPE):
-        pairs = _sorted(routing, owners)
-        count, dtype = owners.shape[0], c.dtype
-        x = _rows(c, pairs.tokens)
-        inner = []
-        for name in config.input_names:
-            w = _gathered(weights[name], 1, layout, schedules.projections, dtype)
-            w = jnp.swapaxes(w.reshape(w.shape[0], count, -1), 0, 1)
-            inner.append(_multiplied(x, w, pairs.counts))
-        factors = None if factor is None else _rows(factor, pairs.tokens)
-        biases = {}
-        for name in BIASES:
-            if name in weights:
-                bias = feature_bias(layout, weights[name], WEIGHT_AXES, schedule)
-                biases[name] = _rows(bias.reshape(count, -1), pairs.blocks)
-        h = hidden([scale_rows(y, factors) for y in inner], biases, config)
-        w = _gathered(weights["w_out"], 0, layout, schedules.projections, dtype)
-        rows = _multiplied(h, w.reshape(count, -1, w.shape[1]), pairs.counts)
-        y = _sum_of_experts(rows, pairs, routing)
-    y = y.astype(dtype)
+        summed = with_a_gradient(functools.partial(_summed, config=config), room, c.shape[0])
+        y = summed(c, factor, routing, experts, owners).astype(c.dtype)
     if layout.repeated_axes:
         return ax.all_reduce(y, layout.repeated_axes, schedule)
     if shared:
@@ -98,51 +79,115 @@ def grouped_experts(
     return ax.reduce_scatter_alone(y, boundary_axes(layout), 1, schedule)
 
 
-def _rows(x: jax.Array, places: jax.Array) -> jax.Array:
-    """Rows of x at places that it has: the default would fill what lay outside, in a memory pass."""
-    return jnp.take(x, places, axis=0, mode="clip")
-
-
-def _sorted(routing: Routing, owners: jax.Array) -> _Sorted:
-    tokens, per_token = routing.experts.shape
-    count = owners.shape[0]
-    matches = routing.experts.reshape(-1, 1) == owners
-    present = jnp.any(matches, axis=1)
-    blocks = jnp.where(present, jnp.argmax(matches, axis=1), count).astype(jnp.int32)
-    order = jnp.argsort(blocks, stable=True)
-    # A token has no more experts of a chip than the chip has.
-    kept = order[: tokens * min(per_token, count)]
-    return _Sorted(
-        tokens=kept // per_token,
-        blocks=jnp.minimum(blocks[kept], count - 1),
-        counts=jnp.sum(matches, axis=0, dtype=jnp.int32),
-        places=jnp.argsort(order).reshape(tokens, per_token),
-        present=present.reshape(tokens, per_token),
-    )
+def held_experts(
+    weights: LayerWeights,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedules: LayerSchedules,
+    count: int,
+) -> Experts:
+    """A chip's experts, so many, gathered as far as the layout gathers them."""
+    gathered = functools.partial(_gathered, layout=layout, schedules=schedules)
+    biases = {
+        name: feature_bias(layout, weights[name], WEIGHT_AXES, schedules.given).reshape(count, -1)
+        for name in BIASES
+        if name in weights
+    }
+    inputs = [gathered(weights[name], 1) for name in config.input_names]
+    return Experts(inputs, gathered(weights["w_out"], 0), biases)
 
 
 def _gathered(
-    w: Weight, columns: int, layout: FeedForwardLayout, schedule: ScheduleLike, dtype: jnp.dtype
-) -> jax.Array:
+    w: Weight | InStack, columns: int, layout: FeedForwardLayout, schedules: LayerSchedules
+) -> Weight | InStack:
     """A weight [E over x, F over yz], or its like with F first, with E gathered, and F in dimension
     `columns` as far as the layout gathers it."""
+    if isinstance(w, InStack):
+        return w
+    schedule = schedules.projections
     over = [axis for axis in WEIGHT_AXES if axis not in layout.features(WEIGHT_AXES)]
-    w = ax.all_gather(ax.all_gather(w, ("x",), 1 - columns, schedule), over, columns, schedule)
-    return (w.dequantize() if isinstance(w, ce.Quantized) else w).astype(dtype)
+    return ax.all_gather(ax.all_gather(w, ("x",), 1 - columns, schedule), over, columns, schedule)
 
 
-def _multiplied(x: jax.Array, w: jax.Array, counts: jax.Array) -> jax.Array:
-    """Rows of x [rows, n] times the expert of each of w [experts, n, m]; meaningless behind as many rows
-    as `counts` has."""
-    return lax.ragged_dot(x, w, counts)
+def _summed(
+    room: int,
+    c: jax.Array,
+    factor: jax.Array | None,
+    routing: Routing,
+    experts: Experts,
+    owners: jax.Array,
+    *,
+    config: ModelConfig,
+) -> jax.Array:
+    """The weighed sum of the results of a token's experts that a chip has: [tokens, E], wide."""
+    (tokens, per_token), count = routing.experts.shape, owners.shape[0]
+    matches = routing.experts.reshape(-1, 1) == owners
+    absent = ~jnp.any(matches, axis=1)
+    slots = jnp.where(absent, count, jnp.argmax(matches, axis=1)).astype(jnp.int32)
+    pairs = sort_rows(slots, count)
+
+    def one(index: jax.Array | int, total: jax.Array) -> jax.Array:
+        taken = pairs.taken(room, index) // per_token
+        factors = None if factor is None else take(factor, taken)
+        rows = multiplied(take(c, taken), factors, experts, count, config)
+        return total + weighed_sum(rows, *pairs.found(room, index), routing.weights)
+
+    total = jnp.zeros((tokens, config.d_model), routing.weights.dtype)
+    # A token has an expert once.
+    return in_rounds(1 if room >= tokens else pairs.rounds(room), one, total)
 
 
-def _sum_of_experts(rows: jax.Array, pairs: _Sorted, routing: Routing) -> jax.Array:
-    """The weighted sum of each token's sorted rows; wide."""
-    places = jnp.minimum(pairs.places, rows.shape[0] - 1)
-    total = jnp.zeros((places.shape[0], rows.shape[1]), routing.weights.dtype)
-    for i in range(places.shape[1]):
-        own = _rows(rows, places[:, i]).astype(total.dtype)
-        weighed = own * routing.weights[:, i, None]
-        total = total + jnp.where(pairs.present[:, i, None], weighed, 0)
+def multiplied(
+    x: jax.Array,
+    factors: jax.Array | None,
+    experts: Experts,
+    count: int,
+    config: ModelConfig,
+) -> jax.Array:
+    """Rows [experts * room, E], those of one expert after another, each through the feedforward of its
+    expert, as far as the chip has its columns: of the same shape."""
+    x, factors = _blocks(x, count), None if factors is None else _blocks(factors, count)
+
+    def one(index: jax.Array, x: jax.Array, factors: jax.Array | None) -> jax.Array:
+        inner = [
+            ax.local_einsum("me,ef->mf", x, one_of(w, 1, index, count)) for w in experts.inputs
+        ]
+        biases = {
+            name: lax.dynamic_index_in_dim(bias, index, keepdims=False)
+            for name, bias in experts.biases.items()
+        }
+        h = hidden([scale_rows(y.astype(x.dtype), factors) for y in inner], biases, config)
+        return ax.local_einsum("mf,fe->me", h, one_of(experts.output, 0, index, count)).astype(
+            x.dtype
+        )
+
+    # A loop, since slices with known starts would be copied together: H3 in docs/compiler.md.
+    first = jnp.int32(0)
+    _, rows = lax.scan(lambda i, given: (i + 1, one(i, *given)), first, (x, factors))
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _blocks(x: jax.Array, count: int) -> jax.Array:
+    return x.reshape(count, -1, x.shape[-1])
+
+
+def weighed_sum(
+    rows: jax.Array, places: jax.Array, present: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """For each token the weighed sum of its rows.
+
+    Args:
+      rows: [any, E].
+      places: [tokens * rows per token], where the rows of one token after another are among these.
+      present: of the same shape, whether they are there.
+      weights: [tokens, rows per token]; wide.
+
+    Returns:
+      [tokens, E], of the dtype of `weights`.
+    """
+    places, present = places.reshape(weights.shape), present.reshape(weights.shape)
+    total = jnp.zeros((weights.shape[0], rows.shape[1]), weights.dtype)
+    for i in range(weights.shape[1]):
+        own = take(rows, places[:, i]).astype(weights.dtype)
+        total = total + jnp.where(present[:, i, None], own * weights[:, i, None], 0)
     return total

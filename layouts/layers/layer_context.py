@@ -43,6 +43,8 @@ class Step:
       prefix_length: positions of the shared prefix that count; more may be stored.
       place: of this layer among those that repeat.
       rolls: whether this layer's cache has position p in place p modulo its number of positions.
+      counted: [rows of this chip between layers], whether each is a token, rather than padding; None for
+        a config without experts, which alone asks.
     """
 
     config: ModelConfig
@@ -57,6 +59,7 @@ class Step:
     prefix_length: int = 0
     place: int = 0
     rolls: bool = False
+    counted: jax.Array | None = None
 
     @property
     def kind(self) -> AttentionKind:

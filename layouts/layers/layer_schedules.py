@@ -7,6 +7,7 @@ import dataclasses
 import collective_einsum as ce
 
 from ..mesh.axis_collectives import ScheduleLike
+from ..partitionings.expert_rooms import ExpertRooms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class LayerSchedules:
         multiplies; None where each weight is gathered in full before its matmul.
       splits_d_ff: whether the feedforward is computed in two fractions of d_ff, whose collectives
         over x overlap each other's matmuls.
-      groups_tokens: whether a feedforward's tokens are sorted by expert, so that each expert is
-        multiplied with its own tokens only.
+      rooms: the rows of a round where each expert is multiplied with its own tokens only; None where
+        experts are multiplied with all tokens.
       overlaps: independent compute that the collectives of the projections can overlap.
       feedforward_last: whether a barrier holds what follows the feedforward's nonlinearity back until
         attention is done.
@@ -50,6 +51,6 @@ class LayerSchedules:
     outputs: ScheduleLike | None = None
     weight_ring: ce.Schedule | None = None
     splits_d_ff: bool = False
-    groups_tokens: bool = False
+    rooms: ExpertRooms | None = None
     overlaps: Overlaps = Overlaps()
     feedforward_last: bool = False

@@ -36,7 +36,7 @@ class Routing(NamedTuple):
     """The experts of each token.
 
     Attributes:
-      experts: [rows, experts per token] integers.
+      experts: [rows, experts per token] integers; as many as there are experts for none.
       weights: [rows, experts per token], of their results; wide.
     """
 
@@ -50,8 +50,11 @@ def route(
     weights: LayerWeights,
     config: ModelConfig,
     layout: FeedForwardLayout,
+    counted: jax.Array | None = None,
 ) -> Routing | None:
     """The experts of a chip's tokens between layers; None for a config without experts.
+
+    Padding has none, a number that no expert has: all of it would have the same ones.
 
     Args:
       c: [rows, E over `boundary_axes`], as the feedforward's input matrices take it.
@@ -59,6 +62,7 @@ def route(
       weights: of one layer, "w_router" and perhaps "b_router" among them.
       config: how many experts there are.
       layout: of the feedforward.
+      counted: [rows], which of them are tokens, rather than padding; None if all are.
     """
     if config.experts is None:
         return None
@@ -75,7 +79,10 @@ def route(
             logits = logits * ax.own_block(factor, (*split, *copies), 0)
         chosen = choose(logits, weights.get("b_router"), config.experts)
         gathered = _gathered(_gathered(chosen, copies), split)
-    return Routing(*(x[:rows] for x in gathered))
+    experts, shares = (x[:rows] for x in gathered)
+    if counted is not None:
+        experts = jnp.where(counted[:, None], experts, config.experts.count)
+    return Routing(experts, shares)
 
 
 def choose(logits: jax.Array, bias: jax.Array | None, experts: Experts) -> Routing:

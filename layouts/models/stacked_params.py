@@ -10,7 +10,7 @@ compile.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import lax
@@ -24,6 +24,37 @@ Params = dict[str, Any]
 # The parameters of one layer, by name: a `Weight`, or a dict with the arrays of a norm.
 LayerWeights = Mapping[str, Any]
 Tree = TypeVar("Tree")
+
+
+class InStack(NamedTuple):
+    """One layer's array of a stack, of which slices are taken where they are used: the compiler would
+    copy all of it, if several dots had slices of it, or dots in a loop.
+
+    Attributes:
+      stack: [layers, ...].
+      layer: the index.
+    """
+
+    stack: Weight
+    layer: jax.Array
+
+
+def one_of(w: Weight | InStack, dim: int, index: jax.Array | int, count: int) -> Weight:
+    """One of `count` slices of a dimension of a layer's array; of a Quantized, its scales too, or the
+    scales that all share."""
+
+    def cut(x: jax.Array, *layer: jax.Array) -> jax.Array:
+        sizes = list(x.shape[len(layer) :])
+        starts: list[jax.Array | int] = [0] * len(sizes)
+        if sizes[dim] > 1:
+            sizes[dim] //= count
+            starts[dim] = index * sizes[dim]
+        own = lax.dynamic_slice(x, (*layer, *starts), (*(1 for _ in layer), *sizes))
+        return own.reshape(sizes)
+
+    if isinstance(w, InStack):
+        return jax.tree.map(lambda x: cut(x, w.layer), w.stack)
+    return jax.tree.map(cut, w)
 
 
 def is_unrolled(params: Params) -> bool:

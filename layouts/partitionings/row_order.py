@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import ScheduleLike
 from .attention_placement import Placement
-from .feedforward_layout import FeedForwardLayout
+from .feedforward_layout import FeedForwardLayout, token_axes
 
 
 def to_rows(x: jax.Array, layout: FeedForwardLayout) -> jax.Array:
@@ -28,6 +28,11 @@ def from_rows(rows: jax.Array, batch: int, layout: FeedForwardLayout) -> jax.Arr
     if layout.position_axes:
         return jnp.swapaxes(rows.reshape(-1, batch, rows.shape[-1]), 0, 1)
     return rows.reshape(batch, -1, rows.shape[-1])
+
+
+def own_rows(x: jax.Array, layout: FeedForwardLayout) -> jax.Array:
+    """[B, T], replicated, as [rows of this chip between layers]."""
+    return ax.own_block(to_rows(x[:, :, None], layout)[:, 0], token_axes(layout), 0)
 
 
 def last_rows(

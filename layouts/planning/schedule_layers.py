@@ -23,6 +23,7 @@ from ..models.cache import Entries
 from ..models.config import ModelConfig
 from ..models.stacked_params import LayerWeights
 from ..partitionings.attention_placement import Placement
+from ..partitionings.expert_rooms import ExpertRooms
 from ..partitionings.feedforward_layout import FeedForwardLayout, inner_token_axes, token_axes
 from ..partitionings.weight_gathered import WeightGathered
 
@@ -83,8 +84,9 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
       weights: of one layer or of several alike, by name; only their kinds matter.
     """
     schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
-    if _groups_tokens(case, weights):
-        return dataclasses.replace(schedules, groups_tokens=True)
+    rooms = _expert_rooms(case, weights)
+    if rooms is not None:
+        return dataclasses.replace(schedules, rooms=rooms)
     if _splits_d_ff(case, weights):
         return dataclasses.replace(schedules, splits_d_ff=True)
     ring = _weight_ring(case, weights, schedules.projections, ("w_out",))
@@ -180,14 +182,14 @@ def _splits_d_ff(case: LayerSizes, weights: LayerWeights) -> bool:
     return two_part_cost.saving(feedforward) > 0
 
 
-def _groups_tokens(case: LayerSizes, weights: LayerWeights) -> bool:
-    """Whether the tokens of a feedforward by itself are sorted by expert."""
+def _expert_rooms(case: LayerSizes, weights: LayerWeights) -> ExpertRooms | None:
+    """See `LayerSchedules.rooms`."""
     element_bytes = 1 if isinstance(weights["w_out"], ce.Quantized) else ACTIVATION_BYTES
-    tokens = case.batch * case.new // size(inner_token_axes(case.layout), case.sizes)
+    tokens = case.batch * case.new
     work = experts_cost.grouped(
         case.config, case.layout, case.sizes, tokens, element_bytes, case.chip
     )
-    return work is not None
+    return None if work is None else work.rooms
 
 
 def _exchanges_tokens(layout: FeedForwardLayout) -> bool:
