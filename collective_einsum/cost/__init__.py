@@ -5,6 +5,7 @@ from .choice import WORTHWHILE as WORTHWHILE
 from .choice import Choice as Choice
 from .dots import dot_flops as dot_flops
 from .dots import matmul_seconds as matmul_seconds
+from .lowering_rules import scatters_a_plane as scatters_a_plane
 from .ranking import rank_einsum as rank_einsum
 from .roofline import Dot as Dot
 from .torus import all_gather_seconds as all_gather_seconds
@@ -35,5 +36,6 @@ __all__ = [
     "rank_einsum",
     "reduce_scatter_seconds",
     "ring_gather_seconds",
+    "scatters_a_plane",
     "sides",
 ]

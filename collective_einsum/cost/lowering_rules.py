@@ -78,6 +78,11 @@ class LoweringRule:
     seen_with: tuple[str, ...] = _VERSIONS
 
 
+def scatters_a_plane(chip: Chip, axes: int) -> bool:
+    """Whether a reduce-scatter over so many axes of several devices goes over a torus that has two."""
+    return chip.torus_dims == 2 and axes > 1
+
+
 RULES = (
     LoweringRule(
         name="gather of a part of a row",
@@ -117,7 +122,7 @@ RULES = (
         name="scatter over a plane",
         collective="reduce_scatter",
         when="over both axes of a torus that has two",
-        applies=lambda chip, block: chip.torus_dims == 2 and block.axes > 1,
+        applies=lambda chip, block: scatters_a_plane(chip, block.axes),
     ),
 )
 

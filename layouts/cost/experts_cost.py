@@ -94,8 +94,9 @@ def _gathered(case: _Case) -> Grouped:
     layout, sizes, d_model = case.layout, case.sizes, case.config.d_model
     tokens = case.tokens // size(inner_token_axes(layout), sizes)
     room = room_for(tokens * case.experts.per_token / case.experts.count, tokens)
-    # Tokens are laid out by expert, and the results of each token's experts read and added up.
-    copied = 2 * case.count * room + tokens * min(case.experts.per_token, case.count)
+    # Tokens are laid out by expert; results are read and written for each of a token's experts, read
+    # again, and added to a wide sum.
+    copied = 2 * case.count * room + tokens * (3 * min(case.experts.per_token, case.count) + 4)
     kind = "all-reduce" if layout.repeated_axes else "reduce-scatter"
     kept, elements = _kept(layout), tokens * d_model
     apart = tuple(axis for axis in kept if axis not in layout.repeated_axes)
@@ -104,7 +105,7 @@ def _gathered(case: _Case) -> Grouped:
         (
             *transfer("activations", "all-gather", apart, elements, ACTIVATION_BYTES, sizes),
             *_weight_gathers(case),
-            Copies("experts", (copied + 2 * tokens) * d_model * ACTIVATION_BYTES),
+            Copies("experts", copied * d_model * ACTIVATION_BYTES),
             *_einsums(case, room),
             *(
                 dataclasses.replace(sums, of_lanes=not layout.moves_tokens)

@@ -12,6 +12,7 @@ from collective_einsum.cost import (
     all_to_all_seconds,
     dot_flops,
     offloads,
+    scatters_a_plane,
     sides,
 )
 
@@ -29,11 +30,12 @@ def on_sparse_cores(chip: Chip) -> bool:
 def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
     """Seconds of a collective by itself (appendix A.1).
 
-    (K - 1)/K of its bytes over the bandwidth of its axes; an all-reduce twice that; an all-to-all on a
-    ring of K chips sends its bytes an average of K/4 hops.
+    (K - 1)/K of its bytes over the bandwidth of its axes; an all-reduce twice that, and a reduce-scatter
+    that the compiler makes one; an all-to-all on a ring of K chips sends them K/4 hops on average.
     """
     along = sides(chip, sizes, transfer.axes)
-    if transfer.kind == "all-reduce":
+    plane = transfer.kind == "reduce-scatter" and scatters_a_plane(chip, len(transfer.axes))
+    if plane or transfer.kind == "all-reduce":
         return all_reduce_seconds(chip, along, transfer.bytes)
     if transfer.kind != "all-to-all":
         return einsum_cost.gather_seconds(transfer, sizes, chip)

@@ -21,6 +21,7 @@ from collective_einsum.chips import TILE_ROWS
 from .. import tuning
 from ..models.config import ModelConfig
 from ..models.functions import LOG2_E, base2_scores, wide
+from ..partitionings.mesh_fit import round_up
 from ..partitionings.padded_sizes import window_block, window_keys
 
 
@@ -151,9 +152,11 @@ def attend(
         return _attend_near(q, segments, config, first, terms, near, count)
     if count == 1:
         return _block(q, segments, config, first, terms).reshape(b, t, h, d)
+    # Powers of two, as lengths of prompts are: blocks of odd lengths are put together slowly.
+    count = 1 << (count - 1).bit_length()
     groups = min(count, tuning.CAUSAL_GROUPS)
     per_group = -(-count // groups)
-    block = -(-t // (groups * per_group))
+    block = round_up(-(-t // (groups * per_group)), tuning.STEP_TILE)
     padded = jnp.pad(q, ((0, 0), (0, groups * per_group * block - t), (0, 0), (0, 0), (0, 0)))
     results = []
     for group in range(groups):

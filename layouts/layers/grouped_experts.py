@@ -146,6 +146,7 @@ def multiplied(
 ) -> jax.Array:
     """Rows [experts * room, E], those of one expert after another, each through the feedforward of its
     expert, as far as the chip has its columns: of the same shape."""
+    experts, x = _sliced_after(x, experts)
     x, factors = _blocks(x, count), None if factors is None else _blocks(factors, count)
 
     def one(index: jax.Array, x: jax.Array, factors: jax.Array | None) -> jax.Array:
@@ -165,6 +166,19 @@ def multiplied(
     first = jnp.int32(0)
     _, rows = lax.scan(lambda i, given: (i + 1, one(i, *given)), first, (x, factors))
     return rows.reshape(-1, rows.shape[-1])
+
+
+def _sliced_after(x: jax.Array, experts: Experts) -> tuple[Experts, jax.Array]:
+    """Both as they are, but slices of stacks wait for x: the compiler would take the slice of a single
+    expert out of the loop over rounds, and copy it."""
+    matrices = [*experts.inputs, experts.output]
+    layers = [w.layer if isinstance(w, InStack) else None for w in matrices]
+    layers, x = lax.optimization_barrier((layers, x))
+    *inputs, output = (
+        w._replace(layer=layer) if isinstance(w, InStack) else w
+        for w, layer in zip(matrices, layers, strict=True)
+    )
+    return Experts(inputs, output, experts.biases), x
 
 
 def _blocks(x: jax.Array, count: int) -> jax.Array:

@@ -163,7 +163,7 @@ def expected(config: ModelConfig, params: Any) -> list[np.ndarray]:
     )
 
 
-@pytest.mark.parametrize(("feature", "place"), sampled(list(FEATURES), PLACES, 2), ids=str)
+@pytest.mark.parametrize(("feature", "place"), sampled(list(FEATURES), PLACES), ids=str)
 def test_as_the_reference(mesh_of: Any, feature: str, place: Any) -> None:
     config, (shape, plan) = FEATURES[feature], place
     mesh = mesh_of(shape, "xyz")

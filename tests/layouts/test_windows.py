@@ -4,6 +4,7 @@ which keeps all positions and masks them."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from layouts.models.named_models import TINY_GROUPED, TINY_PADDED
 from layouts.models.params import init
 from layouts.models.rotary import Rotary
 from layouts.models.stacked_params import unroll
-from tests.products import sampled
+from tests.products import mostly_exhaustive, sampled
 
 from .models import prompts
 
@@ -150,8 +151,9 @@ def test_chunks_and_tokens(mesh_of: Any, name: str, place: Any) -> None:
     compare(found, wanted)
 
 
-@pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("name", ["every other layer", "three kinds"])
+@pytest.mark.parametrize(
+    ("name", "early"), sampled(["every other layer", "three kinds"], [True, False])
+)
 def test_unrolled(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, name: str, early: bool) -> None:
     """Each layer's entries written as they are made, and all at the end; sequences in a loop."""
     monkeypatch.setattr(tuning, "EARLY_SEQUENCES", BATCH if early else 0)
@@ -163,7 +165,10 @@ def test_unrolled(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, name: str, earl
     compare(found, expected(config, params))
 
 
-@pytest.mark.parametrize("plan", ["WS 2D, heads", "WS 2D batch, batch xyz"])
+@pytest.mark.parametrize(
+    "plan",
+    mostly_exhaustive(["WS 2D, heads", "WS 2D batch, batch xyz"], ["WS 2D batch, batch xyz"]),
+)
 def test_int8(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
     """The same logits to the rounding of 8 bits, which is as large without windows; with tiles that are
     written together."""
@@ -181,19 +186,25 @@ def test_int8(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
     )
 
 
-@pytest.mark.parametrize("length", [pytest.param(3, marks=pytest.mark.exhaustive), 11])
-@pytest.mark.parametrize("plan", ["WS 2D, heads", "WG XY, batch xyz"])
-def test_after_a_prefix(mesh_of: Any, plan: str, length: int) -> None:
+@pytest.mark.parametrize(
+    "prefix",
+    mostly_exhaustive(
+        list(itertools.product(("WS 2D, heads", "WG XY, batch xyz"), (3, 11))),
+        [("WG XY, batch xyz", 11)],
+    ),
+    ids=str,
+)
+def test_after_a_prefix(mesh_of: Any, prefix: tuple[str, int]) -> None:
     """A prefix shorter than the windows' stores and one that went round them, by all layers."""
-    config = CONFIGS["three kinds"]
+    config, (plan, length) = CONFIGS["three kinds"], prefix
     mesh, params = mesh_of((2, 2, 2), "xyz"), init(jax.random.key(0), config, jnp.float32)
     weights, start = placed(config, mesh, params), np.arange(7, 7 + length)
     one = layouts.init_cache(config, mesh, 1, length, plan=plan, dtype=jnp.float32)
     _, one = layouts.prefill(config, mesh, weights, one, start[None], plan=plan)
-    prefix = layouts.shared_prefix(one)
-    assert len(prefix.stores) == (1 if length == 3 else 2)
+    shared = layouts.shared_prefix(one)
+    assert len(shared.stores) == (1 if length == 3 else 2)
     cache = layouts.init_cache(
-        config, mesh, BATCH, ROOM, plan=plan, dtype=jnp.float32, prefix=prefix
+        config, mesh, BATCH, ROOM, plan=plan, dtype=jnp.float32, prefix=shared
     )
     found, _ = run(config, mesh, weights, plan, cache)
     wanted = expected(config, params, start)
