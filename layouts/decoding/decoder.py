@@ -299,7 +299,7 @@ def extend(
         # of its sequence.
         counted = jnp.arange(tokens.shape[1], dtype=jnp.int32) < counts[:, None]
         tokens = jnp.where(counted, tokens, -1)
-        if config.experts is not None:
+        if config.experts is not None and tokens.shape[1] > 1:
             step = dataclasses.replace(step, counted=own_rows(counted, layout))
         learned = params.get("positions")
         positions = None if learned is None else (cache.prefix_length + lengths, learned)

@@ -43,8 +43,8 @@ class Step:
       prefix_length: positions of the shared prefix that count; more may be stored.
       place: of this layer among those that repeat.
       rolls: whether this layer's cache has position p in place p modulo its number of positions.
-      counted: [rows of this chip between layers], whether each is a token, rather than padding; None for
-        a config without experts, which alone asks.
+      counted: [rows of this chip between layers], whether each is a token, rather than padding of a
+        prompt; None for one token of each sequence, and for a config without experts.
     """
 
     config: ModelConfig

@@ -1,31 +1,30 @@
-"""Tokens sorted by expert, against the reference; and where steps and the cost model sort them."""
+"""Experts that are multiplied with their own tokens only, against the reference."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import layouts
 from collective_einsum.chips import as_chip
-from layouts import Experts
+from layouts import Experts, reference, tuning
 from layouts.cost import experts_cost
-from layouts.cost.layer_items import Copies, Einsum, Transfer
-from layouts.cost.step_cost import cost
-from layouts.cost.workload import load
 from layouts.decoding.decoder import extender
-from layouts.layers.grouped_experts import SCOPE
-from layouts.layers.routing import own_experts
+from layouts.layers import dispatched_experts
+from layouts.layers.dispatched_experts import SCOPE as SENT
+from layouts.layers.grouped_experts import SCOPE as SORTED
+from layouts.layers.routing import own_experts, route
 from layouts.mesh.axis_collectives import AXES
 from layouts.partitionings.expert_columns import expert_columns
 from layouts.partitionings.feedforward_layout import feature_bias
 from layouts.partitionings.named_layouts import as_feedforward
-from layouts.tuning import GROUPED_TILE
 
 from .arrangements import FEEDFORWARDS
 from .test_experts import (
@@ -33,8 +32,6 @@ from .test_experts import (
     CONFIGS,
     FOUR,
     LENGTH,
-    MIXTRAL,
-    QWEN3,
     SIX,
     close,
     expected,
@@ -43,66 +40,159 @@ from .test_experts import (
     with_router,
 )
 
+# How tokens come to the experts: all to every chip, or each to the chips that have its experts.
+WAYS = {"sorted": SORTED, "sent": SENT}
+# Rooms for all tokens of an even router, and for less than half of them: several rounds.
+DEVIATIONS = {"one round": 4.0, "rounds": -0.6}
+
 
 @pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tokens are sorted wherever they can be."""
-    monkeypatch.setattr(experts_cost, "_saving", lambda *_: 1.0)
+def way(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """`way(name, rounds)`: tokens are sorted wherever they can be, and go in a way of `WAYS`."""
+
+    def choose(name: str, rounds: str) -> None:
+        sends = name == "sent"
+        monkeypatch.setattr(experts_cost, "_saving", lambda *_: 1.0)
+        monkeypatch.setattr(
+            experts_cost, "_seconds", lambda _, work, __: float(work.rooms.dispatches != sends)
+        )
+        monkeypatch.setattr(tuning, "ROOM_TILE", 1)
+        monkeypatch.setattr(tuning, "ROOM_DEVIATIONS", DEVIATIONS[rounds])
+
     extender.cache_clear()
-    yield
+    yield choose
     extender.cache_clear()
 
 
-def sorts(config: Any, mesh: Any, plan: str) -> bool:
-    """Whether a prefill sorts its tokens."""
+def scopes(config: Any, mesh: Any, plan: str) -> set[str]:
+    """The ways in which a prefill brings tokens to their experts."""
     lowered = layouts.lower_prefill(config, mesh, batch=BATCH, length=LENGTH, plan=plan)
-    return SCOPE in lowered.as_text(debug_info=True)
+    text = lowered.as_text(debug_info=True)
+    return {name for name, scope in WAYS.items() if scope in text}
+
+
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("which", "weights", "shape", "plan"),
+    ("which", "weights", "shape", "plan", "name", "rounds"),
     [
-        ("six", "f32", (2, 2, 2), "WG XYZ, batch xyz"),
-        ("four", "int8", (2, 2, 2), "WG X, batch yz"),
-        pytest.param("six", "f32", (1, 2, 1), "WG X, heads", marks=pytest.mark.slow),
+        ("six", "f32", (2, 2, 2), "WG XYZ, batch xyz", "sorted", "one round"),
+        ("four", "int8", (2, 2, 2), "WG X, batch yz", "sorted", "rounds"),
+        pytest.param("six", "f32", (1, 2, 1), "WG X, heads", "sorted", "rounds", marks=SLOW),
         # A chip has halves of two experts.
-        pytest.param("four", "f32", (1, 4, 2), "WG XY, heads", marks=pytest.mark.slow),
-        pytest.param("six", "int8", (2, 1, 1), "WG XY, heads", marks=pytest.mark.slow),
+        pytest.param("four", "f32", (1, 4, 2), "WG XY, heads", "sorted", "rounds", marks=SLOW),
+        pytest.param("six", "int8", (2, 1, 1), "WG XY, heads", "sorted", "one round", marks=SLOW),
         # Chips have experts of their own, or a half of one.
-        ("six", "f32", (1, 2, 1), "WS 2D batch, batch yz"),
-        ("four", "int8", (1, 2, 2), "WS 2D all-reduce, heads"),
-        pytest.param("four", "f32", (1, 4, 2), "WS 2D position, heads", marks=pytest.mark.slow),
-        pytest.param("six", "f32", (1, 1, 2), "WS 2D, heads", marks=pytest.mark.slow),
-        pytest.param("four", "f32", (1, 2, 2), "WS 1D, batch yz", marks=pytest.mark.slow),
+        ("six", "f32", (1, 2, 1), "WS 2D batch, batch yz", "sent", "rounds"),
+        ("six", "f32", (1, 2, 1), "WS 2D batch, batch yz", "sorted", "one round"),
+        ("four", "int8", (1, 2, 2), "WS 2D all-reduce, heads", "sorted", "rounds"),
+        ("four", "int8", (1, 2, 2), "WS 2D batch, batch z", "sent", "one round"),
+        ("four", "f32", (1, 4, 2), "WS 2D position, heads", "sent", "rounds"),
+        pytest.param("four", "f32", (1, 4, 2), "WS 2D batch, heads", "sent", "rounds", marks=SLOW),
+        pytest.param("six", "f32", (1, 1, 2), "WS 2D, heads", "sorted", "rounds", marks=SLOW),
+        pytest.param("four", "f32", (1, 2, 2), "WS 1D, batch yz", "sorted", "rounds", marks=SLOW),
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("always")
-def test_as_the_reference(mesh_of: Any, which: str, weights: str, shape: Any, plan: str) -> None:
+def test_as_the_reference(
+    mesh_of: Any, way: Any, which: str, weights: str, shape: Any, plan: str, name: str, rounds: str
+) -> None:
+    way(name, rounds)
     config, mesh = CONFIGS[which], mesh_of(shape, "xyz")
     params = parameters(config, weights)
     assert close(sharded(config, params, mesh, plan), expected(config, params))
-    assert sorts(config, mesh, plan)
+    assert scopes(config, mesh, plan) == {name}
 
 
-@pytest.mark.usefixtures("always")
-def test_all_tokens_may_have_the_same_experts(mesh_of: Any) -> None:
+@pytest.mark.parametrize(
+    ("shape", "plan", "name"),
+    [((1, 2, 1), "WG X, heads", "sorted"), ((1, 2, 1), "WS 2D batch, heads", "sent")],
+    ids=str,
+)
+def test_all_tokens_may_have_the_same_experts(
+    mesh_of: Any, way: Any, shape: Any, plan: str, name: str
+) -> None:
+    way(name, "one round")
     params = parameters(SIX)
     bias = params["blocks"]["b_router"].at[:, jnp.array([0, 3, 5])].add(50.0)
     crowded = with_router(params, b_router=bias)
-    found = sharded(SIX, crowded, mesh_of((1, 2, 1), "xyz"), "WG X, heads")
+    found = sharded(SIX, crowded, mesh_of(shape, "xyz"), plan)
     assert close(found, expected(SIX, crowded))
     assert not close(found, expected(SIX, params))
 
 
-@pytest.mark.usefixtures("always")
-def test_stationary_experts_whose_sums_are_over_x_are_not_sorted(mesh_of: Any) -> None:
-    assert not sorts(FOUR, mesh_of((2, 2, 1), "xyz"), "WS 2D batch, batch z")
+@pytest.mark.parametrize("fault", ["one round", "order"])
+def test_would_see(mesh_of: Any, way: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Tokens of later rounds that are dropped, and results that come back to other tokens."""
+    way("sent", "rounds")
+    if fault == "one round":
+        monkeypatch.setattr(dispatched_experts, "in_rounds", lambda _, one, x: one(0, x))
+    else:
+        exchanged = dispatched_experts._exchanged
+        monkeypatch.setattr(dispatched_experts, "_exchanged", lambda x, *a: exchanged(x[::-1], *a))
+    params = parameters(FOUR)
+    found = sharded(FOUR, params, mesh_of((1, 2, 1), "xyz"), "WS 2D batch, heads")
+    assert not close(found, expected(FOUR, params))
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("WS 2D batch", "sent"), ("WS 2D batch", "sorted"), ("WG X", "sorted")]
+)
+@pytest.mark.parametrize("rounds", DEVIATIONS)
+def test_gradients(mesh_of: Any, way: Any, layout: str, name: str, rounds: str) -> None:
+    """Through a loop over rounds, of which nobody knows how many there are."""
+    way(name, rounds)
+    config, mesh = FOUR, mesh_of((1, 2, 2), "xyz")
+    weights = jax.tree.map(lambda x: x[0], parameters(config)["blocks"])
+    kept = ("w_in", "w_gate", "w_out", "w_router")
+    own = {key: weights[key] for key in kept if key in weights}
+    x = jax.random.normal(jax.random.key(1), (4, 8, config.d_model))
+
+    def loss(feedforward: Any) -> Any:
+        return lambda x, w: jnp.sum(jnp.sin(feedforward(x, w)))
+
+    layer = loss(lambda x, w: layouts.feedforward(x, w, config, layout, mesh=mesh))
+    found = jax.jit(jax.grad(layer, (0, 1)))(x, own)
+    wanted = jax.grad(loss(lambda x, w: reference.feedforward(x, w, config)), (0, 1))(x, own)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4),
+        found,
+        wanted,
+    )
+
+
+def test_padding_has_no_expert() -> None:
+    """All of it would have the same ones, and take rounds of its own."""
+    config, weights = SIX, jax.tree.map(lambda x: x[0], parameters(SIX)["blocks"])
+    mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1])
+    counted = jnp.arange(6) % 3 > 0
+
+    def experts(counted: jax.Array | None) -> jax.Array:
+        def run(c: jax.Array) -> Any:
+            found = route(c, None, weights, config, as_feedforward("WS 2D"), counted)
+            assert found is not None
+            return found.experts
+
+        c = jax.random.normal(jax.random.key(2), (6, config.d_model))
+        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False))(
+            c
+        )
+
+    found, all_ = experts(counted), experts(None)
+    np.testing.assert_array_equal(found[counted], all_[counted])
+    assert (found[~counted] == config.expert_count).all()
+    assert (all_ < config.expert_count).all()
+
+
+def test_stationary_experts_whose_sums_are_over_x_are_not_sorted(mesh_of: Any, way: Any) -> None:
+    way("sent", "one round")
+    assert not scopes(FOUR, mesh_of((2, 2, 1), "xyz"), "WS 2D batch, batch z")
 
 
 def test_few_tokens_are_not_sorted(mesh_of: Any) -> None:
     extender.cache_clear()
-    assert not sorts(FOUR, mesh_of((2, 2, 2), "xyz"), "WG XYZ, batch xyz")
+    assert not scopes(FOUR, mesh_of((2, 2, 2), "xyz"), "WG XYZ, batch xyz")
 
 
 def test_parts_of_an_expert_stay_together_or_are_not_sorted() -> None:
@@ -137,108 +227,3 @@ def test_columns_belong_to_the_experts_that_a_bias_would_have(mesh_of: Any, shap
                 agree, mesh=mesh, in_specs=P(("y", "z")), out_specs=P(AXES), check_vma=False
             )
             assert jax.jit(same)(ids).all(), layout
-
-
-# Chips along y and z have experts of their own, and no weights are gathered.
-SHAPE = (1, 4, 4)
-
-
-def sorts_in(predicted: Any) -> bool:
-    return any(isinstance(item, Copies) for item in predicted.items)
-
-
-def test_prompts_are_sorted_and_single_tokens_are_not() -> None:
-    prompt = cost(MIXTRAL, "WG X, heads", SHAPE, load("prefill", batch=8, length=2048), "v5e")
-    token = cost(MIXTRAL, "WG X, heads", SHAPE, load("decode", batch=16, context=2048), "v5e")
-    assert sorts_in(prompt)
-    assert not sorts_in(token)
-
-
-def test_weights_that_are_gathered_meanwhile_decide() -> None:
-    """No dot of sorted tokens overlaps the all-gathers, which pay for more tokens only."""
-    few, many = (
-        cost(MIXTRAL, "WG XYZ, heads", (4, 4, 1), load("prefill", batch=n, length=2048), "v5e")
-        for n in (16, 256)
-    )
-    assert not sorts_in(few)
-    assert sorts_in(many)
-    gathers = [i for i in many.items if isinstance(i, Transfer) and i.name == "experts"]
-    # Over x, and then over y, of three matrices.
-    matrix = 2 * MIXTRAL.d_model * 8 * MIXTRAL.d_ff
-    assert [gather.bytes for gather in gathers] == 3 * [matrix / 4, matrix]
-
-
-def test_sorting_does_the_work_of_the_experts_that_tokens_have() -> None:
-    asked = load("prefill", batch=8, length=2048)
-    prompt = cost(QWEN3, "WG X, heads", SHAPE, asked, "v5p")
-    used = 2 * QWEN3.active_layer_parameters * 8 * 2048 / prompt.chips
-    # Attention, tiles that are not full and the router come on top.
-    assert used < prompt.flops < 1.5 * used
-    every = cost(QWEN3, "WS 1D, heads", (4, 2, 2), asked, "v5p")
-    assert every.flops > 8 * used
-    assert prompt.seconds < every.seconds
-    assert prompt.mfu < 1
-
-
-@pytest.mark.parametrize("feedforward", ["WS 1D", "WS 2D", "WS 2D batch", "WS 2D all-reduce"])
-def test_stationary_experts_get_the_tokens_that_have_them(feedforward: str) -> None:
-    """All tokens come to a chip, which has the sixteenth part of the experts' work."""
-    experts = QWEN3.experts
-    assert experts is not None
-    asked = load("prefill", batch=16, length=2048)
-    found = cost(QWEN3, f"{feedforward}, heads", SHAPE, asked, "v5p")
-    assert sorts_in(found)
-    assert not [i for i in found.items if isinstance(i, Transfer) and i.name == "experts"]
-    expert = 2 * 3 * QWEN3.d_model * QWEN3.d_ff
-    chosen = 16 * 2048 * experts.per_token / 16
-    einsums = [i for i in found.items if isinstance(i, Einsum) and i.experts > 1]
-    sorted_flops = [i.flops for i in einsums]
-    # Half of a tile is not full for each of a chip's experts.
-    tiles = experts.count // 16 * GROUPED_TILE // 2
-    assert sum(sorted_flops) == pytest.approx((chosen + tiles) * expert)
-    # A chip's experts may be all that every token has.
-    room = 16 * 2048 * min(experts.per_token, experts.count // 16)
-    assert {i.held_rows for i in einsums} == {room}
-    assert found.memory.temporaries > 2 * room * 2 * QWEN3.d_ff
-    ends = [i for i in found.items if isinstance(i, Transfer) and i.name in ("activations", "sums")]
-    bytes_ = 2 * 16 * 2048 * QWEN3.d_model
-    assert {i.bytes for i in ends[-2:]} == {bytes_}
-    assert ends[-1].kind == ("all-reduce" if feedforward.endswith("reduce") else "reduce-scatter")
-
-
-def test_the_planner_sorts_prompts() -> None:
-    found = layouts.plan(
-        MIXTRAL, chip="v5e", mesh_shape=SHAPE, phase="prefill", batch=8, length=2048
-    )
-    assert found.best.feedforward == "WS 2D position"
-    assert sorts_in(found.cost)
-
-
-def test_all_experts_are_read_and_the_router_is_priced() -> None:
-    asked = load("decode", batch=64, context=2048)
-    step = cost(MIXTRAL, "WS 1D, batch yz", (1, 4, 4), asked, "v5e")
-    e, heads = MIXTRAL.d_model, 2 * MIXTRAL.d_model * MIXTRAL.d_head
-    # Key-value heads divide over y only, and each chip has a slice of the router.
-    chip = 3 * e * 8 * MIXTRAL.d_ff / 16 + heads * 32 / 16 + heads * 8 / 4 + e / 16 * 8
-    assert step.weight_bytes == pytest.approx(32 * 2 * chip)
-    names = [item.name for item in step.items if isinstance(item, Transfer)]
-    assert names.count("router logits") == 1
-    assert "choices" in names
-    alone = dataclasses.replace(MIXTRAL, experts=None)
-    assert step.seconds > cost(alone, "WS 1D, batch yz", (1, 4, 4), asked, "v5e").seconds
-    assert [i.names for i in step.items if isinstance(i, Einsum)].count(("w_router",)) == 1
-
-
-def test_memory_is_that_of_the_arrays() -> None:
-    """Of the weights, those of a chip on a mesh that divides all."""
-    asked = load("decode", batch=8, context=32)
-    predicted = cost(SIX, "WS 2D, heads", (2, 2, 2), asked, "v5e").memory.weights
-    blocks = jax.eval_shape(lambda: parameters(SIX))["blocks"]
-    split = {"w_in": 8, "w_gate": 8, "w_out": 8, "w_q": 8, "w_o": 8, "b_in": 4, "b_gate": 4}
-    split["w_kv"] = 4 if SIX.stored_kv_heads < 4 else 8
-    held = sum(
-        x.size * 2 / split.get(name, 1)
-        for name, tree in blocks.items()
-        for x in jax.tree.leaves(tree)
-    )
-    assert predicted == pytest.approx(held, rel=0.01)
