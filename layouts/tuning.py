@@ -110,12 +110,16 @@ OUTPUTS_WORTHWHILE = 0.1
 # Experts -------------------------------------------------------------------------------------------
 
 # Rows of an array that holds the tokens of an expert are a multiple of this: the rows of a TPU's tile of
-# bfloat16. It has room for so many standard deviations of a router that likes all experts alike: of
-# 128 experts, one in 250 prompts has more tokens than that, and the prompt takes a second round.
+# bfloat16. It has room for so many standard deviations of a router that likes all experts alike: where
+# tokens are many, one of 30,000 experts has more than that (a normal distribution), so that one layer in
+# 250 of 128 experts takes a second round.
 ROOM_TILE = 16
 ROOM_DEVIATIONS = 4.0
 
-# Seconds of the small operations that sort the tokens of a feedforward by expert.
+# Seconds of the small operations that sort the tokens of a feedforward by expert. Decoding 64 sequences of
+# Qwen 3 235B-A22B on v5e:4x4, "WS 2D batch, batch yz" on 1x4x4, four layers, by libtpu 0.0.50.1: 2.89 ms
+# where all experts are multiplied with all tokens, 3.31 with sorted tokens, 3.77 with tokens that are sent;
+# the model says 2.61, 3.02 and 3.29.
 GROUPED_SECONDS = 30e-6
 
 # Embedding and cache -------------------------------------------------------------------------------

@@ -161,6 +161,22 @@ def test_no_step_is_faster_than_its_limits(
     assert auto.seconds <= none.seconds * 1.1
 
 
+@pytest.mark.parametrize("chip", ["v5e", "v6e", "v4"])
+def test_scatters_over_a_plane_are_all_reduces(chip: str) -> None:
+    """As `ce.cost` has them for einsums, where a torus has two axes."""
+    sizes, plane = {"x": 1, "y": 4, "z": 4}, as_chip(chip).torus_dims == 2
+    scatter, both, one = (
+        transfer_seconds(Transfer("", kind, axes, 4 ** len(axes), 4e6), sizes, as_chip(chip))
+        for kind, axes in (
+            ("reduce-scatter", ("y", "z")),
+            ("all-reduce", ("y", "z")),
+            ("reduce-scatter", ("z",)),
+        )
+    )
+    assert (scatter == both) == plane
+    assert one < both
+
+
 def _sums(axes: tuple[str, ...], bytes_: float) -> Transfer:
     return Transfer("sums", "all-reduce", axes, 4 ** len(axes), bytes_)
 
