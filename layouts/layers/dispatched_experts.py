@@ -40,7 +40,8 @@ def dispatched_experts(
     """A feedforward by itself, without the bias of its result.
 
     Args:
-      c: [tokens, E], those of a chip between layers.
+      c: [tokens, E], those of a chip between layers; where layers shard tokens so, a norm is complete
+        before the feedforward, and no factor is left.
       weights, config, schedules: as `projected`.
       layout: with tokens sharded over y and z, on a mesh whose x is 1.
       routing: of these tokens.
@@ -92,7 +93,7 @@ def _summed(
     shares = jnp.repeat(routing.weights, parts, axis=1)
     counts = ax.all_gather(pairs.counts[None], axes, 0, "blocking").reshape(chips, chips, blocks)
     # How many rows each chip sends to each expert of this one.
-    ends = jnp.cumsum(jnp.take(counts, ax.axis_index(axes), axis=1), axis=1)
+    ends = jnp.cumsum(jnp.take(counts, ax.axis_index(axes), axis=1), axis=1, dtype=jnp.int32)
     pairs = pairs.joined(blocks)
 
     def one(index: jax.Array | int, total: jax.Array) -> jax.Array:
@@ -105,7 +106,7 @@ def _summed(
         rows = _exchanged(made, chips, axes, schedule)
         return total + weighed_sum(rows, *pairs.found(room, index), shares)
 
-    rounds = -(-jnp.max(jnp.sum(counts, axis=2)) // room)
+    rounds = -(-jnp.max(jnp.sum(counts, axis=2, dtype=jnp.int32)) // room)
     total = jnp.zeros((tokens, config.d_model), shares.dtype)
     return in_rounds(1 if room >= tokens * min(per_token, blocks) else rounds, one, total)
 

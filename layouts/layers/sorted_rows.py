@@ -33,9 +33,14 @@ class SortedRows(NamedTuple):
     slots: jax.Array
     counts: jax.Array
 
+    @property
+    def starts(self) -> jax.Array:
+        """[slots], the place of the first row of each."""
+        return jnp.cumsum(self.counts, dtype=jnp.int32) - self.counts
+
     def joined(self, size: int) -> SortedRows:
         """The same rows in slots each of which is `size` of these, one after another."""
-        counts = jnp.sum(self.counts.reshape(-1, size), axis=1)
+        counts = jnp.sum(self.counts.reshape(-1, size), axis=1, dtype=jnp.int32)
         return self._replace(slots=self.slots // size, counts=counts)
 
     def rounds(self, room: int) -> jax.Array:
@@ -44,14 +49,12 @@ class SortedRows(NamedTuple):
 
     def taken(self, room: int, index: jax.Array | int) -> jax.Array:
         """[slots * room], the rows of a round; any row where a slot has fewer."""
-        starts = jnp.cumsum(self.counts) - self.counts
-        places = starts[:, None] + index * room + jnp.arange(room, dtype=jnp.int32)
+        places = self.starts[:, None] + index * room + jnp.arange(room, dtype=jnp.int32)
         return take(self.order, places.reshape(-1))
 
     def found(self, room: int, index: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """Where each row is in what `taken` gives, and whether it is there; both [rows]."""
-        starts = jnp.cumsum(self.counts) - self.counts
-        within = self.places - take(starts, self.slots)
+        within = self.places - take(self.starts, self.slots)
         has_slot = self.slots < self.counts.shape[0]
         place = self.slots * room + within % room
         return place, has_slot & (within // room == index)
@@ -60,7 +63,8 @@ class SortedRows(NamedTuple):
 def sort_rows(slots: jax.Array, count: int) -> SortedRows:
     """Sorts rows by their slots [rows], integers from 0 to `count`, which stands for none."""
     order = jnp.argsort(slots, stable=True).astype(jnp.int32)
-    counts = jnp.sum(slots[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
+    numbers = jnp.arange(count, dtype=jnp.int32)
+    counts = jnp.sum(slots[:, None] == numbers, axis=0, dtype=jnp.int32)
     return SortedRows(order, jnp.argsort(order).astype(jnp.int32), slots, counts)
 
 
@@ -70,7 +74,7 @@ def in_rounds(
     """The state after every round; a single one is no loop."""
     if isinstance(rounds, int) and rounds == 1:
         return one(0, state)
-    return lax.fori_loop(0, rounds, one, state)
+    return lax.fori_loop(jnp.int32(0), rounds, one, state)
 
 
 def with_a_gradient(

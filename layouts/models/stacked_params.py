@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from collective_einsum import Quantized
@@ -39,13 +40,13 @@ class InStack(NamedTuple):
     layer: jax.Array
 
 
-def one_of(w: Weight | InStack, dim: int, index: jax.Array | int, count: int) -> Weight:
+def one_of(w: Weight | InStack, dim: int, index: jax.Array, count: int) -> Weight:
     """One of `count` slices of a dimension of a layer's array; of a Quantized, its scales too, or the
     scales that all share."""
 
     def cut(x: jax.Array, *layer: jax.Array) -> jax.Array:
         sizes = list(x.shape[len(layer) :])
-        starts: list[jax.Array | int] = [0] * len(sizes)
+        starts = [jnp.int32(0)] * len(sizes)
         if sizes[dim] > 1:
             sizes[dim] //= count
             starts[dim] = index * sizes[dim]

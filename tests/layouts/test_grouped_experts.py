@@ -162,6 +162,24 @@ def test_gradients(mesh_of: Any, way: Any, layout: str, name: str, rounds: str) 
     )
 
 
+@pytest.mark.parametrize("how", ["blocking", "latency", "unidirectional", "x64"])
+def test_every_schedule_sends_tokens(mesh_of: Any, way: Any, how: str) -> None:
+    way("sent", "rounds")
+    config, mesh = SIX, mesh_of((1, 2, 2), "xyz")
+    config = dataclasses.replace(config, experts=Experts(8, 3, router_bias=True))
+    names = ("w_in", "w_gate", "w_out", "w_router", "b_in", "b_gate", "b_out", "b_router")
+    blocks = parameters(config)["blocks"]
+    own = {name: blocks[name][0] for name in names}
+    x = jax.random.normal(jax.random.key(3), (4, 6, config.d_model))
+    given = {"mesh": mesh, "schedule": "auto" if how == "x64" else how}
+    with jax.enable_x64(how == "x64"):
+        found = jax.jit(
+            lambda x, w: layouts.feedforward(x, w, config, "WS 2D batch", **given)  # type: ignore
+        )(x, own)
+    wanted = reference.feedforward(x, own, config)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
+
+
 def test_padding_has_no_expert() -> None:
     """All of it would have the same ones, and take rounds of its own."""
     config, weights = SIX, jax.tree.map(lambda x: x[0], parameters(SIX)["blocks"])
