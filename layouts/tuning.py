@@ -193,6 +193,14 @@ ACTIVATION_PASSES = 0.45
 #   --phase decode --batch 128 --feedforward "WS 2D all-reduce" --schedules auto
 LAYER_SECONDS = 15e-6
 
+# Seconds of the small operations of the norms of a layer's queries and keys, and their memory passes.
+# Four layers as those of Llama 3.1 8B with an rmsnorm of each head, less the same without, us a layer,
+# by libtpu 0.0.50.1: decoding 64 sequences with 2048 positions on v5e:4x4 and a mesh 1x4x4, 15.1 (WS 2D
+# all-reduce, batch z), 8.1 (WS 2D batch, batch yz) and 7.1 (WS 2D, heads); on v4:2x2x4, 9.4 (the first
+# of them); a prompt of 8192 positions on v5e:4x4, 107.7 (WS 2D position, heads), where a pass takes 17.
+QUERY_KEY_SECONDS = 10e-6
+QUERY_KEY_PASSES = 5.5
+
 # Seconds of slicing the scales of an int8 matrix from those of all layers: 0.6 to 0.96 us on v4, for
 # each of six, with libtpu 0.0.50.1. PaLM 62B on v4:2x2x2, the ops called dynamic_slice in:
 #   --model palm-62b --target v4:2x2x2 --phase decode --batch 128 --weights int8

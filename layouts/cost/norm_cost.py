@@ -1,8 +1,9 @@
-"""Seconds of a layer's norms: what they wait for, and their passes over replicated tokens."""
+"""Seconds of a layer's norms: what they wait for, and their memory passes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from collective_einsum.chips import Chip
 from collective_einsum.cost import (
@@ -16,11 +17,19 @@ from collective_einsum.cost import (
 from .. import tuning
 from ..mesh.axis_collectives import size
 from ..models.config import ModelConfig
+from ..partitionings.attention_placement import Placement
 from ..partitionings.feedforward_layout import FeedForwardLayout, boundary_axes, token_axes
-from .layer_items import ACTIVATION_BYTES
+from .layer_items import ACTIVATION_BYTES, Load
 
 # Bytes of a sum of squares.
 _MOMENT_BYTES = 4
+
+
+class NormSeconds(NamedTuple):
+    """Seconds for which norms wait for other chips, and of their passes and small operations."""
+
+    waits: float
+    rest: float
 
 
 def waiting_seconds(
@@ -33,10 +42,8 @@ def waiting_seconds(
 ) -> float:
     """Seconds for which a layer's norms wait for their sums over the chips that share a row's features.
 
-    Every axis that shards features takes a reduce-scatter of few bytes, by permutes unless the schedule
-    is blocking (`axis_collectives.all_reduce_few`). TPU7x, whose compiler makes lax's asynchronous,
-    all-reduces so few bytes instead. Where no all-gather stands between a norm and the matmuls, as with
-    replicated tokens, they overlap it: it multiplies their results.
+    Where no all-gather stands between a norm and the matmuls, as with replicated tokens, they overlap
+    it: it multiplies their results.
 
     Args:
       config: the model, for its number of norms.
@@ -50,15 +57,63 @@ def waiting_seconds(
         return 0.0
     rows = tokens / size(token_axes(layout), sizes)
     moments = 1 if config.norm == "rmsnorm" else 2
-    seconds_of = ring_gather_seconds if overlap == "auto" else reduce_scatter_seconds
+    seconds = _sum_seconds(boundary_axes(layout), sizes, rows * moments, chip, overlap)
+    return len(config.norm_names) * seconds
+
+
+def query_key_seconds(
+    config: ModelConfig,
+    where: Placement,
+    sizes: Mapping[str, int],
+    load: Load,
+    chip: Chip,
+    overlap: str,
+) -> NormSeconds:
+    """Seconds of a layer's norms of queries and keys.
+
+    Args:
+      config: the model, for the kind of the norms, if there are any.
+      where: how attention shards heads, over which the sums of norms of all heads go.
+      load: the workload of the step.
+      sizes, chip, overlap: as in `waiting_seconds`.
+    """
+    if config.query_key_norm is None:
+        return NormSeconds(0.0, 0.0)
+    rows = load.tokens / size(where.batch_axes, sizes)
+    heads = config.stored_heads / size(where.queries.kept, sizes)
+    heads += max(1, config.stored_kv_heads / size(where.kv_axes, sizes))
+    passed = tuning.QUERY_KEY_PASSES * rows * heads * config.d_head * ACTIVATION_BYTES
+    rest = tuning.QUERY_KEY_SECONDS + passed / chip.vector_bandwidth
+    if config.query_key_norm_span == "head":
+        return NormSeconds(0.0, rest)
+    # A layernorm sums deviations from a mean that is a sum itself. Sums of queries and of keys overlap.
+    sums = 1 if config.query_key_norm == "rmsnorm" else 2
+    waits = max(
+        _sum_seconds(columns.kept, sizes, rows, chip, overlap)
+        for columns in (where.queries, where.keys)
+    )
+    return NormSeconds(sums * waits, rest + (sums - 1) * tuning.QUERY_KEY_SECONDS)
+
+
+def _sum_seconds(
+    axes: Iterable[str], sizes: Mapping[str, int], numbers: float, chip: Chip, overlap: str
+) -> float:
+    """Seconds of sums of few numbers over axes.
+
+    Each takes a reduce-scatter of few bytes, by permutes unless the schedule is blocking
+    (`axis_collectives.all_reduce_few`). TPU7x, whose compiler makes lax's asynchronous, all-reduces so
+    few bytes instead.
+    """
+    seconds_of: Callable[..., float] = ring_gather_seconds
     if offloads(chip, "reduce_scatter"):
         seconds_of = all_reduce_seconds
-    seconds = 0.0
-    for axis in boundary_axes(layout):
-        # One copy of the sums for every chip.
-        copies = sizes[axis] * rows * moments * _MOMENT_BYTES
-        seconds += seconds_of(chip, sides(chip, sizes, [axis]), copies)
-    return len(config.norm_names) * seconds
+    elif overlap != "auto":
+        seconds_of = reduce_scatter_seconds
+    # One copy of the sums for every chip.
+    return sum(
+        seconds_of(chip, sides(chip, sizes, [axis]), sizes[axis] * numbers * _MOMENT_BYTES)
+        for axis in axes
+    )
 
 
 def replicated_bytes(

@@ -23,6 +23,7 @@ from ..mesh.axis_collectives import AXES, WEIGHT_AXES, size
 from ..mesh.slice_meshes import ShapeLike, as_shape, shape_name
 from ..models.config import ModelConfig
 from ..models.named_models import as_config
+from ..partitionings.attention_placement import place
 from ..partitionings.feedforward_layout import token_axes
 from ..partitionings.param_specs import vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan
@@ -263,10 +264,14 @@ def _parts(
     if padded.weight_bytes == 1:
         matrices = sum(len(item.f) for item in items if isinstance(item, Einsum))
         rest += matrices * tuning.SCALE_SECONDS
+    served = chip.under_options()
     waits = norm_cost.waiting_seconds(
-        config, plan.feedforward, sizes, padded.tokens, chip.under_options(), overlap
+        config, plan.feedforward, sizes, padded.tokens, served, overlap
     )
-    return _Parts(layer.matmul, layer.attention, layer.exposed + waits, rest)
+    where = place(config, plan.feedforward, plan.attention, sizes)
+    heads = norm_cost.query_key_seconds(config, where, sizes, padded, served, overlap)
+    exposed = layer.exposed + waits + heads.waits
+    return _Parts(layer.matmul, layer.attention, exposed, rest + heads.rest)
 
 
 def _may_use_sparse_cores(plan: Partitioning, sizes: Mapping[str, int], chip: Chip) -> bool:

@@ -1,6 +1,7 @@
 """What norms cost, and the parts of decode steps against those of replayed ones."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from collective_einsum import TPU_V4
 from layouts import Partitioning
 from layouts.cost import cost, load
 from layouts.cost.norm_cost import replicated_bytes, waiting_seconds
+from layouts.models.open_models import LLAMA_31_8B
 from layouts.partitionings import ATTENTIONS, FEEDFORWARDS
 
 CUBE = {"x": 4, "y": 4, "z": 4}
@@ -34,6 +36,30 @@ def test_a_norm_waits_for_its_sum(
     for config, norms in ((layouts.PALM_540B, 1), (SERIAL, 2)):
         waits = waiting_seconds(config, FEEDFORWARDS[layout], CUBE, 128, TPU_V4, overlap)
         assert waits * 1e6 == pytest.approx(norms * axes * microseconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("norm", "span", "microseconds"),
+    [
+        (None, "head", 0.0),
+        # Figures replayed with libtpu 0.0.50.1; a step without these norms takes 747.6.
+        ("rmsnorm", "head", (785.1 - 747.6) / 4),
+        ("rmsnorm", "heads", (820.4 - 747.6) / 4),
+        ("layernorm", "heads", (915.2 - 747.6) / 4),
+    ],
+)
+def test_norms_of_queries_and_keys(norm: Any, span: Any, microseconds: float) -> None:
+    """Layers of Llama 3.1 8B, decoding 64 sequences on v4:2x2x4."""
+    plain = dataclasses.replace(LLAMA_31_8B, layers=1)
+    normed = dataclasses.replace(plain, query_key_norm=norm, query_key_norm_span=span)
+    asked = load("decode", batch=64, context=2048)
+    without, found = (
+        cost(config, "WS 2D all-reduce, batch z", (1, 4, 4), asked, TPU_V4)
+        for config in (plain, normed)
+    )
+    more = 1e6 * (found.seconds - without.seconds)
+    assert more == pytest.approx(microseconds, rel=0.35, abs=1e-3)
+    assert (found.exposed_seconds > without.exposed_seconds) == (span == "heads")
 
 
 def test_norms_pass_over_replicated_tokens() -> None:
