@@ -77,6 +77,9 @@ def compare(found: np.ndarray, wanted: np.ndarray, vocab: int) -> None:
 )
 def test_as_transformers(mesh_of: Any, tmp_path: Path, case: str, everywhere: bool) -> None:
     """On one mesh, where the first case of a model type also draws tokens; or `everywhere`, on all."""
+    if everywhere:
+        # As `forgets_programs`, which waits for the end of this file: of so many, the compiler crashes.
+        jax.clear_caches()
     model = make(*CASES[case])
     save(model, tmp_path)
     read = layouts.config_from_hf(tmp_path)
