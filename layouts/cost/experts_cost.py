@@ -81,12 +81,13 @@ def grouped(
         return None
     count = columns.owners.shape[-1]
     case = _Case(config, experts, layout, sizes, tokens, element_bytes, count, columns.width)
-    ways = [_gathered(case)]
+    gathered = _gathered(case)
+    ways = [gathered]
     stationary = not isinstance(layout, WeightGathered)
     if stationary and token_axes(layout) == WEIGHT_AXES and size(WEIGHT_AXES, sizes) > 1:
         ways.append(_dispatched(case))
     best = min(ways, key=lambda way: _seconds(case, way, chip))
-    return best if _saving(case, best, chip) > 0 else None
+    return best if _saving(case, gathered, best, chip) > 0 else None
 
 
 def _gathered(case: _Case) -> Grouped:
@@ -128,8 +129,11 @@ def _dispatched(case: _Case) -> Grouped:
     assert rooms.chip is not None
     sent, held = chips * rooms.chip, case.count * rooms.expert
     numbers = chips * chips * case.count
-    ways = transfer("experts' tokens", "all-to-all", WEIGHT_AXES, sent * d_model, 2, sizes)
-    exchange = tuple(ways)
+    exchange = tuple(
+        transfer(
+            "experts' tokens", "all-to-all", WEIGHT_AXES, sent * d_model, ACTIVATION_BYTES, sizes
+        )
+    )
     parts = chips * case.count // case.experts.count
     # Rows are read and written before they are sent, when they are laid out by expert, and when they
     # are put back; the results of each token's experts are read and added up.
@@ -183,24 +187,26 @@ def _seconds(case: _Case, work: Grouped, chip: Chip) -> float:
         elif isinstance(item, Copies):
             total += item.bytes / chip.vector_bandwidth
         elif isinstance(item, Einsum):
-            total += max(item.flops / chip.bf16_flops, item.streamed_bytes / chip.hbm_bandwidth)
+            total += _dot_seconds(item, chip)
     return total
 
 
-def _saving(case: _Case, work: Grouped, chip: Chip) -> float:
+def _dot_seconds(item: Einsum, chip: Chip) -> float:
+    """Seconds at the chip's peak, or in which it reads the weights."""
+    return max(item.flops / chip.bf16_flops, item.streamed_bytes / chip.hbm_bandwidth)
+
+
+def _saving(case: _Case, gathered: Grouped, work: Grouped, chip: Chip) -> float:
     """Seconds that the matmuls of all experts with all tokens take longer, which overlap the all-gathers
-    of the weights."""
+    of the weights, and have the collectives of `gathered`."""
     layout, sizes = case.layout, case.sizes
     tokens = case.tokens // size(inner_token_axes(layout), sizes)
-    moved = [item for item in _gathered(case).items if isinstance(item, Transfer)]
+    moved = [item for item in gathered.items if isinstance(item, Transfer)]
     brought, rest = (
         sum(
             transfer_seconds(item, sizes, chip) for item in moved if (item.name == "experts") == own
         )
         for own in (True, False)
     )
-    dots = sum(
-        max(item.flops / chip.bf16_flops, item.streamed_bytes / chip.hbm_bandwidth)
-        for item in _einsums(case, tokens)
-    )
+    dots = sum(_dot_seconds(item, chip) for item in _einsums(case, tokens))
     return max(brought, dots) + rest - _seconds(case, work, chip)

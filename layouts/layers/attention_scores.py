@@ -22,7 +22,7 @@ from .. import tuning
 from ..models.config import ModelConfig
 from ..models.functions import LOG2_E, base2_scores, wide
 from ..partitionings.mesh_fit import round_up
-from ..partitionings.padded_sizes import window_block, window_keys
+from ..partitionings.padded_sizes import length_tile, power_of_two, window_block, window_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +153,11 @@ def attend(
     if count == 1:
         return _block(q, segments, config, first, terms).reshape(b, t, h, d)
     # Powers of two, as lengths of prompts are: blocks of odd lengths are put together slowly.
-    count = 1 << (count - 1).bit_length()
+    count = power_of_two(count)
     groups = min(count, tuning.CAUSAL_GROUPS)
     per_group = -(-count // groups)
-    block = round_up(-(-t // (groups * per_group)), tuning.STEP_TILE)
+    block = -(-t // (groups * per_group))
+    block = round_up(block, length_tile(block, shared=False))
     padded = jnp.pad(q, ((0, 0), (0, groups * per_group * block - t), (0, 0), (0, 0), (0, 0)))
     results = []
     for group in range(groups):

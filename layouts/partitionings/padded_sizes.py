@@ -44,7 +44,7 @@ def tiled_batch_multiple(
     ways = [size(axes, sizes) for axes in (layout.batch_axes, layout.inner_batch_axes)]
     # Tiles that are full between layers are full inside of a layer too.
     chips = next((n for n in ways if n > 1), 1) if layout.moves_tokens else 1
-    tile = min(tuning.TOKENS_TILE, _power(-(-batch // chips))) if chips > 1 else 1
+    tile = min(tuning.TOKENS_TILE, power_of_two(-(-batch // chips))) if chips > 1 else 1
     return math.lcm(batch_multiple(config, plan, sizes), chips * tile)
 
 
@@ -63,10 +63,10 @@ def padded_length(
     where = place(config, layout, plan.attention, sizes)
     needed = rows.length_multiple(layout, where, sizes)
     chips = max(size(axes, sizes) for axes in (layout.position_axes, layout.inner_position_axes))
-    return round_up(new, math.lcm(needed, chips * _length_tile(new // chips, shared=chips > 1)))
+    return round_up(new, math.lcm(needed, chips * length_tile(new // chips, shared=chips > 1)))
 
 
-def _length_tile(new: int, *, shared: bool) -> int:
+def length_tile(new: int, *, shared: bool) -> int:
     """The number that `new` positions of a chip are padded to a multiple of: a power of two that adds no
     more than new / 8 positions, or new / 4 up to `tuning.STEP_TILE` where chips share a sequence."""
     most = tuning.STEP_TILE
@@ -77,7 +77,7 @@ def _length_tile(new: int, *, shared: bool) -> int:
 
 def tiled_length(length: int, batch: int) -> int:
     """`length` rounded up, so that `batch` prompts of that length fill tiles of tokens."""
-    tile = min(tuning.PROMPT_TILE, _power(batch * length))
+    tile = min(tuning.PROMPT_TILE, power_of_two(batch * length))
     return round_up(length, max(1, tile // batch))
 
 
@@ -101,6 +101,6 @@ def _power_within(n: int) -> int:
     return 2 ** max(0, n.bit_length() - 1)
 
 
-def _power(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 2 ** (n - 1).bit_length()
