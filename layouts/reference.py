@@ -295,7 +295,20 @@ def _mixture(x: jax.Array, block: Params, config: ModelConfig, experts: Experts)
         own = _expert(block, i, config, result.dtype)
         fed = feedforward(x, own, dataclasses.replace(config, experts=None))
         result += jnp.where(kept[..., i, None] > 0, fed.astype(kept.dtype) * kept[..., i, None], 0)
+    if experts.shared_width is not None:
+        result += _shared(x, block, config, experts).astype(result.dtype)
     return result.astype(x.dtype)
+
+
+def _shared(x: jax.Array, block: Params, config: ModelConfig, experts: Experts) -> jax.Array:
+    """The feedforward that all tokens of x [B, L, E] have beside their experts: [B, L, E]."""
+    mark = "w_shared_"
+    own = {"w_" + name.removeprefix(mark): w for name, w in block.items() if name.startswith(mark)}
+    fed = feedforward(x, own, dataclasses.replace(config, experts=None))
+    if not experts.shared_router:
+        return fed
+    weight = jax.nn.sigmoid(_matmul("bln,nm->blm", x, own["w_router"]))
+    return fed.astype(weight.dtype) * weight
 
 
 def _router_logits(x: jax.Array, block: Params) -> jax.Array:

@@ -28,6 +28,8 @@ from .stored_arrays import AddedRows, Rows, Run, ScaledRows, StoredArray, joined
 # Matrices behind the norm of attention, and behind that of the feedforward.
 _BEHIND_ATTENTION = ("q", "kv")
 _BEHIND_FEEDFORWARD = ("in", "gate")
+# Of the feedforward that all tokens have beside their experts.
+_SHARED_INPUTS = ("shared_in", "shared_gate")
 
 
 def array_plan(config: ModelConfig, modules: Modules) -> Params:
@@ -69,7 +71,7 @@ class _Planner:
             return self._head_norm(name)
         if name == "sinks":
             return self._sinks()
-        if name in ("w_router", "b_router"):
+        if name.endswith("_router"):
             return self._router(name)
         if path[-1] in ("scale", "bias"):
             return self._norm(name, path[-1])
@@ -120,8 +122,8 @@ class _Planner:
         return self._vector(f"{source}.{'weight' if part == 'scale' else 'bias'}")
 
     def _router(self, name: str) -> Rows:
-        config, source = self._config, self._source("router")
-        count = config.expert_count
+        config, source = self._config, self._source(name[2:])
+        count = 1 if name == "w_shared_router" else config.expert_count
         if name == "b_router":
             tensor = f"{source}.bias"
             return Rows((Run(tensor, 0, count),), 0, False, {tensor: (count,)})
@@ -219,9 +221,12 @@ class _Planner:
         def shape(outputs: int, inputs: int) -> tuple[int, int]:
             return (outputs, inputs) if transposed else (inputs, outputs)
 
-        if name in ("o", "out"):
-            inputs = config.heads * config.d_head if name == "o" else config.d_ff
-            modules = [str(self._source(name))] if name == "o" else self._modules_of_experts(name)
+        if name in ("o", "out", "shared_out"):
+            inputs = {"o": config.heads * config.d_head, "out": config.d_ff}.get(
+                name, config.shared_width
+            )
+            single = name != "out"
+            modules = [str(self._source(name))] if single else self._modules_of_experts(name)
             tensors = [f"{module}.weight" for module in modules]
             runs = [Run(tensor, 0, inputs) for tensor in tensors]
             if name == "o":
@@ -246,8 +251,9 @@ class _Planner:
             tensors = [f"{module}.{kind}" for module in self._modules_of_experts(name)]
             runs = tuple(Run(tensor, 0, config.d_ff) for tensor in tensors)
             return runs, dict.fromkeys(tensors, config.d_ff)
-        if name in ("in", "gate"):
-            rows, sizes = self._module_rows(name, kind, config.d_ff, 1)
+        if name in ("in", "gate", *_SHARED_INPUTS):
+            width = config.shared_width if name in _SHARED_INPUTS else config.d_ff
+            rows, sizes = self._module_rows(name, kind, width, 1)
             return (rows(0),), sizes
         if name == "q":
             rows, sizes = self._module_rows("q", kind, d, config.heads)

@@ -4,7 +4,8 @@ A family names the modules of a checkpoint by what they are in layouts:
 
   "embedding", "positions", "final_norm", "unembedding", and in each layer
   "q", "k", "v", "o", "in", "gate", "out", "router" of experts, "norm", "norm_ffn", "norm_after",
-  "norm_after_ffn", "norm_q", "norm_k", "sinks"
+  "norm_after_ffn", "norm_q", "norm_k", "sinks", and "shared_in", "shared_gate", "shared_out" and
+  "shared_router" of the feedforward that all tokens have beside their experts
 
 and behind the embedding "embedding_norm". The name for "sinks" is that of the tensor itself.
 

@@ -88,9 +88,9 @@ class Layer:
             "w_q": (config.stored_heads * config.d_head, where.queries.stored),
             "w_kv": (2 * config.stored_kv_heads * config.d_head, where.keys.stored),
         }
-        return [
-            (name, *attention.get(name, (config.hidden_columns, WEIGHT_AXES))) for name in names
-        ]
+        shared = dict.fromkeys(config.shared_input_names, (config.shared_width, WEIGHT_AXES))
+        known = attention | shared
+        return [(name, *known.get(name, (config.hidden_columns, WEIGHT_AXES))) for name in names]
 
     def into(
         self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
@@ -157,7 +157,11 @@ class Layer:
         """`project_out` of some matrices: all-gathers over x, matmuls, one reduce-scatter or all-reduce
         over y and z."""
         config, axes = self.config, self.gathered_axes
-        features = {"w_o": config.stored_heads * config.d_head, "w_out": config.hidden_columns}
+        features = {
+            "w_o": config.stored_heads * config.d_head,
+            "w_out": config.hidden_columns,
+            "w_shared_out": config.shared_width,
+        }
         if axes:
             m, e = self.load.tokens // self.n(axes), config.d_model
             for name in names:
@@ -279,7 +283,7 @@ def layer_work(
         load = dataclasses.replace(load, past=min(load.past, stored))
     layer = Layer(config, plan.feedforward, where, sizes, load, kind.window)
     heads = ["w_q", "w_kv"]
-    ffn = config.input_names
+    ffn = (*config.input_names, *config.shared_input_names)
     router = tuple(router_items(config, plan.feedforward, sizes, load))
     if config.block == "serial":
         return (
@@ -293,14 +297,18 @@ def layer_work(
         first = (*layer.into(heads, token_sharded=True), *layer.into(ffn, shared=True))
     else:
         first = tuple(layer.into([*heads, *ffn]))
-    return (*router, *first, *layer.attention(), *layer.out_of(["w_o", "w_out"]))
+    return (*router, *first, *layer.attention(), *layer.out_of(["w_o", *config.output_names]))
 
 
 def _feedforward(layer: Layer, chip: Chip | None) -> tuple[Item, ...]:
     """The feedforward of a serial block, whose tokens are sorted by expert where `chip` says so."""
     config, layout, sizes, load = layer.config, layer.layout, layer.sizes, layer.load
+    shared = config.shared_input_names
     if chip is not None:
         work = grouped(config, layout, sizes, load.tokens, load.weight_bytes, chip)
-        if work is not None:
+        if work is not None and not shared:
             return work.items
-    return (*layer.into(config.input_names), *layer.out_of(["w_out"]))
+        if work is not None:
+            return (*work.items, *layer.into(shared), *layer.out_of(["w_shared_out"]))
+    inputs = (*config.input_names, *shared)
+    return (*layer.into(inputs), *layer.out_of(config.output_names))

@@ -74,18 +74,22 @@ def _layer_bytes(config: ModelConfig, sizes: Mapping[str, int], load: Load) -> f
     x, yz = sizes["x"], size(WEIGHT_AXES, sizes)
     heads = config.stored_heads * config.d_head
     keys = 2 * config.stored_kv_heads * config.d_head / size(stored_kv_axes(config, sizes), sizes)
-    columns = config.hidden_columns / yz
+    columns = (config.hidden_columns + config.shared_width) / yz
     into = heads / yz + keys + (2 if config.gated else 1) * columns
     out = heads / yz + columns
+    outputs = 1 + len(config.output_names)
     matrices = config.d_model / x * (into + out) * load.weight_bytes
     if load.weight_bytes == 1:
-        matrices += SCALE_BYTES * (into + 2 * config.d_model / x)
+        matrices += SCALE_BYTES * (into + outputs * config.d_model / x)
     vectors = (2 if config.norm_bias else 1) * len(config.norm_names) * config.d_model
     if config.query_key_norm is not None:
         vectors += config.d_head * (config.stored_heads + config.stored_kv_heads)
     if config.experts is not None:
-        vectors += config.experts.count * (config.d_model + config.experts.router_bias)
+        experts = config.experts
+        vectors += experts.count * (config.d_model + experts.router_bias)
+        vectors += config.d_model * experts.shared_router
     lengths: dict[Biased, float] = {"q": heads / yz, "kv": keys, "o": config.d_model}
+    # A shared feedforward has none.
     lengths |= {"in": columns, "gate": columns, "out": config.expert_count * config.d_model}
     vectors += sum(length for name, length in lengths.items() if config.has_bias(name))
     return matrices + vectors * ACTIVATION_BYTES
@@ -129,7 +133,8 @@ def _temporary_bytes(
     residual stream twice, the scores of a block of queries, and the two largest gathered weights."""
     einsums = [item for item in items if isinstance(item, Einsum)]
     made = sum(item.rows * sum(item.f) for item in einsums if "w_o" not in item.names[0])
-    outer = max(item.rows * item.f[0] for item in einsums if item.names[-1] in ("w_o", "w_out"))
+    outputs = ("w_o", *config.output_names)
+    outer = max(item.rows * item.f[0] for item in einsums if item.names[-1] in outputs)
     parts = size(plan.feedforward.batch_axes or plan.feedforward.position_axes, sizes)
     boundary = size(boundary_axes(plan.feedforward), sizes)
     residual = load.tokens / parts * config.d_model / boundary

@@ -24,9 +24,11 @@ def router_items(
         return
     split, between = boundary_axes(layout), token_axes(layout)
     rows, parts = load.tokens // size(between, sizes), size(split, sizes)
-    yield Einsum(("w_router",), rows, config.d_model // parts, (experts.count,), ACTIVATION_BYTES)
+    columns = experts.count + experts.shared_router
+    yield Einsum(("w_router",), rows, config.d_model // parts, (columns,), ACTIVATION_BYTES)
     whole = round_up(rows, size((*split, *layout.repeated_axes), sizes))
-    logits, sent = whole * experts.count, whole * 2 * experts.per_token
+    logits = whole * columns
+    sent = whole * (2 * experts.per_token + experts.shared_router)
     yield from transfer("router logits", "reduce-scatter", split, logits, _CHOICE_BYTES, sizes)
     for axes, elements in (
         (layout.repeated_axes, sent / parts),

@@ -43,7 +43,7 @@ def vectors_cut(blocks: Params, step: Step) -> Params:
         names = {str(getattr(entry, "key", entry)) for entry in path}
         if names & {*step.config.norm_names, "b_o", "b_out"}:
             return boundary_shard(step.feedforward, x, size)
-        if "w_router" in names:
+        if names & {"w_router", "w_shared_router"}:
             return boundary_slice(step.feedforward, x, size)
         return x
 

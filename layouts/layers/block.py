@@ -13,7 +13,7 @@ from ..models.norms import joined_moments, norm_factors, norm_moments, norm_scal
 from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, gather_features
 from .attention import add_output_bias, attend_columns, project_heads
-from .feedforward import columns_out, projected
+from .feedforward import columns_out, input_matrices, projected
 from .layer_context import Past, Step
 from .routing import Routing, add_expert_bias, route
 from .streamed_feedforward import stream
@@ -45,16 +45,16 @@ def parallel(
         o, new = attend_columns(columns, weights, step, past, prefix)
         terms = stream(c, inverse, weights, config, layout, [o], schedules.weight_ring)
     else:
-        ffn = [weights[name] for name in config.input_names]
+        ffn = input_matrices(weights, config)
         columns, inner = project_heads(c, weights, step, inverse, ffn)
         o, new = attend_columns(columns, weights, step, past, prefix)
-        h = columns_out(inner, inverse, weights, config, layout, schedules.given, routing)
+        h, *rest = columns_out(inner, inverse, weights, config, layout, schedules.given, routing)
         o = o._replace(overlap_seconds=schedules.overlaps.w_o)
         h = h._replace(overlap_seconds=schedules.overlaps.w_out)
         if schedules.feedforward_last:
             first, then = lax.optimization_barrier((o.h, h.h))
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
-        terms = [o, h]
+        terms = [o, h, *rest]
     y = layout.project_out(terms, schedules.outputs or schedules.projections)
     y = add_output_bias(y, weights, step, "b_o")
     y = _add_feedforward_bias(y, weights, step, routing)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike
+from ..mesh.axis_collectives import WEIGHT_AXES, ScheduleLike, Weight
 from ..models.config import ModelConfig
 from ..models.functions import BIASES, hidden, scale_rows
 from ..models.stacked_params import LayerWeights
@@ -16,6 +16,7 @@ from ..partitionings.feedforward_layout import (
     Outgoing,
     feature_bias,
     gather_features,
+    total,
 )
 from .dispatched_experts import dispatched_experts
 from .grouped_experts import grouped_experts
@@ -48,22 +49,34 @@ def projected(
     Returns:
       As `c`.
     """
-    w_in = [weights[name] for name in config.input_names]
     rooms = schedules.rooms
     if rooms is not None and routing is not None:
         if rooms.dispatches:
-            return dispatched_experts(c, weights, config, layout, schedules, routing, rooms)
-        return grouped_experts(c, factor, weights, config, layout, schedules, routing, rooms.expert)
+            made = dispatched_experts(c, weights, config, layout, schedules, routing, rooms)
+        else:
+            given = (weights, config, layout, schedules, routing, rooms.expert)
+            made = grouped_experts(c, factor, *given)
+        if not config.shared_width:
+            return made
+        return total([made, _shared(c, factor, weights, config, layout, schedules, routing)])
     if schedules.splits_d_ff:
         between = _between(factor, weights, config, layout, schedules.given, routing)
+        w_in = [weights[name] for name in config.input_names]
         return split_feedforward(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
         terms = stream(c, factor, weights, config, layout, [], schedules.weight_ring)
         return layout.project_out(terms, schedules.projections)
+    w_in = input_matrices(weights, config)
     inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
-    h = columns_out(inner, factor, weights, config, layout, schedules.given, routing)
-    return layout.project_out([h], schedules.projections)
+    terms = columns_out(inner, factor, weights, config, layout, schedules.given, routing)
+    return layout.project_out(terms, schedules.projections)
+
+
+def input_matrices(weights: LayerWeights, config: ModelConfig) -> list[Weight]:
+    """The matrices that `project_in` takes: those of the feedforward, or of experts and of the
+    feedforward that all tokens have beside them."""
+    return [weights[name] for name in (*config.input_names, *config.shared_input_names)]
 
 
 def columns_out(
@@ -74,10 +87,48 @@ def columns_out(
     layout: FeedForwardLayout,
     schedule: ScheduleLike,
     routing: Routing | None,
+) -> list[Outgoing]:
+    """The hidden activations for `project_out`, from the results of `project_in` of `input_matrices`."""
+    own = len(config.input_names)
+    h = _between(factor, weights, config, layout, schedule, routing)(inner[:own], 0)
+    terms = [Outgoing(h, weights["w_out"])]
+    if config.shared_width:
+        terms.append(_shared_columns(inner[own:], factor, weights, config, layout, routing))
+    return terms
+
+
+def _shared(
+    c: jax.Array,
+    factor: jax.Array | None,
+    weights: LayerWeights,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedules: LayerSchedules,
+    routing: Routing,
+) -> jax.Array:
+    """The feedforward that all tokens have beside their experts, by itself; arguments as `projected`.
+
+    The collectives of either overlap the matmuls of the other, where the compiler makes them
+    asynchronous.
+    """
+    w_in = [weights[name] for name in config.shared_input_names]
+    inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
+    term = _shared_columns(inner, factor, weights, config, layout, routing)
+    return layout.project_out([term], schedules.projections)
+
+
+def _shared_columns(
+    inner: Sequence[jax.Array],
+    factor: jax.Array | None,
+    weights: LayerWeights,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    routing: Routing | None,
 ) -> Outgoing:
-    """The hidden activations for `project_out`, from the results of `project_in`."""
-    h = _between(factor, weights, config, layout, schedule, routing)(inner, 0)
-    return Outgoing(h, weights["w_out"])
+    """The hidden activations of that feedforward, times the weight of each token."""
+    h = hidden([scale_rows(y, factor) for y in inner], {}, config)
+    weight = None if routing is None else inner_routing(routing, layout).shared
+    return Outgoing(scale_rows(h, weight), weights["w_shared_out"])
 
 
 def _between(

@@ -14,9 +14,10 @@ from ..arguments import as_integers
 from ..models.cache import Entries
 from ..models.config import ModelConfig
 from ..models.param_checks import check_layer_weights
+from ..partitionings.param_specs import WEIGHT_SPECS
 
 ATTENTION = ("w_q", "w_kv", "w_o", "b_q", "b_kv", "b_o", "norm_q", "norm_k", "sinks")
-FEEDFORWARD = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out", "w_router", "b_router")
+FEEDFORWARD = tuple(WEIGHT_SPECS)
 PARALLEL = ("norm", *ATTENTION, *FEEDFORWARD)
 SERIAL = (*PARALLEL, "norm_ffn", "norm_after", "norm_after_ffn")
 

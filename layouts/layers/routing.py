@@ -38,10 +38,13 @@ class Routing(NamedTuple):
     Attributes:
       experts: [rows, experts per token] integers; as many as there are experts for none.
       weights: [rows, experts per token], of their results; wide.
+      shared: [rows, 1], the weight of the result of the feedforward that all tokens have; wide. None
+        for 1, and where there is no such feedforward.
     """
 
     experts: jax.Array
     weights: jax.Array
+    shared: jax.Array | None = None
 
 
 def route(
@@ -59,7 +62,7 @@ def route(
     Args:
       c: [rows, E over `boundary_axes`], as the feedforward's input matrices take it.
       factor: [rows, 1], by which the logits are multiplied; None for 1.
-      weights: of one layer, "w_router" and perhaps "b_router" among them.
+      weights: of one layer, "w_router" and perhaps "b_router" and "w_shared_router" among them.
       config: how many experts there are.
       layout: of the feedforward.
       counted: [rows], which of them are tokens, rather than padding; None if all are.
@@ -68,7 +71,7 @@ def route(
         return None
     rows, split, copies = c.shape[0], boundary_axes(layout), layout.repeated_axes
     with jax.named_scope("route"):
-        matrix = boundary_slice(layout, weights["w_router"], config.d_model)
+        matrix = boundary_slice(layout, _router(weights), config.d_model)
         logits = ax.local_einsum("me,ef->mf", c, matrix)
         more = -rows % ax.size((*split, *copies))
         logits = jnp.pad(logits, ((0, more), (0, 0)))
@@ -77,12 +80,22 @@ def route(
         if factor is not None:
             factor = jnp.pad(factor, ((0, more), (0, 0)))
             logits = logits * ax.own_block(factor, (*split, *copies), 0)
-        chosen = choose(logits, weights.get("b_router"), config.experts)
+        count = config.experts.count
+        chosen = choose(logits[:, :count], weights.get("b_router"), config.experts)
+        if config.experts.shared_router:
+            chosen = chosen._replace(shared=jax.nn.sigmoid(logits[:, count:]))
         gathered = _gathered(_gathered(chosen, copies), split)
-    experts, shares = (x[:rows] for x in gathered)
+    routing = jax.tree.map(lambda x: x[:rows], gathered)
     if counted is not None:
-        experts = jnp.where(counted[:, None], experts, config.experts.count)
-    return Routing(experts, shares)
+        routing = routing._replace(experts=jnp.where(counted[:, None], routing.experts, count))
+    return routing
+
+
+def _router(weights: LayerWeights) -> jax.Array:
+    """The columns of logits, those of the experts first: one reduction sums both."""
+    if "w_shared_router" not in weights:
+        return weights["w_router"]
+    return jnp.concatenate([weights["w_router"], weights["w_shared_router"]], axis=1)
 
 
 def choose(logits: jax.Array, bias: jax.Array | None, experts: Experts) -> Routing:
@@ -101,7 +114,7 @@ def inner_routing(routing: Routing, layout: FeedForwardLayout) -> Routing:
     between, inside = token_axes(layout), inner_token_axes(layout)
     if between == inside:
         return routing
-    return Routing(*(ax.own_block(x, inside, 0) for x in _gathered(routing, between)))
+    return jax.tree.map(lambda x: ax.own_block(x, inside, 0), _gathered(routing, between))
 
 
 def weigh_columns(
@@ -155,6 +168,8 @@ def _gathered(routing: Routing, axes: tuple[str, ...]) -> Routing:
     """All rows of those over `axes`, in one all-gather."""
     k = routing.experts.shape[1]
     numbers = routing.experts.astype(routing.weights.dtype)
-    packed = jnp.concatenate([numbers, routing.weights], axis=1)
+    shared = [] if routing.shared is None else [routing.shared]
+    packed = jnp.concatenate([numbers, routing.weights, *shared], axis=1)
     packed = ax.all_gather(packed, axes, 0, _SCHEDULE)
-    return Routing(packed[:, :k].astype(jnp.int32), packed[:, k:])
+    numbers, weights, rest = jnp.split(packed, [k, 2 * k], axis=1)
+    return Routing(numbers.astype(jnp.int32), weights, rest if shared else None)

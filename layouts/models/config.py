@@ -157,6 +157,12 @@ class ModelConfig:
                 f"{self.name}: experts={self.experts!r} must be layouts.Experts(count=..., "
                 "per_token=...) or None"
             )
+        biased = [name for name in ("in", "gate", "out") if self.has_bias(name)]
+        if self.shared_width and biased:
+            raise ValueError(
+                f"{self.name}: the matrices of experts with shared_width={self.shared_width} have no "
+                f"biases, but biases={self.biases!r}; leave {' and '.join(map(repr, biased))} out"
+            )
 
     def __repr__(self) -> str:
         return brief(self)
@@ -327,6 +333,22 @@ class ModelConfig:
         """Columns of each stored input matrix of the feedforward: d_ff of each expert."""
         return self.expert_count * self.d_ff
 
+    @property
+    def shared_width(self) -> int:
+        """Columns of the feedforward that all tokens have beside their experts; 0 for none."""
+        return 0 if self.experts is None else self.experts.shared_width or 0
+
+    @property
+    def shared_input_names(self) -> tuple[str, ...]:
+        """The input matrices of that feedforward, as `params` names them."""
+        names = ("w_shared_in", "w_shared_gate") if self.gated else ("w_shared_in",)
+        return names if self.shared_width else ()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The output matrices of the feedforward and of the shared one."""
+        return ("w_out", "w_shared_out") if self.shared_width else ("w_out",)
+
     def has_bias(self, name: Biased) -> bool:
         """Whether the matrix w_`name`, the norms or the unembedding have a bias."""
         if name == "norm" and self.norm != "layernorm":
@@ -420,9 +442,11 @@ class ModelConfig:
     def _count(self, heads: int, kv_heads: int, vocab: int, experts: int) -> int:
         norm = self._norm_parameters
         layer = 2 * self.d_model * self.d_head * (heads + kv_heads)
-        layer += (3 if self.gated else 2) * self.d_model * self.d_ff * experts
+        columns = self.d_ff * experts + self.shared_width
+        layer += (3 if self.gated else 2) * self.d_model * columns
         if self.experts is not None:
             layer += self.experts.count * (self.d_model + self.experts.router_bias)
+            layer += self.d_model * self.experts.shared_router
         layer += norm * len(self.norm_names)
         if self.sinks:
             layer += heads

@@ -24,6 +24,8 @@ from .stacked_params import LayerWeights, Params, Weight, is_unrolled, layer_of
 
 # The arrays of a feedforward, which hold those of all experts.
 _OF_EXPERTS = ("w_in", "w_gate", "w_out", "b_in", "b_gate", "b_out")
+# Those that only experts have.
+_ROUTERS = ("w_router", "b_router", "w_shared_router")
 
 
 def check_params(params: Params, config: ModelConfig) -> None:
@@ -167,9 +169,9 @@ def _reason(path: str, config: ModelConfig) -> str:
         return f" (embedding_norm={config.embedding_norm}, norm={config.norm!r})"
     if "/norm" in path and name == "scale":
         return f" (block={config.block!r}, norm_placement={config.norm_placement!r})"
-    if config.experts is not None and name in (*_OF_EXPERTS, "w_router", "b_router"):
+    if config.experts is not None and name in (*_OF_EXPERTS, *_ROUTERS):
         return f" (d_ff={config.d_ff}, experts={config.experts})"
-    if name in ("w_router", "b_router"):
+    if name in _ROUTERS or name.startswith("w_shared"):
         return f" (experts={config.experts})"
     if name == "w_gate" or name == "b_gate":
         return f" (gated={config.gated}, biases={config.biases})"

@@ -13,10 +13,13 @@ have `w_gate`, and models without a tied embedding `unembedding`. With biases, a
 [E], each matrix w_* [n, m] a b_*: [m], and the unembedding `b_unembedding` [vocab]. H, K and vocab count
 padded heads and tokens. With experts, `w_router` is [E, experts], F of each expert stands behind that of
 the one before, in w_in, w_gate and w_out as in b_in and b_gate, and b_out is [experts, E]; `b_router` is
-[experts]. Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU
-compiler copies a matrix that is stored in more than two dimensions in each step, and two small matmuls
-cost more than their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`. Norms and
-biases may be float32 beside matrices of another dtype, which activations have.
+[experts]. A feedforward of width S that all tokens have beside their experts is `w_shared_in` [E, S],
+`w_shared_gate` and `w_shared_out` [S, E], and what weighs its result `w_shared_router` [E, 1].
+
+Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU compiler copies a matrix
+that is stored in more than two dimensions in each step, and two small matmuls cost more than their bytes.
+Any matrix, and each table, may be a `collective_einsum.Quantized`. Norms and biases may be float32 beside
+matrices of another dtype, which activations have.
 
 Attention sinks are `sinks` [H]. A model with learned positions has `positions` [learned_positions, E]
 beside the embedding, and one with a norm behind it `embedding_norm`, as `final_norm`.
@@ -48,7 +51,8 @@ from .experts import Experts
 from .stacked_params import Params, Tree, Weight, layer_of, unroll
 
 # A matmul sums over rows; columns are output channels.
-MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out")
+_SHARED = ("w_shared_in", "w_shared_gate", "w_shared_out")
+MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out", *_SHARED)
 # Embedding and unembedding. If quantized, one scale for each row, that of a token.
 TABLES = ("embedding", "unembedding")
 # The dimension of heads times D in each array, counted from the last; or, below, of heads times 2 D.
@@ -113,8 +117,15 @@ def _shapes(config: ModelConfig) -> Params:
 def _expert_shapes(config: ModelConfig, experts: Experts, block: Params) -> Params:
     """The arrays of a layer that only experts have, or that have another shape with them."""
     e, count = config.d_model, experts.count
-    router = {"w_router": (e, count)} | ({"b_router": (count,)} if experts.router_bias else {})
-    return router | ({"b_out": (count, e)} if "b_out" in block else {})
+    arrays: Params = {"w_router": (e, count)}
+    if experts.router_bias:
+        arrays["b_router"] = (count,)
+    if experts.shared_router:
+        arrays["w_shared_router"] = (e, 1)
+    arrays |= dict.fromkeys(config.shared_input_names, (e, config.shared_width))
+    if config.shared_width:
+        arrays["w_shared_out"] = (config.shared_width, e)
+    return arrays | ({"b_out": (count, e)} if "b_out" in block else {})
 
 
 def _bias_of(matrix: str) -> Biased:
@@ -174,7 +185,8 @@ def _draw(key: jax.Array, name: str, shape: tuple[int, ...], config: ModelConfig
     if name in ("scale", "norm_q", "norm_k"):
         return 1 - config.norm_offset + uniform * 2.0**-25
     fan_in = {"w_o": config.heads * config.d_head, "w_out": config.d_ff}
-    if name in MATRICES or name in (*TABLES, "positions", "w_router"):
+    fan_in |= {"w_shared_out": config.shared_width}
+    if name in MATRICES or name in (*TABLES, "positions", "w_router", "w_shared_router"):
         # Products keep the variance of their operand; those that layers add to a token's embedding get
         # more, so that layers decide about the next token.
         deviation = (3 if name in fan_in else 1) / math.sqrt(fan_in.get(name, config.d_model))

@@ -17,20 +17,21 @@ from ..models.named_models import as_config
 def model_misfit(config: ModelConfig, sizes: Mapping[str, int]) -> str:
     """Why a mesh cannot hold a model under any layout, and what to do about it; "" if it can."""
     chips = size(AXES, sizes)
-    experts = "" if config.experts is None else f" of {config.expert_count} experts"
     for name, value, stored in (
         ("d_model", config.d_model, config.d_model),
         ("d_ff", config.d_ff, config.hidden_columns),
+        ("shared_width", config.shared_width, config.shared_width),
     ):
         if stored % chips == 0:
             continue
         pad = ""
+        of = f" of {config.expert_count} experts" if config.experts and name == "d_ff" else ""
         # Zeros in d_model would change every norm.
-        if name == "d_ff":
-            unit = chips // math.gcd(chips, config.expert_count)
-            pad = f", or pad d_ff{experts} with zeros to {round_up(value, unit)}"
+        if name != "d_model":
+            unit = chips // math.gcd(chips, stored // value)
+            pad = f", or pad {name}{of} with zeros to {round_up(value, unit)}"
         return (
-            f"{config.name}: {name}={value}{experts if pad else ''} does not divide over the {chips} "
+            f"{config.name}: {name}={value}{of} does not divide over the {chips} "
             f"chips of a mesh {shape_name(sizes)}; choose a mesh such as {_nearest(config, sizes)}{pad}"
         )
     return heads_misfit(config, sizes)
@@ -87,7 +88,7 @@ def _nearest(config: ModelConfig, sizes: Mapping[str, int]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _nearest_shape(config: ModelConfig, given: tuple[int, ...]) -> str:
-    common = math.gcd(config.d_model, config.hidden_columns)
+    common = math.gcd(config.d_model, config.hidden_columns, config.shared_width)
 
     def holds(shape: tuple[int, ...]) -> bool:
         heads_divide = config.stored_heads % math.prod(shape[1:]) == 0

@@ -21,8 +21,8 @@ from ..models.params import Params, params_shapes
 from ..models.stacked_params import is_unrolled
 from .attention_placement import stored_kv_axes
 
-# The matrices of a feedforward and their biases, and the router of its experts, by their names in a
-# block, over axes of a layout.
+# The matrices of a feedforward and their biases, the router of its experts, and the feedforward that all
+# tokens have beside them, by their names in a block, over axes of a layout.
 WEIGHT_SPECS = {
     "w_in": P("x", WEIGHT_AXES),
     "w_gate": P("x", WEIGHT_AXES),
@@ -32,6 +32,10 @@ WEIGHT_SPECS = {
     "b_out": P(),
     "w_router": P(),
     "b_router": P(),
+    "w_shared_in": P("x", WEIGHT_AXES),
+    "w_shared_gate": P("x", WEIGHT_AXES),
+    "w_shared_out": P(WEIGHT_AXES, "x"),
+    "w_shared_router": P(),
 }
 
 

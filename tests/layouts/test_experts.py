@@ -23,8 +23,8 @@ from .models import prompts
 
 BATCH, LENGTH, ROOM = 8, 4, 7
 LENGTHS = np.array([4, 1, 3, 2, 4, 1, 2, 3], np.int32)
-# Whole experts on a chip; experts that share a chip in part, with all biases; experts on two chips; and
-# a parallel block.
+# Whole experts on a chip; experts that share a chip in part, with all biases; experts on two chips; a
+# parallel block; and a feedforward beside the experts, in both kinds of block.
 FOUR = dataclasses.replace(TINY_GROUPED, d_ff=16, experts=Experts(4, 2))
 SIX = dataclasses.replace(
     TINY_GROUPED,
@@ -34,12 +34,23 @@ SIX = dataclasses.replace(
 )
 TWO = dataclasses.replace(TINY_GROUPED, d_ff=16, experts=Experts(2, 1, probabilities="all"))
 BESIDE = dataclasses.replace(TINY_PADDED, d_ff=8, experts=Experts(8, 2))
-CONFIGS = {"four": FOUR, "six": SIX, "two": TWO, "beside": BESIDE}
+SHARED = dataclasses.replace(
+    FOUR, experts=Experts(4, 2, probabilities="all", shared_width=24, shared_router=True)
+)
+CONFIGS = {
+    "four": FOUR,
+    "six": SIX,
+    "two": TWO,
+    "beside": BESIDE,
+    "shared": SHARED,
+    "shared beside": dataclasses.replace(BESIDE, experts=Experts(8, 2, shared_width=16)),
+}
 # A config, its weights, whether layers are unrolled, a mesh and a plan.
 ARRANGED = [
     ("four", "f32", False, (2, 2, 2), "WS 2D, heads"),
     ("six", "f32", True, (2, 2, 2), "WG XY, batch xyz"),
     ("beside", "int8", False, (1, 4, 2), "WS 2D batch, batch xyz"),
+    ("shared", "f32", False, (2, 2, 2), "WS 2D, heads"),
 ]
 MORE = [
     ("six", "f32", False, (1, 4, 2), "WS 2D, heads"),
@@ -55,6 +66,13 @@ MORE = [
     ("two", "f32", False, (2, 4, 1), "WG XY, heads"),
     ("beside", "int8", False, (2, 2, 2), "WG XYZ, batch xyz"),
     ("six", "f32", False, (1, 4, 2), "WG XYZ, heads"),
+    ("shared", "int8", False, (2, 2, 2), "WG XY, batch xyz"),
+    ("shared", "f32", True, (1, 4, 2), "WS 2D position, heads"),
+    ("shared", "f32", False, (8, 1, 1), "WS 1D, batch xyz"),
+    ("shared", "int8", False, (2, 2, 2), "WS 2D all-reduce, heads"),
+    ("shared beside", "f32", False, (2, 2, 2), "WS 2D batch, batch xyz"),
+    ("shared beside", "int8", False, (2, 2, 2), "WG XYZ, batch xyz"),
+    ("shared beside", "f32", True, (1, 4, 2), "WS 2D all-reduce, heads"),
 ]
 
 
@@ -147,14 +165,19 @@ def test_no_token_is_dropped(mesh_of: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed",
-    [Experts(6, 2, "all", True), Experts(6, 3, "chosen", True)],
-    ids=["fewer", "normalized"],
+    ("config", "changed"),
+    [
+        (SIX, Experts(6, 2, "all", True)),
+        (SIX, Experts(6, 3, "chosen", True)),
+        (SHARED, Experts(4, 2, "all")),
+        (SHARED, Experts(4, 2, "all", shared_width=24)),
+    ],
+    ids=["fewer", "normalized", "none shared", "shared with weight 1"],
 )
-def test_another_choice_would_be_seen(changed: Experts) -> None:
-    other = dataclasses.replace(SIX, experts=changed)
-    params = parameters(SIX)
-    assert not close(expected(other, params), expected(SIX, params))
+def test_another_choice_would_be_seen(config: ModelConfig, changed: Experts) -> None:
+    other = dataclasses.replace(config, experts=changed)
+    params = parameters(config)
+    assert not close(expected(other, params), expected(config, params))
 
 
 @pytest.mark.parametrize("which", CONFIGS)
@@ -189,6 +212,12 @@ def one_token(token: np.ndarray, block: Any, config: ModelConfig) -> np.ndarray:
         fed = (gate / (1 + np.exp(-gate)) * inner) @ block["w_out"][own]
         fed = fed + (block["b_out"][i] if "b_out" in block else 0)
         result += math.exp(logits[i]) / total * fed
+    if experts.shared_width:
+        inner, gate = token @ block["w_shared_in"], token @ block["w_shared_gate"]
+        fed = (gate / (1 + np.exp(-gate)) * inner) @ block["w_shared_out"]
+        if experts.shared_router:
+            fed = fed / (1 + math.exp(-(token @ block["w_shared_router"]).item()))
+        result += fed
     return result
 
 
@@ -212,6 +241,12 @@ def test_each_argument_is_checked() -> None:
         Experts(0, 1)
     with pytest.raises(ValueError, match="Experts: probabilities='some' is none of"):
         Experts(4, 2, probabilities="some")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"shared_router weighs .* give shared_width"):
+        Experts(4, 2, shared_router=True)
+    with pytest.raises(ValueError, match="Experts: shared_width=-1 must be a positive integer"):
+        Experts(4, 2, shared_width=-1)
+    with pytest.raises(ValueError, match=r"have no biases.*leave 'in' and 'gate' and 'out' out"):
+        dataclasses.replace(SIX, experts=SHARED.experts)
     with pytest.raises(ValueError, match=r"experts=8 must be layouts.Experts\(count="):
         dataclasses.replace(FOUR, experts=8)
 
@@ -231,6 +266,13 @@ def test_advice_about_experts_is_accepted() -> None:
     assert "d_ff=3 of 6 experts does not divide over the 8 chips" in why
     assert "pad d_ff of 6 experts with zeros to 4" in why
     assert not model_misfit(dataclasses.replace(config, d_ff=4), sizes)
+    experts = Experts(6, 2, shared_width=12)
+    config = dataclasses.replace(config, d_ff=4, experts=experts)
+    why = model_misfit(config, sizes)
+    assert "shared_width=12 does not divide over the 8 chips" in why
+    assert "pad shared_width with zeros to 16" in why
+    experts = dataclasses.replace(experts, shared_width=16)
+    assert not model_misfit(dataclasses.replace(config, experts=experts), sizes)
 
 
 # Sizes of the models' config.json, and their published numbers of parameters.

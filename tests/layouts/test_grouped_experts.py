@@ -25,6 +25,7 @@ from layouts.mesh.axis_collectives import AXES
 from layouts.partitionings.expert_columns import expert_columns
 from layouts.partitionings.feedforward_layout import feature_bias
 from layouts.partitionings.named_layouts import as_feedforward
+from layouts.partitionings.param_specs import WEIGHT_SPECS
 
 from .arrangements import FEEDFORWARDS
 from .test_experts import (
@@ -89,6 +90,9 @@ SLOW = pytest.mark.slow
         ("four", "int8", (1, 2, 2), "WS 2D all-reduce, heads", "sorted", "rounds"),
         ("four", "int8", (1, 2, 2), "WS 2D batch, batch z", "sent", "one round"),
         ("four", "f32", (1, 4, 2), "WS 2D position, heads", "sent", "rounds"),
+        ("shared", "f32", (1, 2, 2), "WS 2D batch, heads", "sent", "rounds"),
+        ("shared", "int8", (1, 2, 2), "WS 2D all-reduce, heads", "sorted", "one round"),
+        pytest.param("shared", "f32", (2, 2, 2), "WG X, batch yz", "sorted", "rounds", marks=SLOW),
         pytest.param("four", "f32", (1, 4, 2), "WS 2D batch, heads", "sent", "rounds", marks=SLOW),
         pytest.param("six", "f32", (1, 1, 2), "WS 2D, heads", "sorted", "rounds", marks=SLOW),
         pytest.param("four", "f32", (1, 2, 2), "WS 1D, batch yz", "sorted", "rounds", marks=SLOW),
@@ -143,10 +147,10 @@ def test_would_see(mesh_of: Any, way: Any, monkeypatch: pytest.MonkeyPatch, faul
 def test_gradients(mesh_of: Any, way: Any, layout: str, name: str, rounds: str) -> None:
     """Through a loop over rounds, of which nobody knows how many there are."""
     way(name, rounds)
-    config, mesh = FOUR, mesh_of((1, 2, 2), "xyz")
+    config, mesh = CONFIGS["shared"], mesh_of((1, 2, 2), "xyz")
     weights = jax.tree.map(lambda x: x[0], parameters(config)["blocks"])
-    kept = ("w_in", "w_gate", "w_out", "w_router")
-    own = {key: weights[key] for key in kept if key in weights}
+    own = {name: weights[name] for name in WEIGHT_SPECS if name in weights}
+    assert "w_shared_router" in own
     x = jax.random.normal(jax.random.key(1), (4, 8, config.d_model))
 
     def loss(feedforward: Any) -> Any:

@@ -30,6 +30,7 @@ SIZES = {
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 MULTIHEAD = {"num_key_value_heads": 4}
 _FALCON = {"n_embed": None, "num_kv_heads": None, **MULTIHEAD}
+_QWEN2_MOE = {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 40}
 _QWEN3_MOE = {"head_dim": 16, "moe_intermediate_size": 12}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -185,6 +186,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron, biases": ("nemotron", {"attention_bias": True, "mlp_bias": True}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "mixtral, window": ("mixtral", {"num_local_experts": 6, "sliding_window": 3}),
+    "qwen2_moe": ("qwen2_moe", {**_QWEN2_MOE, "num_experts": 6, "num_experts_per_tok": 3}),
+    "qwen2_moe, normalized, window": (
+        "qwen2_moe",
+        {
+            **_QWEN2_MOE,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+        },
+    ),
     "qwen3_moe": (
         "qwen3_moe",
         {**_QWEN3_MOE, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True},

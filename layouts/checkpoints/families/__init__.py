@@ -12,7 +12,7 @@ from .nemotron import NEMOTRON
 from .olmo import OLMO, OLMO2
 from .opt import OPT
 from .phi import PHI, PHI3
-from .qwen import QWEN2, QWEN3, QWEN3_MOE
+from .qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from .stablelm import STABLELM
 from .starcoder import STARCODER2
 
@@ -20,5 +20,5 @@ FAMILIES = (
     *(LLAMA, MISTRAL, GRANITE, QWEN2, QWEN3, GEMMA, GEMMA2, OLMO, OLMO2, PHI, PHI3, GPTJ, GPT_NEOX),
     *(FALCON, STABLELM, COHERE, STARCODER2, GLM, GLM4, NEMOTRON),
     *(GEMMA3_TEXT, GEMMA3, COHERE2, SMOLLM3, GPT2, GPT_BIGCODE, OPT, BLOOM),
-    *(MIXTRAL, QWEN3_MOE, GPT_OSS),
+    *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS),
 )

@@ -1,8 +1,9 @@
-"""Qwen 2, 2.5 and 3, and Qwen 3 with experts."""
+"""Qwen 2, 2.5 and 3, and Qwen 1.5, 2 and 3 with experts."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from ...models.config import AttentionKind, Experts, ModelConfig
 from ..config_fields import ConfigFields
@@ -11,10 +12,14 @@ from ..rotary_fields import rotary_of
 from .llama import BUFFERS, MODULES
 
 
-def _kinds(fields: ConfigFields) -> tuple[AttentionKind, ...]:
-    full, layers = fields.size("max_window_layers", 28), fields.size("num_hidden_layers")
+def _kinds(
+    fields: ConfigFields, is_full: Callable[[int, int], bool] = lambda i, windows: i < windows
+) -> tuple[AttentionKind, ...]:
+    """The attention of each layer; `is_full` says which layers i have no window where config.json does
+    not, from its max_window_layers."""
+    windows, layers = fields.size("max_window_layers", 28), fields.size("num_hidden_layers")
     kinds = fields.attention_kinds(
-        ["full_attention" if i < full else "sliding_attention" for i in range(layers)]
+        ["full_attention" if is_full(i, windows) else "sliding_attention" for i in range(layers)]
     )
     return kinds if fields.flag("use_sliding_window", False) else ()
 
@@ -40,7 +45,27 @@ def _qwen3_config(fields: ConfigFields) -> ModelConfig:
     )
 
 
-def _qwen3_moe_config(fields: ConfigFields) -> ModelConfig:
+def _qwen2_moe_config(fields: ConfigFields) -> ModelConfig:
+    _refuse_layers_without_experts(fields)
+    has_bias = fields.flag("qkv_bias", True)
+    kinds = _kinds(fields, lambda i, windows: i % 2 == 1 or i >= windows)
+    experts = Experts(
+        fields.size("num_experts", 60),
+        fields.size("num_experts_per_tok", 4),
+        probabilities="chosen" if fields.flag("norm_topk_prob", False) else "all",
+        shared_width=fields.size("shared_expert_intermediate_size", 5632),
+        shared_router=True,
+    )
+    return dataclasses.replace(
+        _qwen2_config(fields),
+        d_ff=fields.size("moe_intermediate_size", 1408),
+        experts=experts,
+        attention_kinds=kinds,
+        biases=biases_of(q=has_bias, kv=has_bias),
+    )
+
+
+def _refuse_layers_without_experts(fields: ConfigFields) -> None:
     fields.refuse(
         "mlp_only_layers", "layers without experts beside those with them", unless=(None, [])
     )
@@ -49,6 +74,10 @@ def _qwen3_moe_config(fields: ConfigFields) -> ModelConfig:
         "layers without experts beside those with them",
         unless=(None, 1),
     )
+
+
+def _qwen3_moe_config(fields: ConfigFields) -> ModelConfig:
+    _refuse_layers_without_experts(fields)
     chosen = fields.flag("norm_topk_prob", False)
     experts = Experts(
         fields.size("num_experts", fields.size("num_local_experts", 128)),
@@ -66,15 +95,18 @@ _QWEN3_MODULES = {
     "norm_k": HeadNorm("model.layers.{layer}.self_attn.k_norm", "shared"),
 }
 QWEN3 = Family(("qwen3",), _qwen3_config, _QWEN3_MODULES, BUFFERS)
-QWEN3_MOE = Family(
-    ("qwen3_moe",),
-    _qwen3_moe_config,
-    {
-        **_QWEN3_MODULES,
-        "router": "model.layers.{layer}.mlp.gate",
-        "in": "model.layers.{layer}.mlp.experts.{expert}.up_proj",
-        "gate": "model.layers.{layer}.mlp.experts.{expert}.gate_proj",
-        "out": "model.layers.{layer}.mlp.experts.{expert}.down_proj",
-    },
-    BUFFERS,
-)
+_MLP = "model.layers.{layer}.mlp."
+_EXPERTS = {
+    "router": _MLP + "gate",
+    "in": _MLP + "experts.{expert}.up_proj",
+    "gate": _MLP + "experts.{expert}.gate_proj",
+    "out": _MLP + "experts.{expert}.down_proj",
+}
+_SHARED = {
+    "shared_router": _MLP + "shared_expert_gate",
+    "shared_in": _MLP + "shared_expert.up_proj",
+    "shared_gate": _MLP + "shared_expert.gate_proj",
+    "shared_out": _MLP + "shared_expert.down_proj",
+}
+QWEN2_MOE = Family(("qwen2_moe",), _qwen2_moe_config, {**MODULES, **_EXPERTS, **_SHARED}, BUFFERS)
+QWEN3_MOE = Family(("qwen3_moe",), _qwen3_moe_config, {**_QWEN3_MODULES, **_EXPERTS}, BUFFERS)
