@@ -25,6 +25,9 @@ from .routing import Routing, inner_routing, weigh_columns
 from .streamed_feedforward import stream
 from .two_part_feedforward import Between, split_feedforward
 
+# Names the ops of the feedforward that all tokens have, where experts are multiplied with their own only.
+SHARED_SCOPE = "shared_feedforward"
+
 
 def projected(
     c: jax.Array,
@@ -112,9 +115,10 @@ def _shared(
     asynchronous.
     """
     w_in = [weights[name] for name in config.shared_input_names]
-    inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
-    term = _shared_columns(inner, factor, weights, config, layout, routing)
-    return layout.project_out([term], schedules.projections)
+    with jax.named_scope(SHARED_SCOPE):
+        inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
+        term = _shared_columns(inner, factor, weights, config, layout, routing)
+        return layout.project_out([term], schedules.projections)
 
 
 def _shared_columns(

@@ -140,6 +140,28 @@ QWEN3_30B_A3B = dataclasses.replace(
 QWEN3_235B_A22B = dataclasses.replace(
     QWEN3_30B_A3B, name="qwen3-235b-a22b", layers=94, d_model=4096, d_ff=1536, heads=64
 )
+QWEN_15_MOE_A27B = dataclasses.replace(
+    QWEN3_8B,
+    name="qwen1.5-moe-a2.7b",
+    layers=24,
+    d_model=2048,
+    d_ff=1408,
+    heads=16,
+    kv_heads=16,
+    query_key_norm=None,
+    biases=("q", "kv"),
+    experts=Experts(60, 4, "all", shared_width=5632, shared_router=True),
+)
+QWEN2_57B_A14B = dataclasses.replace(
+    QWEN_15_MOE_A27B,
+    name="qwen2-57b-a14b",
+    layers=28,
+    d_model=3584,
+    d_ff=2560,
+    heads=28,
+    kv_heads=4,
+    experts=Experts(64, 8, "all", shared_width=20480, shared_router=True),
+)
 GPT_OSS_20B = ModelConfig(
     name="gpt-oss-20b",
     layers=24,
@@ -173,5 +195,6 @@ GPT_OSS_120B = dataclasses.replace(
 OPEN_MODELS = (
     *(LLAMA_7B, LLAMA_31_8B, LLAMA_31_70B, LLAMA_31_405B, LLAMA_32_1B, LLAMA_32_3B),
     *(SMOLLM2_135M, QWEN3_8B, QWEN3_32B, GEMMA_3_27B, MIXTRAL_8X7B, MIXTRAL_8X22B),
-    *(QWEN3_30B_A3B, QWEN3_235B_A22B, GPT_OSS_20B, GPT_OSS_120B),
+    *(QWEN_15_MOE_A27B, QWEN2_57B_A14B, QWEN3_30B_A3B, QWEN3_235B_A22B),
+    *(GPT_OSS_20B, GPT_OSS_120B),
 )

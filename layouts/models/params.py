@@ -16,10 +16,10 @@ the one before, in w_in, w_gate and w_out as in b_in and b_gate, and b_out is [e
 [experts]. A feedforward of width S that all tokens have beside their experts is `w_shared_in` [E, S],
 `w_shared_gate` and `w_shared_out` [S, E], and what weighs its result `w_shared_router` [E, 1].
 
-Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU compiler copies a matrix
-that is stored in more than two dimensions in each step, and two small matmuls cost more than their bytes.
-Any matrix, and each table, may be a `collective_einsum.Quantized`. Norms and biases may be float32 beside
-matrices of another dtype, which activations have.
+Heads are consecutive, and in "w_kv" each is its key and then its value: the TPU compiler copies a
+matrix that is stored in more than two dimensions in each step, and two small matmuls cost more than
+their bytes. Any matrix, and each table, may be a `collective_einsum.Quantized`. Norms and biases may be
+float32 beside matrices of another dtype, which activations have.
 
 Attention sinks are `sinks` [H]. A model with learned positions has `positions` [learned_positions, E]
 beside the embedding, and one with a norm behind it `embedding_norm`, as `final_norm`.

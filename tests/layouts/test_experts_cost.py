@@ -14,9 +14,10 @@ from layouts import Experts
 from layouts.cost.layer_items import Copies, Einsum, Transfer
 from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
+from layouts.models.config import ModelConfig
 from layouts.models.params import params_shapes
 
-from .test_experts import MIXTRAL, QWEN3, SIX
+from .test_experts import MIXTRAL, QWEN3, SHARED, SIX
 
 # Chips along y and z have experts of their own, and no weights are gathered.
 SHAPE = (1, 4, 4)
@@ -115,6 +116,29 @@ def test_the_planner_sorts_prompts() -> None:
     assert sorts_in(found.cost)
 
 
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_a_feedforward_beside_the_experts_is_priced(phase: Any) -> None:
+    """With collectives of its own only where experts have other ones than a feedforward."""
+    width, tokens = 8192, 64 if phase == "decode" else 16 * 2048
+    experts = dataclasses.replace(MIXTRAL.experts or Experts(8, 2), shared_width=width)
+    asked = load(phase, batch=64 if phase == "decode" else 16, context=2048, length=2048)
+    plan = "WS 2D batch, batch yz"
+    beside, alone = (
+        cost(dataclasses.replace(MIXTRAL, experts=given), plan, (1, 4, 4), asked, "v5e")
+        for given in (experts, MIXTRAL.experts)
+    )
+    assert sorts_in(beside) == sorts_in(alone) == (phase == "prefill")
+    added = MIXTRAL.layers * 2 * tokens * 3 * MIXTRAL.d_model * width / 16
+    assert beside.flops - alone.flops == pytest.approx(added)
+    read = MIXTRAL.layers * 2 * 3 * MIXTRAL.d_model * width / 16
+    assert beside.weight_bytes - alone.weight_bytes == pytest.approx(read)
+    assert beside.seconds > alone.seconds
+    gathers, without = (
+        [i.names for i in c.items if isinstance(i, Einsum) and i.gather] for c in (beside, alone)
+    )
+    assert len(gathers) - len(without) == (phase == "prefill")
+
+
 def test_all_experts_are_read_and_the_router_is_priced() -> None:
     asked = load("decode", batch=64, context=2048)
     step = cost(MIXTRAL, "WS 1D, batch yz", (1, 4, 4), asked, "v5e")
@@ -130,13 +154,15 @@ def test_all_experts_are_read_and_the_router_is_priced() -> None:
     assert [i.names for i in step.items if isinstance(i, Einsum)].count(("w_router",)) == 1
 
 
-def test_memory_is_that_of_the_arrays() -> None:
+@pytest.mark.parametrize("config", [SIX, SHARED], ids=["six", "shared"])
+def test_memory_is_that_of_the_arrays(config: ModelConfig) -> None:
     """Of the weights, those of a chip on a mesh that divides all."""
     asked = load("decode", batch=8, context=32)
-    predicted = cost(SIX, "WS 2D, heads", (2, 2, 2), asked, "v5e").memory.weights
-    blocks = params_shapes(SIX)["blocks"]
+    predicted = cost(config, "WS 2D, heads", (2, 2, 2), asked, "v5e").memory.weights
+    blocks = params_shapes(config)["blocks"]
     split = {"w_in": 8, "w_gate": 8, "w_out": 8, "w_q": 8, "w_o": 8, "b_in": 4, "b_gate": 4}
-    split["w_kv"] = 4 if SIX.stored_kv_heads < 4 else 8
+    split |= {"w_shared_in": 8, "w_shared_gate": 8, "w_shared_out": 8}
+    split["w_kv"] = 4 if config.stored_kv_heads < 4 else 8
     held = sum(
         x.size * 2 / split.get(name, 1)
         for name, tree in blocks.items()

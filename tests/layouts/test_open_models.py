@@ -56,6 +56,12 @@ _QWEN3_MOE = _QWEN3 | {
     "num_experts_per_tok": 8,
     "num_key_value_heads": 4,
 }
+_QWEN2_MOE = _QWEN3_MOE | {
+    "model_type": "qwen2_moe",
+    "head_dim": None,
+    "norm_topk_prob": False,
+    "sliding_window": 32768,
+}
 _MIXTRAL = {
     "model_type": "mixtral",
     "hidden_act": "silu",
@@ -115,6 +121,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "qwen3-8b": _QWEN3,
     "qwen3-32b": _QWEN3,
+    "qwen1.5-moe-a2.7b": _QWEN2_MOE
+    | {
+        "moe_intermediate_size": 1408,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "num_key_value_heads": 16,
+        "shared_expert_intermediate_size": 5632,
+    },
+    "qwen2-57b-a14b": _QWEN2_MOE
+    | {
+        "moe_intermediate_size": 2560,
+        "num_experts": 64,
+        "shared_expert_intermediate_size": 20480,
+    },
     "qwen3-30b-a3b": _QWEN3_MOE | {"moe_intermediate_size": 768},
     "qwen3-235b-a22b": _QWEN3_MOE | {"moe_intermediate_size": 1536},
     "gemma-3-27b": {
@@ -148,6 +168,8 @@ SIZES = {
     "gemma-3-27b": (62, 5376, 21504, 32, 27.0),
     "mixtral-8x7b": (32, 4096, 14336, 32, 46.7),
     "mixtral-8x22b": (56, 6144, 16384, 48, 140.6),
+    "qwen1.5-moe-a2.7b": (24, 2048, 5632, 16, 14.3),
+    "qwen2-57b-a14b": (28, 3584, 18944, 28, 57.4),
     "qwen3-30b-a3b": (48, 2048, 6144, 32, 30.5),
     "qwen3-235b-a22b": (94, 4096, 12288, 64, 235.1),
     "gpt-oss-20b": (24, 2880, 2880, 64, 20.9),

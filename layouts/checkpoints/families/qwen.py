@@ -17,11 +17,12 @@ def _kinds(
 ) -> tuple[AttentionKind, ...]:
     """The attention of each layer; `is_full` says which layers i have no window where config.json does
     not, from its max_window_layers."""
+    if not fields.flag("use_sliding_window", False):
+        return ()
     windows, layers = fields.size("max_window_layers", 28), fields.size("num_hidden_layers")
-    kinds = fields.attention_kinds(
+    return fields.attention_kinds(
         ["full_attention" if is_full(i, windows) else "sliding_attention" for i in range(layers)]
     )
-    return kinds if fields.flag("use_sliding_window", False) else ()
 
 
 def _qwen2_config(fields: ConfigFields) -> ModelConfig:
