@@ -17,7 +17,7 @@ from ..partitionings.expert_rooms import ExpertRooms, room_for
 from ..partitionings.feedforward_layout import FeedForwardLayout, inner_token_axes, token_axes
 from ..partitionings.weight_gathered import WeightGathered
 from .item_seconds import transfer_seconds
-from .layer_items import ACTIVATION_BYTES, Copies, Einsum, Item, Transfer, transfer
+from .layer_items import ACTIVATION_BYTES, EXPERTS_TOKENS, Copies, Einsum, Item, Transfer, transfer
 
 # Bytes of a number that says how many tokens an expert has.
 _COUNT_BYTES = 4
@@ -130,9 +130,7 @@ def _dispatched(case: _Case) -> Grouped:
     sent, held = chips * rooms.chip, case.count * rooms.expert
     numbers = chips * chips * case.count
     exchange = tuple(
-        transfer(
-            "experts' tokens", "all-to-all", WEIGHT_AXES, sent * d_model, ACTIVATION_BYTES, sizes
-        )
+        transfer(EXPERTS_TOKENS, "all-to-all", WEIGHT_AXES, sent * d_model, ACTIVATION_BYTES, sizes)
     )
     parts = chips * case.count // case.experts.count
     # Rows are read and written before they are sent, when they are laid out by expert, and when they

@@ -14,7 +14,7 @@ from ..models.config import ModelConfig
 from ..tuning import WIDE_SCATTER_PASSES
 from . import einsum_cost, streamed_cost, two_part_cost
 from .item_seconds import on_sparse_cores, transfer_seconds
-from .layer_items import Attention, Copies, Einsum, Item, Transfer
+from .layer_items import EXPERTS_TOKENS, Attention, Copies, Einsum, Item, Transfer
 from .overlaps import independent, input_einsums
 
 HEADS = ("w_q", "w_kv")
@@ -91,6 +91,8 @@ class _Clocks:
       now, links: seconds at which the chip, and the links with weights, are done.
       independent: the work of a parallel block that collectives can overlap.
       spare: seconds of its attention and exchanges that nothing overlaps yet.
+      beside: the same of the matmuls of a feedforward beside the experts, which overlap the all-to-alls
+        of these; see `dispatched_experts`.
       matmul, exposed, activation_bytes, moved_bytes: as `LayerSeconds`.
     """
 
@@ -116,8 +118,18 @@ class _Clocks:
         self.attention = self.independent.attention
         overlapped = self.attention + self.independent.exchanges
         self.spare = overlapped if self.overlaps_attention else 0.0
+        exchanges = "all_to_all" in self.served.asynchronous
+        self.beside = self._beside(config, einsums) if exchanges else 0.0
         self.now = self.links = 0.0
         self.matmul = self.exposed = self.activation_bytes = self.moved_bytes = 0.0
+
+    def _beside(self, config: ModelConfig, einsums: Iterable[Einsum]) -> float:
+        own = {*config.shared_input_names, *config.output_names[1:]}
+        return sum(
+            einsum_cost.seconds(einsum, self.sizes, self.served, "none").compute
+            for einsum in einsums
+            if own.issuperset(einsum.names)
+        )
 
     def run(self, item: Item) -> None:
         """Runs the next item."""
@@ -187,7 +199,8 @@ class _Clocks:
         if item.of_weight and self.gathers_weights_ahead:
             self.links += seconds
         elif not overlapped:
-            waits = seconds
+            hidden = min(self.beside, seconds) if item.name == EXPERTS_TOKENS else 0.0
+            waits, self.beside = seconds - hidden, self.beside - hidden
             self.links = max(self.links, self.now) + seconds
         if item.of_lanes and self.chip.torus_dims:
             moving = self.chip.pass_seconds("move", item.bytes)

@@ -13,6 +13,8 @@ from ..mesh.axis_collectives import Axes, size
 
 # Bytes of an element of activations, on the chip and on the links: bfloat16.
 ACTIVATION_BYTES = 2
+# The all-to-alls that send tokens to the chips that have their experts, and results back.
+EXPERTS_TOKENS = "experts' tokens"
 
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 

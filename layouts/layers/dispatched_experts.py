@@ -7,10 +7,12 @@ the tokens of an even router; what does not fit goes in further rounds, so that 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import ScheduleLike
@@ -22,6 +24,7 @@ from ..partitionings.feedforward_layout import FeedForwardLayout, token_axes
 from .grouped_experts import Experts, held_experts, multiplied, weighed_sum
 from .layer_schedules import LayerSchedules
 from .routing import Routing
+from .shared_feedforward import shared_feedforward
 from .sorted_rows import SortedRows, in_rounds, sort_rows, take, with_a_gradient
 
 # Names the ops of this way to compute.
@@ -53,17 +56,23 @@ def dispatched_experts(
     owners = expert_columns(config, layout, ax.local_sizes()).owners
     chips, blocks = owners.size // owners.shape[-1], owners.shape[-1]
     experts = held_experts(weights, config, layout, schedules, blocks)
+    beside, shared = None, {}
+    if config.shared_width:
+        given = {"config": config, "layout": layout, "schedules": schedules}
+        beside = functools.partial(shared_feedforward, factor=None, **given)
+        shared = {name: w for name, w in weights.items() if name.startswith("w_shared")}
     run = functools.partial(
         _summed,
         owners=owners.reshape(chips, blocks),
         axes=token_axes(layout),
         schedule=schedules.given,
         config=config,
+        beside=beside,
     )
     most = c.shape[0] * min(routing.experts.shape[1], blocks)
     with jax.named_scope(SCOPE):
         summed = with_a_gradient(run, rooms, ExpertRooms(expert=chips * c.shape[0], chip=most))
-        return summed(c, routing, experts).astype(c.dtype)
+        return summed(c, routing, experts, shared).astype(c.dtype)
 
 
 def _summed(
@@ -71,15 +80,19 @@ def _summed(
     c: jax.Array,
     routing: Routing,
     experts: Experts,
+    shared: LayerWeights,
     *,
     owners: np.ndarray,
     axes: ax.Axes,
     schedule: ScheduleLike,
     config: ModelConfig,
+    beside: Callable[..., jax.Array] | None,
 ) -> jax.Array:
     """The weighed sum of what each token's experts make of it, [tokens, E]; wide.
 
-    `owners` has the expert of each block, [chips, blocks].
+    `owners` has the expert of each block, [chips, blocks]. `beside` makes what is added to it, of `c`,
+    the weights `shared` and `routing`: in the loop, where the all-to-alls overlap its matmuls, and again
+    in further rounds, which are rare.
     """
     assert rooms.chip is not None
     (chips, blocks), (tokens, per_token), room = owners.shape, routing.experts.shape, rooms.chip
@@ -104,6 +117,10 @@ def _summed(
         by_expert = sort_rows(block.reshape(-1), blocks)
         made = _multiplied(came, by_expert, experts, rooms.expert, chips * tokens, config)
         rows = _exchanged(made, chips, axes, schedule)
+        if beside is not None:
+            # The barrier keeps what is the same in all rounds where it is.
+            own, _ = lax.optimization_barrier((c, index))
+            total = total + jnp.where(index == 0, beside(own, weights=shared, routing=routing), 0)
         return total + weighed_sum(rows, *pairs.found(room, index), shares)
 
     rounds = -(-jnp.max(jnp.sum(counts, axis=2, dtype=jnp.int32)) // room)

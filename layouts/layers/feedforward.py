@@ -22,11 +22,9 @@ from .dispatched_experts import dispatched_experts
 from .grouped_experts import grouped_experts
 from .layer_schedules import LayerSchedules
 from .routing import Routing, inner_routing, weigh_columns
+from .shared_feedforward import shared_columns, shared_feedforward
 from .streamed_feedforward import stream
 from .two_part_feedforward import Between, split_feedforward
-
-# Names the ops of the feedforward that all tokens have, where experts are multiplied with their own only.
-SHARED_SCOPE = "shared_feedforward"
 
 
 def projected(
@@ -55,13 +53,10 @@ def projected(
     rooms = schedules.rooms
     if rooms is not None and routing is not None:
         if rooms.dispatches:
-            made = dispatched_experts(c, weights, config, layout, schedules, routing, rooms)
-        else:
-            given = (weights, config, layout, schedules, routing, rooms.expert)
-            made = grouped_experts(c, factor, *given)
-        if not config.shared_width:
-            return made
-        return total([made, _shared(c, factor, weights, config, layout, schedules, routing)])
+            return dispatched_experts(c, weights, config, layout, schedules, routing, rooms)
+        given = (weights, config, layout, schedules, routing)
+        made = grouped_experts(c, factor, *given, rooms.expert)
+        return total([made, shared_feedforward(c, factor, *given)]) if config.shared_width else made
     if schedules.splits_d_ff:
         between = _between(factor, weights, config, layout, schedules.given, routing)
         w_in = [weights[name] for name in config.input_names]
@@ -96,43 +91,8 @@ def columns_out(
     h = _between(factor, weights, config, layout, schedule, routing)(inner[:own], 0)
     terms = [Outgoing(h, weights["w_out"])]
     if config.shared_width:
-        terms.append(_shared_columns(inner[own:], factor, weights, config, layout, routing))
+        terms.append(shared_columns(inner[own:], factor, weights, config, layout, routing))
     return terms
-
-
-def _shared(
-    c: jax.Array,
-    factor: jax.Array | None,
-    weights: LayerWeights,
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    schedules: LayerSchedules,
-    routing: Routing,
-) -> jax.Array:
-    """The feedforward that all tokens have beside their experts, by itself; arguments as `projected`.
-
-    The collectives of either overlap the matmuls of the other, where the compiler makes them
-    asynchronous.
-    """
-    w_in = [weights[name] for name in config.shared_input_names]
-    with jax.named_scope(SHARED_SCOPE):
-        inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
-        term = _shared_columns(inner, factor, weights, config, layout, routing)
-        return layout.project_out([term], schedules.projections)
-
-
-def _shared_columns(
-    inner: Sequence[jax.Array],
-    factor: jax.Array | None,
-    weights: LayerWeights,
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    routing: Routing | None,
-) -> Outgoing:
-    """The hidden activations of that feedforward, times the weight of each token."""
-    h = hidden([scale_rows(y, factor) for y in inner], {}, config)
-    weight = None if routing is None else inner_routing(routing, layout).shared
-    return Outgoing(scale_rows(h, weight), weights["w_shared_out"])
 
 
 def _between(

@@ -1,0 +1,49 @@
+"""The feedforward that all tokens have beside their experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from ..mesh.axis_collectives import WEIGHT_AXES
+from ..models.config import ModelConfig
+from ..models.functions import hidden, scale_rows
+from ..models.stacked_params import LayerWeights
+from ..partitionings.feedforward_layout import FeedForwardLayout, Outgoing
+from .layer_schedules import LayerSchedules
+from .routing import Routing, inner_routing
+
+# Names its ops where it is by itself.
+SCOPE = "shared_feedforward"
+
+
+def shared_feedforward(
+    c: jax.Array,
+    factor: jax.Array | None,
+    weights: LayerWeights,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedules: LayerSchedules,
+    routing: Routing,
+) -> jax.Array:
+    """The shared feedforward by itself; arguments and result as `projected`."""
+    w_in = [weights[name] for name in config.shared_input_names]
+    with jax.named_scope(SCOPE):
+        inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
+        term = shared_columns(inner, factor, weights, config, layout, routing)
+        return layout.project_out([term], schedules.projections)
+
+
+def shared_columns(
+    inner: Sequence[jax.Array],
+    factor: jax.Array | None,
+    weights: LayerWeights,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    routing: Routing | None,
+) -> Outgoing:
+    """Its hidden activations, times the weight of each token, from the results of `project_in`."""
+    h = hidden([scale_rows(y, factor) for y in inner], {}, config)
+    weight = None if routing is None else inner_routing(routing, layout).shared
+    return Outgoing(scale_rows(h, weight), weights["w_shared_out"])
