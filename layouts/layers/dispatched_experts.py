@@ -148,4 +148,6 @@ def _multiplied(
         places, present = pairs.found(room, index)
         return jnp.where(present[:, None], take(rows, places), made)
 
-    return in_rounds(1 if room >= most else pairs.rounds(room), one, jnp.zeros_like(x))
+    # What no round writes is no token's: a fill would be a memory pass.
+    made = lax.empty(x.shape, x.dtype)
+    return in_rounds(1 if room >= most else pairs.rounds(room), one, made)
