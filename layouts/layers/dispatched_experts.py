@@ -2,17 +2,20 @@
 
 Experts are stationary, and tokens sharded over the same chips. Both ways are an all-to-all with room for
 the tokens of an even router; what does not fit goes in further rounds, so that no token is dropped.
+Where all tokens have a feedforward beside their experts, it is computed while these all-to-alls are
+under way.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from collective_einsum.rings import together
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axis_collectives import ScheduleLike
@@ -24,7 +27,7 @@ from ..partitionings.feedforward_layout import FeedForwardLayout, token_axes
 from .grouped_experts import Experts, held_experts, multiplied, weighed_sum
 from .layer_schedules import LayerSchedules
 from .routing import Routing
-from .shared_feedforward import shared_feedforward
+from .shared_feedforward import shared_in, shared_out
 from .sorted_rows import SortedRows, in_rounds, sort_rows, take, with_a_gradient
 
 # Names the ops of this way to compute.
@@ -56,18 +59,13 @@ def dispatched_experts(
     owners = expert_columns(config, layout, ax.local_sizes()).owners
     chips, blocks = owners.size // owners.shape[-1], owners.shape[-1]
     experts = held_experts(weights, config, layout, schedules, blocks)
-    beside, shared = None, {}
-    if config.shared_width:
-        given = {"config": config, "layout": layout, "schedules": schedules}
-        beside = functools.partial(shared_feedforward, factor=None, **given)
-        shared = {name: w for name, w in weights.items() if name.startswith("w_shared")}
+    shared = {name: w for name, w in weights.items() if name.startswith("w_shared")}
     run = functools.partial(
         _summed,
         owners=owners.reshape(chips, blocks),
-        axes=token_axes(layout),
-        schedule=schedules.given,
         config=config,
-        beside=beside,
+        layout=layout,
+        schedules=schedules,
     )
     most = c.shape[0] * min(routing.experts.shape[1], blocks)
     with jax.named_scope(SCOPE):
@@ -83,18 +81,17 @@ def _summed(
     shared: LayerWeights,
     *,
     owners: np.ndarray,
-    axes: ax.Axes,
-    schedule: ScheduleLike,
     config: ModelConfig,
-    beside: Callable[..., jax.Array] | None,
+    layout: FeedForwardLayout,
+    schedules: LayerSchedules,
 ) -> jax.Array:
-    """The weighed sum of what each token's experts make of it, [tokens, E]; wide.
+    """The weighed sum of what each token's experts make of it, and of the feedforward beside them, whose
+    weights are `shared`: [tokens, E]; wide.
 
-    `owners` has the expert of each block, [chips, blocks]. `beside` makes what is added to it, of `c`,
-    the weights `shared` and `routing`: in the loop, where the all-to-alls overlap its matmuls, and again
-    in further rounds, which are rare.
+    `owners` has the expert of each block, [chips, blocks].
     """
     assert rooms.chip is not None
+    axes, schedule = token_axes(layout), schedules.given
     (chips, blocks), (tokens, per_token), room = owners.shape, routing.experts.shape, rooms.chip
     # The blocks of each expert, [experts, parts], numbered through all chips: where a chip has some
     # columns of an expert, others have the rest.
@@ -111,16 +108,26 @@ def _summed(
 
     def one(index: jax.Array | int, total: jax.Array) -> jax.Array:
         sent = take(c, pairs.taken(room, index) // (per_token * parts))
+        # The feedforward beside the experts: one half of it during each all-to-all, before which it does
+        # not start and after which nothing goes on without it. In the loop, so it is computed again in
+        # further rounds, which are rare.
+        beside = None
+        if config.shared_width:
+            sent, beside = together(sent, c)
         came = _exchanged(sent, chips, axes, schedule)
+        if beside is not None:
+            beside = shared_in(beside, None, shared, config, layout, schedules, routing)
+            came, beside = together(came, beside)
         within = index * room + jnp.arange(room, dtype=jnp.int32)
         block = jnp.sum(within[:, None] >= ends[:, None, :], axis=2, dtype=jnp.int32)
         by_expert = sort_rows(block.reshape(-1), blocks)
         made = _multiplied(came, by_expert, experts, rooms.expert, chips * tokens, config)
+        if beside is not None:
+            made, beside = together(made, beside)
         rows = _exchanged(made, chips, axes, schedule)
         if beside is not None:
-            # The barrier keeps what is the same in all rounds where it is.
-            own, _ = lax.optimization_barrier((c, index))
-            total = total + jnp.where(index == 0, beside(own, weights=shared, routing=routing), 0)
+            rows, beside = together(rows, shared_out(beside, shared, layout, schedules))
+            total = total + jnp.where(index == 0, beside, 0).astype(total.dtype)
         return total + weighed_sum(rows, *pairs.found(room, index), shares)
 
     rounds = -(-jnp.max(jnp.sum(counts, axis=2, dtype=jnp.int32)) // room)

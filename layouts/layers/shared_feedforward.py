@@ -28,11 +28,32 @@ def shared_feedforward(
     routing: Routing,
 ) -> jax.Array:
     """The shared feedforward by itself; arguments and result as `projected`."""
+    h = shared_in(c, factor, weights, config, layout, schedules, routing)
+    return shared_out(h, weights, layout, schedules)
+
+
+def shared_in(
+    c: jax.Array,
+    factor: jax.Array | None,
+    weights: LayerWeights,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    schedules: LayerSchedules,
+    routing: Routing,
+) -> jax.Array:
+    """Its first half: hidden activations [rows, S over `layout.features`]; arguments as `projected`."""
     w_in = [weights[name] for name in config.shared_input_names]
     with jax.named_scope(SCOPE):
         inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
-        term = shared_columns(inner, factor, weights, config, layout, routing)
-        return layout.project_out([term], schedules.projections)
+        return shared_columns(inner, factor, weights, config, layout, routing).h
+
+
+def shared_out(
+    h: jax.Array, weights: LayerWeights, layout: FeedForwardLayout, schedules: LayerSchedules
+) -> jax.Array:
+    """Its second half, from the hidden activations of the first; result as `projected`."""
+    with jax.named_scope(SCOPE):
+        return layout.project_out([Outgoing(h, weights["w_shared_out"])], schedules.projections)
 
 
 def shared_columns(
