@@ -6,7 +6,13 @@ from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import POINT_TO_POINT_DEVICES, Schedule
 from .dots import chunk_dots, dot_seconds, pass_seconds, slice_copy_seconds
 from .lax_collectives import collective_seconds, move_seconds, scatter_splits_tiles
-from .torus import point_to_point_seconds, reduce_scatter_seconds, ring_gather_seconds
+from .lowering_rules import scatters_a_plane
+from .torus import (
+    all_reduce_seconds,
+    point_to_point_seconds,
+    reduce_scatter_seconds,
+    ring_gather_seconds,
+)
 from .workload import Estimate, Workload
 
 # The fraction of the bandwidth of HBM that compilers reckon with for chunks too large for on-chip
@@ -118,21 +124,26 @@ def _rings_seconds(work: Workload, collective: EinsumCollective, schedule: Sched
 
 def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule) -> Estimate:
     """The cost of a single chunk: each result but the last is scattered, point to point, while the
-    dot of the next result runs."""
+    dot of the next result runs; the last one by lax, whose scatter the compiler may make an all-reduce.
+    """
     op, n = work.op, work.devices(collective)
     gather, _ = collective_seconds(work)
     one_result = work.full_bytes(collective) / work.rhs_count
-    scatter = reduce_scatter_seconds(work.chip, work.sides(collective.axes), one_result)
+    sides = work.sides(collective.axes)
+    scatter = reduce_scatter_seconds(work.chip, sides, one_result)
     passes = moving = 0.0
+    if scatters_a_plane(work.chip, sum(side > 1 for side in sides)):
+        scatter = all_reduce_seconds(work.chip, sides, one_result)
+        moving = work.chip.pass_seconds("slice", one_result)
     if op.out[0] != collective.label:
-        moving = move_seconds(work, collective, "move")
+        moving += move_seconds(work, collective, "move")
     elif scatter_splits_tiles(work, collective):
         passes = 2 * one_result * work.rhs_count
     dots, point_to_point, exposed = dot_seconds(work, gathered="by lax"), 0.0, scatter
     others = work.rhs_count - 1
     if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.
-        point_to_point = point_to_point_seconds(work.chip, work.sides(collective.axes), one_result)
+        point_to_point = point_to_point_seconds(work.chip, sides, one_result)
         exposed += others * max(0.0, point_to_point - dots / work.rhs_count)
         passes += others * one_result * (2 * (n - 1) / n + 1)
     else:

@@ -45,7 +45,9 @@ def test_tokens_travel_while_the_feedforward_beside_the_experts_is_computed() ->
     lowered = layouts.lower_prefill(config, mesh, batch=1, length=4096, plan=plan)
     text = lowered.compile(ce.compiler_options(ce.TPU_V5E)).as_text() or ""
     # In the order of the schedule: the ends of all-to-alls, and what of the dots' einsums each line has.
-    what = rf" (all-to-all-(?:start|done))\(| fusion\(.*{SHARED}/.*/(m[ef],[ef]+->m[ef])/dot_general"
+    what = (
+        rf" (all-to-all-(?:start|done))\(| fusion\(.*{SHARED}/.*/(m[ef],[ef]+->m[ef])/dot_general"
+    )
     order = [
         found[1] or found[2] for found in map(re.compile(what).search, text.splitlines()) if found
     ]
