@@ -151,7 +151,7 @@ class ConfigFields:
         if other:
             raise self.refusal("layer_types", f"is not supported: layouts has no {other[0]!r}")
         window = None
-        if self.get("sliding_window") is not None:
+        if _SLIDING in types and self.get("sliding_window") is not None:
             window = self.size("sliding_window")
             # A window of all positions is none.
             window = None if window >= self.size("max_position_embeddings", 2048) else window

@@ -17,12 +17,11 @@ def _kinds(
 ) -> tuple[AttentionKind, ...]:
     """The attention of each layer; `is_full` says which layers i have no window where config.json does
     not, from its max_window_layers."""
-    if not fields.flag("use_sliding_window", False):
-        return ()
+    slides = fields.flag("use_sliding_window", False)
     windows, layers = fields.size("max_window_layers", 28), fields.size("num_hidden_layers")
-    return fields.attention_kinds(
-        ["full_attention" if is_full(i, windows) else "sliding_attention" for i in range(layers)]
-    )
+    full = [not slides or is_full(i, windows) for i in range(layers)]
+    kinds = fields.attention_kinds(["full_attention" if f else "sliding_attention" for f in full])
+    return kinds if slides else ()
 
 
 def _qwen2_config(fields: ConfigFields) -> ModelConfig:
