@@ -10,8 +10,10 @@ import jax
 import pytest
 
 import layouts
+from collective_einsum.chips import as_chip
 from layouts import Experts
-from layouts.cost.layer_items import Copies, Einsum, Transfer
+from layouts.cost.layer_cost import layer_seconds
+from layouts.cost.layer_items import EXPERTS_TOKENS, Copies, Einsum, Transfer
 from layouts.cost.step_cost import cost
 from layouts.cost.workload import load
 from layouts.models.config import ModelConfig
@@ -137,6 +139,22 @@ def test_a_feedforward_beside_the_experts_is_priced(phase: Any) -> None:
         [i.names for i in c.items if isinstance(i, Einsum) and i.gather] for c in (beside, alone)
     )
     assert len(gathers) - len(without) == (phase == "prefill")
+
+
+@pytest.mark.parametrize("width", [64, 65536])
+def test_all_to_alls_overlap_the_feedforward_beside_the_experts(width: int) -> None:
+    """As far as its matmuls last, on a chip whose compiler makes them asynchronous."""
+    config = dataclasses.replace(MIXTRAL, experts=Experts(8, 2, shared_width=width))
+    sizes, chip = {"x": 1, "y": 4, "z": 4}, as_chip("v5e")
+    sent = Transfer(EXPERTS_TOKENS, "all-to-all", ("y", "z"), 16, 2.0**26)
+    names = ("w_shared_in", "w_shared_gate")
+    dots = Einsum(names, 8192, MIXTRAL.d_model, (width // 16,) * 2, 2)
+    waits = layer_seconds(MIXTRAL, (sent,), sizes, chip, "auto").exposed
+    found = layer_seconds(config, (sent, dots), sizes, chip, "auto")
+    assert found.exposed == pytest.approx(max(0.0, waits - found.matmul))
+    assert (found.exposed == 0) == (width > 64)
+    blocking = layer_seconds(config, (sent, dots), sizes, chip, "none")
+    assert blocking.exposed == pytest.approx(waits)
 
 
 def test_all_experts_are_read_and_the_router_is_priced() -> None:
