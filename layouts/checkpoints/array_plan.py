@@ -222,11 +222,10 @@ class _Planner:
             return (outputs, inputs) if transposed else (inputs, outputs)
 
         if name in ("o", "out", "shared_out"):
-            inputs = {"o": config.heads * config.d_head, "out": config.d_ff}.get(
-                name, config.shared_width
-            )
-            single = name != "out"
-            modules = [str(self._source(name))] if single else self._modules_of_experts(name)
+            heads = config.heads * config.d_head
+            inputs = {"o": heads, "out": config.d_ff, "shared_out": config.shared_width}[name]
+            of_experts = name == "out"
+            modules = self._modules_of_experts(name) if of_experts else [str(self._source(name))]
             tensors = [f"{module}.weight" for module in modules]
             runs = [Run(tensor, 0, inputs) for tensor in tensors]
             if name == "o":

@@ -303,12 +303,12 @@ def layer_work(
 def _feedforward(layer: Layer, chip: Chip | None) -> tuple[Item, ...]:
     """The feedforward of a serial block, whose tokens are sorted by expert where `chip` says so."""
     config, layout, sizes, load = layer.config, layer.layout, layer.sizes, layer.load
-    shared = config.shared_input_names
+    shared, work = config.shared_input_names, None
     if chip is not None:
         work = grouped(config, layout, sizes, load.tokens, load.weight_bytes, chip)
-        if work is not None and not shared:
-            return work.items
-        if work is not None:
-            return (*work.items, *layer.into(shared), *layer.out_of(["w_shared_out"]))
-    inputs = (*config.input_names, *shared)
-    return (*layer.into(inputs), *layer.out_of(config.output_names))
+    if work is None:
+        inputs = (*config.input_names, *shared)
+        return (*layer.into(inputs), *layer.out_of(config.output_names))
+    if not shared:
+        return work.items
+    return (*work.items, *layer.into(shared), *layer.out_of(["w_shared_out"]))

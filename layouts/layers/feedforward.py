@@ -22,7 +22,7 @@ from .dispatched_experts import dispatched_experts
 from .grouped_experts import grouped_experts
 from .layer_schedules import LayerSchedules
 from .routing import Routing, inner_routing, weigh_columns
-from .shared_feedforward import shared_columns, shared_feedforward
+from .shared_feedforward import shared_columns, shared_in, shared_out
 from .streamed_feedforward import stream
 from .two_part_feedforward import Between, split_feedforward
 
@@ -56,7 +56,10 @@ def projected(
             return dispatched_experts(c, weights, config, layout, schedules, routing, rooms)
         given = (weights, config, layout, schedules, routing)
         made = grouped_experts(c, factor, *given, rooms.expert)
-        return total([made, shared_feedforward(c, factor, *given)]) if config.shared_width else made
+        if not config.shared_width:
+            return made
+        h = shared_in(c, factor, *given)
+        return total([made, shared_out(h, weights, layout, schedules)])
     if schedules.splits_d_ff:
         between = _between(factor, weights, config, layout, schedules.given, routing)
         w_in = [weights[name] for name in config.input_names]

@@ -18,20 +18,6 @@ from .routing import Routing, inner_routing
 SCOPE = "shared_feedforward"
 
 
-def shared_feedforward(
-    c: jax.Array,
-    factor: jax.Array | None,
-    weights: LayerWeights,
-    config: ModelConfig,
-    layout: FeedForwardLayout,
-    schedules: LayerSchedules,
-    routing: Routing,
-) -> jax.Array:
-    """The shared feedforward by itself; arguments and result as `projected`."""
-    h = shared_in(c, factor, weights, config, layout, schedules, routing)
-    return shared_out(h, weights, layout, schedules)
-
-
 def shared_in(
     c: jax.Array,
     factor: jax.Array | None,

@@ -50,8 +50,9 @@ from .config import Biased, ModelConfig
 from .experts import Experts
 from .stacked_params import Params, Tree, Weight, layer_of, unroll
 
-# A matmul sums over rows; columns are output channels.
+# Of the feedforward that all tokens have beside their experts.
 _SHARED = ("w_shared_in", "w_shared_gate", "w_shared_out")
+# A matmul sums over rows; columns are output channels.
 MATRICES = ("w_q", "w_kv", "w_o", "w_in", "w_gate", "w_out", *_SHARED)
 # Embedding and unembedding. If quantized, one scale for each row, that of a token.
 TABLES = ("embedding", "unembedding")
