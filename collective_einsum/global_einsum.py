@@ -20,6 +20,7 @@ from .autodiff.primitive import named
 from .chips.chip import Chip
 from .global_arrays import array_layouts as sharding
 from .global_arrays import contraction_order as contraction
+from .global_arrays import several_rhs
 from .global_arrays.array_layouts import AnyMesh
 from .global_arrays.infer_collectives import Layout
 from .ops.request import Options
@@ -104,7 +105,6 @@ def einsum(
       ValueError: while tracing, for anything that does not fit, in words.
     """
     text, given = contraction.read(subscripts, operands)
-    values = [x if isinstance(x, Quantized) else jnp.asarray(x) for x in given]
     options = Options(
         schedule=schedule,
         precision=precision,
@@ -113,8 +113,28 @@ def einsum(
         wire_dtype=wire_dtype,
         chip=chip,
     )
+    if any(map(several_rhs.is_list, given)):
+        lhs, *_ = given = [_value(given[0]), *given[1:]]
+        calls = [
+            _Call(text, [lhs, _value(rhs)], mesh, specs, out, optimize, options, _dot_general)
+            for rhs, specs, out in several_rhs.each(text, given, in_specs, out_sharding)
+        ]
+        return named("ce.einsum", _results(calls))
+    values = [*map(_value, given)]
     call = _Call(text, values, mesh, in_specs, out_sharding, optimize, options, _dot_general)
-    return named("ce.einsum", call.result())
+    return named("ce.einsum", _results([call])[0])
+
+
+def _value(operand: Any) -> Any:
+    """An operand as an array or a `Quantized`; a list of arrays as it is."""
+    if isinstance(operand, Quantized) or several_rhs.is_list(operand):
+        return operand
+    return jnp.asarray(operand)
+
+
+def _results(calls: Sequence[_Call]) -> list[jax.Array]:
+    """The results of einsums; those of two operands that differ in their rhs alone share collectives."""
+    return pairs.results([call.prepared() for call in calls])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +161,8 @@ class _Call:
         terms, out = self.parsed
         return Spec(self.text, terms[0], terms[1], out) if len(terms) == 2 else repr(self.text)
 
-    def result(self) -> jax.Array:
-        """The result, by whichever way suits."""
+    def prepared(self) -> pairs.Pair | jax.Array:
+        """The result, by whichever way suits, or its last einsum of two operands."""
         terms, out = self.parsed
         sizes = checks.sizes_of(self.name, terms, [x.shape for x in self.operands])
         mesh = sharding.find_mesh(self.name, self.mesh, self.operands, self.out_sharding)
@@ -252,36 +272,37 @@ class _Call:
 
     def _in_steps(
         self, mesh: AnyMesh, layouts: list[Layout], asked: Layout | None, *, strict: bool
-    ) -> Any:
-        """The einsum by one operand or two at a time; `strict` refuses a doubt about the result."""
+    ) -> pairs.Pair | jax.Array:
+        """The last einsum, of one operand or two, after those before it; `strict` refuses a doubt about the
+        result."""
         terms, out = self.parsed
         shapes = [x.shape for x in self.operands]
-        plan = contraction.steps(str(self.name), terms, out, shapes, self.optimize)
+        *before, last = contraction.steps(str(self.name), terms, out, shapes, self.optimize)
         left = list(zip(self.operands, layouts, strict=True))
-        several = self._dtypes(self.operands) if len(terms) > 2 else None
-        for step in plan:
-            contracted = [left[i] for i in step.places]
-            left = [operand for i, operand in enumerate(left) if i not in step.places]
-            last, options = step is plan[-1], self.options
-            text = self.text if len(plan) == 1 else step.formula
-            if several is not None:
-                wanted = (
-                    several.result
-                    if last
-                    else dtypes.between(several.result, [x for x, _ in contracted])
-                )
-                options = dataclasses.replace(options, preferred_element_type=wanted)
-            compute = pairs.single if len(contracted) == 1 else pairs.pair
-            left.append(
-                compute(
-                    text,
-                    step.terms,
-                    step.out,
-                    contracted,
-                    mesh,
-                    options,
-                    asked if last else None,
-                    strict=last and strict,
-                )
-            )
-        return left[0][0]
+        for step in before:
+            made, layout = self._step(step, left, mesh, None, last=False, strict=False)
+            left.append((pairs.results([made])[0], layout))
+        return self._step(last, left, mesh, asked, last=True, strict=strict)[0]
+
+    def _step(
+        self,
+        step: contraction.Step,
+        left: list[pairs.Laid],
+        mesh: AnyMesh,
+        asked: Layout | None,
+        *,
+        last: bool,
+        strict: bool,
+    ) -> tuple[pairs.Pair | jax.Array, Layout]:
+        """One einsum of operands of `left`, which it takes out, and its layout."""
+        contracted = [left[i] for i in step.places]
+        left[:] = [operand for i, operand in enumerate(left) if i not in step.places]
+        options, text = self.options, self.text
+        if len(self.operands) > 2:
+            text = step.formula
+            wanted = self._dtypes(self.operands).result
+            if not last:
+                wanted = dtypes.between(wanted, [x for x, _ in contracted])
+            options = dataclasses.replace(options, preferred_element_type=wanted)
+        compute = pairs.single if len(contracted) == 1 else pairs.prepared
+        return compute(text, step.terms, step.out, contracted, mesh, options, asked, strict=strict)

@@ -15,10 +15,10 @@ from .cost import select as choice
 from .cost.choice import Choice
 from .global_arrays.explicit_shardings import einsum_specs, explicit_axes, on_auto_axes
 from .normalize import NormalEinsum, normalize
-from .ops.einsum_op import EinsumCollective, Operation
+from .ops.einsum_op import EinsumCollective, Form, Operation
 from .ops.feasibility import check_schedule
 from .ops.request import Options, RequestedCollectives
-from .ops.schedule import Schedule
+from .ops.schedule import Schedule, as_schedule
 from .result_scales import scale_of, scale_result, scales_chunks
 from .spec import sizes as checks
 from .spec.quantized import OperandLike, OperandsLike, Quantized
@@ -48,6 +48,27 @@ def run(
     results = [y for group in _groups(text, lhs, rhs, requested, options) for y in _apply(group)]
     results = named(requested.name, results)
     return results if isinstance(rhs, Sequence) else results[0]
+
+
+def run_sum(
+    text: str,
+    lhs: Sequence[OperandLike],
+    rhs: Sequence[OperandLike],
+    requested: RequestedCollectives,
+    options: Options,
+) -> jax.Array:
+    """The sum of the einsums of lhs and rhs, pair by pair, with one collective after it and none before.
+
+    Args:
+      text: the formula of each.
+      lhs, rhs: as many of one as of the other; a label has one size in all, but for those summed over.
+      requested, options: as of `run`.
+
+    Raises:
+      ValueError: as `run`.
+    """
+    pairs = zip(lhs, rhs, strict=True)
+    return _apply([normalize(text, a, b, requested, options) for a, b in pairs], "sum")[0]
 
 
 def rank(
@@ -99,8 +120,11 @@ def _groups(
     return [[einsum] for einsum in einsums]
 
 
-def _operation(einsums: list[NormalEinsum]) -> tuple[Operation, list[Any]]:
-    """One operation for einsums that share lhs and spec, still without a schedule, and its operands."""
+def _operation(
+    einsums: list[NormalEinsum], form: Form = "shared_lhs"
+) -> tuple[Operation, list[Any]]:
+    """One operation for einsums of one spec that share lhs, or are added up, still without a schedule, and
+    its operands."""
     first = einsums[0]
     options, spec, requested = first.options, first.spec, first.requested
     quantized = any(einsum.quantized for einsum in einsums)
@@ -110,7 +134,7 @@ def _operation(einsums: list[NormalEinsum]) -> tuple[Operation, list[Any]]:
     )
     reduce = () if requested.reduce is None else checks.axis_names(requested.reduce)
     op = Operation(
-        form="shared_lhs",
+        form=form,
         lhs=spec.lhs,
         rhs=spec.rhs,
         out=spec.out,
@@ -125,14 +149,15 @@ def _operation(einsums: list[NormalEinsum]) -> tuple[Operation, list[Any]]:
         dtype=first.accumulator if quantized else first.result,
         sum_wire=first.wire or first.result,
     )
-    operands = (first.lhs, *(einsum.rhs for einsum in einsums))
+    lefts = [first.lhs] if form == "shared_lhs" else [einsum.lhs for einsum in einsums]
+    operands = (*lefts, *(einsum.rhs for einsum in einsums))
     return op, [x.values if isinstance(x, Quantized) else x for x in operands]
 
 
-def _apply(einsums: list[NormalEinsum]) -> list[Any]:
-    """All results of einsums that share lhs and spec."""
+def _apply(einsums: list[NormalEinsum], form: Form = "shared_lhs") -> list[Any]:
+    """All results of einsums of one spec that share lhs, or the only one of those that are added up."""
     first = einsums[0]
-    op, values = _operation(einsums)
+    op, values = _operation(einsums, form)
     options = first.options
     schedule = choice.resolve(op, values, options.schedule, options.chip, options.overlap_seconds)
     with checks.sizes_are_numbers(f"einsum {first.spec}", schedule):
@@ -153,12 +178,10 @@ def _run_with(
             einsum.scatter,
             reduced=einsum.requested.reduce is not None,
         )
-    op = dataclasses.replace(
-        op,
-        schedule=dataclasses.replace(schedule, wire_dtype=first.wire),
-        closed=choice.closed_axes(op, schedule, first.options.chip),
-        in_rows=choice.chip_of(first.options.chip).widens_in_rows,
-    )
+    wire = dataclasses.replace(schedule, wire_dtype=first.wire)
+    op = choice.scheduled(op, wire, first.options.chip)
+    if as_schedule(first.options.schedule) is None:
+        op = dataclasses.replace(op, chosen_for=choice.chip_of(first.options.chip))
     if not any(einsum.quantized for einsum in einsums):
         return apply(op, *values)
     if not isinstance(first.lhs, Quantized) and scales_chunks(op):

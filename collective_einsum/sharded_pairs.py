@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from . import sharded_op as sharded
+from .sharded_rules import run
 from .autodiff.primitive import vary
 from .global_arrays import array_layouts as sharding
 from .global_arrays.array_layouts import AnyMesh
@@ -26,7 +27,52 @@ from .spec.spec import Spec
 Laid = tuple[jax.Array | Quantized, Layout]
 
 
-def pair(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """An einsum of two operands, ready to run.
+
+    Attributes:
+      op: the einsum without scales, of labels that each stand in two of lhs, rhs and out, or in all.
+      lhs, rhs: its operands.
+      scales: those by which its result is multiplied.
+      result: the dtype of the result.
+    """
+
+    op: sharded.Sharded
+    lhs: jax.Array
+    rhs: jax.Array
+    scales: tuple[jax.Array, ...]
+    result: DTypeLike
+
+    def finished(self, y: jax.Array) -> jax.Array:
+        """The result of `op` with the scales, in the dtype of the result."""
+        layout = self.op.layouts[2]
+        for scale in self.scales:
+            of_scale = tuple(a if n > 1 else () for a, n in zip(layout, scale.shape, strict=True))
+            y = y * sharding.laid_out(scale, of_scale, self.op.mesh).astype(y.dtype)
+        return y.astype(self.result)
+
+
+def results(einsums: Sequence[Pair | jax.Array]) -> list[jax.Array]:
+    """The results of einsums, some of which may be there; neighbours that differ in their rhs alone share the
+    collectives of lhs."""
+    groups: list[list[Pair]] = []
+    for one in einsums:
+        if not isinstance(one, Pair):
+            continue
+        if groups and one.lhs is groups[-1][0].lhs and one.op == groups[-1][0].op:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    found: list[jax.Array] = []
+    for group in groups:
+        raw = run(group[0].lhs, *(one.rhs for one in group), op=group[0].op)
+        found += [one.finished(y) for one, y in zip(group, raw, strict=True)]
+    ready = iter(found)
+    return [next(ready) if isinstance(one, Pair) else one for one in einsums]
+
+
+def prepared(
     text: str,
     terms: Sequence[str],
     out: str,
@@ -36,8 +82,8 @@ def pair(
     asked: Layout | None,
     *,
     strict: bool,
-) -> Laid:
-    """The einsum of two operands.
+) -> tuple[Pair | jax.Array, Layout]:
+    """The einsum of two operands, ready to run, or zeros where a dimension has size 0; and its layout.
 
     The result is laid out as `asked`; by default so that every label keeps its axes, which `strict`
     allows only where that leaves no doubt.
@@ -78,11 +124,7 @@ def pair(
         op_options,
         checked.result if scales else None,
     )
-    y = sharded.run(*values, op=op)
-    for scale in scales:
-        of_scale = tuple(a if n > 1 else () for a, n in zip(layout, scale.shape, strict=True))
-        y = y * _laid_out(scale, of_scale, mesh).astype(y.dtype)
-    return y.astype(checked.result), layout
+    return Pair(op, *values, tuple(scales), checked.result), layout
 
 
 def single(
@@ -121,7 +163,7 @@ def single(
 def put(x: jax.Array, layout: Layout, mesh: AnyMesh) -> jax.Array:
     """`x` laid out on the mesh; on Explicit axes, by its type."""
     if sharding.axes_of_type(mesh, AxisType.Explicit):
-        return _laid_out(x, layout, mesh)
+        return sharding.laid_out(x, layout, mesh)
     if not sharding.axes_of_type(mesh, AxisType.Auto):
         return x
     where = sharding.partition_spec(layout)
@@ -167,7 +209,7 @@ def _plain(
     kept = [d not in drop and term.count(c) == 1 for d, c in enumerate(term)]
     plain = tuple(axes if keep else () for axes, keep in zip(layout, kept, strict=True))
     if plain != layout or jax.typeof(x).sharding.mesh.empty:
-        x = _laid_out(x, plain, mesh)
+        x = sharding.laid_out(x, plain, mesh)
     x, axes = lax.squeeze(x, drop), [a for d, a in enumerate(plain) if d not in drop]
     for j in reversed(range(len(labels))):
         i = labels.index(labels[j])
@@ -175,7 +217,7 @@ def _plain(
             x, labels = _diagonal(x, i, j), labels[:j] + labels[j + 1 :]
             del axes[j]
             # jax's types forget the axes of dimensions of size 1.
-            x = _laid_out(x, tuple(axes), mesh)
+            x = sharding.laid_out(x, tuple(axes), mesh)
     alone = [d for d, c in enumerate(labels) if c not in others]
     if alone:
         x = jnp.sum(x.astype(dtype), axis=alone)
@@ -190,12 +232,3 @@ def _diagonal(x: jax.Array, i: int, j: int) -> jax.Array:
     x = x.reshape(*x.shape[:-2], n * n)
     # A strided slice: no arithmetic, and integers stay integers.
     return jnp.moveaxis(x[..., :: n + 1], -1, i)
-
-
-def _laid_out(x: jax.Array, layout: Layout, mesh: AnyMesh) -> jax.Array:
-    """`x` with the type of `layout` on Explicit axes."""
-    explicit = sharding.axes_of_type(mesh, AxisType.Explicit)
-    if not explicit:
-        return x
-    entries = tuple(tuple(axis for axis in axes if axis in explicit) for axes in layout)
-    return jax.reshard(x, NamedSharding(mesh, sharding.partition_spec(entries)))

@@ -9,42 +9,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..cost.select import derived
 from ..execution.local_ops import scaled
-from ..execution.product import dimension_numbers, fresh_label
+from ..execution.product import fresh_label
 from ..execution.run_einsum import run_einsum
 from ..ops.collective_op import Collective
 from ..ops.einsum_op import EinsumCollective, Operation
-from .primitive import Dot, Rules, apply, checks_vma, register
+from ..ops.schedule import Schedule
+from . import bilinear
+from .primitive import Rules, apply, checks_vma, register
 
 
 def _tangents(
     op: Operation, operands: Sequence[jax.Array], tangents: Sequence[jax.Array | None]
 ) -> list[jax.Array | None]:
-    """The tangents of the results: one term for each operand that has a tangent."""
-    lhs, rhs, scales = op.split(operands)
-    dlhs, drhs, dscales = op.split(tangents)
-    totals: list[jax.Array | None] = [None] * (len(rhs) if op.form == "shared_lhs" else 1)
-
-    def add(places: Sequence[int], values: Sequence[jax.Array]) -> None:
-        for i, value in zip(places, values, strict=True):
-            total = totals[i]
-            totals[i] = value if total is None else total + value
-
-    for a, b in ((dlhs, rhs), (lhs, drhs)):
-        if op.form == "shared_lhs":
-            moved = [i for i, right in enumerate(b) if right is not None]
-            if a[0] is not None and moved:
-                factors = [scales[i] for i in moved] if scales else []
-                add(moved, apply(op, a[0], *(b[i] for i in moved), *factors))
-        else:
-            moved = [i for i in range(len(a)) if a[i] is not None and b[i] is not None]
-            if moved:
-                add([0], apply(op, *(a[i] for i in moved), *(b[i] for i in moved)))
-    factors = {i: tangent for i, tangent in enumerate(dscales) if tangent is not None}
+    """The tangents of the results: one term for each operand that has a tangent, scales too."""
+    totals = bilinear.tangents(op, operands, tangents)
+    lhs, rhs, _ = op.split(operands)
+    factors = {i: t for i, t in enumerate(op.split(tangents)[2]) if t is not None}
     if factors:
         results = apply(_unscaled(op), lhs[0], *(rhs[i] for i in factors))
-        pairs = zip(results, factors.values(), strict=True)
-        add(list(factors), [scaled(op, y, by) for y, by in pairs])
+        for (i, by), y in zip(factors.items(), results, strict=True):
+            totals[i] = bilinear.added(totals[i], scaled(op, y, by))
     return totals
 
 
@@ -85,13 +71,13 @@ def _lhs_cotangents(
         op, lhs=op.out, rhs=op.rhs, out=op.lhs, gather=op.scatter, scatter=op.gather
     )
     if op.form == "sum":
-        return apply(dataclasses.replace(mirrored, form="shared_lhs"), cts[0], *rhs)
+        return _apply(dataclasses.replace(mirrored, form="shared_lhs"), cts[0], *rhs)
     if op.scatter is None or len(cts) == 1:
         form = "sum" if op.scatter is None else "shared_lhs"
-        return apply(dataclasses.replace(mirrored, form=form), *cts, *rhs)
+        return _apply(dataclasses.replace(mirrored, form=form), *cts, *rhs)
     # Both collectives and several results: every cotangent is gathered before its product.
     gathered = [_gathered(op, ct, op.scatter) for ct in cts]
-    return apply(dataclasses.replace(mirrored, form="sum", gather=None), *gathered, *rhs)
+    return _apply(dataclasses.replace(mirrored, form="sum", gather=None), *gathered, *rhs)
 
 
 def _rhs_cotangents(
@@ -112,24 +98,33 @@ def _rhs_cotangents(
             scatter=None,
         )
         lefts = [x for x, is_wanted in zip(lhs, wanted, strict=True) if is_wanted]
-        results = apply(mirrored, cts[0], *lefts)
+        results = _apply(mirrored, cts[0], *lefts)
     else:
         chosen = [ct for ct, is_wanted in zip(cts, wanted, strict=True) if is_wanted]
         if op.scatter is not None:
             chosen = [_gathered(op, ct, op.scatter) for ct in chosen]
         mirrored = dataclasses.replace(op, rhs=op.out, out=op.rhs, scatter=None)
-        results = apply(mirrored, lhs[0], *chosen)
+        results = _apply(mirrored, lhs[0], *chosen)
     rest = iter(results)
     return [next(rest) if is_wanted else None for is_wanted in wanted]
 
 
+def _apply(op: Operation, *operands: jax.Array) -> list[jax.Array]:
+    """The results of a derived operation, under a schedule of its own where no name was given."""
+    return apply(derived(op, operands), *operands)
+
+
 def _gathered(op: Operation, ct: jax.Array, scatter: EinsumCollective) -> jax.Array:
-    """A result's cotangent, all-gathered over the axes of its scatter."""
+    """A result's cotangent, all-gathered over the axes of its scatter.
+
+    The dots that follow wait for all of it: where no schedule was named, lax gathers.
+    """
+    blocking = Schedule("blocking", wire_dtype=op.schedule.wire_dtype)
     gather = Collective(
         kind="all_gather",
         dim=op.out.index(scatter.label),
         axes=scatter.axes,
-        schedule=op.schedule,
+        schedule=op.schedule if op.chosen_for is None else blocking,
     )
     return apply(gather, ct)[0]
 
@@ -160,14 +155,6 @@ def _batched(
     return batched, moved
 
 
-def _dots(op: Operation, operands: Sequence[jax.Array]) -> list[Dot]:
-    """One dot for each rhs, or pair."""
-    lhs, rhs, _ = op.split(operands)
-    lefts = lhs * len(rhs) if op.form == "shared_lhs" else lhs
-    numbers = dimension_numbers(op.lhs, op.rhs, op.out)
-    return [(a, b, numbers) for a, b in zip(lefts, rhs, strict=True)]
-
-
 register(
     Operation,
     Rules(
@@ -175,6 +162,6 @@ register(
         tangents=_tangents,
         transpose=_transpose,
         batched=_batched,
-        dots=_dots,
+        dots=bilinear.dots,
     ),
 )

@@ -59,6 +59,31 @@ def resolve(
     return given
 
 
+def scheduled(op: Operation, schedule: Schedule, chip: Chip | str | None) -> Operation:
+    """The operation under a schedule in which every choice is made, and with what it depends on of the chip
+    that is named, or else of the mesh."""
+    return dataclasses.replace(
+        op,
+        schedule=schedule,
+        closed=closed_axes(op, schedule, chip),
+        in_rows=chip_of(chip).widens_in_rows,
+    )
+
+
+def derived(op: Operation, operands: Sequence[ShapedArray]) -> Operation:
+    """An operation that was derived from another one, under a schedule of its own where the cost model
+    chose that of the other; else under the same.
+
+    What was gathered is scattered in it, and its dots have other shapes, so that the schedule that was
+    cheapest for the other may be a slow one here.
+    """
+    if op.chosen_for is None:
+        return op
+    schedule = resolve(op, operands, "auto", op.chosen_for)
+    wire = dataclasses.replace(schedule, wire_dtype=op.schedule.wire_dtype)
+    return scheduled(op, wire, op.chosen_for)
+
+
 def mesh_axes(op: Operation) -> dict[str, int]:
     """The sizes of all axes of the mesh in scope, in its order, and of the operation's: the devices of a
     chip lie along an axis that it need not name."""

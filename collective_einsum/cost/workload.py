@@ -153,15 +153,24 @@ def workload(
     axis_sizes: Mapping[str, int],
     overlap_seconds: float = 0.0,
 ) -> Workload:
-    """The workload of an operation on these local operands."""
-    lhs, rhs = operands[0], operands[1]
-    if op.form == "shared_lhs":
-        rhs = max(operands[1:], key=lambda x: math.prod(x.shape))
+    """The workload of an operation on these local operands.
+
+    A sum of several products is taken for one, of operands as long in a label that it sums over as those of
+    all products together.
+    """
+    lefts, rights, _ = op.split(operands)
+    lhs = lefts[0]
+    rhs = max(rights, key=lambda x: math.prod(x.shape)) if op.form == "shared_lhs" else rights[0]
     # A label of both operands has its full size in rhs where lhs holds a shard of it.
     sizes = dict(zip(op.lhs, lhs.shape, strict=True)) | dict(zip(op.rhs, rhs.shape, strict=True))
     if op.gather is not None and op.gather.label not in op.rhs:
         sizes[op.gather.label] *= math.prod(axis_sizes[axis] for axis in op.gather.axes)
-    elements = sum(math.prod(x.shape) for x in operands[1:])
+    elements = sum(math.prod(x.shape) for x in rights)
+    if op.form == "sum":
+        summed = [c for c in op.rhs if c not in op.out and sizes[c]]
+        if summed:
+            sizes[summed[-1]] = sizes[summed[-1]] * elements // max(math.prod(rhs.shape), 1)
+        elements = math.prod(rhs.shape)
     return Workload(
         op=op,
         sizes=sizes,

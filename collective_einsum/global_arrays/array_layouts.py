@@ -307,3 +307,12 @@ def kept(spec: Spec, lhs: Layout, rhs: Layout) -> Layout:
 def partition_spec(layout: Layout) -> PartitionSpec:
     """The PartitionSpec of a layout."""
     return PartitionSpec(*(axes or None for axes in layout))
+
+
+def laid_out(x: jax.Array, layout: Layout, mesh: AnyMesh) -> jax.Array:
+    """`x` with the type of `layout` on Explicit axes."""
+    explicit = axes_of_type(mesh, AxisType.Explicit)
+    if not explicit:
+        return x
+    entries = tuple(tuple(axis for axis in axes if axis in explicit) for axes in layout)
+    return jax.reshard(x, NamedSharding(mesh, partition_spec(entries)))

@@ -16,9 +16,21 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..chips.chip import Chip
 from .schedule import Schedule
 
 Operand = TypeVar("Operand")
+Form = Literal["shared_lhs", "sum"]
+
+
+def split(
+    form: Form, operands: Sequence[Operand], *, scaled: bool = False
+) -> tuple[list[Operand], list[Operand], list[Operand]]:
+    """Every lhs, every rhs, and the scale of each rhs, or none, of the operands in this order."""
+    half = len(operands) // 2
+    lhs = half if form == "sum" else 1
+    scales = lhs + half if scaled else len(operands)
+    return list(operands[:lhs]), list(operands[lhs:scales]), list(operands[scales:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +67,11 @@ class Operation:
         `CompilerHabits.widens_in_rows` says of the chip.
       closed: the axes of the collectives whose last device is a neighbour of their first, as far as
         the schedule depends on it.
+      chosen_for: the chip whose costs chose the schedule, and choose one for every einsum that is
+        derived from this one; None where the schedule was asked for by name, and they run under it.
     """
 
-    form: Literal["shared_lhs", "sum"]
+    form: Form
     lhs: str
     rhs: str
     out: str
@@ -72,6 +86,12 @@ class Operation:
     scaled: bool = False
     in_rows: bool = False
     closed: tuple[str, ...] = ()
+    chosen_for: Chip | None = None
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Those of lhs, rhs and the result."""
+        return self.lhs, self.rhs, self.out
 
     @functools.cached_property
     def collectives(self) -> tuple[EinsumCollective, ...]:
@@ -115,7 +135,4 @@ class Operation:
         self, operands: Sequence[Operand]
     ) -> tuple[list[Operand], list[Operand], list[Operand]]:
         """Every lhs, every rhs, and the scale of each rhs, or none, of the operands in this order."""
-        half = len(operands) // 2
-        lhs = half if self.form == "sum" else 1
-        scales = lhs + half if self.scaled else len(operands)
-        return list(operands[:lhs]), list(operands[lhs:scales]), list(operands[scales:])
+        return split(self.form, operands, scaled=self.scaled)
