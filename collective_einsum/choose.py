@@ -52,7 +52,8 @@ def choose_schedule(
       scatter_axis_name: axes of the scatter, with both collectives.
       axis_size: the size of the axis; a sequence for a tuple of axes; or the sizes of the axes of the
         mesh by name, in its order. The devices of a TPU7x chip lie along the last one that is longer
-        than 1.
+        than 1. Fewer axes than the torus has dimensions may lie along several of its sides each, as
+        16 x 4 on 4 x 4 x 4 chips: lax's collectives use the links of all.
       preferred_element_type: dtype of the result.
       wire_dtype: dtype on the links.
       overlap_seconds: as `all_gather_einsum`.
@@ -85,10 +86,11 @@ def choose_schedule(
         overlap_seconds=overlap_seconds,
         chip=chip,
     )
+    of_mesh = axis_size if isinstance(axis_size, Mapping) else {}
     choices: list[Choice] = []
 
     def rank(lhs: OperandLike, rhs: OperandsLike) -> None:
-        choices.append(schedule_and_run.rank(spec, lhs, rhs, requested, options))
+        choices.append(schedule_and_run.rank(spec, lhs, rhs, requested, options, of_mesh))
 
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     everywhere = PartitionSpec()

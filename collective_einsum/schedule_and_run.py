@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,8 +77,13 @@ def rank(
     rhs: OperandsLike,
     requested: RequestedCollectives,
     options: Options,
+    axis_sizes: Mapping[str, int],
 ) -> Choice:
     """The schedules that `run` chooses from, ranked by predicted cost, for results of one operation.
+
+    Args:
+      text, lhs, rhs, requested, options: as of `run`.
+      axis_sizes: of all axes of the mesh; {} if only those of the collectives are known.
 
     Raises:
       ValueError: the results are several operations, each with a schedule of its own.
@@ -97,8 +102,8 @@ def rank(
             "schedule of its own; ask for one at a time"
         )
     op, values = _operation(group)
-    axes = choice.mesh_axes(op)
-    return ranking.rank(op, values, choice.chip_of(options.chip), axes, options.overlap_seconds)
+    axes, chip = choice.mesh_axes(op), choice.chip_of(options.chip)
+    return ranking.rank(op, values, chip, axes, options.overlap_seconds, choice.on_slice(chip, axis_sizes))
 
 
 def _groups(
@@ -123,8 +128,8 @@ def _groups(
 def _operation(
     einsums: list[NormalEinsum], form: Form = "shared_lhs"
 ) -> tuple[Operation, list[Any]]:
-    """One operation for einsums of one spec that share lhs, or are added up, still without a schedule, and
-    its operands."""
+    """One operation for einsums of one spec that share lhs, or are added up, still without a schedule,
+    and its operands."""
     first = einsums[0]
     options, spec, requested = first.options, first.spec, first.requested
     quantized = any(einsum.quantized for einsum in einsums)

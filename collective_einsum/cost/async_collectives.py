@@ -68,7 +68,7 @@ def _gather_seconds(work: Workload, fractions: list[float]) -> list[float]:
     if gather is None:
         return [0.0] * len(fractions)
     sent = (2 if gather_reduces(work, gather) else 1) * work.full_bytes(gather)
-    sides = work.sides(gather.axes)
+    sides = work.slice_sides(gather.axes)
     return [all_gather_seconds(work.chip, sides, fraction * sent) for fraction in fractions]
 
 
@@ -111,7 +111,7 @@ def _gathers_exposed(
         return max(0.0, gathers[0] - before) + sum(
             max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True)
         )
-    arrivals = _sharing(gathers, all_gather_seconds(work.chip, work.sides(gather.axes), 0.0))
+    arrivals = _sharing(gathers, all_gather_seconds(work.chip, work.slice_sides(gather.axes), 0.0))
     now, exposed = before, 0.0
     for arrival, dot in zip(arrivals, dots, strict=True):
         exposed += max(0.0, arrival - now)
@@ -150,7 +150,7 @@ def _scatters_exposed(work: Workload, dots: list[float], scatters: list[float]) 
 def _exchange_seconds(work: Workload, collective: EinsumCollective, fraction: float = 1.0) -> float:
     """Seconds of the all-to-all of a chunk of one result."""
     sent = fraction * work.full_bytes(collective) / work.rhs_count
-    return all_to_all_seconds(work.chip, work.sides(collective.axes), sent)
+    return all_to_all_seconds(work.chip, work.slice_sides(collective.axes), sent)
 
 
 def _exchange_pass_seconds(work: Workload, collective: EinsumCollective) -> float:
@@ -182,7 +182,7 @@ def _own_shard_first(work: Workload, collective: EinsumCollective, schedule: Sch
             step + pass_seconds(work, fraction * sliced)
             for step, fraction in zip(steps, [*fractions, 0.0], strict=True)
         ]
-    sides = work.sides(collective.axes)
+    sides = work.slice_sides(collective.axes)
     gathers = [all_gather_seconds(work.chip, sides, fraction * sent) for fraction in fractions]
     exposed = _gathers_exposed(work, gathers, steps[1:], before=steps[0])
     compute, communication = sum(steps), sum(gathers)

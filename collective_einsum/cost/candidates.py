@@ -70,7 +70,7 @@ def _runs_async(work: Workload) -> bool:
     needed = {"all_gather"} if op.gather is not None else set()
     needed |= {"all_to_all"} if op.scatter is not None else set()
     # XLA:TPU compiles a gather over three axes to an all-reduce.
-    sides = work.sides(op.gather.axes) if op.gather is not None else []
+    sides = work.slice_sides(op.gather.axes) if op.gather is not None else []
     reduces = op.reduce or (chip.torus_dims and sum(side > 1 for side in sides) > 2)
     return not reduces and needed <= set(chip.asynchronous)
 

@@ -129,7 +129,7 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
     op, n = work.op, work.devices(collective)
     gather, _ = collective_seconds(work)
     one_result = work.full_bytes(collective) / work.rhs_count
-    sides = work.sides(collective.axes)
+    sides = work.slice_sides(collective.axes)
     scatter = reduce_scatter_seconds(work.chip, sides, one_result)
     passes = moving = 0.0
     if scatters_a_plane(work.chip, sum(side > 1 for side in sides)):

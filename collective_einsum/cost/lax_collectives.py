@@ -20,13 +20,13 @@ def collective_seconds(work: Workload) -> tuple[float, float]:
     before = after = 0.0
     if op.gather is not None:
         seconds = all_reduce_seconds if gather_reduces(work, op.gather) else all_gather_seconds
-        before = seconds(chip, work.sides(op.gather.axes), work.full_bytes(op.gather))
+        before = seconds(chip, work.slice_sides(op.gather.axes), work.full_bytes(op.gather))
     if op.scatter is not None:
         reduces = scatter_reduces(work, op.scatter)
         seconds = all_reduce_seconds if reduces else reduce_scatter_seconds
-        after = seconds(chip, work.sides(op.scatter.axes), work.full_bytes(op.scatter))
+        after = seconds(chip, work.slice_sides(op.scatter.axes), work.full_bytes(op.scatter))
     if op.reduce:
-        after += all_reduce_seconds(chip, work.sides(op.reduce), work.sum_bytes)
+        after += all_reduce_seconds(chip, work.slice_sides(op.reduce), work.sum_bytes)
     return before, after
 
 
@@ -59,7 +59,7 @@ def _block(work: Workload, collective: EinsumCollective, labels: str) -> Block:
         columns=length if is_last else work.sizes[labels[-1]],
         itemsize=(work.lhs_dtype if gathers else work.op.sum_wire).itemsize,
         along="columns" if is_last else "rows" if labels[0] == collective.label else "inner",
-        axes=sum(side > 1 for side in work.sides(collective.axes)),
+        axes=sum(side > 1 for side in work.slice_sides(collective.axes)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -83,13 +84,16 @@ def rank(
     chip: Chip,
     axis_sizes: Mapping[str, int],
     overlap_seconds: float = 0.0,
+    folded: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> Choice:
-    """All candidates for an operation on these local operands, ranked by predicted cost.
+    """All candidates for an operation on these local operands, ranked by predicted cost; arguments as of
+    `Workload`.
 
     A decoder has the same few einsums in every layer: each is ranked once.
     """
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
-    return _rank(op, shapes, chip, tuple(axis_sizes.items()), overlap_seconds)
+    sizes = tuple(axis_sizes.items())
+    return _rank(op, shapes, chip, sizes, overlap_seconds, tuple(folded.items()))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -99,8 +103,9 @@ def _rank(
     chip: Chip,
     axis_sizes: tuple[tuple[str, int], ...],
     overlap_seconds: float,
+    folded: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> Choice:
-    work = workload(op, operands, chip, dict(axis_sizes), overlap_seconds)
+    work = workload(op, operands, chip, dict(axis_sizes), overlap_seconds, folded)
     rows = [estimate(work, schedule) for schedule in candidates(work)]
     blocking = next(row for row in rows if row.schedule.kind == "blocking")
     better = [row for row in rows if row.seconds * (1 + _worthwhile(work, row)) <= blocking.seconds]

@@ -59,7 +59,7 @@ def ring_estimate(work: Workload, collective: EinsumCollective, schedule: Schedu
     other = after if collective is op.gather else before
     sent = work.full_bytes(collective)
     minor_axes = collective.axes[1:] if ring.axis is not None else ()
-    inner = all_gather_seconds(work.chip, work.sides(minor_axes), sent / ring.size)
+    inner = all_gather_seconds(work.chip, work.slice_sides(minor_axes), sent / ring.size)
     own_dot = first_dot_seconds(work, ring.own, directions=len(ring.directions))
     hop_dots = {
         direction: dot_seconds(work, ring.fraction(direction), directions=len(ring.directions))

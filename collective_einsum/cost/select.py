@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -13,6 +13,7 @@ from jax import lax
 from ..chips.chip import Chip
 from ..chips.compile_context import traced_chip, with_options
 from ..chips.names import as_chip
+from ..chips.slices import folded_axes
 from ..ops.einsum_op import Operation
 from ..ops.schedule import PERMUTED_DEVICES, Schedule, as_schedule
 from ..spec import sizes as checks
@@ -37,7 +38,8 @@ def resolve(
         # Sizes that are no numbers have no costs.
         if symbolic:
             return Schedule("blocking")
-        return rank(op, operands, chip_of(named), axes, overlap_seconds).schedule
+        figures = chip_of(named)
+        return rank(op, operands, figures, axes, overlap_seconds, folded(figures)).schedule
     if given.kind == "chunked" and len(given.proportions) > 1 and given.label is None:
         if symbolic:
             raise ValueError(
@@ -60,8 +62,8 @@ def resolve(
 
 
 def scheduled(op: Operation, schedule: Schedule, chip: Chip | str | None) -> Operation:
-    """The operation under a schedule in which every choice is made, and with what it depends on of the chip
-    that is named, or else of the mesh."""
+    """The operation under a schedule in which every choice is made, and with what that depends on of the
+    chip that is named, or else of the mesh's."""
     return dataclasses.replace(
         op,
         schedule=schedule,
@@ -89,6 +91,19 @@ def mesh_axes(op: Operation) -> dict[str, int]:
     chip lie along an axis that it need not name."""
     own = {axis: lax.axis_size(axis) for axis in op.axes}
     return dict(jax.sharding.get_abstract_mesh().shape) | own
+
+
+def folded(chip: Chip) -> dict[str, tuple[int, ...]]:
+    """The axes of the mesh in scope that lie along several sides of its slice, as `on_slice`; {} of a mesh
+    that names no devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    named = mesh.abstract_device is not None
+    return on_slice(chip, dict(mesh.shape)) if named else {}
+
+
+def on_slice(chip: Chip, axis_sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The axes of a mesh of these chips that lie along several sides of its slice; see `folded_axes`."""
+    return folded_axes(axis_sizes, chip.torus_dims) if chip.devices_per_chip == 1 else {}
 
 
 def closed_axes(op: Operation, schedule: Schedule, chip: Chip | str | None) -> tuple[str, ...]:

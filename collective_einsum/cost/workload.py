@@ -70,6 +70,7 @@ class Workload:
         `op` names are enough.
       chip: every chip of the mesh.
       overlap_seconds: seconds of independent compute that can overlap the last collective.
+      folded: the mesh axes that lie along several sides of the slice, with these sides.
     """
 
     op: Operation
@@ -80,6 +81,7 @@ class Workload:
     axis_sizes: Mapping[str, int]
     chip: Chip
     overlap_seconds: float = 0.0
+    folded: tuple[tuple[str, tuple[int, ...]], ...] = ()
     # Seconds of the dots that were priced before: a schedule is made of few different ones.
     dots: dict[tuple[object, ...], float] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
@@ -91,8 +93,15 @@ class Workload:
         return math.prod(self.sizes[label] * fractions.get(label, 1) for label in labels)
 
     def sides(self, axes: Sequence[str]) -> list[int]:
-        """The sizes of these mesh axes, as `torus` takes them."""
+        """The sizes of these mesh axes, as `torus` takes them: what rings go round."""
         return sides(self.chip, self.axis_sizes, axes)
+
+    def slice_sides(self, axes: Sequence[str]) -> list[int]:
+        """The sides of the slice along these mesh axes, as `torus` takes them: all of them carry what lax's
+        collectives send, and what is sent point to point."""
+        folded = dict(self.folded)
+        along = zip(axes, self.sides(axes), strict=True)
+        return [side for axis, size in along for side in folded.get(axis, (size,))]
 
     def devices(self, collective: EinsumCollective) -> int:
         """The number of devices of a collective."""
@@ -152,11 +161,12 @@ def workload(
     chip: Chip,
     axis_sizes: Mapping[str, int],
     overlap_seconds: float = 0.0,
+    folded: tuple[tuple[str, tuple[int, ...]], ...] = (),
 ) -> Workload:
     """The workload of an operation on these local operands.
 
-    A sum of several products is taken for one, of operands as long in a label that it sums over as those of
-    all products together.
+    A sum of several products is taken for one, of operands as long in a label that it sums over as
+    those of all products together.
     """
     lefts, rights, _ = op.split(operands)
     lhs = lefts[0]
@@ -180,4 +190,5 @@ def workload(
         axis_sizes=axis_sizes,
         chip=chip,
         overlap_seconds=overlap_seconds,
+        folded=folded,
     )

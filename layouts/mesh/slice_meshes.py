@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
 from collective_einsum.chips import Chip
+from collective_einsum.chips.slices import factors, slice_sides
 
 from ..arguments import as_size
 from .axes import MeshLike
@@ -16,11 +16,6 @@ from .axis_collectives import AXES, check_mesh
 
 # The sizes of x, y and z: by name, in order, written as "4x4x4", or those of a mesh.
 ShapeLike = Mapping[str, int] | Sequence[int] | str | MeshLike
-
-
-def slice_sides(chips: int, dims: int) -> tuple[int, ...]:
-    """The sides of the most compact slice of `chips` chips in `dims` dimensions, ascending."""
-    return min(_factors(chips, dims), key=lambda sides: (sum(sides), sides))
 
 
 def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
@@ -37,21 +32,8 @@ def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
         sides = slice_sides(chips, min(chip.torus_dims, len(AXES)))
         shapes = set(itertools.permutations(sides + (1,) * (len(AXES) - len(sides))))
     else:
-        shapes = {(*pair, 1) for sides in _factors(chips, 2) for pair in (sides, sides[::-1])}
+        shapes = {(*pair, 1) for sides in factors(chips, 2) for pair in (sides, sides[::-1])}
     return [dict(zip(AXES, shape, strict=True)) for shape in sorted(shapes, reverse=True)]
-
-
-def _factors(n: int, count: int) -> list[tuple[int, ...]]:
-    """All ascending tuples of `count` factors of n."""
-    if count == 1:
-        return [(n,)]
-    return [
-        (first, *rest)
-        for first in range(1, math.isqrt(n) + 1)
-        if n % first == 0
-        for rest in _factors(n // first, count - 1)
-        if first <= rest[0]
-    ]
 
 
 def as_shape(name: str, value: ShapeLike) -> dict[str, int]:
