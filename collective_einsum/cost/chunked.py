@@ -143,7 +143,8 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
     others = work.rhs_count - 1
     if op.form == "shared_lhs" and n <= POINT_TO_POINT_DEVICES:
         # Every block takes the links on its way: more of them, the longer the axes.
-        point_to_point = point_to_point_seconds(work.chip, sides, one_result)
+        along = work.sides(collective.axes)
+        point_to_point = point_to_point_seconds(work.chip, along, one_result)
         exposed += others * max(0.0, point_to_point - dots / work.rhs_count)
         passes += others * one_result * (2 * (n - 1) / n + 1)
     else:
