@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,11 @@ def einsum(
     /,
     *operands: Any,
     mesh: AnyMesh | None = None,
-    in_specs: Sequence[PartitionSpec] | None = None,
-    out_sharding: PartitionSpec | NamedSharding | None = None,
+    in_specs: Sequence[PartitionSpec | Sequence[PartitionSpec]] | None = None,
+    out_sharding: PartitionSpec
+    | NamedSharding
+    | Sequence[PartitionSpec | NamedSharding]
+    | None = None,
     optimize: object = "auto",
     schedule: str | Schedule = "auto",
     precision: lax.PrecisionLike = None,
@@ -47,7 +50,7 @@ def einsum(
     wire_dtype: DTypeLike | None = None,
     chip: Chip | str | None = None,
     _dot_general: Callable[..., jax.Array] | None = None,
-) -> jax.Array:
+) -> Any:
     """`jnp.einsum(subscripts, *operands, out_sharding=out_sharding)` with overlapped collectives.
 
     Takes global arrays, from jit or not, and also where an outer `shard_map` has made other axes of
@@ -72,6 +75,11 @@ def einsum(
     sharded over its `spmd_axis_name`, or as its Explicit type says. Checkpoint policies that save
     dots save the result, and those by name know it as "ce.einsum".
 
+    A list of arrays in place of the second of two operands stands for several einsums with one lhs, and
+    gives a list of results: gate and up of a feedforward, or queries, keys and values. They may differ
+    in width. Where all need the same all-gather of lhs, it is made once, and so is the reduce-scatter
+    of its gradient.
+
     Three and more operands are multiplied in pairs, in the order of `jnp.einsum`, and intermediate
     results keep the axes of their labels. One operand has no dot to overlap with: it is summed and
     laid out by the compiler's collectives.
@@ -86,12 +94,14 @@ def einsum(
 
     Args:
       subscripts, operands: as `jnp.einsum`: a string and arrays, or arrays each followed by the list
-        of its labels. Any operand may be a `Quantized`.
+        of its labels. Any operand may be a `Quantized`, and the second of two a list.
       mesh: where the axes are; by default that of the context (`jax.set_mesh`), of `out_sharding`
         or of the operands' types.
       in_specs: the PartitionSpec of each operand, needed of traced ones if the mesh has Auto axes.
-        That of a `Quantized` is the one of the array it stands for.
-      out_sharding: of the result. By default every label keeps its axes, if that leaves no doubt.
+        That of a `Quantized` is the one of the array it stands for, and that of a list one for all, or
+        a list.
+      out_sharding: of the result. By default every label keeps its axes, if that leaves no doubt. For
+        several results one for all, or a list.
       optimize: the order of three and more operands, as in `jnp.einsum`.
       schedule, precision, preferred_element_type, accumulator_dtype, wire_dtype, chip: as
         `all_gather_einsum`.
@@ -99,7 +109,7 @@ def einsum(
 
     Returns:
       The global result, sharded as asked; on a mesh with Explicit axes, its type says so. Zeros
-      where a dimension has size 0.
+      where a dimension has size 0. A list of results for a list of rhs.
 
     Raises:
       ValueError: while tracing, for anything that does not fit, in words.
@@ -120,8 +130,8 @@ def einsum(
             for rhs, specs, out in several_rhs.each(text, given, in_specs, out_sharding)
         ]
         return named("ce.einsum", _results(calls))
-    values = [*map(_value, given)]
-    call = _Call(text, values, mesh, in_specs, out_sharding, optimize, options, _dot_general)
+    values, specs, out = [*map(_value, given)], cast(Any, in_specs), cast(Any, out_sharding)
+    call = _Call(text, values, mesh, specs, out, optimize, options, _dot_general)
     return named("ce.einsum", _results([call])[0])
 
 
@@ -273,8 +283,8 @@ class _Call:
     def _in_steps(
         self, mesh: AnyMesh, layouts: list[Layout], asked: Layout | None, *, strict: bool
     ) -> pairs.Pair | jax.Array:
-        """The last einsum, of one operand or two, after those before it; `strict` refuses a doubt about the
-        result."""
+        """The last einsum, of one operand or two, after those before it; `strict` refuses a doubt about
+        the result."""
         terms, out = self.parsed
         shapes = [x.shape for x in self.operands]
         *before, last = contraction.steps(str(self.name), terms, out, shapes, self.optimize)
@@ -304,5 +314,7 @@ class _Call:
             if not last:
                 wanted = dtypes.between(wanted, [x for x, _ in contracted])
             options = dataclasses.replace(options, preferred_element_type=wanted)
-        compute = pairs.single if len(contracted) == 1 else pairs.prepared
-        return compute(text, step.terms, step.out, contracted, mesh, options, asked, strict=strict)
+        arguments = (text, step.terms, step.out, contracted, mesh, options, asked)
+        if len(contracted) == 1:
+            return pairs.single(*arguments, strict=strict)
+        return pairs.prepared(*arguments, strict=strict)

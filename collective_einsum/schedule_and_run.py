@@ -103,7 +103,9 @@ def rank(
         )
     op, values = _operation(group)
     axes, chip = choice.mesh_axes(op), choice.chip_of(options.chip)
-    return ranking.rank(op, values, chip, axes, options.overlap_seconds, choice.on_slice(chip, axis_sizes))
+    return ranking.rank(
+        op, values, chip, axes, options.overlap_seconds, choice.on_slice(chip, axis_sizes)
+    )
 
 
 def _groups(

@@ -29,8 +29,8 @@ Operand = TypeVar("Operand")
 class Sharded:
     """Einsums of two global arrays each, but for the arrays; hashable.
 
-    They have one lhs and a result for each rhs, or are added up: the forms of `ops.einsum_op`. Those whose
-    collectives are the same share them.
+    They have one lhs and a result for each rhs, or are added up: the forms of `ops.einsum_op`. Where all
+    need the same collectives, they share that of lhs, or that of the sum.
 
     Attributes:
       spec: each label stands in two of lhs, rhs and out, or in all, and once in each.
@@ -140,8 +140,8 @@ class Sharded:
         return self._changed(y, plan.out)
 
     def _changed(self, x: jax.Array, change: Change) -> jax.Array:
-        for axes, split, join in change.swaps:
-            x = collectives.all_to_all(x, axes, split, join, **self._collective_options())
+        for axes, apart, join in change.swaps:
+            x = collectives.all_to_all(x, axes, apart, join, **self._collective_options())
         for dim, axes in change.early:
             x = _own_block(x, dim, axes)
         for _, have, want in change.sorts:
@@ -155,8 +155,8 @@ class Sharded:
         return x
 
     def _collective_options(self) -> dict[str, Any]:
-        """The schedule and chip of a collective that overlaps with no einsum: its result is used at once, or
-        only now at hand, so that under "auto" it is lax's."""
+        """The schedule and chip of a collective that overlaps with no einsum. Its result is waited for
+        at once, so that "auto" leaves it to lax."""
         schedule = as_schedule(self.options.schedule)
         if schedule is not None and schedule.direction == "async":
             schedule = Schedule("chunked", "async")

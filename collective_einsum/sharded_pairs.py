@@ -12,12 +12,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from . import sharded_op as sharded
-from .sharded_rules import run
 from .autodiff.primitive import vary
 from .global_arrays import array_layouts as sharding
 from .global_arrays.array_layouts import AnyMesh
 from .global_arrays.infer_collectives import Layout
 from .ops.request import Options
+from .sharded_rules import run
 from .spec import dtypes
 from .spec import sizes as checks
 from .spec.quantized import Quantized, split_scale
@@ -54,8 +54,8 @@ class Pair:
 
 
 def results(einsums: Sequence[Pair | jax.Array]) -> list[jax.Array]:
-    """The results of einsums, some of which may be there; neighbours that differ in their rhs alone share the
-    collectives of lhs."""
+    """The results of einsums, some of which may be there; neighbours that differ in their rhs alone
+    share the collectives of lhs."""
     groups: list[list[Pair]] = []
     for one in einsums:
         if not isinstance(one, Pair):
@@ -124,7 +124,8 @@ def prepared(
         op_options,
         checked.result if scales else None,
     )
-    return Pair(op, *values, tuple(scales), checked.result), layout
+    lhs, rhs = values
+    return Pair(op, lhs, rhs, tuple(scales), checked.result), layout
 
 
 def single(
@@ -137,8 +138,8 @@ def single(
     asked: Layout | None,
     *,
     strict: bool,
-) -> Laid:
-    """The einsum of one operand: sums, diagonals and another order; as `pair`, never in doubt."""
+) -> tuple[jax.Array, Layout]:
+    """The einsum of one operand: sums, diagonals and another order; as `prepared`, never in doubt."""
     ((x, layout),), name = operands, repr(text)
     x = x.dequantize() if isinstance(x, Quantized) else x
     sizes = checks.sizes_of(name, terms, [x.shape])

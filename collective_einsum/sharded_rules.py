@@ -1,4 +1,4 @@
-"""How einsums of sharded global arrays differentiate and batch: their derivatives are such einsums again."""
+"""How einsums of sharded global arrays differentiate and batch: as such einsums again."""
 
 from __future__ import annotations
 

@@ -109,9 +109,10 @@ def _rhs_cotangents(
     return [next(rest) if is_wanted else None for is_wanted in wanted]
 
 
-def _apply(op: Operation, *operands: jax.Array) -> list[jax.Array]:
+def _apply(op: Operation, *operands: jax.Array | None) -> list[jax.Array]:
     """The results of a derived operation, under a schedule of its own where no name was given."""
-    return apply(derived(op, operands), *operands)
+    known = [x for x in operands if x is not None]
+    return apply(derived(op, known), *known)
 
 
 def _gathered(op: Operation, ct: jax.Array, scatter: EinsumCollective) -> jax.Array:

@@ -25,6 +25,9 @@ from .observations import file_name as file_name
 from .observations import nearest_version as nearest_version
 from .observations import observed_folder as observed_folder
 from .peaks import peak_flops as peak_flops
+from .slices import factors as factors
+from .slices import folded_axes as folded_axes
+from .slices import slice_sides as slice_sides
 from .tiles import MATRIX_TILE as MATRIX_TILE
 from .tiles import TILE_LANES as TILE_LANES
 from .tiles import TILE_ROWS as TILE_ROWS
@@ -51,11 +54,14 @@ __all__ = [
     "as_chip",
     "chip_for",
     "compiler_options",
+    "factors",
     "file_name",
+    "folded_axes",
     "for_chip",
     "nearest_version",
     "observed_folder",
     "options_on",
     "peak_flops",
+    "slice_sides",
     "traced_chip",
 ]

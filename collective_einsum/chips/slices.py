@@ -28,9 +28,9 @@ def factors(n: int, count: int) -> list[tuple[int, ...]]:
 def folded_axes(axis_sizes: Mapping[str, int], dims: int) -> dict[str, tuple[int, ...]]:
     """The axes of a mesh that lie along several sides of its slice, with these sides.
 
-    A mesh of fewer axes than the torus has dimensions, such as 16 x 4 on 4 x 4 x 4 chips, has such, if the
-    slice is the most compact one of as many chips and jax (`jax.make_mesh`) places the devices: the last
-    axis first, along as many sides as multiply to its size. None where they do not fit.
+    A mesh of fewer axes than the torus has dimensions has such, as 16 x 4 on 4 x 4 x 4 chips. The slice
+    is taken for the most compact one of as many chips, on which jax (`jax.make_mesh`) places devices:
+    the last axis first, along as many sides as multiply to its size. {} where they do not fit.
 
     Args:
       axis_sizes: of all axes of the mesh, in its order, in chips.

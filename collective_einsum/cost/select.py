@@ -94,8 +94,8 @@ def mesh_axes(op: Operation) -> dict[str, int]:
 
 
 def folded(chip: Chip) -> dict[str, tuple[int, ...]]:
-    """The axes of the mesh in scope that lie along several sides of its slice, as `on_slice`; {} of a mesh
-    that names no devices."""
+    """The axes of the mesh in scope that lie along several sides of its slice, as `on_slice`; {} of a
+    mesh that names no devices."""
     mesh = jax.sharding.get_abstract_mesh()
     named = mesh.abstract_device is not None
     return on_slice(chip, dict(mesh.shape)) if named else {}

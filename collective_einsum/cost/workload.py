@@ -97,8 +97,8 @@ class Workload:
         return sides(self.chip, self.axis_sizes, axes)
 
     def slice_sides(self, axes: Sequence[str]) -> list[int]:
-        """The sides of the slice along these mesh axes, as `torus` takes them: all of them carry what lax's
-        collectives send, and what is sent point to point."""
+        """The sides of the slice along these mesh axes, as `torus` takes them: all of them carry what
+        lax's collectives send."""
         folded = dict(self.folded)
         along = zip(axes, self.sides(axes), strict=True)
         return [side for axis, size in along for side in folded.get(axis, (size,))]

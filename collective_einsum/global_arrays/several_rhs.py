@@ -35,8 +35,8 @@ def each(
     if in_specs is not None:
         if isinstance(in_specs, PartitionSpec) or len(in_specs) != 2:
             raise ValueError(
-                f"einsum {text!r}: in_specs must be a pair, the PartitionSpec of lhs and that of every rhs "
-                f"or a list of theirs, got {in_specs!r}"
+                f"einsum {text!r}: in_specs must be a pair, the PartitionSpec of lhs and that of every "
+                f"rhs, or a list of theirs; got {in_specs!r}"
             )
         left, right = in_specs
         pairs = [(left, spec) for spec in _for_all(text, "in_specs of rhs", right, len(rights))]

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from jax.sharding import AbstractMesh, Mesh
 
-from collective_einsum.chips import Chip
-from collective_einsum.chips.slices import factors, slice_sides
+from collective_einsum.chips import Chip, factors, slice_sides
 
 from ..arguments import as_size
 from .axes import MeshLike

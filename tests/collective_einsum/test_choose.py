@@ -183,7 +183,7 @@ def test_auto_is_the_choice(mesh_of: MeshOf) -> None:
         return jax.jit(mapped).lower(x, w).as_text()
 
     chosen = ce.choose_schedule(
-        "mf,fe->me", shaped(2048, 576), shaped(4608, 512), axis_size=8, **GATHER
+        "mf,fe->me", shaped(2048, 576), shaped(4608, 512), axis_size={"x": 8}, **GATHER
     ).schedule
     assert text("auto") == text(chosen)
 

@@ -1,4 +1,4 @@
-"""Under "auto", an einsum that is derived from another one runs under the schedule that is its own cheapest."""
+"""Under "auto", a derived einsum runs under a schedule of its own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def schedules(product: Any, wanted: Any, *operands: Any) -> list[Any]:
     ]
 
 
-def chosen(text: str, lhs: Any, rhs: Any, **collective: str) -> Schedule:
+def chosen(text: str, lhs: Any, rhs: Any, **collective: Any) -> Schedule:
     return ce.choose_schedule(
         text, lhs, rhs, axis_name="t", axis_size={"t": 4}, chip="v5p", **collective
     ).schedule

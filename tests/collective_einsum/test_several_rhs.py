@@ -171,7 +171,7 @@ def test_without_a_mesh_and_with_an_empty_dimension() -> None:
         (lambda x, w: ce.einsum("bld,df,fe->ble", x, [w, w], w), "3 operands"),
         (lambda x, w: ce.einsum("bld,df->blf", [x, x], w), "several rhs, behind one lhs"),
         (lambda x, w: ce.einsum(TEXT, x, [w, w], in_specs=(X, [W])), "1 entries for 2 rhs"),
-        (lambda x, w: ce.einsum(TEXT, x, [w, w], in_specs=X), "in_specs must be a pair"),
+        (lambda x, w: ce.einsum(TEXT, x, [w, w], in_specs=(X, W, W)), "in_specs must be a pair"),
         (lambda x, w: ce.einsum(TEXT, x, [w, w], out_sharding=[OUT] * 3), "3 entries for 2 rhs"),
     ],
 )
