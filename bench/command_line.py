@@ -59,6 +59,7 @@ def parser() -> arguments.Parser:
     _add_timeline(subparsers, shared)
     _add_layers(subparsers, shared)
     _add_models(subparsers, shared)
+    _add_swapped(subparsers, shared)
     _add_paper(subparsers, caching)
     _add_truth(subparsers, shared)
     _add_calibrate(subparsers, caching)
@@ -166,6 +167,20 @@ def _add_models(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     command.add_argument("--target", type=arguments.words, help="slices (those of the README)")
     command.add_argument("--batch", type=arguments.positive, help="sequences (32)")
     command.add_argument("--length", type=arguments.positive, help="context (4096)")
+
+
+def _add_swapped(subparsers: _Subparsers, shared: arguments.Parser) -> None:
+    command = subparsers.add_parser(
+        "swapped",
+        parents=[shared],
+        help="layers as users write them, with plain einsums and with ours in their place",
+        description="Compiles layers of transformers, under jit and in shard_map, with jnp's einsums "
+        "and with ours in their place, each under several sets of compiler options, and replays them. "
+        "All times are predicted.",
+    )
+    command.set_defaults(run=commands.swapped)
+    command.add_argument("--target", type=arguments.words, help="slices (all that it knows)")
+    command.add_argument("--only", metavar="TEXT", help="programs whose names contain this")
 
 
 def _add_paper(subparsers: _Subparsers, shared: arguments.Parser) -> None:

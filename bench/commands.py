@@ -174,6 +174,31 @@ def models(options: argparse.Namespace) -> int:
     return 0
 
 
+def swapped(options: argparse.Namespace) -> int:
+    """Replays layers as users write them, with plain einsums and with ours."""
+    from bench.swap_suite import measure, programs
+
+    known = programs.programs()
+    slices = options.target or programs.SLICES
+    chosen = [
+        program
+        for program in known
+        if program.target in slices and (options.only or "") in program.name
+    ]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(program.name for program in known))
+        raise ValueError(
+            f"there is no program whose name contains {options.only or ''!r} on {', '.join(slices)}: "
+            f"there are {names}, each on {', '.join(programs.SLICES)}"
+        )
+    tasks = measure.tasks(chosen)
+    measured = measure.measure_all(tasks, options.cache, options.workers)
+    rows = _in_order(measured, len(tasks), "replayed", lambda row: f"{row.program}, {row.form}")
+    print(measure.print_rows(rows))
+    _save_json(options, rows=rows)
+    return 0
+
+
 def paper(options: argparse.Namespace) -> int:
     """Writes the report that compares the paper's results with predictions."""
     from bench.paper import report as paper

@@ -70,10 +70,10 @@ def einsum(
     as collectives of ring steps, and another order of axes is one permutation of shards.
     Sums and tolerances are those of the einsums named.
 
-    Derivatives are einsums by the same rules and under the same schedule, or "auto" where that
-    cannot serve them, with the operands as their only residuals. `vmap` adds a label that is
-    sharded over its `spmd_axis_name`, or as its Explicit type says. Checkpoint policies that save
-    dots save the result, and those by name know it as "ce.einsum".
+    Derivatives are einsums by the same rules: under "auto" with schedules of their own, else under the
+    schedule named, or "auto" where that cannot serve them; with the operands as their only residuals.
+    `vmap` adds a label that is sharded over its `spmd_axis_name`, or as its Explicit type says.
+    Checkpoint policies that save dots save the result, and those by name know it as "ce.einsum".
 
     A list of arrays in place of the second of two operands stands for several einsums with one lhs, and
     gives a list of results: gate and up of a feedforward, or queries, keys and values. They may differ

@@ -35,9 +35,10 @@ def all_gather_einsum(
     Equal to `lax.all_gather(..., tiled=True)` of the operand that holds one shard of label
     `gather`, then the einsum: "Efficiently Scaling Transformer Inference", section 3.5. Works
     inside `shard_map`, under jit, vmap, scan, grad, jvp and remat. The backward pass is the
-    mirrored function (`einsum_reduce_scatter`) under the same schedule; its residuals are the local
-    shards. Checkpoint policies that save dots save the result, and those by name know it, as those
-    of all functions here, by that of the function: "ce.all_gather_einsum".
+    mirrored function (`einsum_reduce_scatter`), under a schedule of its own if this is "auto", else
+    under the same; its residuals are the local shards. Checkpoint policies that save dots save the
+    result, and those by name know it, as those of all functions here, by that of the function:
+    "ce.all_gather_einsum".
 
     Order of summation: within a dot, the compiler's; over shards of a contracted label, the own
     shard first and then in order of arrival, so it differs from device to device but never from run

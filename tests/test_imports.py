@@ -44,7 +44,7 @@ LEVELS = {
     ),
     "bench": (
         ("sources",),
-        ("calibration", "einsum_suite", "decoder_suite"),
+        ("calibration", "einsum_suite", "decoder_suite", "swap_suite"),
         ("paper",),
         ("truth",),
     ),

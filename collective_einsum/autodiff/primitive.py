@@ -1,8 +1,8 @@
 """The jax primitive behind every function here: derivatives, batching and types of an operation.
 
 An einsum with collectives is bilinear, and its derivatives are einsums with collectives again: what
-was gathered is reduce-scattered, what was scattered is gathered, under the same schedule. As a
-primitive's, its only residuals are its operands, the local shards.
+was gathered is reduce-scattered, what was scattered is gathered. As a primitive's, its only residuals
+are its operands, the local shards.
 """
 
 from __future__ import annotations
