@@ -86,7 +86,7 @@ class Operation:
     scaled: bool = False
     in_rows: bool = False
     closed: tuple[str, ...] = ()
-    chosen_for: Chip | None = None
+    chosen_for: Chip | None = dataclasses.field(default=None, repr=False)
 
     @property
     def labels(self) -> tuple[str, str, str]:

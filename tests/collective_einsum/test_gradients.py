@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import collective_einsum as ce
 from collective_einsum import Schedule
+from collective_einsum.cost import select
 
 from .oracle import (
     Case,
@@ -291,3 +293,42 @@ def test_a_schedule_value_serves_the_backward_pass(mesh_of: MeshOf) -> None:
     for y, expected in zip(got, want, strict=True):
         error = np.abs(wide(y) - wide(expected)).max() / np.abs(expected).max()
         assert 1e-6 < error < 0.03
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_whatever_auto_chooses_for_a_derivative_serves_it(
+    mesh_of: MeshOf, case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Derived einsums under each of the schedules that "auto" compares, in turns."""
+    what, where = case
+    mesh, names, operands = setup(mesh_of, what, where)
+    axes, ranked, turn = where[1], select.rank, [0]
+
+    def in_turns(*arguments: Any) -> Any:
+        choice = ranked(*arguments)
+        rows = sorted(choice.rows, key=lambda row: str(row.schedule))
+        turn[0] += 1
+        place = turn[0] % len(rows)
+        seen.add((choice.einsum, str(rows[place].schedule)))
+        return dataclasses.replace(choice, rows=(rows[place], *rows[:place], *rows[place + 1 :]))
+
+    seen: set[tuple[str, str]] = set()
+    monkeypatch.setattr(select, "rank", in_turns)
+
+    def every(*operands: Any) -> Any:
+        def grad(product: Any) -> Any:
+            return jax.grad(loss_of(product), argnums=(0, 1))(*operands)
+
+        found = {
+            f"turn {i}": grad(
+                lambda a, b: ours(what, a, b, *axes, schedule="auto", precision="highest")
+            )
+            for i in range(5)
+        }
+        return found, grad(lambda a, b: by_lax(what, a, b, *axes))
+
+    got, want = on_devices(mesh, names, every, *operands)
+    for i in range(2):
+        each = {turn: grads[i] for turn, grads in got.items()}
+        assert_close(each, wide(want[i]), dtype=np.float32)
+    assert len(seen) > 4
