@@ -66,8 +66,9 @@ def einsum(
     - a label of the result and of no operand: a local slice.
 
     One all-gather, the largest, and one reduce-scatter overlap with the einsum (see
-    `all_gather_einsum` and `all_gather_einsum_reduce_scatter`); the others run before and after it,
-    as collectives of ring steps, and another order of axes is one permutation of shards.
+    `all_gather_einsum` and `all_gather_einsum_reduce_scatter`); the others run before and after it
+    and are waited for: under "auto" they are lax's, else of ring steps as named. Another order of axes
+    is one permutation of shards.
     Sums and tolerances are those of the einsums named.
 
     Derivatives are einsums by the same rules: under "auto" with schedules of their own, else under the
