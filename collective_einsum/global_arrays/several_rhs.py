@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import PartitionSpec
 
 
@@ -12,7 +13,10 @@ def is_list(operand: Any) -> bool:
     """Whether an operand is a list of arrays, and no array written as a list of numbers."""
     if not isinstance(operand, list | tuple) or not operand:
         return False
-    return all(hasattr(x, "shape") and hasattr(x, "dtype") and x.shape != () for x in operand)
+    return all(
+        hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, np.generic)
+        for x in operand
+    )
 
 
 def each(

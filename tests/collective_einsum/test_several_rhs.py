@@ -165,6 +165,14 @@ def test_without_a_mesh_and_with_an_empty_dimension() -> None:
     close(ce.einsum(TEXT, x, [a, b]), plain(x, [a, b]))
 
 
+def test_arrays_and_numbers() -> None:
+    """A list of arrays is several operands, also of rank 0; a list of numbers is one."""
+    x = normal(3)
+    close(ce.einsum("a,->a", x, [jnp.float32(2), jnp.float32(3)]), [2 * x, 3 * x])
+    close(ce.einsum("a,a->", x, [1.0, 2.0, 3.0]), x @ np.array([1, 2, 3]))
+    close(ce.einsum("a,a->", x, list(np.float32([1, 2, 3]))), x @ np.array([1, 2, 3]))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
