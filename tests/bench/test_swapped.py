@@ -112,4 +112,6 @@ def test_the_fastest_of_both_are_compared() -> None:
     assert line.split() == [
         *("layer", "v4:4x4x4", "6.0", "ce.jit", "1.0", "5.0", "default", "1.0", "1.200")
     ]
+    # 6/5 and 4/4; under the default options 9/5 and 4/4.
     assert "geometric mean of the ratios: 1.095" in text
+    assert text.endswith("default options: 1.342")
