@@ -59,7 +59,7 @@ def _block(work: Workload, collective: EinsumCollective, labels: str) -> Block:
         columns=length if is_last else work.sizes[labels[-1]],
         itemsize=(work.lhs_dtype if gathers else work.op.sum_wire).itemsize,
         along="columns" if is_last else "rows" if labels[0] == collective.label else "inner",
-        axes=sum(side > 1 for side in work.slice_sides(collective.axes)),
+        sides=tuple(side for side in work.slice_sides(collective.axes) if side > 1),
     )
 
 

@@ -8,7 +8,8 @@ not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ..chips.chip import Chip
@@ -18,6 +19,8 @@ from .torus import offloads
 # A scatter along the lanes stays one where a row of a block has a multiple of these bytes (H11 in
 # docs/compiler.md).
 ROW_BYTES = 512
+# Fewest devices over three axes whose gather becomes an all-reduce: on v4, 4x4x4 and not 2x4x4.
+REDUCED_DEVICES = 64
 
 _VERSIONS = ("libtpu 0.0.42.1", "libtpu 0.0.50.1")
 
@@ -30,14 +33,14 @@ class Block:
       rows, columns: elements of all dimensions but the last, and of the last.
       itemsize: bytes of an element.
       along: the dimension that is gathered or scattered; "inner" is neither the first nor the last.
-      axes: mesh axes of more than one device that the collective goes over.
+      sides: the sides of the slice, longer than one device, that the collective goes over.
     """
 
     rows: int
     columns: int
     itemsize: int
     along: Literal["rows", "columns", "inner"]
-    axes: int
+    sides: tuple[int, ...]
 
     @property
     def tiles(self) -> int:
@@ -78,9 +81,10 @@ class LoweringRule:
     seen_with: tuple[str, ...] = _VERSIONS
 
 
-def scatters_a_plane(chip: Chip, axes: int) -> bool:
-    """Whether a reduce-scatter over so many axes of several devices goes over a torus that has two."""
-    return chip.torus_dims == 2 and axes > 1
+def scatters_a_plane(chip: Chip, sides: Sequence[int]) -> bool:
+    """Whether a reduce-scatter over these sides of a slice goes over both of a torus that has two, each
+    longer than two devices: over 2x2 and 2x4 chips of v5e and v6e it stays a reduce-scatter."""
+    return chip.torus_dims == 2 and len(sides) > 1 and min(sides) > 2
 
 
 RULES = (
@@ -95,8 +99,12 @@ RULES = (
     LoweringRule(
         name="gather over three axes",
         collective="all_gather",
-        when="along the columns, over three axes of a torus",
-        applies=lambda _, block: block.along == "columns" and block.axes > 2,
+        when=f"along the columns, over three axes of a torus, of {REDUCED_DEVICES} devices or more",
+        applies=lambda _, block: (
+            block.along == "columns"
+            and len(block.sides) > 2
+            and math.prod(block.sides) >= REDUCED_DEVICES
+        ),
     ),
     LoweringRule(
         name="scatter of parts of tiles",
@@ -121,8 +129,14 @@ RULES = (
     LoweringRule(
         name="scatter over a plane",
         collective="reduce_scatter",
-        when="over both axes of a torus that has two",
-        applies=lambda chip, block: scatters_a_plane(chip, block.axes),
+        when="over both axes of a torus that has two, each of more than two devices",
+        applies=lambda chip, block: scatters_a_plane(chip, block.sides),
+    ),
+    LoweringRule(
+        name="scatter over three axes",
+        collective="reduce_scatter",
+        when="over three axes of a torus, unless SparseCores run it",
+        applies=lambda chip, block: len(block.sides) > 2 and not offloads(chip, "reduce_scatter"),
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -16,12 +17,19 @@ import collective_einsum as ce
 from collective_einsum.cost.lowering_rules import RULES, Block, lowering_rule
 from collective_einsum.ruler.compile import target
 
-CHIPS = {"v4:4x4x4": ce.TPU_V4, "v6e:4x4": ce.TPU_V6E, "tpu7x:4x4x4": ce.TPU_7X}
+CHIPS = {
+    "v4:2x2x2": ce.TPU_V4,
+    "v4:2x4x4": ce.TPU_V4,
+    "v4:4x4x4": ce.TPU_V4,
+    "v5e:2x4": ce.TPU_V5E,
+    "v6e:4x4": ce.TPU_V6E,
+    "tpu7x:4x4x4": ce.TPU_7X,
+}
 CONTRACTED = 128
 
 
 class Shape(NamedTuple):
-    """A collective in bf16 over axes of four chips: a gather before a dot, or a scatter after one."""
+    """A collective in bf16 over axes of a slice: a gather before a dot, or a scatter after one."""
 
     collective: str
     rows: int
@@ -31,11 +39,16 @@ class Shape(NamedTuple):
     slice_: str = "v4:4x4x4"
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Those of the slice along the axes."""
+        return tuple(target(self.slice_).sides["xyz".index(axis)] for axis in self.axes)
+
+    @property
     def block(self) -> Block:
         assert self.along in ("rows", "columns")
         along = "rows" if self.along == "rows" else "columns"
         return Block(
-            rows=self.rows, columns=self.columns, itemsize=2, along=along, axes=len(self.axes)
+            rows=self.rows, columns=self.columns, itemsize=2, along=along, sides=self.sides
         )
 
     def rule(self) -> str:
@@ -49,7 +62,7 @@ class Shape(NamedTuple):
         """The collectives of the compiled program."""
         slice_ = target(self.slice_)
         mesh = slice_.mesh(slice_.sides, ("x", "y", "z")[: len(slice_.sides)])
-        dim, n = int(self.along == "columns"), 4 ** len(self.axes)
+        dim, n = int(self.along == "columns"), math.prod(self.sides)
 
         def gather(x: jax.Array, w: jax.Array) -> jax.Array:
             return lax.all_gather(x, self.axes, axis=1, tiled=True) @ w
@@ -93,6 +106,10 @@ SHOWN = {
         Shape("reduce_scatter", 16, 1152, "rows", ("x", "y"), "v6e:4x4"),
         Shape("reduce_scatter", 16, 1152, "rows", ("x",), "v6e:4x4"),
     ),
+    "scatter over three axes": (
+        Shape("reduce_scatter", 16, 1152, "rows", ("x", "y", "z"), "v4:2x2x2"),
+        Shape("reduce_scatter", 16, 1152, "rows", ("x", "y"), "v4:4x4x4"),
+    ),
 }
 
 
@@ -107,6 +124,21 @@ def test_the_compiler_follows_the_rule(name: str) -> None:
     assert (shows.rule(), beside.rule()) == (name, "")
     assert shows.compiled() == {"all-reduce"}
     assert beside.compiled() == {beside.collective.replace("_", "-")}
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape("all_gather", 64, 288, axes=("x", "y", "z"), slice_="v4:2x2x2"),
+        Shape("all_gather", 64, 288, axes=("x", "y", "z"), slice_="v4:2x4x4"),
+        Shape("reduce_scatter", 512, 1024, axes=("x", "y"), slice_="v5e:2x4"),
+        Shape("reduce_scatter", 16, 1152, "rows", ("x", "y"), "v5e:2x4"),
+    ],
+)
+def test_short_sides_and_few_devices_have_no_rule(shape: Shape) -> None:
+    assert shape.rule() == ""
+    assert shape.compiled() == {shape.collective.replace("_", "-")}
 
 
 @pytest.mark.tpu
