@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 from collective_einsum import ruler
 from collective_einsum.chips.slices import folded_axes
-from collective_einsum.cost.torus import all_gather_seconds, reduce_scatter_seconds
 
 MESHES = [
     ("v5p:4x4x4", {"d": 16, "t": 4}),
@@ -53,24 +51,51 @@ def test_axes_that_share_a_side_are_priced_as_one_side_each(axes: Any, dims: int
     assert folded_axes(axes, dims) == {}
 
 
-@pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter"])
-def test_price_is_that_of_the_replay(kind: str) -> None:
-    mesh = ruler.mesh("v5p:4x4x4", {"d": 16, "t": 4})
+@pytest.mark.tpu
+@pytest.mark.parametrize("kind", ["gather", "scatter"])
+@pytest.mark.parametrize(
+    ("target", "axes"),
+    [
+        ("v5p:4x4x4", {"d": 4, "t": 16}),
+        ("v4:4x4x4", {"t": 64}),
+        ("v4:2x2x2", {"t": 8}),
+        ("v5e:4x4", {"t": 16}),
+        ("v5e:2x4", {"t": 8}),
+        ("v6e:2x2", {"t": 4}),
+    ],
+)
+def test_exposed_seconds_are_those_of_the_replay(
+    target: str, axes: dict[str, int], kind: str
+) -> None:
+    """Of an einsum whose operand is gathered, or whose result is scattered, by lax."""
+    mesh, n = ruler.mesh(target, axes), axes["t"]
+    text, collective = "mk,kn->mn", dict[str, Any]({kind: "k" if kind == "gather" else "n"})
+    if kind == "gather":
+        shapes, specs, out = ((2048, 4096), (4096, 8192 // n)), (P(None, "t"), P()), P()
+        local = ((2048, 4096 // n), (4096, 8192 // n))
+    else:
+        shapes, specs, out = ((2048, 8192), (8192, 4096)), (P(None, "t"), P("t")), P(None, "t")
+        local = ((2048, 8192 // n), (8192 // n, 4096))
 
-    def local(x: jax.Array) -> jax.Array:
-        if kind == "all_gather":
-            return lax.all_gather(x, "d", axis=0, tiled=True)
-        return lax.psum_scatter(x, "d", scatter_dimension=1, tiled=True)
+    def program(x: jax.Array, w: jax.Array) -> jax.Array:
+        function = ce.all_gather_einsum if kind == "gather" else ce.einsum_reduce_scatter
+        return function(text, x, w, axis_name="t", schedule="blocking", **collective)
 
-    into, out = (P("d"), P()) if kind == "all_gather" else (P(), P(None, "d"))
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=into, out_specs=out, check_vma=False)
-    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=NamedSharding(mesh, into))
-    timeline = ruler.predict(mapped, x)
-    price = {"all_gather": all_gather_seconds, "reduce_scatter": reduce_scatter_seconds}[kind]
-    folded = price(ce.TPU_V5P, [4, 4], 2 * 4096**2)
-    ring = price(ce.TPU_V5P, [16], 2 * 4096**2)
-    assert abs(timeline.exposed_seconds / folded - 1) < 0.05
-    assert abs(timeline.exposed_seconds / ring - 1) > 0.4
+    mapped = jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    operands = [
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
+    ]
+    replayed = ruler.predict(mapped, *operands).exposed_seconds
+    choice = ce.choose_schedule(
+        text,
+        *(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in local),
+        axis_name="t",
+        axis_size=axes,
+        chip=target.partition(":")[0],
+        **collective,
+    )
+    assert choice.blocking.exposed == pytest.approx(replayed, rel=0.03)
 
 
 def test_the_choice_knows_the_whole_mesh() -> None:
