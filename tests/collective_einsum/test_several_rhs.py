@@ -170,7 +170,7 @@ def test_arrays_and_numbers() -> None:
     x = normal(3)
     close(ce.einsum("a,->a", x, [jnp.float32(2), jnp.float32(3)]), [2 * x, 3 * x])
     close(ce.einsum("a,a->", x, [1.0, 2.0, 3.0]), x @ np.array([1, 2, 3]))
-    close(ce.einsum("a,a->", x, list(np.float32([1, 2, 3]))), x @ np.array([1, 2, 3]))
+    close(ce.einsum("a,a->", x, [np.float32(n) for n in (1, 2, 3)]), x @ np.array([1, 2, 3]))
 
 
 @pytest.mark.parametrize(
