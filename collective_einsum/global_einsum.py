@@ -125,10 +125,11 @@ def einsum(
         chip=chip,
     )
     if any(map(several_rhs.is_list, given)):
-        lhs, *_ = given = [_value(given[0]), *given[1:]]
+        each = several_rhs.each(text, given, in_specs, out_sharding)
+        lhs = _value(given[0])
         calls = [
             _Call(text, [lhs, _value(rhs)], mesh, specs, out, optimize, options, _dot_general)
-            for rhs, specs, out in several_rhs.each(text, given, in_specs, out_sharding)
+            for rhs, specs, out in each
         ]
         return named("ce.einsum", _results(calls))
     values, specs, out = [*map(_value, given)], cast(Any, in_specs), cast(Any, out_sharding)
@@ -137,10 +138,8 @@ def einsum(
 
 
 def _value(operand: Any) -> Any:
-    """An operand as an array or a `Quantized`; a list of arrays as it is."""
-    if isinstance(operand, Quantized) or several_rhs.is_list(operand):
-        return operand
-    return jnp.asarray(operand)
+    """An operand as an array or a `Quantized`."""
+    return operand if isinstance(operand, Quantized) else jnp.asarray(operand)
 
 
 def _results(calls: Sequence[_Call]) -> list[jax.Array]:

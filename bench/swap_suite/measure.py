@@ -65,17 +65,16 @@ def forms(chip: Chip) -> list[Form]:
     The compiler makes loops of permutes of einsums ("windowed einsum") under the first alone: most
     programs are faster without.
     """
-    sets = option_sets(chip)
-    off = sets["no windowed einsum"]
+    off = option_sets(chip)["no windowed einsum"]
+    chips = {"ce.jit": chip}
+    if chip.sparse_core_options:
+        chips["SparseCores"] = chip.with_sparse_cores()
     found = [Form(DEFAULT, False, {}), Form("no windowed einsum", False, off)]
     ours = [Form(f"{OURS}default", True, off)]
-    for name in ("those of ce.jit", "SparseCores"):
-        if name in sets:
-            known = chip if name == "those of ce.jit" else chip.with_sparse_cores()
-            options = {**off, **dict(known.compiler_options)}
-            short = "ce.jit" if known is chip else "SparseCores"
-            found.append(Form(short, False, options))
-            ours.append(Form(f"{OURS}{short}", True, options, known))
+    for name, known in chips.items():
+        options = {**off, **dict(known.compiler_options)}
+        found.append(Form(name, False, options))
+        ours.append(Form(f"{OURS}{name}", True, options, known))
     return [*found, *ours]
 
 

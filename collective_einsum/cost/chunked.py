@@ -132,7 +132,7 @@ def _one_chunk(work: Workload, collective: EinsumCollective, schedule: Schedule)
     sides = work.slice_sides(collective.axes)
     scatter = reduce_scatter_seconds(work.chip, sides, one_result)
     passes = moving = 0.0
-    if scatters_a_plane(work.chip, [side for side in sides if side > 1]):
+    if scatters_a_plane(work.chip, sides):
         scatter = all_reduce_seconds(work.chip, sides, one_result)
         moving = work.chip.pass_seconds("slice", one_result)
     if op.out[0] != collective.label:

@@ -84,7 +84,8 @@ class LoweringRule:
 def scatters_a_plane(chip: Chip, sides: Sequence[int]) -> bool:
     """Whether a reduce-scatter over these sides of a slice goes over both of a torus that has two, each
     longer than two devices: over 2x2 and 2x4 chips of v5e and v6e it stays a reduce-scatter."""
-    return chip.torus_dims == 2 and len(sides) > 1 and min(sides) > 2
+    long = [side for side in sides if side > 1]
+    return chip.torus_dims == 2 and len(long) > 1 and min(long) > 2
 
 
 RULES = (

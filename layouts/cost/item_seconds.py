@@ -34,8 +34,7 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     that the compiler makes one; an all-to-all on a ring of K chips sends them K/4 hops on average.
     """
     along = sides(chip, sizes, transfer.axes)
-    long = [side for side in along if side > 1]
-    plane = transfer.kind == "reduce-scatter" and scatters_a_plane(chip, long)
+    plane = transfer.kind == "reduce-scatter" and scatters_a_plane(chip, along)
     if plane or transfer.kind == "all-reduce":
         return all_reduce_seconds(chip, along, transfer.bytes)
     if transfer.kind != "all-to-all":
