@@ -186,7 +186,7 @@ def swapped(options: argparse.Namespace) -> int:
         if program.target in slices and (options.only or "") in program.name
     ]
     if not chosen:
-        names = ", ".join(dict.fromkeys(program.name for program in known))
+        names = "; ".join(dict.fromkeys(program.name for program in known))
         raise ValueError(
             f"there is no program whose name contains {options.only or ''!r} on {', '.join(slices)}: "
             f"there are {names}, each on {', '.join(programs.SLICES)}"

@@ -16,7 +16,7 @@ from . import collectives, schedule_and_run
 from .autodiff.primitive import vary
 from .global_arrays.array_layouts import AnyMesh, axes_of_type, partition_spec
 from .global_arrays.infer_collectives import Case, Change, Layout, Plan, infer
-from .ops.einsum_op import Form, split
+from .ops.einsum_op import Form, products, split
 from .ops.request import Options
 from .ops.schedule import Schedule, as_schedule
 from .rings.permutes import reorder_shards
@@ -79,7 +79,7 @@ class Sharded:
     def run(self, operands: Sequence[jax.Array]) -> list[jax.Array]:
         """The results, one for each rhs; the only one of a sum."""
         lhs, rhs, _ = self.split(operands)
-        pairs = list(zip(lhs * len(rhs) if self.form == "shared_lhs" else lhs, rhs, strict=True))
+        pairs = products(self.form, lhs, rhs)
         plan, *others = {self.plan(*pair) for pair in pairs}
         if not others and not (self.form == "sum" and plan.fused.gather is not None):
             return self._on_shards(plan, lhs, rhs)

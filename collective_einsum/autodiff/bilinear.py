@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from ..execution.product import dimension_numbers
-from ..ops.einsum_op import Form
+from ..ops.einsum_op import Form, products
 from .primitive import Dot, Op, apply
 
 
@@ -61,6 +61,5 @@ def added(total: jax.Array | None, term: jax.Array) -> jax.Array:
 def dots(op: Bilinear, operands: Sequence[Any]) -> list[Dot]:
     """One dot for each rhs, or pair; see `primitive.Rules`."""
     lhs, rhs, _ = op.split(operands)
-    lefts = lhs * len(rhs) if op.form == "shared_lhs" else lhs
     numbers = dimension_numbers(*op.labels)
-    return [(a, b, numbers) for a, b in zip(lefts, rhs, strict=True)]
+    return [(a, b, numbers) for a, b in products(op.form, lhs, rhs)]

@@ -33,6 +33,14 @@ def split(
     return list(operands[:lhs]), list(operands[lhs:scales]), list(operands[scales:])
 
 
+def products(
+    form: Form, lhs: Sequence[Operand], rhs: Sequence[Operand]
+) -> list[tuple[Operand, Operand]]:
+    """The two operands of every product: one for each rhs, or pair."""
+    lefts = [*lhs] * len(rhs) if form == "shared_lhs" else lhs
+    return list(zip(lefts, rhs, strict=True))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EinsumCollective:
     """A collective before or after an einsum.
