@@ -21,6 +21,7 @@ from collective_einsum.ruler.replay import legend, replay, table
 
 Options = Mapping[str, object]
 OURS, DEFAULT = "ours: ", "default"
+_SCATTERS = {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,15 @@ def forms(chip: Chip) -> list[Form]:
     programs are faster without.
     """
     off = option_sets(chip)["no windowed einsum"]
-    chips = {"ce.jit": chip}
+    chips: dict[str, tuple[Chip, Options]] = {"ce.jit": (chip, {})}
     if chip.sparse_core_options:
-        chips["SparseCores"] = chip.with_sparse_cores()
+        chips["SparseCores"] = (chip.with_sparse_cores(), {})
+        chips["and scatters"] = (chip.with_sparse_cores(), _SCATTERS)
+        chips["queue"] = (chip.with_sparse_core_queue(), {})
     found = [Form(DEFAULT, False, {}), Form("no windowed einsum", False, off)]
     ours = [Form(f"{OURS}default", True, off)]
-    for name, known in chips.items():
-        options = {**off, **dict(known.compiler_options)}
+    for name, (known, more) in chips.items():
+        options = {**off, **dict(known.compiler_options), **more}
         found.append(Form(name, False, options))
         ours.append(Form(f"{OURS}{name}", True, options, known))
     return [*found, *ours]
@@ -129,7 +132,8 @@ def measure_all(
 _MEANINGS = {
     "slice": "its mesh is d x t: 16 x 4, or 4 x 4",
     "plain us": "a layer, with jnp's einsums and lax's collectives, under the fastest of the options",
-    "under": "these options: of ce.jit, and SparseCores, both without windowed einsums",
+    "under": "these options: of ce.jit, with gathers on SparseCores, scatters too, and with their queue, "
+    "all without windowed einsums",
     "exposed": "of it, the chip waits for other chips",
     "ours us": "a layer with ce.einsum, or with the functions for shard_map, under the fastest options",
     "ratio": "plain us / ours us",

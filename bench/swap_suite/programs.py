@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import collective_einsum as ce
 
-LAYERS = 2
+LAYERS = 8
 BF16 = jnp.bfloat16
 _EPSILON = 1e-6
 Weights = dict[str, Any]

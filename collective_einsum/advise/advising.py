@@ -99,6 +99,7 @@ def option_sets(chip: Chip) -> dict[str, dict[str, Any]]:
         "no windowed einsum": _NO_WINDOWED_EINSUM,
         "those of ce.jit": dict(chip.compiler_options),
         "SparseCores": dict(chip.sparse_core_options),
+        "queue of SparseCores": dict(chip.sparse_core_queue_options),
     }
     return {name: options for name, options in sets.items() if options}
 

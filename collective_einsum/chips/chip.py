@@ -139,6 +139,19 @@ class Chip(CompilerHabits):
             asynchronous_by_options=(*self.asynchronous_by_options, "all_gather"),
             compiler_options=(*self.compiler_options, *self.sparse_core_options),
             sparse_core_options=(),
+            sparse_core_queue_options=(),
+        )
+
+    def with_sparse_core_queue(self) -> Chip:
+        """The chip, `sparse_core_queue_options`, if it has any, being among its `compiler_options`.
+
+        Schedules are chosen as without them: rings go beside SparseCores, which have the weights.
+        """
+        return replace(
+            self,
+            compiler_options=(*self.compiler_options, *self.sparse_core_queue_options),
+            sparse_core_options=(),
+            sparse_core_queue_options=(),
         )
 
     def wraps(self, axis_size: int) -> bool:

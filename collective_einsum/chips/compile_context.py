@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 
@@ -19,7 +20,7 @@ _likely = jax.make_user_context(default_value=None)
 
 
 def compiler_options(
-    chip: Chip | str | None = None, *, sparse_cores: bool = False
+    chip: Chip | str | None = None, *, sparse_cores: bool | Literal["queue"] = False
 ) -> dict[str, CompilerOption]:
     """Options for `jax.jit(..., compiler_options=...)` under which the chip's compiler overlaps more of
     lax's collectives with compute; {} for a chip whose compiler has none.
@@ -28,12 +29,18 @@ def compiler_options(
       chip: a `Chip` or its name; by default the chip of `jax.devices()`.
       sparse_cores: also let SparseCores run all-gathers, on chips that have them and do not do so
         anyway (v5p, v6e). It helps where independent compute can overlap them, and costs time where a
-        dot waits for them: `collective_einsum.advise` tries it.
+        dot waits for them: `collective_einsum.advise` tries it. "queue" lets them run reduce-scatters
+        too, and queue what comes while they are busy: for programs that gather weights and scatter
+        their gradients.
 
     Raises:
-      ValueError: no chip has that name.
+      ValueError: no chip has that name, or `sparse_cores` is none of its values.
     """
+    if sparse_cores not in (False, True, "queue"):
+        raise ValueError(f"sparse_cores={sparse_cores!r}; give False, True or 'queue'")
     known = chip_for(attached_kind()) if chip is None else as_chip(chip)
+    if sparse_cores == "queue":
+        return dict(known.with_sparse_core_queue().compiler_options)
     return dict((known.with_sparse_cores() if sparse_cores else known).compiler_options)
 
 

@@ -22,6 +22,9 @@ class CompilerHabits:
         on-chip memory of what its next run reads first.
       sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
         in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
+      sparse_core_queue_options: further options, under which SparseCores run all-gathers and
+        reduce-scatters one after another, while later ones queue behind them: for programs that gather
+        weights and scatter their gradients.
       starts_hops_early: whether the compiler starts the hops of an all-gather's ring, where it sends
         both ways, two dots before they must have arrived, so that the dots of both directions hide
         them; if not, one dot before.
@@ -37,6 +40,7 @@ class CompilerHabits:
     compiler_options: tuple[tuple[str, CompilerOption], ...]
     no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
     sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()
+    sparse_core_queue_options: tuple[tuple[str, CompilerOption], ...] = ()
     starts_hops_early: bool = False
     copies_second_shard: bool = False
     widens_in_rows: bool = False

@@ -14,6 +14,11 @@ _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 _GATHERS_ON_SPARSE_CORES = tuple(
     (f"{_OFFLOAD}{gather}", True) for gather in ("all_gather", "2d_all_gather", "3d_all_gather")
 )
+_QUEUE_OF_SPARSE_CORES = (
+    *_GATHERS_ON_SPARSE_CORES,
+    (f"{_OFFLOAD}reduce_scatter", True),
+    ("xla_tpu_enable_sparse_core_offload_queuing_in_lhs", True),
+)
 
 TPU_V4 = CompilerHabits(
     asynchronous=(),  # H2 in docs/compiler.md
@@ -35,6 +40,7 @@ TPU_V5P = CompilerHabits(
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
     sparse_core_options=_GATHERS_ON_SPARSE_CORES,
+    sparse_core_queue_options=_QUEUE_OF_SPARSE_CORES,
     copies_second_shard=True,
 )
 
@@ -59,6 +65,7 @@ TPU_7X = replace(
     # Its SparseCores run them, with no option (libtpu 0.0.42.1 and 0.0.50.1).
     asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
     sparse_core_options=(),
+    sparse_core_queue_options=(),
     starts_hops_early=True,
 )
 

@@ -38,6 +38,7 @@ _TPU_OPTIONS = {
         *chip.compiler_options,
         *chip.no_prefetch_options,
         *chip.sparse_core_options,
+        *chip.sparse_core_queue_options,
     )
 }
 

@@ -20,7 +20,10 @@ class Flow(Generic[Resource]):
       uses: bytes of each resource that one byte of the transfer uses.
       cap: the largest rate in bytes/s, even without other flows.
       latency: seconds from when the last byte leaves to when it arrives.
+      queue: the name of whom it waits for: transfers of one queue run one after another, in the order
+        of their starts. None if it waits for nobody.
       rate: bytes/s now.
+      begin: seconds at which the first byte left; None until then.
       end: seconds at which the last byte left; None until then.
     """
 
@@ -29,7 +32,9 @@ class Flow(Generic[Resource]):
     uses: Mapping[Resource, float]
     cap: float = math.inf
     latency: float = 0.0
+    queue: str | None = None
     rate: float = 0.0
+    begin: float | None = None
     end: float | None = None
 
     @property
@@ -55,7 +60,7 @@ class Network(Generic[Resource]):
     def start(self, flow: Flow[Resource]) -> Flow[Resource]:
         """Adds a flow; one that needs nothing ends at once."""
         if flow.left <= 0 or (not flow.uses and flow.cap == math.inf):
-            flow.end = self.now
+            flow.begin = flow.end = self.now
             return flow
         self.flows.append(flow)
         self._share()
@@ -64,7 +69,7 @@ class Network(Generic[Resource]):
     def advance(self, until: float) -> None:
         """Moves the clock to `until`; flows that finish by then get their `end`."""
         while self.flows:
-            first = min(self.flows, key=lambda flow: flow.left / flow.rate)
+            first = self._first()
             at = self.now + first.left / first.rate
             if at > until:
                 break
@@ -74,10 +79,14 @@ class Network(Generic[Resource]):
     def wait(self, flow: Flow[Resource]) -> None:
         """Moves the clock to the arrival of a flow, if that is still to come."""
         while flow.end is None:
-            first = min(self.flows, key=lambda flow: flow.left / flow.rate)
+            first = self._first()
             self._move(self.now + first.left / first.rate, first)
         if flow.arrival > self.now:
             self.advance(flow.arrival)
+
+    def _first(self) -> Flow[Resource]:
+        """The flow that ends first, of those that move."""
+        return min((f for f in self.flows if f.rate), key=lambda flow: flow.left / flow.rate)
 
     def _move(self, at: float, ending: Flow[Resource] | None) -> None:
         for flow in self.flows:
@@ -90,7 +99,7 @@ class Network(Generic[Resource]):
 
     def _share(self) -> None:
         free = dict(self.capacities)
-        open_flows = list(self.flows)
+        open_flows = self._at_the_front()
         level = 0.0
         while open_flows:
             step = min(flow.cap - level for flow in open_flows)
@@ -118,3 +127,14 @@ class Network(Generic[Resource]):
             for flow in done:
                 flow.rate = level
             open_flows = [flow for flow in open_flows if flow not in done]
+
+    def _at_the_front(self) -> list[Flow[Resource]]:
+        """The flows that no other of their queue is before; the rest gets no rate."""
+        front, queues = [], set()
+        for flow in self.flows:
+            flow.rate = 0.0
+            if flow.queue is None or flow.queue not in queues:
+                front.append(flow)
+                flow.begin = self.now if flow.begin is None else flow.begin
+            queues.add(flow.queue)
+        return front

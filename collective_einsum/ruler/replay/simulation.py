@@ -3,8 +3,8 @@
 All chips of an SPMD program do the same at the same time, so the replay follows one chip. Ops run in the
 order of the schedule and take the seconds of `ruler.replay.op_seconds`: the compiler's
 `estimated_cycles`, for most, less where they wait for HBM (`ruler.hlo.streaming`); asynchronous copies
-and collectives overlap with them and divide the links and HBM by max-min fairness; a `-done` waits
-until its transfer has arrived. A synchronous collective is a start and a done with nothing between.
+and collectives overlap with them and divide the links and HBM by max-min fairness, but SparseCores
+run what they are given one after another; a `-done` waits until its transfer has arrived. A synchronous collective is a start and a done with nothing between.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from collective_einsum.ruler.replay.unpriced import HOST, NO_ESTIMATE, ON_CHIP, 
 from collective_einsum.ruler.torus import Link, Torus
 
 _HBM = "hbm"
+_SPARSE_CORES = "SparseCores"
 _Resource = str | Link
 
 
@@ -110,7 +111,6 @@ class _Transfer:
     kind: str
     op: str
     rows: dict[str, float]
-    start: float
 
 
 class _Walk:
@@ -262,14 +262,16 @@ class _Walk:
                 row = self.torus.link_name(link)
                 carried = load * route.bytes * self.torus.fraction(link)
                 rows[row] = rows.get(row, 0.0) + carried
+        queue = None
         if transfers.is_offloaded(computation, instruction):
             latency += self.chip.offload_seconds
+            queue = _SPARSE_CORES if collective else None
         if moved:
             uses[_HBM] = moved / size
-        flow = Flow(instruction.name, size, uses, cap, latency)
+        flow = Flow(instruction.name, size, uses, cap, latency, queue)
         self.hbm_bytes += moved
         self.network.start(flow)
-        return _Transfer(instruction, flow, kind, op, rows, self.network.now)
+        return _Transfer(instruction, flow, kind, op, rows)
 
     def latency(self, kind: str, hops: int) -> float:
         """Seconds of a transfer between chips beside its bytes; none if it stays on the chip."""
@@ -284,13 +286,14 @@ class _Walk:
         name, op_name = transfer.instruction.name, transfer.instruction.op_name
         lines = self.lines(transfer.instruction)
         arrival = transfer.flow.arrival
+        begin = arrival if transfer.flow.begin is None else transfer.flow.begin
         for row, moved in transfer.rows.items():
             end = arrival - transfer.flow.latency
             self.events.append(
                 Event(
                     row=row,
                     name=name,
-                    start=transfer.start,
+                    start=begin,
                     end=end,
                     kind=transfer.kind,
                     op_name=op_name,
