@@ -132,8 +132,8 @@ def measure_all(
 _MEANINGS = {
     "slice": "its mesh is d x t: 16 x 4, or 4 x 4",
     "plain us": "a layer, with jnp's einsums and lax's collectives, under the fastest of the options",
-    "under": "these options: of ce.jit, with gathers on SparseCores, scatters too, and with their queue, "
-    "all without windowed einsums",
+    "under": "these options: of ce.jit; gathers on SparseCores, and scatters; their queue; all but the "
+    "compiler's own without windowed einsums",
     "exposed": "of it, the chip waits for other chips",
     "ours us": "a layer with ce.einsum, or with the functions for shard_map, under the fastest options",
     "ratio": "plain us / ours us",

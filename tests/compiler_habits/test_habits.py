@@ -293,6 +293,39 @@ def test_h15_sparse_cores_leave_small_all_reduces_alone(columns: int, offloaded:
     assert (8 * columns * 2 >= OFFLOADED_ALL_REDUCE) == offloaded
 
 
+@pytest.mark.parametrize("queue", [False, True], ids=["gathers", "queue"])
+@pytest.mark.parametrize("chip", ["v5p", "v6e"])
+def test_h19_sparse_cores_queue_collectives_by_an_option(chip: str, queue: bool) -> None:
+    """Three weights are gathered while other dots compute."""
+
+    def gathered(x: jax.Array, w: jax.Array, *own: jax.Array) -> jax.Array:
+        weights = [lax.all_gather(part, "x", axis=0, tiled=True) for part in own]
+        for _ in range(6):
+            x = x @ w
+        for weight in weights:
+            x = x @ weight
+        return x
+
+    name = SLICES[chip]
+    size = len(target(name).devices)
+    mapped = jax.shard_map(
+        gathered, mesh=slice_mesh(name), in_specs=WHOLE, out_specs=SHARDED, check_vma=False
+    )
+    own = ((2048 // size, 2048), BF16)
+    options = ce.compiler_options(chip, sparse_cores="queue" if queue else True)
+    square = ((2048, 2048), BF16)
+    program = compiled_on(name, mapped, square, square, own, own, own, options=options)
+    # Where a start has no operands, an update hands them over.
+    begins = "update" if "call-update" in program else "start"
+    calls = re.findall(rf"%all-gather\S*call-({begins}|done)\S* =", program)
+    most = in_flight = 0
+    for call in calls:
+        in_flight += 1 if call == begins else -1
+        most = max(most, in_flight)
+    assert len(calls) == 6
+    assert most == (3 if queue else 1)
+
+
 @functools.cache
 def ring(name: str, direction: str) -> str:
     """An all-gather's ring over the devices of four chips."""

@@ -31,6 +31,26 @@ def test_two_on_one_link_share_it() -> None:
     assert network.now == pytest.approx(12.0)
 
 
+def test_one_queue_runs_one_after_another() -> None:
+    network = Network({"x+": 10.0, "y+": 10.0})
+    first = network.start(Flow("first", 100.0, {"x+": 1.0}, latency=1.0, queue="q"))
+    second = network.start(Flow("second", 20.0, {"y+": 1.0}, queue="q"))
+    beside = network.start(Flow("beside", 20.0, {"x+": 1.0}))
+    network.wait(second)
+    # `first` shares its link with `beside` alone; `second`, on a free one, waits for it.
+    assert (first.begin, beside.end, first.end) == pytest.approx((0.0, 4.0, 12.0))
+    assert (second.begin, second.end) == pytest.approx((12.0, 14.0))
+    assert network.now == pytest.approx(14.0)
+
+
+def test_two_queues_run_side_by_side() -> None:
+    network = Network({"x+": 10.0, "y+": 10.0})
+    flows = [network.start(Flow(on, 100.0, {on: 1.0}, queue=on)) for on in ("x+", "y+")]
+    for flow in flows:
+        network.wait(flow)
+    assert network.now == pytest.approx(10.0)
+
+
 def test_two_directions_do_not_share() -> None:
     network = Network({"x+": 10.0, "x-": 10.0})
     flows = [network.start(Flow(name, 100.0, {name: 1.0})) for name in ("x+", "x-")]

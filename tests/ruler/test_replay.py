@@ -285,6 +285,21 @@ def test_collectives_of_sparse_cores_overlap_with_compute(form: str) -> None:
     assert timeline.exposed_seconds == pytest.approx((150 + 2 + 7 - 60) * US)
 
 
+def test_sparse_cores_gather_one_after_another() -> None:
+    lines = []
+    for name in ("a", "b"):
+        lines += [
+            f"%{name}-start = {EMPTY} call-start(), {THREAD}, to_apply=%gather",
+            f"%{name}-update = {GATHERED} call-update(%{name}-start, %p)",
+        ]
+    lines += [dot("d", 160), *(f"%{n}-done = s8[400]{{0:S(1)}} call-done(%{n}-update)" for n in "ab")]
+    timeline = replay_module(module("\n".join(lines), OFFLOADED), RING, CHIP)
+    # Each takes 150 us, and its two hops 2: the second begins when the first has left.
+    assert timeline.total_seconds == pytest.approx((150 + 150 + 2) * US)
+    sent = {event.name: event.start for event in timeline.events if event.row == "x+"}
+    assert sent == pytest.approx({"a-update": 0.0, "b-update": 150 * US})
+
+
 def test_sparse_cores_copy_while_a_dot_computes() -> None:
     lines = [
         f"%c-start = {EMPTY} call-start(), {THREAD}, to_apply=%format",

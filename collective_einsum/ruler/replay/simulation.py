@@ -4,7 +4,8 @@ All chips of an SPMD program do the same at the same time, so the replay follows
 order of the schedule and take the seconds of `ruler.replay.op_seconds`: the compiler's
 `estimated_cycles`, for most, less where they wait for HBM (`ruler.hlo.streaming`); asynchronous copies
 and collectives overlap with them and divide the links and HBM by max-min fairness, but SparseCores
-run what they are given one after another; a `-done` waits until its transfer has arrived. A synchronous collective is a start and a done with nothing between.
+run collectives one after another; a `-done` waits until its transfer has arrived. A synchronous
+collective is a start and a done with nothing between.
 """
 
 from __future__ import annotations
