@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ def test_sparse_cores_are_tried() -> None:
     said = advise(jax.jit(apart).lower(*args), options=given)
     # SparseCores gather while two dots compute.
     assert said.best_options is not None
-    assert [option.name for option in said.options] == ["SparseCores"]
+    assert [option.name for option in said.options[:2]] == ["SparseCores", "queue of SparseCores"]
     assert said.best_options.name == "SparseCores"
     assert f"'SparseCores' would save {said.gain(said.best_options):.1%}" in said.conclusion
     assert {einsum.reason for einsum in said.einsums} <= {
@@ -148,6 +149,22 @@ def test_sparse_cores_are_tried() -> None:
     }
     assert set(ce.compiler_options("v6e")) < set(ce.compiler_options("v6e", sparse_cores=True))
     assert ce.compiler_options("v4") == ce.compiler_options("v4", sparse_cores=True)
+
+
+def test_a_queue_of_sparse_cores_is_a_set_of_options() -> None:
+    queue = ce.compiler_options("v6e", sparse_cores="queue")
+    assert set(ce.compiler_options("v6e", sparse_cores=True)) < set(queue)
+    assert queue == dict(ce.TPU_V6E.with_sparse_core_queue().compiler_options)
+    for chip in ("v4", "v5e", "v7x"):
+        assert ce.compiler_options(chip, sparse_cores="queue") == ce.compiler_options(chip)
+    # Schedules are chosen as without it.
+    plain, queued = (
+        dataclasses.replace(chip, compiler_options=(), sparse_core_queue_options=())
+        for chip in (ce.TPU_V5P, ce.TPU_V5P.with_sparse_core_queue())
+    )
+    assert queued == dataclasses.replace(plain, sparse_core_options=())
+    with pytest.raises(ValueError, match="'all'; give False, True or 'queue'"):
+        ce.compiler_options("v6e", sparse_cores=cast(Any, "all"))
 
 
 def test_mistakes_are_refused_before_compiling() -> None:

@@ -292,7 +292,10 @@ def test_sparse_cores_gather_one_after_another() -> None:
             f"%{name}-start = {EMPTY} call-start(), {THREAD}, to_apply=%gather",
             f"%{name}-update = {GATHERED} call-update(%{name}-start, %p)",
         ]
-    lines += [dot("d", 160), *(f"%{n}-done = s8[400]{{0:S(1)}} call-done(%{n}-update)" for n in "ab")]
+    lines += [
+        dot("d", 160),
+        *(f"%{n}-done = s8[400]{{0:S(1)}} call-done(%{n}-update)" for n in "ab"),
+    ]
     timeline = replay_module(module("\n".join(lines), OFFLOADED), RING, CHIP)
     # Each takes 150 us, and its two hops 2: the second begins when the first has left.
     assert timeline.total_seconds == pytest.approx((150 + 150 + 2) * US)
