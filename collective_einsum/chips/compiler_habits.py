@@ -25,6 +25,8 @@ class CompilerHabits:
       sparse_core_queue_options: further options, under which SparseCores run all-gathers and
         reduce-scatters one after another, while later ones queue behind them: for programs that gather
         weights and scatter their gradients.
+      sparse_cores_queue: whether the collectives that SparseCores are given while they run one are
+        taken to run one after another; if not, to share the links.
       starts_hops_early: whether the compiler starts the hops of an all-gather's ring, where it sends
         both ways, two dots before they must have arrived, so that the dots of both directions hide
         them; if not, one dot before.
@@ -41,6 +43,7 @@ class CompilerHabits:
     no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
     sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()
     sparse_core_queue_options: tuple[tuple[str, CompilerOption], ...] = ()
+    sparse_cores_queue: bool = False
     starts_hops_early: bool = False
     copies_second_shard: bool = False
     widens_in_rows: bool = False

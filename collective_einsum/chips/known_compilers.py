@@ -41,6 +41,7 @@ TPU_V5P = CompilerHabits(
     no_prefetch_options=(),
     sparse_core_options=_GATHERS_ON_SPARSE_CORES,
     sparse_core_queue_options=_QUEUE_OF_SPARSE_CORES,
+    sparse_cores_queue=True,
     copies_second_shard=True,
 )
 
@@ -66,6 +67,8 @@ TPU_7X = replace(
     asynchronous=("all_gather", "reduce_scatter", "all_reduce"),
     sparse_core_options=(),
     sparse_core_queue_options=(),
+    # Its schedules of layers were chosen by replays of such collectives side by side.
+    sparse_cores_queue=False,
     starts_hops_early=True,
 )
 

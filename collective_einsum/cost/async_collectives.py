@@ -96,7 +96,7 @@ def _gathers_exposed(
     """Seconds for which the dots of chunks wait for their all-gathers.
 
     A gather starts when the one before has arrived, and overlaps with the dot of that one's chunk.
-    SparseCores are given all of them at once, and run one after another.
+    SparseCores are given all of them at once, and either run one after another or share the links.
 
     Args:
       work: the einsum.
@@ -111,7 +111,8 @@ def _gathers_exposed(
         return max(0.0, gathers[0] - before) + sum(
             max(0.0, t - dot) for t, dot in zip(gathers[1:], dots[:-1], strict=True)
         )
-    arrivals = _queued(gathers, all_gather_seconds(work.chip, work.slice_sides(gather.axes), 0.0))
+    fixed = all_gather_seconds(work.chip, work.slice_sides(gather.axes), 0.0)
+    arrivals = (_queued if work.chip.sparse_cores_queue else _sharing)(gathers, fixed)
     now, exposed = before, 0.0
     for arrival, dot in zip(arrivals, dots, strict=True):
         exposed += max(0.0, arrival - now)
@@ -127,6 +128,22 @@ def _queued(alone: Sequence[float], fixed: float) -> list[float]:
       fixed: seconds of each in which it sends nothing, and the next one does.
     """
     return [fixed + sent for sent in itertools.accumulate(t - fixed for t in alone)]
+
+
+def _sharing(alone: Sequence[float], fixed: float) -> list[float]:
+    """When each of some collectives ends that start at once and share the links in equal parts.
+
+    Args:
+      alone: seconds of each by itself.
+      fixed: seconds of each in which it sends nothing, during which the others do.
+    """
+    sent = last = 0.0
+    ends = [0.0] * len(alone)
+    for done, i in enumerate(sorted(range(len(alone)), key=alone.__getitem__)):
+        sent += (len(alone) - done) * (alone[i] - fixed - last)
+        last = alone[i] - fixed
+        ends[i] = fixed + sent
+    return ends
 
 
 def _scatters_exposed(work: Workload, dots: list[float], scatters: list[float]) -> float:

@@ -285,7 +285,8 @@ def test_collectives_of_sparse_cores_overlap_with_compute(form: str) -> None:
     assert timeline.exposed_seconds == pytest.approx((150 + 2 + 7 - 60) * US)
 
 
-def test_sparse_cores_gather_one_after_another() -> None:
+@pytest.mark.parametrize("queue", [False, True], ids=["side by side", "queue"])
+def test_sparse_cores_gather_side_by_side_or_one_after_another(queue: bool) -> None:
     lines = []
     for name in ("a", "b"):
         lines += [
@@ -296,11 +297,14 @@ def test_sparse_cores_gather_one_after_another() -> None:
         dot("d", 160),
         *(f"%{n}-done = s8[400]{{0:S(1)}} call-done(%{n}-update)" for n in "ab"),
     ]
-    timeline = replay_module(module("\n".join(lines), OFFLOADED), RING, CHIP)
-    # Each takes 150 us, and its two hops 2: the second begins when the first has left.
+    chip = dataclasses.replace(CHIP, sparse_cores_queue=queue)
+    timeline = replay_module(module("\n".join(lines), OFFLOADED), RING, chip)
+    # Alone, each takes 150 us, and its two hops 2.
     assert timeline.total_seconds == pytest.approx((150 + 150 + 2) * US)
+    # The last byte arrives at the same time; the dot overlaps with 160 us.
+    assert timeline.exposed_seconds == pytest.approx(142 * US)
     sent = {event.name: event.start for event in timeline.events if event.row == "x+"}
-    assert sent == pytest.approx({"a-update": 0.0, "b-update": 150 * US})
+    assert sent == pytest.approx({"a-update": 0.0, "b-update": 150 * US if queue else 0.0})
 
 
 def test_sparse_cores_copy_while_a_dot_computes() -> None:

@@ -3,7 +3,7 @@
 All chips of an SPMD program do the same at the same time, so the replay follows one chip. Ops run in the
 order of the schedule and take the seconds of `ruler.replay.op_seconds`: the compiler's
 `estimated_cycles`, for most, less where they wait for HBM (`ruler.hlo.streaming`); asynchronous copies
-and collectives overlap with them and divide the links and HBM by max-min fairness, but SparseCores
+and collectives overlap with them and divide the links and HBM by max-min fairness, but SparseCores may
 run collectives one after another; a `-done` waits until its transfer has arrived. A synchronous
 collective is a start and a done with nothing between.
 """
@@ -266,7 +266,8 @@ class _Walk:
         queue = None
         if transfers.is_offloaded(computation, instruction):
             latency += self.chip.offload_seconds
-            queue = _SPARSE_CORES if collective else None
+            if collective and self.chip.sparse_cores_queue:
+                queue = _SPARSE_CORES
         if moved:
             uses[_HBM] = moved / size
         flow = Flow(instruction.name, size, uses, cap, latency, queue)
