@@ -293,9 +293,9 @@ def test_h15_sparse_cores_leave_small_all_reduces_alone(columns: int, offloaded:
     assert (8 * columns * 2 >= OFFLOADED_ALL_REDUCE) == offloaded
 
 
-@pytest.mark.parametrize("queue", [False, True], ids=["gathers", "queue"])
-@pytest.mark.parametrize("chip", ["v5p", "v6e"])
-def test_h19_sparse_cores_queue_collectives_by_an_option(chip: str, queue: bool) -> None:
+@pytest.mark.parametrize("queue", [False, True], ids=["one by one", "queue"])
+@pytest.mark.parametrize("chip", ["v5p", "v6e", "tpu7x"])
+def test_h19_sparse_cores_queue_collectives(chip: str, queue: bool) -> None:
     """Three weights are gathered while other dots compute."""
 
     def gathered(x: jax.Array, w: jax.Array, *own: jax.Array) -> jax.Array:
@@ -312,7 +312,9 @@ def test_h19_sparse_cores_queue_collectives_by_an_option(chip: str, queue: bool)
         gathered, mesh=slice_mesh(name), in_specs=WHOLE, out_specs=SHARDED, check_vma=False
     )
     own = ((2048 // size, 2048), BF16)
-    options = ce.compiler_options(chip, sparse_cores="queue" if queue else True)
+    options = ce.compiler_options(name.partition(":")[0], sparse_cores="queue" if queue else True)
+    if chip == "tpu7x" and not queue:
+        options["xla_tpu_enable_sparse_core_offload_queuing_in_lhs"] = False
     square = ((2048, 2048), BF16)
     program = compiled_on(name, mapped, square, square, own, own, own, options=options)
     # Where a start has no operands, an update hands them over.
