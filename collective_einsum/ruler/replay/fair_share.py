@@ -23,7 +23,7 @@ class Flow(Generic[Resource]):
       queue: the name of whom it waits for: transfers of one queue run one after another, in the order
         of their starts. None if it waits for nobody.
       rate: bytes/s now.
-      begin: seconds at which the first byte left; None until then.
+      begin: seconds at which the first byte left; infinite until then.
       end: seconds at which the last byte left; None until then.
     """
 
@@ -34,7 +34,7 @@ class Flow(Generic[Resource]):
     latency: float = 0.0
     queue: str | None = None
     rate: float = 0.0
-    begin: float | None = None
+    begin: float = math.inf
     end: float | None = None
 
     @property
@@ -135,6 +135,6 @@ class Network(Generic[Resource]):
             flow.rate = 0.0
             if flow.queue is None or flow.queue not in queues:
                 front.append(flow)
-                flow.begin = self.now if flow.begin is None else flow.begin
+                flow.begin = min(flow.begin, self.now)
             queues.add(flow.queue)
         return front

@@ -288,14 +288,13 @@ class _Walk:
         name, op_name = transfer.instruction.name, transfer.instruction.op_name
         lines = self.lines(transfer.instruction)
         arrival = transfer.flow.arrival
-        begin = arrival if transfer.flow.begin is None else transfer.flow.begin
         for row, moved in transfer.rows.items():
             end = arrival - transfer.flow.latency
             self.events.append(
                 Event(
                     row=row,
                     name=name,
-                    start=begin,
+                    start=transfer.flow.begin,
                     end=end,
                     kind=transfer.kind,
                     op_name=op_name,
