@@ -141,7 +141,7 @@ def test_sparse_cores_are_tried() -> None:
     said = advise(jax.jit(apart).lower(*args), options=given)
     # SparseCores gather while two dots compute.
     assert said.best_options is not None
-    assert [option.name for option in said.options[:2]] == ["SparseCores", "queue of SparseCores"]
+    assert [option.name for option in said.options] == ["SparseCores", "queue of SparseCores"]
     assert said.best_options.name == "SparseCores"
     assert f"'SparseCores' would save {said.gain(said.best_options):.1%}" in said.conclusion
     assert {einsum.reason for einsum in said.einsums} <= {

@@ -111,20 +111,29 @@ def _options(
     given: Mapping[str, Any],
     chip: Chip,
 ) -> Iterator[OptionAdvice]:
-    """The program under every set of options that it does not have, and under all that gain."""
-    gaining: dict[str, Any] = {}
-    count = 0
+    """The program under every set of options that it does not have, and under all that gain; of two
+    sets of which one holds the other, under the faster."""
+    gaining: list[OptionAdvice] = []
     for name, more in option_sets(chip).items():
         if all(given.get(option) == value for option, value in more.items()):
             continue
         tried = OptionAdvice(name=name, options=more, timeline=replayed(lowered, more))
         yield tried
         if tried.timeline.total_seconds < timeline.total_seconds:
-            gaining |= more
-            count += 1
-    if count > 1:
-        together = replayed(lowered, gaining)
-        yield OptionAdvice(name="those that gain", options=gaining, timeline=together)
+            gaining.append(tried)
+    kept = [one for one in gaining if not any(_stands_for(other, one) for other in gaining)]
+    if len(kept) > 1:
+        options = {option: value for one in kept for option, value in one.options.items()}
+        together = replayed(lowered, options)
+        yield OptionAdvice(name="those that gain", options=options, timeline=together)
+
+
+def _stands_for(other: OptionAdvice, one: OptionAdvice) -> bool:
+    """Whether one of two sets of options holds the other, and `other` is the faster, or the smaller of
+    two that are equally fast."""
+    small, large = sorted((set(other.options.items()), set(one.options.items())), key=len)
+    seconds = (other.timeline.total_seconds, len(other.options))
+    return small < large and seconds < (one.timeline.total_seconds, len(one.options))
 
 
 @dataclasses.dataclass(frozen=True)
