@@ -28,14 +28,16 @@ OPTIONS = {
     "sparse_cores": "all under the options of ce.jit and with all-gathers on SparseCores",
 }
 
-# Models without a name in `layouts`: variants that the paper compares with (section 4.3, and figure 8
-# with table 1).
+# PaLM 540B as the paper stores it, with the heads that its section 4 pads with zeros.
+PAPER_540B = "palm-540b padded"
+_PADDED = dataclasses.replace(layouts.PALM_540B, padded_heads=64)
+# Models without a name in `layouts`: that, and variants of it that the paper compares with (section 4.3,
+# and figure 8 with table 1).
 VARIANTS = {
-    "palm-540b serial": dataclasses.replace(layouts.PALM_540B, block="serial"),
-    "palm-540b multihead": dataclasses.replace(
-        layouts.PALM_540B, layers=8, kv_heads=48, d_head=128
-    ),
-    "palm-540b 8 layers": dataclasses.replace(layouts.PALM_540B, layers=8),
+    PAPER_540B: _PADDED,
+    "palm-540b serial": dataclasses.replace(_PADDED, block="serial"),
+    "palm-540b multihead": dataclasses.replace(_PADDED, layers=8, kv_heads=48, d_head=128),
+    "palm-540b 8 layers": dataclasses.replace(_PADDED, layers=8),
 }
 
 
@@ -76,7 +78,7 @@ class Phase:
     @property
     def config(self) -> ModelConfig:
         """The model, with as many layers as asked for."""
-        config = VARIANTS.get(self.model) or layouts.model(self.model)
+        config = model_of(self.model)
         return dataclasses.replace(config, layers=self.layers or config.layers)
 
     @property
@@ -159,6 +161,14 @@ class Phase:
         return layouts.lower_prefill(self.config, mesh, length=self.length, **options)
 
 
+def model_of(name: str) -> ModelConfig:
+    """The config of a model that `layouts` or `VARIANTS` name.
+
+    Raises ValueError if neither does.
+    """
+    return VARIANTS.get(name) or layouts.model(name)
+
+
 def _lower_sample(config: ModelConfig, mesh: Mesh, batch: int) -> jax.stages.Lowered:
     """A greedy draw from logits [batch, vocab], sharded as a step leaves them."""
     axes = vocab_axes(config, dict(mesh.shape))
@@ -209,7 +219,7 @@ def chosen(
 
     Raises ValueError if there is no such layout, schedule or model.
     """
-    layouts.model(model)
+    model_of(model)
     for schedule in schedules:
         as_schedule(schedule)
     for word, names, known in (

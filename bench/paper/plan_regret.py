@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import layouts
-from bench.decoder_suite.phases import Phase
+from bench.decoder_suite.phases import PAPER_540B, Phase, model_of
 from bench.decoder_suite.steps import StepRow, Task
 from bench.paper.rows import CONTEXT, SLICES
 from collective_einsum.ruler.replay import legend, table
@@ -23,10 +22,10 @@ _POINTS = (
     ("palm-540b", 32, "decode", "32 int8, 256 int8"),
     ("palm-540b", 64, "decode", "1 int8, 8 bf16, 64 int8, 128 bf16, 256 int8, 512 bf16, 1024 int8"),
     ("palm-540b", 128, "decode", "4 bf16, 64 int8, 512 bf16"),
-    ("palm-540b", 256, "decode", "64 bf16, 256 int8, 1024 bf16"),
+    (PAPER_540B, 256, "decode", "64 bf16, 256 int8, 1024 bf16"),
     ("palm-540b", 64, "prefill", "1 int8, 4 bf16, 16 int8, 64 bf16"),
     ("palm-540b", 128, "prefill", "8 bf16, 32 int8"),
-    ("palm-540b", 256, "prefill", "1 bf16, 64 int8"),
+    (PAPER_540B, 256, "prefill", "1 bf16, 64 int8"),
     ("palm-62b", 8, "decode", "16 int8, 128 int8"),
     ("palm-62b", 16, "decode", "1 bf16, 64 bf16, 512 int8"),
     ("palm-62b", 32, "decode", "32 int8, 512 bf16"),
@@ -60,7 +59,7 @@ class Point:
     def plan(self) -> Plan:
         """The ranking."""
         return plan(
-            layouts.model(self.model),
+            model_of(self.model),
             mesh_shape=[int(side) for side in self.target.partition(":")[2].split("x")],
             phase=self.kind,
             batch=self.batch,

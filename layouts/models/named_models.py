@@ -27,7 +27,8 @@ PALM_8B = ModelConfig(
 PALM_62B = dataclasses.replace(
     PALM_8B, name="palm-62b", layers=64, d_model=8192, d_ff=32768, heads=32
 )
-# 64 heads divide over 64 chips: section 4 of arXiv 2211.05102.
+# The paper stores 64 heads, which divide over 64 chips (section 4 of arXiv 2211.05102). Here a mesh on
+# which 48 do not divide takes those that `padded_for` adds.
 PALM_540B = dataclasses.replace(
     PALM_8B,
     name="palm-540b",
@@ -35,7 +36,6 @@ PALM_540B = dataclasses.replace(
     d_model=18432,
     d_ff=73728,
     heads=48,
-    padded_heads=64,
 )
 # Sizes: table D.1 of arXiv 2211.05102. The model of arXiv 2201.11990 has learned positions (a table
 # of 0.04e9 parameters, no matmul); here it has rotary ones.

@@ -11,7 +11,7 @@ import pytest
 
 from bench import __main__ as command
 from bench.decoder_suite import steps as steps_module
-from bench.decoder_suite.phases import Phase
+from bench.decoder_suite.phases import PAPER_540B, Phase
 from bench.decoder_suite.steps import StepRow, Task, step
 from bench.paper import formulas as paper_forms
 from bench.paper import mt_nlg_end_to_end as end_to_end
@@ -204,7 +204,7 @@ def test_regret_is_of_the_chosen_against_the_best() -> None:
 def test_the_grid_is_as_wide_as_the_paper() -> None:
     points = regret.points()
     assert len(set(points)) == len(points) >= 40
-    assert {each.model for each in points} == {"palm-8b", "palm-62b", "palm-540b"}
+    assert {each.model for each in points} == {"palm-8b", "palm-62b", "palm-540b", PAPER_540B}
     assert {each.kind for each in points} == {"decode", "prefill"}
     assert {each.weights for each in points} == {"bf16", "int8"}
     assert {each.chips for each in points} == {8, 16, 32, 64, 128, 256}

@@ -71,7 +71,7 @@ def test_gathered_weights_are_read_whole() -> None:
 def test_flops_are_those_of_the_parameters() -> None:
     """2 N a token, padding included (section 2), and attention's."""
     found = of(batch=512)
-    attention = 118 * 4 * 8 * 64 * 256 * 2049
+    attention = 118 * 4 * 8 * 48 * 256 * 2049
     assert found.flops == pytest.approx(2 * 512 * SHARE + attention, rel=1e-3)
 
 

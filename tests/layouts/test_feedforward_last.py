@@ -42,7 +42,7 @@ def test_it_waits_where_replays_are_faster(
 
     monkeypatch.setattr(decoder, "block_schedules", noted)
     decoder.extender.cache_clear()
-    config = dataclasses.replace(layouts.model(model), layers=2)
+    config = dataclasses.replace(layouts.padded_for(model, shape), layers=2)
     mesh = ruler.mesh(slice_, dict(zip("xyz", shape, strict=True)))
     layouts.lower_decode_step(config, mesh, batch=batch, context=2048, weights=weights, plan=plan)
     assert decided

@@ -26,6 +26,8 @@ from .arrangements import ATTENTIONS, BY_POSITION, FEEDFORWARDS
 
 STATIONARY = layouts.WeightStationary2D()
 CUBE = dict.fromkeys(AXES, 4)
+# As the paper stores it.
+PADDED_540B = dataclasses.replace(PALM_540B, padded_heads=64)
 PAIRS = [*itertools.product(FEEDFORWARDS, ATTENTIONS), (BY_POSITION, HeadSharded())]
 
 
@@ -35,10 +37,10 @@ def grouped(heads: int, kv_heads: int) -> ModelConfig:
 
 def test_paper() -> None:
     """PaLM 540B on 4x4x4: heads replicate the one key-value head, batch does not."""
-    heads = place(PALM_540B, STATIONARY, HeadSharded(), CUBE)
+    heads = place(PADDED_540B, STATIONARY, HeadSharded(), CUBE)
     assert (heads.batch_axes, heads.kv_axes) == ((), ())
     assert heads.queries.kept == ("y", "z", "x")
-    batch = place(PALM_540B, STATIONARY, BatchSharded(), CUBE)
+    batch = place(PADDED_540B, STATIONARY, BatchSharded(), CUBE)
     assert (batch.batch_axes, batch.kv_axes, batch.token_sharded) == (("x", "y", "z"), (), True)
     multihead = place(MT_NLG_530B, STATIONARY, HeadSharded(), CUBE)
     assert multihead.kv_axes == ("y", "z", "x")
@@ -58,9 +60,9 @@ def test_the_table_is_what_is_done(feedforward: str, attention: str, sharding: s
     plan = as_plan(f"{feedforward}, {attention}")
     if sharding == "refused":
         with pytest.raises(ValueError, match="positions"):
-            place(PALM_540B, plan.feedforward, plan.attention, CUBE)
+            place(PADDED_540B, plan.feedforward, plan.attention, CUBE)
         return
-    found = place(PALM_540B, plan.feedforward, plan.attention, CUBE)
+    found = place(PADDED_540B, plan.feedforward, plan.attention, CUBE)
     batch, heads = "".join(found.batch_axes), "".join(found.queries.kept)
     assert sharding.split() == [f"B{batch}", f"H{heads}"]
 
@@ -124,7 +126,7 @@ def test_key_value_heads_are_stored_over_what_divides_them(
 def test_refuses_heads_that_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"48 heads do not divide .* set padded_heads=64"):
         place(
-            dataclasses.replace(PALM_540B, padded_heads=None),
+            PALM_540B,
             STATIONARY,
             HeadSharded(),
             {"x": 2, "y": 8, "z": 4},
