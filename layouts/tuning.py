@@ -94,13 +94,17 @@ CHAIN_TO_ATTENTION = 2.35
 # All-gathers are left to SparseCores, where the cost model says that it is faster, unless they bring
 # tokens over more axes than this. PaLM in bf16, decoding with a context of 2048, libtpu 0.0.50.1, us a
 # layer without SparseCores and with them (options `chip` and `sparse_cores` of `--compiler_options`):
-#   PaLM 540B, v5p:4x4x4, WS 2D batch (tokens over y and z):  64: 187 and 176; 256: 270 and 288;
-#                                                             512: 401 and 410
-#   PaLM 540B, v5p:4x4x4, WS 2D all-reduce:                   64: 173 and 152; 256: 302 and 279
-#   PaLM 62B, v6e:4x4, WS 2D batch (tokens over y):           64: 211 and 188; 256: 330 and 327;
-#                                                             512: 551 and 466
-#   PaLM 62B, v6e:4x4, WS 2D all-reduce:                      64: 195 and 159; 256: 299 and 285
+#   PaLM 540B, v5p:4x4x4, WS 2D batch (tokens over y and z):  64: 175 and 171; 256: 253 and 274;
+#                                                             512: 381 and 405
+#   PaLM 540B, v5p:4x4x4, WS 2D all-reduce:                   64: 162 and 150; 128: 175 and 161;
+#                                                             256: 246 and 261
+#   PaLM 62B, v6e:4x4, WS 2D batch (tokens over y):           64: 207 and 208; 256: 354 and 326;
+#                                                             512: 540 and 462
+#   PaLM 62B, v6e:4x4, WS 2D all-reduce:                      64: 206 and 183; 256: 308 and 305
 SPARSE_CORE_AXES = 1
+# The least predicted gain, as a fraction, for which they are. PaLM 540B's steps of 64 and 128 sequences
+# gain 8% and 9% in WS 2D all-reduce, where 1.0% and 0.5% are predicted; that of 256 loses 6%, where 3% are.
+OFFLOAD_WORTHWHILE = 0.005
 
 # The least predicted gain, as a fraction, for which the all-gather before w_out of a parallel block is
 # chunked where SparseCores run it: under way before attention, chunks take from the reduce-scatters of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from collective_einsum.chips import Chip
@@ -23,6 +23,8 @@ from .layer_items import ACTIVATION_BYTES, Load
 
 # Bytes of a sum of squares.
 _MOMENT_BYTES = 4
+# Norms before projections.
+_BEFORE = frozenset(("norm", "norm_ffn"))
 
 
 class NormSeconds(NamedTuple):
@@ -42,8 +44,8 @@ def waiting_seconds(
 ) -> float:
     """Seconds for which a layer's norms wait for their sums over the chips that share a row's features.
 
-    Where no all-gather stands between a norm and the matmuls, as with replicated tokens, they overlap
-    it: it multiplies their results.
+    Where no all-gather stands between a norm and the matmuls, as with replicated tokens, it multiplies
+    their results, and sums in hops overlap them.
 
     Args:
       config: the model, for its number of norms.
@@ -53,12 +55,32 @@ def waiting_seconds(
       chip: every chip of the mesh.
       overlap: "auto" or "none"; see `Cost`.
     """
-    if layout.repeated_axes:
+    if layout.repeated_axes and overlap != "auto":
         return 0.0
-    rows = tokens / size(token_axes(layout), sizes)
-    moments = 1 if config.norm == "rmsnorm" else 2
-    seconds = _sum_seconds(boundary_axes(layout), sizes, rows * moments, chip, overlap)
-    return len(config.norm_names) * seconds
+    axes, rows = boundary_axes(layout), tokens / size(token_axes(layout), sizes)
+    if config.norm != "rmsnorm":
+        # Gathers of two moments, one axis after the other.
+        seconds = 0.0 if layout.repeated_axes else _in_hops(axes, sizes, 2 * rows, chip, overlap)
+        return len(config.norm_names) * seconds
+    overlapped = len(_BEFORE.intersection(config.norm_names)) if sums_overlap(layout, chip) else 0
+    waits = len(config.norm_names) - overlapped
+    return waits * _sum_seconds(axes, sizes, rows, chip, overlap)
+
+
+def sums_overlap(layout: FeedForwardLayout, chip: Chip) -> bool:
+    """Whether the sum of an rmsnorm before a projection is made of permutes that overlap it, under "auto".
+
+    Where tokens are replicated, the sum is needed after the projection only. The compilers of v4 and v5e,
+    which overlap lax's all-gathers with matmuls, put permutes beside it as well; those of v5p and v6e put
+    them before it, and one all-reduce takes less time than the hops. Replayed with libtpu 0.0.50.1,
+    decoding 32 sequences of Llama 3.1 70B in "WS 2D all-reduce", us a layer in permutes and in one
+    all-reduce: v4 134 and 138, v5e 346 and 353, v5p 154 and 143, v6e 248 and 231. In "WS 2D batch", whose
+    all-gather stands between them, 256 sequences: v4 270 and 262, v5e 766 and 754, v5p 216 and 205, v6e
+    434 and 420.
+    """
+    served = chip.under_options()
+    gathers = "all_gather" in served.asynchronous and not offloads(served, "all_gather")
+    return bool(layout.repeated_axes) and gathers
 
 
 def query_key_seconds(
@@ -96,13 +118,21 @@ def query_key_seconds(
 
 
 def _sum_seconds(
+    axes: Sequence[str], sizes: Mapping[str, int], numbers: float, chip: Chip, overlap: str
+) -> float:
+    """Seconds of sums of few numbers over axes (`axis_collectives.all_reduce_few`) that nothing overlaps."""
+    if overlap == "auto":
+        return all_reduce_seconds(chip, sides(chip, sizes, axes), numbers * _MOMENT_BYTES)
+    return _in_hops(axes, sizes, numbers, chip, overlap)
+
+
+def _in_hops(
     axes: Iterable[str], sizes: Mapping[str, int], numbers: float, chip: Chip, overlap: str
 ) -> float:
-    """Seconds of sums of few numbers over axes.
+    """Seconds of reduce-scatters or all-gathers of few numbers over one axis after the other.
 
-    Each takes a reduce-scatter of few bytes, by permutes unless the schedule is blocking
-    (`axis_collectives.all_reduce_few`). TPU7x, whose compiler makes lax's asynchronous, all-reduces so
-    few bytes instead.
+    They are permutes unless the schedule is blocking. TPU7x, whose compiler makes lax's asynchronous,
+    all-reduces so few bytes instead.
     """
     seconds_of: Callable[..., float] = ring_gather_seconds
     if offloads(chip, "reduce_scatter"):

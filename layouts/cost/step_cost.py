@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 from collective_einsum.chips import Chip, as_chip
-from collective_einsum.cost import WORTHWHILE, hops, links, sides
+from collective_einsum.cost import hops, links, sides
 from collective_einsum.text import Shown
 
 from .. import tuning
@@ -206,8 +206,8 @@ def cost(
     parts, gains = on(chip), False
     if overlap == "auto" and _may_use_sparse_cores(plan, sizes, chip):
         offloaded = on(chip.with_sparse_cores())
-        gains = sum(parts) >= (1 + WORTHWHILE) * sum(offloaded)
-        # The faster ones, though a step takes the others for less than `WORTHWHILE`: with that
+        gains = sum(parts) >= (1 + tuning.OFFLOAD_WORTHWHILE) * sum(offloaded)
+        # The faster ones, though a step takes the others for less than `OFFLOAD_WORTHWHILE`: with that
         # threshold, more work could be predicted to take less time.
         parts = min(parts, offloaded, key=sum)
     moved = [ici_bytes(k.items, sizes, chip) for k in kinds]

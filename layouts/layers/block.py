@@ -124,7 +124,8 @@ def normed(
     matmul leaves a chip with rows that it did not have.
     """
     config, layout = step.config, step.feedforward
-    weights, moments = _own_scales(weights, step), _moments(x, step)
+    in_hops = step.schedules.norms_in_hops
+    weights, moments = _own_scales(weights, step), _moments(x, step, in_hops=in_hops)
     kept = layout.batch_axes in ((), layout.inner_batch_axes) and not layout.position_axes
     if config.norm != "rmsnorm" or not kept:
         return normalize(x, weights, config, moments), None
@@ -138,11 +139,12 @@ def _own_scales(weights: Mapping[str, jax.Array], step: Step) -> dict[str, jax.A
     return {name: boundary_shard(step.feedforward, w, size) for name, w in weights.items()}
 
 
-def _moments(x: jax.Array, step: Step) -> jax.Array:
-    """The moments of rows, of which x [rows, E over the rest] has a slice."""
+def _moments(x: jax.Array, step: Step, *, in_hops: bool = False) -> jax.Array:
+    """The moments of rows, of which x [rows, E over the rest] has a slice; `in_hops` as
+    `all_reduce_few`."""
     moments, axes = norm_moments(x, step.config.norm), boundary_axes(step.feedforward)
     if step.config.norm == "rmsnorm":
-        return ax.all_reduce_few(moments, axes, step.schedule)
+        return ax.all_reduce_few(moments, axes, step.schedule, in_hops=in_hops)
     size = x.shape[-1]
     for axis in ax.live(axes):
         moments = joined_moments(ax.all_gather(moments[None], (axis,), 0, step.schedule), size)

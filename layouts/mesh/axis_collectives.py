@@ -112,13 +112,18 @@ def all_reduce(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax
     return ce.all_reduce(x, names(axes), schedule=_left_to_lax(schedule)) if axes else x
 
 
-def all_reduce_few(x: jax.Array, axes: Sequence[str], schedule: ScheduleLike) -> jax.Array:
-    """Sums of few numbers over `axes`, in half the hops of an all-reduce.
+def all_reduce_few(
+    x: jax.Array, axes: Sequence[str], schedule: ScheduleLike, *, in_hops: bool = False
+) -> jax.Array:
+    """Sums of few numbers over `axes`: one all-reduce where the schedule is "auto".
 
-    A ring all-reduce of n chips takes 2 (n - 1) hops to send few bytes; this is a reduce-scatter of n
-    copies, n - 1 hops, of which every chip receives one full sum. The sums may differ from chip to
-    chip by roundings.
+    Otherwise, and `in_hops`, half the hops of an all-reduce over each axis, one axis after the other:
+    a reduce-scatter of n copies, of which every chip receives one full sum. Those of "auto" are
+    permutes, which overlap what does not depend on them. The sums may differ from chip to chip by
+    roundings.
     """
+    if as_schedule(schedule) is None and not in_hops:
+        return all_reduce(x, axes, schedule)
     for axis in live(axes):
         copies = jnp.broadcast_to(x, (axis_size(axis), *x.shape))
         x = reduce_scatter(copies, (axis,), 0, schedule)[0]

@@ -11,7 +11,7 @@ from collective_einsum.cost import all_gather_seconds, all_to_all_seconds
 from collective_einsum.ops import as_schedule
 
 from .. import tuning
-from ..cost import einsum_cost, experts_cost, streamed_cost, two_part_cost
+from ..cost import einsum_cost, experts_cost, norm_cost, streamed_cost, two_part_cost
 from ..cost.item_seconds import on_sparse_cores
 from ..cost.layer_items import ACTIVATION_BYTES, Load, gathered_weight
 from ..cost.layer_work import Layer
@@ -73,7 +73,7 @@ class LayerSizes:
 def attention_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """The schedules of attention by itself."""
     del weights
-    return LayerSchedules(given=case.schedule, projections=_projections(case))
+    return _first(case)
 
 
 def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
@@ -83,7 +83,7 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
       case: the sizes.
       weights: of one layer or of several alike, by name; only their kinds matter.
     """
-    schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
+    schedules = _first(case)
     rooms = _expert_rooms(case, weights)
     if rooms is not None:
         return dataclasses.replace(schedules, rooms=rooms)
@@ -95,7 +95,7 @@ def serial_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
 
 def parallel_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """The schedules of a parallel block; arguments as `serial_schedules`."""
-    schedules = LayerSchedules(given=case.schedule, projections=_projections(case))
+    schedules = _first(case)
     ring = _weight_ring(case, weights, schedules.projections, ("w_o", "w_out"))
     if ring is not None:
         return dataclasses.replace(schedules, weight_ring=ring)
@@ -113,6 +113,15 @@ def block_schedules(case: LayerSizes, weights: LayerWeights) -> LayerSchedules:
     """The schedules of the block that the config says; arguments as `serial_schedules`."""
     decide = parallel_schedules if case.config.block == "parallel" else serial_schedules
     return decide(case, weights)
+
+
+def _first(case: LayerSizes) -> LayerSchedules:
+    """Those that do not depend on the weights."""
+    return LayerSchedules(
+        given=case.schedule,
+        projections=_projections(case),
+        norms_in_hops=norm_cost.sums_overlap(case.layout, case.chip),
+    )
 
 
 def _projections(case: LayerSizes) -> ScheduleLike:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 import collective_einsum as ce
 import layouts
 from bench.decoder_suite.layers import mesh_of
-from bench.decoder_suite.phases import Phase
+from bench.decoder_suite.phases import PAPER_540B, Phase, model_of
 from layouts.cost import cost
 from layouts.cost.layer_items import Load
 from layouts.planning.defaults import chip_of
@@ -30,7 +30,7 @@ LAYERS = [
 @pytest.mark.parametrize(("layout", "batch"), [row[:2] for row in LAYERS])
 def test_few_tokens_leave_collectives_to_sparse_cores(layout: str, batch: int) -> None:
     mesh = mesh_of("tpu7x:4x4x4")
-    chosen = Phase("palm-540b", "decode", batch, 2048, "bf16", layout, "batch xyz", layers=2)
+    chosen = Phase(PAPER_540B, "decode", batch, 2048, "bf16", layout, "batch xyz", layers=2)
     # Rings and all-to-alls were 10% to 17% slower here, with what XLA overlaps by itself; but the
     # unembedding, which overlaps nothing else.
     assert _overlapped(chosen, mesh) <= {"unembed/all_gather_einsum[bidirectional]"}
@@ -42,7 +42,7 @@ def test_many_tokens_gather_before_w_out_in_chunks(prompts: int, chunks: set[str
     """Replayed, without chunks and with them: 593 and 637 us a layer of 1 prompt, 1186 and 1168 of 2,
     2252 and 2149 of 4; with chunks before w_o too, 2464 of 4 (libtpu 0.0.50.1)."""
     mesh = mesh_of("tpu7x:4x4x4")
-    phase = Phase("palm-540b", "prefill", prompts, 2048, "bf16", "WS 2D", "heads", layers=2)
+    phase = Phase(PAPER_540B, "prefill", prompts, 2048, "bf16", "WS 2D", "heads", layers=2)
     found = {name for name in _overlapped(phase, mesh) if "unembed" not in name}
     assert found == {
         f"eval_jaxpr/all_gather_einsum[chunked {how} over 'm', async]" for how in chunks
@@ -63,7 +63,7 @@ def test_the_planner_counts_what_sparse_cores_overlap(
 ) -> None:
     load, plan, sides = Load(batch, 1, 2048), f"{layout}, batch xyz", (4, 4, 8)
     overlapped, alone = (
-        cost("palm-540b", plan, sides, load, ce.TPU_7X, overlap).seconds
+        cost(model_of(PAPER_540B), plan, sides, load, ce.TPU_7X, overlap).seconds
         for overlap in ("auto", "none")
     )
     assert overlapped < alone
@@ -72,18 +72,18 @@ def test_the_planner_counts_what_sparse_cores_overlap(
 
 
 # Slices of chips whose SparseCores run all-gathers by an option, and decode steps of 2048 positions
-# there, bf16, attention "batch xyz": whether a layer is faster with it. Replayed by libtpu 0.0.50.1
-# (half of what steps of four and of two layers differ by), us without it and with it.
+# there, bf16, attention "batch xyz": whether a layer is faster with it, by the cost model. Replayed by
+# libtpu 0.0.50.1, us a layer of a whole step without it and with it.
 OPTIONAL = [
-    ("v6e:4x4", "palm-62b", 64, "WS 2D batch", True),  # 211 and 188
-    ("v6e:4x4", "palm-62b", 512, "WS 2D batch", True),  # 551 and 466
-    ("v6e:4x4", "palm-62b", 64, "WS 2D all-reduce", True),  # 195 and 159
-    ("v6e:4x4", "palm-62b", 256, "WS 2D all-reduce", True),  # 299 and 285
-    ("v5p:4x4x4", "palm-540b", 64, "WS 2D all-reduce", True),  # 173 and 152
-    ("v5p:4x4x4", "palm-540b", 256, "WS 2D batch", False),  # 270 and 288
-    ("v5p:4x4x4", "palm-540b", 512, "WS 2D batch", False),  # 401 and 410
-    ("v6e:4x4", "llama-3.1-70b", 32, "WS 2D batch", False),  # 245 and 274
-    ("v6e:4x4", "llama-3.1-70b", 256, "WS 2D batch", False),  # 452 and 488
+    ("v6e:4x4", "palm-62b", 64, "WS 2D batch", True),  # 207 and 208; of four layers, 204 and 182
+    ("v6e:4x4", "palm-62b", 512, "WS 2D batch", True),  # 540 and 462
+    ("v6e:4x4", "palm-62b", 64, "WS 2D all-reduce", True),  # 206 and 183
+    ("v6e:4x4", "palm-62b", 256, "WS 2D all-reduce", True),  # 308 and 305
+    ("v5p:4x4x4", "palm-540b", 64, "WS 2D all-reduce", True),  # 162 and 150
+    ("v5p:4x4x4", "palm-540b", 256, "WS 2D batch", False),  # 253 and 274
+    ("v5p:4x4x4", "palm-540b", 512, "WS 2D batch", False),  # 381 and 405
+    ("v6e:4x4", "llama-3.1-70b", 32, "WS 2D batch", False),  # 231 and 257
+    ("v6e:4x4", "llama-3.1-70b", 256, "WS 2D batch", False),  # 456 and 499
     ("v4:4x4x4", "palm-540b", 64, "WS 2D all-reduce", False),  # no such option
 ]
 
