@@ -68,15 +68,15 @@ def waiting_seconds(
 
 
 def sums_overlap(layout: FeedForwardLayout, chip: Chip) -> bool:
-    """Whether the sum of an rmsnorm before a projection is made of permutes that overlap it, under "auto".
+    """Whether the sum of an rmsnorm before a projection is permutes that overlap it, under "auto".
 
-    Where tokens are replicated, the sum is needed after the projection only. The compilers of v4 and v5e,
-    which overlap lax's all-gathers with matmuls, put permutes beside it as well; those of v5p and v6e put
-    them before it, and one all-reduce takes less time than the hops. Replayed with libtpu 0.0.50.1,
-    decoding 32 sequences of Llama 3.1 70B in "WS 2D all-reduce", us a layer in permutes and in one
-    all-reduce: v4 134 and 138, v5e 346 and 353, v5p 154 and 143, v6e 248 and 231. In "WS 2D batch", whose
-    all-gather stands between them, 256 sequences: v4 270 and 262, v5e 766 and 754, v5p 216 and 205, v6e
-    434 and 420.
+    Where tokens are replicated, the sum is needed after the projection only. The compilers of v4 and
+    v5e, which overlap lax's all-gathers with matmuls, put permutes beside it as well; those of v5p and
+    v6e put them before it, and one all-reduce takes less time than the hops. Replayed with libtpu
+    0.0.50.1, us a layer in permutes and in one all-reduce, decoding 32 sequences of Llama 3.1 70B in "WS
+    2D all-reduce": v4 134 and 138, v5e 346 and 353, v5p 154 and 143, v6e 248 and 231. In "WS 2D batch",
+    whose all-gather stands between them, 256 sequences: v4 270 and 262, v5e 766 and 754, v5p 216 and
+    205, v6e 434 and 420.
     """
     served = chip.under_options()
     gathers = "all_gather" in served.asynchronous and not offloads(served, "all_gather")
@@ -120,7 +120,8 @@ def query_key_seconds(
 def _sum_seconds(
     axes: Sequence[str], sizes: Mapping[str, int], numbers: float, chip: Chip, overlap: str
 ) -> float:
-    """Seconds of sums of few numbers over axes (`axis_collectives.all_reduce_few`) that nothing overlaps."""
+    """Seconds of sums of few numbers over axes that nothing overlaps; see
+    `axis_collectives.all_reduce_few`."""
     if overlap == "auto":
         return all_reduce_seconds(chip, sides(chip, sizes, axes), numbers * _MOMENT_BYTES)
     return _in_hops(axes, sizes, numbers, chip, overlap)

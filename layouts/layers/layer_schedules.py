@@ -44,8 +44,8 @@ class LayerSchedules:
       overlaps: independent compute that the collectives of the projections can overlap.
       feedforward_last: whether a barrier holds what follows the feedforward's nonlinearity back until
         attention is done.
-      norms_in_hops: whether the sums of a norm before a projection are permutes, which overlap it, rather
-        than one all-reduce.
+      norms_in_hops: whether the sums of a norm before a projection are permutes, which overlap it,
+        rather than one all-reduce.
     """
 
     given: ScheduleLike

@@ -143,7 +143,7 @@ def test_a_named_chip_is_whose_schedules_are_chosen(mesh_of: Any) -> None:
         )
         return lowered.as_text().count("collective_permute")
 
-    assert permutes(None) > permutes("v4") > 0
+    assert permutes(None) > permutes("v4")
     assert permutes("h100") == permutes(ce.H100) == 0
 
 

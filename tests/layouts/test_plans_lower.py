@@ -95,7 +95,7 @@ def test_a_prompt_whose_rows_do_not_divide() -> None:
 
 @pytest.mark.tpu
 def test_heads_that_do_not_divide_over_x() -> None:
-    """PaLM 540B, padded to 64 heads, on 48 chips, whose 1,024 features of queries on a chip do not divide over x=3."""
+    """PaLM 540B with 64 heads on 48 chips, of which one's 1,024 features do not divide over x=3."""
     how: dict[str, Any] = {"batch": 48, "context": 2048, "weights": "int8"}
     padded = dataclasses.replace(PALM_540B, padded_heads=64)
     found = layouts.plan(padded, mesh_shape=(3, 4, 4), phase="decode", **how)
