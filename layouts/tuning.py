@@ -103,8 +103,8 @@ CHAIN_TO_ATTENTION = 2.35
 #   PaLM 62B, v6e:4x4, WS 2D all-reduce:                      64: 206 and 183; 256: 308 and 305
 SPARSE_CORE_AXES = 1
 # The least predicted gain, as a fraction, for which they are. PaLM 540B's steps of 64 and 128 sequences
-# gain 8% and 9% in WS 2D all-reduce, where 1.0% and 0.5% are predicted; that of 256 loses 6%, where a gain
-# of 3% is.
+# gain 8% and 9% in WS 2D all-reduce, where 1.0% and 0.5% are predicted; that of 256 loses 6%, where a
+# gain of 3% is.
 OFFLOAD_WORTHWHILE = 0.005
 
 # The least predicted gain, as a fraction, for which the all-gather before w_out of a parallel block is

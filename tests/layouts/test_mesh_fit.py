@@ -94,7 +94,7 @@ def follow(why: str, config: ModelConfig, sizes: Any, plan: Any) -> Any:
 
 
 def test_odd_meshes_hold_what_divides() -> None:
-    """PaLM 540B with 64 heads on 48 chips: 1,024 features of queries on a chip do not divide over x=3."""
+    """PaLM 540B with 64 heads on 48 chips, of which one's 1,024 features do not divide over x=3."""
     padded = dataclasses.replace(PALM_540B, padded_heads=64)
     for shape, excluded in (((3, 4, 4), "x=3"), ((4, 3, 4), "64 heads"), ((4, 4, 3), "64 heads")):
         found = layouts.plan(padded, mesh_shape=shape, phase="decode", batch=64, context=2048)
