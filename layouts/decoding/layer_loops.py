@@ -106,7 +106,7 @@ def append_layers(
         weights, past, prefix = layer
         return block(x, weights, step, past, prefix)
 
-    def write(pair: Pair, new: Past, store: Store, layer: int = 0) -> Pair:
+    def write(pair: Pair, new: Past, store: Store, own: jax.Array, layer: int = 0) -> Pair:
         starts, rolls = step.lengths, store.rolls
         (k, v), (new_k, new_v) = pair, new
         return (
@@ -118,7 +118,7 @@ def append_layers(
     if isinstance(blocks, Mapping):
         layers = (_stacked_blocks(blocks, step), Stacked(held, places), prefix)
         x, stacks = _scan(one, x, layers, steps, places)
-        return x, [write(*written) for written in zip(held, stacks, stores, strict=True)]
+        return x, [write(*each, own) for each in zip(held, stacks, stores, strict=True)]
     early = _writes_early(held)
     made: list[list[Past]] = [[] for _ in stores]
     for layer, weights in enumerate(blocks):
@@ -129,10 +129,15 @@ def append_layers(
         if early:
             new = jax.tree.map(lambda array: array[None], new)
             x, held[store], new = lax.optimization_barrier((x, held[store], new))
-            held[store] = write(held[store], new, stores[store], index)
+            held[store] = write(held[store], new, stores[store], own, index)
     if not early:
         stacks = [jax.tree.map(lambda *array: jnp.stack(array), *new) for new in made]
-        held = [write(*written) for written in zip(held, stacks, stores, strict=True)]
+        if held[0][0].values.shape[2] > 1:
+            # Of several heads, the compiler copies the whole cache, unless what is written comes after
+            # the last read: 64 sequences of Llama 3.1 70B on v5e:4x4 with an int8 cache take 340 us a
+            # layer, and 273 so; 128 take 637, and 448 (libtpu 0.0.50.1).
+            x, own = lax.optimization_barrier((x, own))
+        held = [write(*each, own) for each in zip(held, stacks, stores, strict=True)]
     return x, held
 
 
