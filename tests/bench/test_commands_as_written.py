@@ -82,7 +82,10 @@ def test_layers_on_emulated_devices(tmp_path: Path) -> None:
 
 @pytest.mark.tpu
 def test_layers_of_one_phase(tmp_path: Path) -> None:
-    line = 'python -m bench layers --phase decode --batch 64 --feedforward "WS 2D" --schedules blocking'
+    line = (
+        'python -m bench layers --model "palm-540b padded" --phase decode --batch 64 '
+        '--feedforward "WS 2D" --schedules blocking'
+    )
     assert f"\n{line}\n" in DOCUMENTS
     printed = run(line, tmp_path)
     check_every_column_is_explained(printed, "predicted, us a layer")
