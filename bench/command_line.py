@@ -167,6 +167,15 @@ def _add_models(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     command.add_argument("--target", type=arguments.words, help="slices (those of the README)")
     command.add_argument("--batch", type=arguments.positive, help="sequences (32)")
     command.add_argument("--length", type=arguments.positive, help="context (4096)")
+    command.add_argument(
+        "--weights", choices=arguments.WEIGHTS, help="(bf16, or int8 where that does not fit)"
+    )
+    command.add_argument("--int8_cache", action="store_true", help="keys and values are int8")
+    command.add_argument(
+        "--unrolled",
+        action="store_true",
+        help="each layer's weights in arrays of their own; compiles for minutes",
+    )
 
 
 def _add_swapped(subparsers: _Subparsers, shared: arguments.Parser) -> None:

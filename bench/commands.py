@@ -163,7 +163,15 @@ def models(options: argparse.Namespace) -> int:
     for name in slices:
         _check_slice(name)
     choices = [
-        open_models.choose(model, slice_, batch, context)
+        open_models.choose(
+            model,
+            slice_,
+            batch,
+            context,
+            options.weights,
+            int8_cache=options.int8_cache,
+            unrolled=options.unrolled,
+        )
         for model in options.model or open_models.MODELS
         for slice_ in slices
     ]

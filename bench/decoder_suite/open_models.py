@@ -49,6 +49,7 @@ class ModelRow:
     Attributes:
       model, target, weights: as of `Choice`.
       layouts: of the feedforward and attention, and the mesh, as words.
+      limit_seconds: of a step that reads weights and cache once, or of its flops, at the chip's peaks.
       model_seconds: a step by the analytical model.
       replay_seconds: the same by a replay of the compiled step.
       mfu: model FLOPS utilization of the replay, of the layers' parameters.
@@ -60,6 +61,7 @@ class ModelRow:
     target: str
     weights: str
     layouts: str = ""
+    limit_seconds: float = 0.0
     model_seconds: float = 0.0
     replay_seconds: float = 0.0
     mfu: float = 0.0
@@ -67,7 +69,16 @@ class ModelRow:
     refused: str = ""
 
 
-def choose(model: str, slice_: str, batch: int = BATCH, context: int = CONTEXT) -> Choice:
+def choose(
+    model: str,
+    slice_: str,
+    batch: int = BATCH,
+    context: int = CONTEXT,
+    weights: str | None = None,
+    *,
+    int8_cache: bool = False,
+    unrolled: bool = False,
+) -> Choice:
     """The planner's choice for decoding on all chips of a slice, over all meshes of them.
 
     Args:
@@ -75,13 +86,17 @@ def choose(model: str, slice_: str, batch: int = BATCH, context: int = CONTEXT) 
       slice_: such as "v5e:4x4".
       batch: sequences.
       context: positions in the cache.
+      weights: one of `WEIGHTS`; the first that fit unless given.
+      int8_cache: whether keys and values are int8.
+      unrolled: whether each layer's weights are arrays of their own.
 
     Raises:
       ValueError: there is no such model or slice.
     """
     where = target(slice_)
     assert where.chip is not None
-    for weights in WEIGHTS:
+    tried = WEIGHTS if weights is None else (weights,)
+    for kind in tried:
         found = layouts.plan(
             model,
             chip=where.chip,
@@ -89,28 +104,39 @@ def choose(model: str, slice_: str, batch: int = BATCH, context: int = CONTEXT) 
             phase="decode",
             batch=batch,
             context=context,
-            weights=weights,
+            weights=kind,
+            cache="int8" if int8_cache else "bf16",
         )
         if found.feasible:
             best = found.best
             sides = tuple(best.sizes.values())
-            words = (weights, best.feedforward, best.attention)
-            phase = Phase(model, "decode", batch, context, *words, sides=sides)
-            return Choice(model, slice_, weights, found, phase)
-    return Choice(model, slice_, WEIGHTS[-1], found, None)
+            words = (kind, best.feedforward, best.attention)
+            phase = Phase(
+                *(model, "decode", batch, context, *words),
+                sides=sides,
+                int8_cache=int8_cache,
+                unrolled=unrolled,
+            )
+            return Choice(model, slice_, kind, found, phase)
+    return Choice(model, slice_, tried[-1], found, None)
 
 
 def measure_all(
     choices: Sequence[Choice], cache_directory: str | os.PathLike[str], workers: int = 2
 ) -> Iterator[tuple[int, ModelRow]]:
     """Compiles and replays the steps; yields places and rows as they finish."""
-    places = [place for place, choice in enumerate(choices) if choice.phase is not None]
     for place, choice in enumerate(choices):
         if choice.phase is None:
             yield place, _row(choice, refused=choice.plan.nearest)
-    tasks = [(c.phase, c.target) for c in choices if c.phase is not None]
-    for done, step in step_all(tasks, cache_directory, workers):
-        yield places[done], _replayed(choices[places[done]], step)
+    for narrow in (False, True):
+        chosen = {
+            place: (choice.phase, choice.target)
+            for place, choice in enumerate(choices)
+            if choice.phase is not None and choice.phase.narrow == narrow
+        }
+        places, tasks = list(chosen), list(chosen.values())
+        for done, step in step_all(tasks, cache_directory, workers, by_bundles=narrow):
+            yield places[done], _replayed(choices[places[done]], step)
 
 
 def _row(choice: Choice, **found: Any) -> ModelRow:
@@ -125,6 +151,7 @@ def _replayed(choice: Choice, step: StepRow) -> ModelRow:
     return _row(
         choice,
         **found,
+        limit_seconds=max(choice.plan.cost.hbm_seconds, choice.plan.cost.flop_seconds),
         model_seconds=choice.plan.cost.step_seconds,
         replay_seconds=step.step_seconds,
         mfu=mfu(step.phase, best.chips, chip.bf16_flops, step.step_seconds),
@@ -134,10 +161,13 @@ def _replayed(choice: Choice, step: StepRow) -> ModelRow:
 
 _MEANINGS = {
     "slice": "its chips, all of them",
-    "weights": "bf16, or int8 where those do not fit; the cache is bf16",
+    "weights": "bf16, or int8 where those do not fit",
     "layouts": "of the feedforward and of attention, and the mesh x, y, z: the planner's choice",
-    "model ms": "a token of every sequence, by the analytical model",
-    "replay ms": "the same, by a replay of the compiled step",
+    "limit ms": "counted: weights and cache of the layers once from HBM, or their flops if these take "
+    "longer, at the chip's peaks; no step is faster",
+    "model ms": "a token of every sequence, predicted by the analytical model",
+    "replay ms": "the same, predicted by a replay of the compiled step, with int8 weights or an int8 "
+    "cache by the bundles that it issues",
     "MFU": "of the replay: flops of the layers' parameters that a token uses over the bf16 peak",
     "GiB": "memory, GiB a chip, by the compiler",
 }
@@ -145,7 +175,7 @@ _MEANINGS = {
 
 def print_rows(rows: Sequence[ModelRow], batch: int = BATCH, context: int = CONTEXT) -> str:
     """Formats the rows as a table; below it what does not fit, and the columns' meaning."""
-    head = (f"decode {batch} x {context}, predicted", *_MEANINGS)
+    head = (f"decode {batch} x {context}", *_MEANINGS)
     cells, notes = [], [""]
     for row in rows:
         if row.refused:
@@ -157,6 +187,7 @@ def print_rows(rows: Sequence[ModelRow], batch: int = BATCH, context: int = CONT
                 row.target,
                 row.weights,
                 row.layouts,
+                f"{row.limit_seconds * 1e3:.2f}",
                 f"{row.model_seconds * 1e3:.2f}",
                 f"{row.replay_seconds * 1e3:.2f}",
                 f"{row.mfu:.1%}",

@@ -82,6 +82,12 @@ class Phase:
         return dataclasses.replace(config, layers=self.layers or config.layers)
 
     @property
+    def narrow(self) -> bool:
+        """Whether its weights or its cache have less than 16 bits, whose dots take other times than the
+        compiler estimates."""
+        return self.int8_cache or self.weights == "int8"
+
+    @property
     def plan(self) -> Partitioning:
         """The layouts."""
         return Partitioning(FEEDFORWARDS[self.feedforward], ATTENTIONS[self.attention])

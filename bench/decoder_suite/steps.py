@@ -73,8 +73,22 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
     return row
 
 
+def step_by_bundles(
+    phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
+) -> StepRow:
+    """`step`, in a process that counts the bundles of what it compiles."""
+    bundles.start()
+    return step(phase, target_name, cache_directory)
+
+
 def step_all(
-    tasks: Sequence[Task], cache_directory: str | os.PathLike[str], workers: int = 2
+    tasks: Sequence[Task],
+    cache_directory: str | os.PathLike[str],
+    workers: int = 2,
+    *,
+    by_bundles: bool = False,
 ) -> Iterator[tuple[int, StepRow]]:
-    """Runs `step` for each task in worker processes; yields places and rows as they finish."""
-    yield from in_processes(step, [(*task, os.fspath(cache_directory)) for task in tasks], workers)
+    """Runs `step`, or `step_by_bundles`, for each task in worker processes; yields places and rows as
+    they finish."""
+    run = step_by_bundles if by_bundles else step
+    yield from in_processes(run, [(*task, os.fspath(cache_directory)) for task in tasks], workers)
