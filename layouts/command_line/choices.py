@@ -14,7 +14,7 @@ from ..partitionings.mesh_fit import padded_for
 from ..partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
 from ..partitionings.partitioning import Partitioning
 from ..planning.plan import Plan
-from ..planning.search import plan
+from ..planning.search import plan, searches_folded
 
 
 def best_plan(
@@ -39,7 +39,10 @@ def best_plan(
         shapes: list[Mapping[str, int]] = [as_shape("mesh_shape", mesh_shape)]
         where: dict[str, Any] = {"mesh_shape": mesh_shape}
     else:
-        shapes, where = list(meshes(chips or 1, chip)), {"chips": chips}
+        shapes, where = (
+            [*meshes(chips or 1, chip, folded=searches_folded(config))],
+            {"chips": chips},
+        )
     paddings = dict.fromkeys(padded_for(config, shape) for shape in shapes)
     plans = [plan(padded, chip=chip, **where, **asked) for padded in paddings]
     return min(plans, key=_seconds)

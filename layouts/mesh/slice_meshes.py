@@ -17,11 +17,16 @@ from .axis_collectives import AXES, check_mesh
 ShapeLike = Mapping[str, int] | Sequence[int] | str | MeshLike
 
 
-def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
+def meshes(chips: int, chip: Chip, *, folded: bool = False) -> list[dict[str, int]]:
     """All sizes of x, y and z with which `chips` chips make a mesh.
 
     On a torus, x, y and z lie along the sides of the most compact slice, in any order. Where every
     chip reaches every other, up to two axes have any sizes.
+
+    Args:
+      chips: how many.
+      chip: all of them.
+      folded: also, on a torus of three sides, x of one device and y or z along two sides.
 
     Raises:
       ValueError: `chips` is not a positive integer.
@@ -30,6 +35,9 @@ def meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
     if chip.torus_dims:
         sides = slice_sides(chips, min(chip.torus_dims, len(AXES)))
         shapes = set(itertools.permutations(sides + (1,) * (len(AXES) - len(sides))))
+        if folded and len(sides) == len(AXES):
+            pairs = {(a * b, c) for a, b, c in itertools.permutations(sides)}
+            shapes |= {(1, *pair) for two in pairs for pair in (two, two[::-1])}
     else:
         shapes = {(*pair, 1) for sides in factors(chips, 2) for pair in (sides, sides[::-1])}
     return [dict(zip(AXES, shape, strict=True)) for shape in sorted(shapes, reverse=True)]

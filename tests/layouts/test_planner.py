@@ -146,18 +146,31 @@ def test_same_programs_stand_once() -> None:
     assert [option.attention for option in gathered] == ["batch xyz"]
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("chip", [ce.TPU_V4, ce.TPU_V5E, ce.H100], ids=lambda chip: chip.name)
 @pytest.mark.parametrize("chips", [1, 6, 8, 64])
-def test_meshes_have_all_chips(chip: ce.Chip, chips: int) -> None:
-    found = meshes(chips, chip)
+def test_meshes_have_all_chips(chip: ce.Chip, chips: int, folded: bool) -> None:
+    found = meshes(chips, chip, folded=folded)
     assert found
     for sizes in found:
         assert math.prod(sizes.values()) == chips
     assert len({tuple(sizes.values()) for sizes in found}) == len(found)
     if chip is ce.TPU_V4 and chips == 64:
-        assert found == [{"x": 4, "y": 4, "z": 4}]
+        shapes = {tuple(sizes.values()) for sizes in found}
+        assert shapes - {(4, 4, 4)} == ({(1, 16, 4), (1, 4, 16)} if folded else set())
     if chip is ce.TPU_V5E and chips == 64:
         assert {tuple(sorted(s.values())) for s in found} == {(1, 8, 8)}
+
+
+@pytest.mark.parametrize("model", ["gpt-oss-120b", "mixtral-8x22b", "llama-3.1-70b"])
+def test_mixtures_of_experts_are_planned_on_folded_meshes_too(model: str) -> None:
+    asked: dict[str, Any] = {"chip": "v5p", "phase": "prefill", "batch": 1, "length": 2048}
+    found = layouts.plan(model, chips=8, **asked)
+    shapes = {tuple(option.sizes.values()) for option in found.options}
+    assert shapes == {(2, 2, 2)} | ({(1, 4, 2), (1, 2, 4)} if "llama" not in model else set())
+    assert (found.best.sizes["x"] == 1) == ("llama" not in model)
+    given = layouts.plan(model, mesh_shape=found.best.sizes, **asked)
+    assert given.cost.step_seconds == found.cost.step_seconds
 
 
 def test_a_sweep_and_its_front() -> None:

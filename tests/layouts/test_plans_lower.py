@@ -94,6 +94,20 @@ def test_a_prompt_whose_rows_do_not_divide() -> None:
 
 
 @pytest.mark.tpu
+@pytest.mark.parametrize("slice_", ["v4:4x4x4", "tpu7x:2x2x1"])
+def test_a_mesh_that_folds_sides(slice_: str) -> None:
+    """A mixture of experts, planned over all meshes of a slice of three sides."""
+    where = target(slice_)
+    assert where.chip is not None
+    one = dataclasses.replace(layouts.model("gpt-oss-120b"), layers=2)
+    how: dict[str, Any] = {"batch": 64, "context": 2048}
+    best = layouts.plan(one, chip=where.chip, chips=len(where.devices), phase="decode", **how).best
+    assert best.sizes["x"] == 1
+    mesh = where.mesh(tuple(best.sizes.values()), AXES)
+    layouts.lower_decode_step(one, mesh, plan=best, **how)
+
+
+@pytest.mark.tpu
 def test_heads_that_do_not_divide_over_x() -> None:
     """PaLM 540B with 64 heads on 48 chips, of which one's 1,024 features do not divide over x=3."""
     how: dict[str, Any] = {"batch": 48, "context": 2048, "weights": "int8"}
