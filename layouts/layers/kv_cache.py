@@ -28,6 +28,8 @@ from ..partitionings.padded_sizes import padded_capacity
 
 # Positions of a tile of int8 on a TPU, which are written together: H12 in docs/compiler.md.
 INT8_TILE = 32
+# Elements of the last dimension in a tile of a TPU.
+LANES = 128
 
 Index = jax.Array | int
 
@@ -133,12 +135,20 @@ def is_int8(past: Pair | None) -> bool:
 
 
 def as_stored(buffer: jax.Array) -> jax.Array:
-    """An array of the cache in the order of its dimensions, in which it is stored: without that, the TPU
-    compiler may copy all of the cache into the order that it writes or reads fastest."""
+    """An array of the cache in the order of dimensions in which the TPU compiler stores arguments:
+    without that, it may copy all of the cache into the order that it writes or reads fastest.
+
+    That is the order of the array, but where positions fill the lanes of a tile and features do not:
+    then positions come last.
+    """
     # Not at the top: `import layouts` should bring little besides jax.
     from jax.experimental.layout import Layout, with_layout_constraint
 
-    return with_layout_constraint(buffer, Layout(tuple(range(buffer.ndim))))
+    order = [*range(buffer.ndim)]
+    positions, features = buffer.shape[-2:]
+    if buffer.dtype != jnp.int8 and features % LANES and positions % LANES == 0:
+        order[-2:] = reversed(order[-2:])
+    return with_layout_constraint(buffer, Layout(tuple(order)))
 
 
 def append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
 from layouts.decoding.compiled_step import Program
 from layouts.decoding.decoder import extender
-from layouts.models.named_models import PALM_540B, TINY_MULTIQUERY
+from layouts.models.named_models import PALM_540B, TINY_GROUPED, TINY_MULTIQUERY
 from layouts.models.open_models import LLAMA_31_70B
 from layouts.models.params import params_shapes
 
@@ -120,6 +121,35 @@ def test_palm_540b_fits() -> None:
     chip = target("v4:4x4x4").chip
     assert chip is not None
     assert held + memory.temp_size_in_bytes < chip.hbm_bytes
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("d_head", [64, 128, 192])
+@pytest.mark.parametrize("slice_", ["v4:2x2x1", "v5e:2x2"])
+def test_no_cache_is_copied_into_another_layout(slice_: str, d_head: int, unrolled: bool) -> None:
+    """Of features that fill no tile the compiler stores positions last; new ones are written there."""
+    config = dataclasses.replace(
+        TINY_GROUPED, d_model=512, d_ff=1024, heads=16, kv_heads=8, d_head=d_head, layers=4
+    )
+    slice_of = target(slice_)
+    mesh = slice_of.mesh((*slice_of.sides, 1)[:3], AXES)
+    text = (
+        layouts.lower_decode_step(
+            config,
+            mesh,
+            batch=32,
+            context=1024,
+            plan="WS 2D all-reduce, batch z",
+            unrolled=unrolled,
+        )
+        .compile()
+        .as_text()
+    )
+    assert text is not None
+    stored = rf"bf16\[4,\d+,\d+,1024,{d_head}\]\S*"
+    assert len(re.findall(rf"{stored} parameter\(", text)) >= 2
+    assert not re.findall(rf"= {stored} copy\(", text)
 
 
 @pytest.mark.tpu
