@@ -125,18 +125,13 @@ def measure_all(
     choices: Sequence[Choice], cache_directory: str | os.PathLike[str], workers: int = 2
 ) -> Iterator[tuple[int, ModelRow]]:
     """Compiles and replays the steps; yields places and rows as they finish."""
+    places = [place for place, choice in enumerate(choices) if choice.phase is not None]
     for place, choice in enumerate(choices):
         if choice.phase is None:
             yield place, _row(choice, refused=choice.plan.nearest)
-    for narrow in (False, True):
-        chosen = {
-            place: (choice.phase, choice.target)
-            for place, choice in enumerate(choices)
-            if choice.phase is not None and choice.phase.narrow == narrow
-        }
-        places, tasks = list(chosen), list(chosen.values())
-        for done, step in step_all(tasks, cache_directory, workers, by_bundles=narrow):
-            yield places[done], _replayed(choices[places[done]], step)
+    tasks = [(c.phase, c.target) for c in choices if c.phase is not None]
+    for done, step in step_all(tasks, cache_directory, workers, by_bundles=True):
+        yield places[done], _replayed(choices[places[done]], step)
 
 
 def _row(choice: Choice, **found: Any) -> ModelRow:

@@ -73,11 +73,12 @@ def step(phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
     return row
 
 
-def step_by_bundles(
-    phase: Phase, target_name: str, cache_directory: str | os.PathLike[str]
+def _step(
+    phase: Phase, target_name: str, cache_directory: str | os.PathLike[str], by_bundles: bool
 ) -> StepRow:
-    """`step`, in a process that counts the bundles of what it compiles."""
-    bundles.start()
+    """`step`, in a process that counts the bundles of what it compiles, if asked for."""
+    if by_bundles:
+        bundles.start()
     return step(phase, target_name, cache_directory)
 
 
@@ -88,7 +89,9 @@ def step_all(
     *,
     by_bundles: bool = False,
 ) -> Iterator[tuple[int, StepRow]]:
-    """Runs `step`, or `step_by_bundles`, for each task in worker processes; yields places and rows as
-    they finish."""
-    run = step_by_bundles if by_bundles else step
-    yield from in_processes(run, [(*task, os.fspath(cache_directory)) for task in tasks], workers)
+    """Runs `step` for each task in worker processes, `by_bundles` those with int8 weights or an int8
+    cache in processes that count bundles; yields places and rows as they finish."""
+    counted = [by_bundles and phase.narrow for phase, _ in tasks]
+    folder = os.fspath(cache_directory)
+    asked = [(*task, folder, each) for task, each in zip(tasks, counted, strict=True)]
+    yield from in_processes(_step, asked, workers, apart=counted)

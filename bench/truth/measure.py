@@ -64,16 +64,15 @@ def predict_all(
 
     Those by bundles are compiled in processes that count them.
     """
-    for function, counted in ((predict, False), (_predict_by_bundles, True)):
-        places = [place for place, record in enumerate(asked) if record.bundles == counted]
-        arguments = [(asked[place], os.fspath(cache_directory)) for place in places]
-        for at, outcome in in_processes(function, arguments, workers):
-            yield places[at], outcome
+    arguments = [(record, os.fspath(cache_directory)) for record in asked]
+    counted = [record.bundles for record in asked]
+    yield from in_processes(_predict, arguments, workers, apart=counted)
 
 
-def _predict_by_bundles(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
-    """`predict`, in a process that counts the bundles of what it compiles."""
-    bundles.start()
+def _predict(record: Record, cache_directory: str | os.PathLike[str]) -> Outcome:
+    """`predict`, in a process that counts the bundles of what it compiles, if the record asks for it."""
+    if record.bundles:
+        bundles.start()
     return predict(record, cache_directory)
 
 

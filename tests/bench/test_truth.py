@@ -108,17 +108,25 @@ def test_a_step_of_many_layers_lies_on_the_line_through_two(
 def test_some_programs_are_predicted_by_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are those of the list that was asked for, whichever processes predict."""
     asked = [*models.records(), SMALL]
-    called: list[tuple[object, str]] = []
+    counting: list[int] = []
+    counted: dict[str, bool] = {}
 
-    def processes(function: Any, arguments: Any, workers: int) -> Any:
-        for at, (record, _) in enumerate(arguments):
-            called.append((function, record.label))
-            yield at, record.label
+    def predicts(record: Any, _: object) -> str:
+        counted[record.label] = bool(counting)
+        counting.clear()
+        return record.label
+
+    def processes(function: Any, arguments: Any, workers: int, *, apart: Any) -> Any:
+        for at, each in enumerate(arguments):
+            yield at, function(*each)
+            assert counted[each[0].label] == apart[at]
 
     monkeypatch.setattr(measure, "in_processes", processes)
+    monkeypatch.setattr(measure, "predict", predicts)
+    monkeypatch.setattr(measure.bundles, "start", lambda: counting.append(1))
     found = dict(measure.predict_all(asked, "", 1))
     assert found == {place: record.label for place, record in enumerate(asked)}
-    by_bundles = {label for function, label in called if function is not measure.predict}
+    by_bundles = {label for label, mark in counted.items() if mark}
     assert by_bundles == {record.label for record in asked if "70B" in record.label}
 
 
