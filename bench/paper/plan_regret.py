@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.decoder_suite.phases import PAPER_540B, Phase, model_of
 from bench.decoder_suite.steps import StepRow, Task
-from bench.paper.rows import CONTEXT, SLICES
+from bench.paper.rows import CONTEXT, SLICES, shape_of
 from collective_einsum.ruler.replay import legend, table
 from layouts import Option, Plan, plan
 
@@ -60,7 +60,7 @@ class Point:
         """The ranking."""
         return plan(
             model_of(self.model),
-            mesh_shape=[int(side) for side in self.target.partition(":")[2].split("x")],
+            mesh_shape=shape_of(self.target),
             phase=self.kind,
             batch=self.batch,
             weights=self.weights,

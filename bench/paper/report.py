@@ -18,7 +18,7 @@ from bench.paper.lines import Line
 from bench.paper.mt_nlg_end_to_end import Workload, workloads
 from bench.paper.plan_regret import Regret, print_regrets, regrets
 from bench.paper.plan_regret import tasks as regret_tasks
-from bench.paper.rows import NOTES, entries
+from bench.paper.rows import NOTES, entries, shape_of
 from collective_einsum.ruler.compile import target, versions
 from collective_einsum.ruler.replay import markdown_table, wrapped
 from layouts.cost import Cost, cost
@@ -28,11 +28,9 @@ MEDIAN_ALLOWED, WORST_ALLOWED, MODEL_ALLOWED = 0.10, 0.25, 0.20
 
 def analytical(phase: Phase, target_name: str) -> Cost:
     """The analytical model's cost of a phase without overlap."""
-    slice_ = target_name.partition(":")[2]
-    sizes = dict(zip("xyz", (int(side) for side in slice_.split("x")), strict=True))
     chip = target(target_name).chip
     assert chip is not None
-    return cost(phase.config, phase.plan, sizes, phase.load, chip, "none")
+    return cost(phase.config, phase.plan, shape_of(target_name), phase.load, chip, "none")
 
 
 def report(

@@ -62,27 +62,28 @@ class Entry:
 
 def ours(phase: Phase, target: str) -> Phase:
     """The phase scheduled by cost; of PaLM 540B without padded heads where its own divide."""
-    divides = padded_for(PALM_540B, _shape(target)).padded_heads is None
+    divides = padded_for(PALM_540B, shape_of(target)).padded_heads is None
     model = PALM_540B.name if phase.model == PAPER_540B and divides else phase.model
     return dataclasses.replace(phase, model=model, schedule="auto")
 
 
-def _shape(target: str) -> list[int]:
-    return [int(side) for side in target.partition(":")[2].split("x")]
+def shape_of(target: str) -> str:
+    """The sides of a slice, such as "4x4x4", which are the sizes of the mesh axes x, y and z."""
+    return target.partition(":")[2]
 
 
 def planned(phase: Phase, target: str) -> Phase:
     """The phase under the layouts that `plan` chooses."""
     best = plan(
         phase.config,
-        mesh_shape=_shape(target),
+        mesh_shape=shape_of(target),
         phase=phase.kind,
         batch=phase.batch,
         weights=phase.weights,
         context=phase.length,
         length=phase.length,
     ).best
-    assert shape_name(best.sizes) == target.partition(":")[2]
+    assert shape_name(best.sizes) == shape_of(target)
     return dataclasses.replace(phase, feedforward=best.feedforward, attention=best.attention)
 
 
