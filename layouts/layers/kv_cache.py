@@ -20,6 +20,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from collective_einsum.chips import TILE_LANES
+
 from .. import tuning
 from ..models.cache import Cache, Entries, Pair, Prefix
 from ..models.config import ModelConfig
@@ -28,8 +30,6 @@ from ..partitionings.padded_sizes import padded_capacity
 
 # Positions of a tile of int8 on a TPU, which are written together: H12 in docs/compiler.md.
 INT8_TILE = 32
-# Elements of the last dimension in a tile of a TPU.
-LANES = 128
 
 Index = jax.Array | int
 
@@ -146,7 +146,7 @@ def as_stored(buffer: jax.Array) -> jax.Array:
 
     order = [*range(buffer.ndim)]
     positions, features = buffer.shape[-2:]
-    if buffer.dtype != jnp.int8 and features % LANES and positions % LANES == 0:
+    if buffer.dtype != jnp.int8 and features % TILE_LANES and positions % TILE_LANES == 0:
         order[-2:] = reversed(order[-2:])
     return with_layout_constraint(buffer, Layout(tuple(order)))
 
