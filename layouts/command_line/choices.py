@@ -8,13 +8,13 @@ from typing import Any
 
 from collective_einsum.chips import Chip, chip_for
 
-from ..mesh.slice_meshes import as_shape, meshes
+from ..mesh.slice_meshes import as_shape
 from ..models.config import ModelConfig
 from ..partitionings.mesh_fit import padded_for
 from ..partitionings.named_layouts import ATTENTIONS, FEEDFORWARDS
 from ..partitionings.partitioning import Partitioning
 from ..planning.plan import Plan
-from ..planning.search import plan, searches_folded
+from ..planning.search import plan, searched_meshes
 
 
 def best_plan(
@@ -39,10 +39,7 @@ def best_plan(
         shapes: list[Mapping[str, int]] = [as_shape("mesh_shape", mesh_shape)]
         where: dict[str, Any] = {"mesh_shape": mesh_shape}
     else:
-        shapes, where = (
-            [*meshes(chips or 1, chip, folded=searches_folded(config))],
-            {"chips": chips},
-        )
+        shapes, where = [*searched_meshes(config, chips or 1, chip)], {"chips": chips}
     paddings = dict.fromkeys(padded_for(config, shape) for shape in shapes)
     plans = [plan(padded, chip=chip, **where, **asked) for padded in paddings]
     return min(plans, key=_seconds)

@@ -111,24 +111,24 @@ def _meshes(
 ) -> list[dict[str, int]]:
     if mesh_shape is None:
         counts = CHIPS if chips is None else as_sizes("chips", chips)
-        folded = searches_folded(config)
-        return [mesh for count in counts for mesh in meshes(count, chip, folded=folded)]
+        return [mesh for count in counts for mesh in searched_meshes(config, count, chip)]
     shape = as_shape("mesh_shape", mesh_shape)
     if chips is not None and as_sizes("chips", chips) != (math.prod(shape.values()),):
         raise ValueError(f"chips={chips!r} contradicts mesh_shape={mesh_shape!r}; give one of them")
     return [shape]
 
 
-def searches_folded(config: ModelConfig) -> bool:
-    """Whether meshes with y or z along two sides of a torus, and x of one device, are searched too.
+def searched_meshes(config: ModelConfig, chips: int, chip: Chip) -> list[dict[str, int]]:
+    """The meshes of so many chips that are searched for a model.
 
-    They are for mixtures of experts, whose sums over x are of all experts' columns. Replayed with libtpu
+    Those with y or z along two sides of a torus, and x of one device, are searched too for mixtures of
+    experts, whose sums over x are of all experts' columns. Replayed with libtpu
     0.0.50.1, us a layer of gpt-oss 120B on 4x4x4 or 2x2x2, and with x of one device: v4:4x4x4, 512
     sequences 1362 and 621; v5p:2x2x2, a prompt of 2048 tokens 12225 and 1522; tpu7x:2x2x1, 32 sequences
     882 and 482. Of a dense model the cost model does not tell gains from losses: Llama 3.1 70B on
     v5p:2x2x2, 32 sequences 270 and 241, 512 sequences 1624 and 2082.
     """
-    return config.experts is not None
+    return meshes(chips, chip, folded=config.experts is not None)
 
 
 def _repeats_keys(
