@@ -112,6 +112,14 @@ def _add_timeline(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     )
 
 
+def _add_unrolled(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--unrolled",
+        action="store_true",
+        help="each layer's weights in arrays of their own; compiles for minutes",
+    )
+
+
 def _add_layers(subparsers: _Subparsers, shared: arguments.Parser) -> None:
     command = subparsers.add_parser(
         "layers",
@@ -138,11 +146,7 @@ def _add_layers(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         help="layouts, such as 'heads,batch xyz' (batch xyz)",
     )
     command.add_argument("--schedules", type=arguments.words, help="(blocking,auto)")
-    command.add_argument(
-        "--unrolled",
-        action="store_true",
-        help="each layer's weights in arrays of their own; compiles for minutes",
-    )
+    _add_unrolled(command)
     command.add_argument(
         "--compiler_options",
         choices=("step", "chip", "sparse_cores"),
@@ -171,11 +175,7 @@ def _add_models(subparsers: _Subparsers, shared: arguments.Parser) -> None:
         "--weights", choices=arguments.WEIGHTS, help="(bf16, or int8 where that does not fit)"
     )
     command.add_argument("--int8_cache", action="store_true", help="keys and values are int8")
-    command.add_argument(
-        "--unrolled",
-        action="store_true",
-        help="each layer's weights in arrays of their own; compiles for minutes",
-    )
+    _add_unrolled(command)
 
 
 def _add_swapped(subparsers: _Subparsers, shared: arguments.Parser) -> None:

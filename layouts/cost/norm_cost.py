@@ -55,16 +55,17 @@ def waiting_seconds(
       chip: every chip of the mesh.
       overlap: "auto" or "none"; see `Cost`.
     """
-    if layout.repeated_axes and overlap != "auto":
+    summed = config.norm == "rmsnorm"
+    if layout.repeated_axes and not (summed and overlap == "auto"):
         return 0.0
+    norms = set(config.norm_names)
     axes, rows = boundary_axes(layout), tokens / size(token_axes(layout), sizes)
-    if config.norm != "rmsnorm":
+    if not summed:
         # Gathers of two moments, one axis after the other.
-        seconds = 0.0 if layout.repeated_axes else _in_hops(axes, sizes, 2 * rows, chip, overlap)
-        return len(config.norm_names) * seconds
-    overlapped = len(_BEFORE.intersection(config.norm_names)) if sums_overlap(layout, chip) else 0
-    waits = len(config.norm_names) - overlapped
-    return waits * _sum_seconds(axes, sizes, rows, chip, overlap)
+        return len(norms) * _in_hops(axes, sizes, 2 * rows, chip, overlap)
+    if sums_overlap(layout, chip):
+        norms -= _BEFORE
+    return len(norms) * _sum_seconds(axes, sizes, rows, chip, overlap)
 
 
 def sums_overlap(layout: FeedForwardLayout, chip: Chip) -> bool:
