@@ -58,6 +58,9 @@ from .planning.plan import Plan as Plan
 from .planning.search import plan as plan
 from .planning.sweep import pareto as pareto
 from .planning.sweep import sweep as sweep
+from .replayed_plan import ReplayedOption as ReplayedOption
+from .replayed_plan import ReplayedPlan as ReplayedPlan
+from .replayed_plan import replay_plan as replay_plan
 from .sampling.sampling import Sampling as Sampling
 from .single_layers import attention as attention
 from .single_layers import feedforward as feedforward
@@ -87,6 +90,8 @@ __all__ = [
     "Partitioning",
     "Plan",
     "Prefix",
+    "ReplayedOption",
+    "ReplayedPlan",
     "Rotary",
     "Sampling",
     "WeightGathered",
@@ -120,6 +125,7 @@ __all__ = [
     "prefill",
     "quantize",
     "renamed",
+    "replay_plan",
     "score",
     "serial_block",
     "shardings",

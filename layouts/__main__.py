@@ -199,6 +199,18 @@ def _add_plan(commands: argparse._SubParsersAction[arguments.Parser]) -> None:
         default="latency",
         help="latency, throughput or cost (latency)",
     )
+    command.add_argument(
+        "--replay",
+        metavar="N",
+        type=arguments.positive,
+        help="compile the first N options for the slice, and rank them by replays of their programs: "
+        "5 to 20 seconds each (Linux)",
+    )
+    command.add_argument(
+        "--unrolled",
+        action="store_true",
+        help="with --replay: each layer's weights are arrays of their own",
+    )
 
 
 if __name__ == "__main__":

@@ -12,15 +12,18 @@ from ..checkpoints import config_from_hf
 from ..mesh.slice_meshes import meshes
 from ..models.config import ModelConfig
 from ..models.named_models import model
+from ..replayed_plan import replay_plan
 from .choices import best_plan, changes
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the planner's table.
+    """Prints the planner's table, or that of the options that are replayed.
 
     Raises:
       ValueError: no model, or a workload that does not fit its phase.
     """
+    if options.unrolled and not options.replay:
+        raise ValueError("--unrolled is about the programs that --replay compiles; give both")
     if (options.checkpoint is None) == (options.model is None):
         raise ValueError("give a model: --checkpoint FOLDER, or --model NAME, such as palm-540b")
     plain = model(options.model) if options.model else config_from_hf(options.checkpoint)
@@ -37,9 +40,14 @@ def run(options: argparse.Namespace) -> None:
         weights=options.weights,
         cache="int8" if options.int8_cache else "bf16",
         objective=options.objective,
+        # The analytical model does not tell which of them are faster, but replays do.
+        folded=True if options.replay else None,
     )
     padded = _padding(plain, found.config)
-    print("\n".join([*padded, str(found)]))
+    shown = found
+    if options.replay:
+        shown = replay_plan(found, first=options.replay, unrolled=options.unrolled)
+    print("\n".join([*padded, str(shown)]))
 
 
 def _padding(plain: ModelConfig, padded: ModelConfig) -> list[str]:

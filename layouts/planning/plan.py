@@ -156,6 +156,14 @@ class Plan(Shown):
         return print_plan(self)
 
 
+def rated(objective: Objective, cost: Cost, step_seconds: float) -> float:
+    """What an objective asks to be least, of a step that takes so long; see `layouts.plan`."""
+    if objective == "latency":
+        return step_seconds
+    chips = cost.chips if objective == "cost" else 1
+    return chips * step_seconds / cost.load.tokens
+
+
 def print_plan(plan: Plan) -> str:
     """See `Plan`."""
     feasible = plan.feasible

@@ -22,7 +22,7 @@ from ..models.named_models import as_config
 from ..partitionings.named_layouts import ATTENTIONS as ATTENTIONS
 from ..partitionings.named_layouts import FEEDFORWARDS as FEEDFORWARDS
 from ..partitionings.partitioning import misfit
-from .plan import Objective, Option, Plan, as_gibibytes, as_milliseconds
+from .plan import Objective, Option, Plan, as_gibibytes, as_milliseconds, rated
 
 # The search where nothing is said.
 CHIPS = tuple(2**i for i in range(9))
@@ -44,6 +44,7 @@ def plan(
     objective: Objective = "latency",
     max_seconds: float | None = None,
     overlap: Overlap = "auto",
+    folded: bool | None = None,
 ) -> Plan:
     """Every combination of layouts, ranked by what the analytical model says of it.
 
@@ -64,6 +65,9 @@ def plan(
         "cost", the fewest chip-seconds a token (section 2).
       max_seconds: what a step may take at most, embedding and unembedding included.
       overlap: "auto" or "none"; see `Cost`.
+      folded: whether meshes of x=1 whose y or z lies along two sides of a torus are searched too; unless
+        given, of mixtures of experts. Those of other models are predicted to be faster than they are:
+        `replay_plan` tells them apart.
 
     Returns:
       A `Plan`: `.partitioning`, `.cost`, `.best`, `.options`; prints as a table. Empty if nothing
@@ -77,7 +81,7 @@ def plan(
     config, chip = as_config(config), as_chip(chip)
     max_seconds = None if max_seconds is None else as_seconds("max_seconds", max_seconds)
     batches = BATCHES if batch is None else as_sizes("batch", batch, f"phase={phase!r}")
-    sizes = _meshes(config, chip, mesh_shape, chips)
+    sizes = _meshes(config, chip, mesh_shape, chips, folded)
     loads = [
         load(phase, batch=b, context=context, length=length, weights=weights, cache=cache)
         for b in batches
@@ -108,18 +112,21 @@ def _meshes(
     chip: Chip,
     mesh_shape: ShapeLike | None,
     chips: int | Sequence[int] | None,
+    folded: bool | None,
 ) -> list[dict[str, int]]:
     if mesh_shape is None:
         counts = CHIPS if chips is None else as_sizes("chips", chips)
-        return [mesh for count in counts for mesh in searched_meshes(config, count, chip)]
+        return [mesh for count in counts for mesh in searched_meshes(config, count, chip, folded)]
     shape = as_shape("mesh_shape", mesh_shape)
     if chips is not None and as_sizes("chips", chips) != (math.prod(shape.values()),):
         raise ValueError(f"chips={chips!r} contradicts mesh_shape={mesh_shape!r}; give one of them")
     return [shape]
 
 
-def searched_meshes(config: ModelConfig, chips: int, chip: Chip) -> list[dict[str, int]]:
-    """The meshes of so many chips that are searched for a model.
+def searched_meshes(
+    config: ModelConfig, chips: int, chip: Chip, folded: bool | None = None
+) -> list[dict[str, int]]:
+    """The meshes of so many chips that are searched for a model; `folded` as of `plan`.
 
     Those with y or z along two sides of a torus, and x of one device, are searched too for mixtures of
     experts, whose sums over x are of all experts' columns. Replayed with libtpu
@@ -128,7 +135,7 @@ def searched_meshes(config: ModelConfig, chips: int, chip: Chip) -> list[dict[st
     882 and 482. Of a dense model the cost model does not tell gains from losses: Llama 3.1 70B on
     v5p:2x2x2, 32 sequences 270 and 241, 512 sequences 1624 and 2082.
     """
-    return meshes(chips, chip, folded=config.experts is not None)
+    return meshes(chips, chip, folded=config.experts is not None if folded is None else folded)
 
 
 def _repeats_keys(
@@ -173,9 +180,4 @@ def _rank(option: Option, objective: Objective) -> tuple[int, float]:
     predicted = option.cost
     if predicted is None:
         return 2, 0.0
-    by = {
-        "latency": predicted.step_seconds,
-        "throughput": predicted.step_seconds / predicted.load.tokens,
-        "cost": predicted.chips * predicted.step_seconds / predicted.load.tokens,
-    }
-    return int(bool(option.excluded)), by[objective]
+    return int(bool(option.excluded)), rated(objective, predicted, predicted.step_seconds)

@@ -211,6 +211,16 @@ def test_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("palm-8b, prefill, on TPU7x")
 
 
+@pytest.mark.tpu
+def test_a_plan_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--target", "v5e:2x4", "--batch", "8", "--context", "256", "--replay", "1")
+    out, _ = run(capsys, "plan", "--model", "palm-8b", *words)
+    wanted = layouts.plan(
+        "palm-8b", chip="v5e", chips=8, phase="decode", batch=8, context=256, folded=True
+    )
+    assert out == f"{layouts.replay_plan(wanted, first=1)}\n"
+
+
 def test_the_padding_of_a_plan_is_that_of_its_best_mesh() -> None:
     config = layouts.ModelConfig(2, 64, 128, 6, 6, 8, 64)
     found = models.best_plan(
@@ -273,6 +283,15 @@ def test_the_padding_of_a_plan_is_that_of_its_best_mesh() -> None:
             "has 4 devices, and --target v5e:4x4 16",
         ),
         ("plan --model palm-8b --target v5e:4x4 --phase decod", "did you mean 'decode'?"),
+        (
+            "plan --model palm-8b --target v5e:4x4 --batch 2 --context 9 --unrolled",
+            "--unrolled is about the programs that --replay compiles",
+        ),
+        ("plan --model palm-8b --target v5e:4x4 --replay all", "'all' is no positive integer"),
+        (
+            "plan --model palm-8b --target v5e:2x1 --batch 2 --context 9 --replay 1",
+            "there is no slice of 2 devices of TPU v5e",
+        ),
     ],
 )
 def test_mistakes(

@@ -39,7 +39,9 @@ def test_pages_have_commands() -> None:
     assert len(LINES) >= 8
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.tpu] * ("--replay" in line)) for line in LINES]
+)
 def test_command(
     line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +55,8 @@ def test_command(
         begins = "log-likelihood  tokens  continuation\n"
     if "--model" in words:
         begins = "palm-540b, prefill, on TPU v4: ranked by latency"
+    if "--replay" in words:
+        begins = "llama-3.1-70b, decode, on TPU v5e, unrolled layers: ranked by latency"
     assert printed.out.startswith(begins)
     assert len(printed.out) > 2
 

@@ -6,6 +6,7 @@ from .program_cache import program_key as program_key
 from .program_cache import source_name as source_name
 from .program_cache import versions as versions
 from .targets import Target as Target
+from .targets import compact_slice as compact_slice
 from .targets import target as target
 from .worker_pool import in_processes as in_processes
 
@@ -13,6 +14,7 @@ __all__ = [
     "Cache",
     "Program",
     "Target",
+    "compact_slice",
     "in_processes",
     "program_key",
     "source_name",

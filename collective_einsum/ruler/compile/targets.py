@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chips.chip import Chip
 from collective_einsum.chips.compiler_habits import CompilerOption
 from collective_einsum.chips.known_chips import TPU_7X, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E
 from collective_einsum.chips.names import chip_for
+from collective_einsum.chips.slices import slice_sides
 
 # Without a TPU, libtpu would query the cloud's metadata server, and allow one process at a time.
 LIBTPU_ENVIRONMENT = {
@@ -104,6 +104,9 @@ class Target:
                 f"a mesh of sizes {tuple(axis_sizes)} has {wanted} devices but target "
                 f"{self.name!r} has {there}; choose axis sizes whose product is {there}."
             )
+        # Not at the top: `import layouts` should bring little beside jax.
+        from jax.experimental import mesh_utils
+
         devices = mesh_utils.create_device_mesh(
             tuple(axis_sizes),
             self.devices[:wanted],
@@ -162,6 +165,30 @@ def target(name: str) -> Target:
     raise ValueError(f"there is no target {name!r}; choose {_KNOWN}.")
 
 
+def compact_slice(chip: Chip, devices: int) -> str:
+    """The name of the most compact slice of so many devices, such as "v5e:4x4".
+
+    Raises:
+      ValueError: the compiler knows no slice of the chip, or none of so many devices.
+    """
+    families = [
+        name for name, generation in _GENERATIONS.items() if generation.chip.name == chip.name
+    ]
+    if not families:
+        raise ValueError(
+            f"there is no TPU compiler for {chip.name}; choose a chip of {', '.join(_GENERATIONS)}"
+        )
+    chips, left = divmod(devices, chip.devices_per_chip)
+    # X and Y are even, as the sides of a host are.
+    sides = sorted(slice_sides(chips, _GENERATIONS[families[0]].dims), key=lambda n: (n % 2, n))
+    if left or any(side % 2 for side in sides[:2]):
+        raise ValueError(
+            f"there is no slice of {devices} devices of {chip.name}, whose hosts have 2x2 chips; choose "
+            "another number of chips"
+        )
+    return f"{families[0]}:{'x'.join(map(str, sides))}"
+
+
 def _emulated(name: str, count: int) -> Target:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -200,6 +227,8 @@ def _topology(name: str, generation: _Generation, size: str) -> Target:
             f"target {name!r} needs libtpu, the TPU compiler (no TPU needed): "
             "pip install -e '.[bench]'"
         )
+    from jax.experimental import topologies
+
     for key, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     description = topologies.get_topology_desc(name, platform="tpu", **generation.options)

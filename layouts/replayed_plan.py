@@ -1,0 +1,269 @@
+"""The planner's first options, compiled for the slice and replayed by the ruler, and so ranked anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from collective_einsum.ruler import bundles, predict
+from collective_einsum.ruler.compile import compact_slice, in_processes, target
+from collective_einsum.ruler.replay import legend, table, wrapped
+from collective_einsum.text import Shown
+
+from .arguments import as_flag, as_size
+from .cost.layer_items import Load
+from .cost.step_cost import Cost
+from .decoding.lowering import lower_decode_step, lower_prefill
+from .mesh.axis_collectives import AXES
+from .mesh.slice_meshes import shape_name
+from .models.config import ModelConfig
+from .partitionings.partitioning import Partitioning
+from .planning.plan import Option, Plan, as_milliseconds, rated
+
+# An unrolled step is compiled with about so many layers and with twice as many: its first and last
+# layers are compiled differently from those between.
+UNROLLED_LAYERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayedOption:
+    """An option of a plan, replayed.
+
+    Attributes:
+      option: the layouts, the mesh and the batch.
+      step_seconds: of the step, embedding and unembedding included, predicted by the replay.
+      exposed_seconds: those in which it waits for collectives.
+      excluded: why it cannot be after all, in words; "" if it can.
+    """
+
+    option: Option
+    step_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    excluded: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"ReplayedOption({self.option}: {self.excluded or as_milliseconds(self.step_seconds)})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayedPlan(Shown):
+    """Options of a plan, replayed, the best first; prints as a table.
+
+    Attributes:
+      plan: the analytical model's.
+      unrolled: whether each layer's weights are arrays of their own.
+      replayed: those that can be, ranked by the plan's objective; then the others.
+    """
+
+    plan: Plan
+    unrolled: bool
+    replayed: tuple[ReplayedOption, ...]
+
+    @property
+    def best(self) -> Option:
+        """The fastest by the plan's objective.
+
+        Raises:
+          ValueError: none of those that were replayed will do.
+        """
+        if self.replayed[0].excluded:
+            raise ValueError(
+                f"none of the {len(self.replayed)} options that were replayed will do; the first, "
+                f"{self.replayed[0].option}, {self.replayed[0].excluded}; replay more of the "
+                f"{len(self.plan.feasible)}"
+            )
+        return self.replayed[0].option
+
+    @property
+    def partitioning(self) -> Partitioning:
+        """The layouts of the best option, for the `plan=` of a decoder's functions."""
+        return self.best.partitioning
+
+    def __repr__(self) -> str:
+        return f"ReplayedPlan({self.plan!r}: {list(self.replayed)!r})"
+
+    def __str__(self) -> str:
+        plan = self.plan
+        layers = "unrolled" if self.unrolled else "scanned"
+        head = (
+            f"{plan.config.name}, {plan.phase}, on {plan.chip.name}, {layers} layers: ranked by "
+            f"{plan.objective}; predicted by replays of the compiled programs"
+        )
+        possible = [each for each in self.replayed if not each.excluded]
+        rows = [_cells(each, possible[0]) for each in possible]
+        notes = [
+            line
+            for each in self.replayed
+            if each.excluded
+            for line in wrapped(f"{each.option}: {each.excluded}")
+        ]
+        left = len(plan.feasible) - len(self.replayed)
+        if left:
+            notes.append(f"and {left} more that were not replayed")
+        return "\n".join([head, table(tuple(_MEANINGS), rows), *notes, "", legend(_MEANINGS)])
+
+
+def replay_plan(
+    plan: Plan, *, first: int = 8, unrolled: bool = False, workers: int = 2
+) -> ReplayedPlan:
+    """Compiles a plan's first options for the slice, and ranks them anew by replays of their programs.
+
+    The analytical model ranks all options in seconds; here each takes 5 to 20 seconds of one core. The
+    best option of each mesh and batch is among the first. Steps with int8 weights or an int8
+    cache are replayed by the bundles that they issue. Worker processes compile: in a script, call it
+    under `if __name__ == "__main__":`.
+
+    Args:
+      plan: what `layouts.plan` found.
+      first: how many options to replay.
+      unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`. Of these, a
+        step of a few layers and one of twice as many are compiled, and the others are taken to cost
+        what the additional ones do.
+      workers: processes that compile side by side.
+
+    Returns:
+      A `ReplayedPlan`: `.partitioning`, `.best`, `.replayed`; prints as a table.
+
+    Raises:
+      ValueError: no option of the plan will do, or there is no such slice.
+      ModuleNotFoundError: libtpu is not installed.
+    """
+    first, workers = as_size("first", first), as_size("workers", workers)
+    unrolled = as_flag("unrolled", unrolled)
+    if not plan.feasible:
+        raise ValueError(plan.nearest)
+    options = _first(plan.feasible, first)
+    slices = {option.chips: compact_slice(plan.chip, option.chips) for option in options}
+    tasks = [(plan.config, option, slices[option.chips], unrolled) for option in options]
+    found = [ReplayedOption(option) for option in options]
+    for place, (step, exposed, excluded) in in_processes(_replayed, tasks, workers):
+        if plan.max_seconds is not None and step > plan.max_seconds:
+            excluded = (
+                f"takes {as_milliseconds(step)}, more than {as_milliseconds(plan.max_seconds)}"
+            )
+        found[place] = ReplayedOption(options[place], step, exposed, excluded)
+
+    def rank(each: ReplayedOption) -> tuple[bool, float]:
+        return bool(each.excluded), rated(plan.objective, _cost(each), each.step_seconds)
+
+    return ReplayedPlan(plan, unrolled, tuple(sorted(found, key=rank)))
+
+
+def _cost(each: ReplayedOption) -> Cost:
+    cost = each.option.cost
+    assert cost is not None
+    return cost
+
+
+def _token_seconds(each: ReplayedOption) -> float:
+    return rated("throughput", _cost(each), each.step_seconds)
+
+
+def _first(options: Sequence[Option], count: int) -> list[Option]:
+    """The best option of each mesh and batch, then the others, in their order; `count` of all.
+
+    Of those that cost exactly the same the first stands for all: they are one program under other names
+    of the axes.
+    """
+    different: dict[object, Option] = {}
+    for option in options:
+        cost = option.cost
+        assert cost is not None
+        different.setdefault((option.chips, option.batch, cost.step_seconds), option)
+    best: dict[object, Option] = {}
+    for option in different.values():
+        best.setdefault((*option.sizes.values(), option.batch), option)
+    leading = list(best.values())
+    return [*leading, *(option for option in different.values() if option not in leading)][:count]
+
+
+def _replayed(
+    config: ModelConfig, option: Option, slice_: str, unrolled: bool
+) -> tuple[float, float, str]:
+    """Seconds of an option's step, those in which it waits for collectives, and why it cannot be."""
+    assert option.cost is not None
+    load = option.cost.load
+    if min(load.weight_bytes, load.cache_bytes) == 1:
+        bundles.start()
+    few = math.ceil(UNROLLED_LAYERS / len(config.kinds)) * len(config.kinds)
+    counts = (2 * few, few) if unrolled and config.layers > 2 * few else (config.layers,)
+    try:
+        steps = [_step(config, option, load, slice_, unrolled, layers) for layers in counts]
+    except Exception as error:
+        # The compiler raises a runtime error where a program does not fit.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return 0.0, 0.0, f"does not fit: {str(error).splitlines()[0].partition(': ')[2]}"
+    if len(steps) == 1:
+        return (*steps[0], "")
+    (step, exposed), (shorter, less) = steps
+    others = (config.layers - 2 * few) / few
+    return step + others * (step - shorter), exposed + others * (exposed - less), ""
+
+
+def _step(
+    config: ModelConfig, option: Option, load: Load, slice_: str, unrolled: bool, layers: int
+) -> tuple[float, float]:
+    """Seconds of a step of so many layers, and those in which it waits for collectives."""
+    config = dataclasses.replace(config, layers=layers)
+    mesh = target(slice_).mesh(tuple(option.sizes.values()), AXES)
+    weights = "int8" if load.weight_bytes == 1 else "bf16"
+    int8_cache = load.cache_bytes == 1
+    if load.past:
+        lowered = lower_decode_step(
+            config,
+            mesh,
+            batch=option.batch,
+            context=load.past,
+            weights=weights,
+            plan=option.partitioning,
+            int8_cache=int8_cache,
+            unrolled=unrolled,
+        )
+    else:
+        lowered = lower_prefill(
+            config,
+            mesh,
+            batch=option.batch,
+            length=load.new,
+            weights=weights,
+            plan=option.partitioning,
+            int8_cache=int8_cache,
+            unrolled=unrolled,
+        )
+    timeline = predict(lowered)
+    return timeline.total_seconds, timeline.exposed_seconds
+
+
+_MEANINGS = {
+    "layouts": "of the feedforward and of attention",
+    "mesh": "sizes of x, y and z",
+    "batch": "sequences",
+    "limit ms": "weights and cache of the layers once from HBM, or their flops if these take longer, at "
+    "the chip's peaks; no step is faster",
+    "model ms": "a step, by the analytical model",
+    "replay ms": "the same, by a replay of the compiled program",
+    "waits ms": "of the replay: for collectives, with no compute beside them",
+    "GiB": "memory of a chip, by the analytical model",
+    "slower": "replayed time of a token, over the first row's",
+}
+
+
+def _cells(each: ReplayedOption, best: ReplayedOption) -> tuple[str, ...]:
+    option, cost = each.option, _cost(each)
+    ratio = _token_seconds(each) / _token_seconds(best)
+    seconds = (
+        max(cost.hbm_seconds, cost.flop_seconds),
+        *(cost.step_seconds, each.step_seconds, each.exposed_seconds),
+    )
+    return (
+        f"{option.feedforward}, {option.attention}",
+        shape_name(option.sizes),
+        str(option.batch),
+        *(f"{s * 1e3:.4g}" for s in seconds),
+        f"{cost.memory.total / 2**30:.1f}",
+        f"{ratio:.2f}x",
+    )
