@@ -13,6 +13,7 @@ from .autodiff.primitive import apply, named
 from .cost import ranking
 from .cost import select as choice
 from .cost.choice import Choice
+from .cost.torus import on_slice
 from .global_arrays.explicit_shardings import einsum_specs, explicit_axes, on_auto_axes
 from .normalize import NormalEinsum, normalize
 from .ops.einsum_op import EinsumCollective, Form, Operation
@@ -103,9 +104,7 @@ def rank(
         )
     op, values = _operation(group)
     axes, chip = choice.mesh_axes(op), choice.chip_of(options.chip)
-    return ranking.rank(
-        op, values, chip, axes, options.overlap_seconds, choice.on_slice(chip, axis_sizes)
-    )
+    return ranking.rank(op, values, chip, axes, options.overlap_seconds, on_slice(chip, axis_sizes))
 
 
 def _groups(

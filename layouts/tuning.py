@@ -224,3 +224,7 @@ SCALE_SECONDS = 0.75e-6
 # rows) and 6.8 (PaLM 540B, 128 rows), by column "rest" less LAYER_SECONDS:
 #   --phase decode --batch 128 --feedforward "WS 2D all-reduce" --schedules auto
 REPLICATED_PASSES = 3.5
+# The same where x is one device, so that a norm needs no sums of other chips between its two passes. All
+# three of a serial block, by column "rest" of 512 less that of 128 rows: 7.0 (v4) and 8.0 (v5p) of Llama
+# 3.1 70B, and 7.1 (v4) of Qwen 3 32B, on meshes 1x4x16.
+REPLICATED_PASSES_WHOLE = 2.4

@@ -14,9 +14,11 @@ from .torus import all_to_all_seconds as all_to_all_seconds
 from .torus import hops as hops
 from .torus import links as links
 from .torus import offloads as offloads
+from .torus import on_slice as on_slice
 from .torus import reduce_scatter_seconds as reduce_scatter_seconds
 from .torus import ring_gather_seconds as ring_gather_seconds
 from .torus import sides as sides
+from .torus import slice_sides as slice_sides
 from .workload import Estimate as Estimate
 
 __all__ = [
@@ -33,9 +35,11 @@ __all__ = [
     "links",
     "matmul_seconds",
     "offloads",
+    "on_slice",
     "rank_einsum",
     "reduce_scatter_seconds",
     "ring_gather_seconds",
     "scatters_a_plane",
     "sides",
+    "slice_sides",
 ]

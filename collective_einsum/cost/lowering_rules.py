@@ -100,12 +100,8 @@ RULES = (
     LoweringRule(
         name="gather over three axes",
         collective="all_gather",
-        when=f"along the columns, over three axes of a torus, of {REDUCED_DEVICES} devices or more",
-        applies=lambda _, block: (
-            block.along == "columns"
-            and len(block.sides) > 2
-            and math.prod(block.sides) >= REDUCED_DEVICES
-        ),
+        when=f"over three axes of a torus, of {REDUCED_DEVICES} devices or more",
+        applies=lambda _, block: len(block.sides) > 2 and math.prod(block.sides) >= REDUCED_DEVICES,
     ),
     LoweringRule(
         name="scatter of parts of tiles",

@@ -34,6 +34,7 @@ def rank_einsum(
     result_dtype: DTypeLike,
     wire_dtype: DTypeLike,
     overlap_seconds: float = 0.0,
+    folded: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> Choice:
     """Ranks the schedules of an einsum with collectives by predicted cost; traces nothing.
 
@@ -55,6 +56,7 @@ def rank_einsum(
       wire_dtype: of partial sums while a reduce-scatter sends them.
       overlap_seconds: seconds of independent compute that can overlap the reduce-scatter, or the
         all-gather if there is no reduce-scatter.
+      folded: the mesh axes that lie along several sides of the slice, with these sides; see `on_slice`.
 
     Returns:
       The candidates with their estimates, the chosen schedule first.
@@ -75,7 +77,7 @@ def rank_einsum(
         dtype=jnp.dtype(result_dtype),
         sum_wire=jnp.dtype(wire_dtype),
     )
-    return rank(op, [lhs, *rhs], chip, axis_sizes, overlap_seconds)
+    return rank(op, [lhs, *rhs], chip, axis_sizes, overlap_seconds, folded)
 
 
 def rank(

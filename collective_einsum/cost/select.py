@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -13,13 +13,13 @@ from jax import lax
 from ..chips.chip import Chip
 from ..chips.compile_context import traced_chip, with_options
 from ..chips.names import as_chip
-from ..chips.slices import folded_axes
 from ..ops.einsum_op import Operation
 from ..ops.schedule import PERMUTED_DEVICES, Schedule, as_schedule
 from ..spec import sizes as checks
 from .candidates import chunk_labels, chunk_length
 from .estimate import estimate
 from .ranking import rank
+from .torus import on_slice
 from .workload import ShapedArray, workload
 
 
@@ -99,11 +99,6 @@ def folded(chip: Chip) -> dict[str, tuple[int, ...]]:
     mesh = jax.sharding.get_abstract_mesh()
     named = mesh.abstract_device is not None
     return on_slice(chip, dict(mesh.shape)) if named else {}
-
-
-def on_slice(chip: Chip, axis_sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """The axes of a mesh of these chips that lie along several sides of its slice; see `folded_axes`."""
-    return folded_axes(axis_sizes, chip.torus_dims) if chip.devices_per_chip == 1 else {}
 
 
 def closed_axes(op: Operation, schedule: Schedule, chip: Chip | str | None) -> tuple[str, ...]:

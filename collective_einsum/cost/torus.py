@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..chips.chip import Chip
+from ..chips.slices import folded_axes
 
 # Least bytes of an all-reduce that SparseCores run; they run all-gathers and reduce-scatters of any size
 # (TPU7x, libtpu 0.0.42.1 and 0.0.50.1; `tests/compiler_habits/test_habits.py`).
@@ -41,6 +42,24 @@ def sides(chip: Chip, axis_sizes: Mapping[str, int], axes: Sequence[str]) -> lis
         else axis_sizes[axis]
         for axis in axes
     ]
+
+
+def on_slice(chip: Chip, axis_sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The axes of a mesh of these chips that lie along several sides of its slice; see `folded_axes`."""
+    return folded_axes(axis_sizes, chip.torus_dims) if chip.devices_per_chip == 1 else {}
+
+
+def slice_sides(chip: Chip, axis_sizes: Mapping[str, int], axes: Sequence[str]) -> list[int]:
+    """The sides of the slice along some mesh axes: all of them carry what lax's collectives send, where
+    rings go round the axes.
+
+    Args:
+      chip, axes: as of `sides`.
+      axis_sizes: of all axes of the mesh, in its order.
+    """
+    folded = on_slice(chip, axis_sizes)
+    along = zip(axes, sides(chip, axis_sizes, axes), strict=True)
+    return [side for axis, size in along for side in folded.get(axis, (size,))]
 
 
 def all_gather_seconds(chip: Chip, axis_sizes: Sequence[int], gathered_bytes: float) -> float:

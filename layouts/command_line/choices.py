@@ -23,7 +23,6 @@ def best_plan(
     chip: Chip | str,
     chips: int | None = None,
     mesh_shape: tuple[int, ...] | None = None,
-    folded: bool | None = None,
     **asked: Any,
 ) -> Plan:
     """`layouts.plan` with the heads and tokens that the meshes need: of the paddings that make one of
@@ -33,7 +32,6 @@ def best_plan(
       config: without padding.
       chip: a `Chip`, or the kind of a device.
       chips, mesh_shape: as `layouts.plan`; one of them.
-      folded: as `layouts.plan`.
       asked: further arguments of it.
     """
     chip = chip_for(chip) if isinstance(chip, str) else chip
@@ -41,8 +39,7 @@ def best_plan(
         shapes: list[Mapping[str, int]] = [as_shape("mesh_shape", mesh_shape)]
         where: dict[str, Any] = {"mesh_shape": mesh_shape}
     else:
-        shapes = [*searched_meshes(config, chips or 1, chip, folded)]
-        where = {"chips": chips, "folded": folded}
+        shapes, where = [*searched_meshes(chips or 1, chip)], {"chips": chips}
     paddings = dict.fromkeys(padded_for(config, shape) for shape in shapes)
     plans = [plan(padded, chip=chip, **where, **asked) for padded in paddings]
     return min(plans, key=_seconds)

@@ -40,8 +40,6 @@ def run(options: argparse.Namespace) -> None:
         weights=options.weights,
         cache="int8" if options.int8_cache else "bf16",
         objective=options.objective,
-        # The analytical model does not tell which of them are faster, but replays do.
-        folded=True if options.replay else None,
     )
     padded = _padding(plain, found.config)
     shown = found

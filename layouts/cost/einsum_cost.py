@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from collective_einsum.chips import Chip
-from collective_einsum.cost import Choice, Estimate, all_gather_seconds, rank_einsum, sides
+from collective_einsum.cost import (
+    Choice,
+    Estimate,
+    all_gather_seconds,
+    on_slice,
+    rank_einsum,
+    slice_sides,
+)
 from collective_einsum.ops import Schedule
 
 from .. import tuning
@@ -71,7 +78,7 @@ def gain(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds: fl
 
 def gather_seconds(gather: Transfer, sizes: Mapping[str, int], chip: Chip) -> float:
     """Seconds of an all-gather or a reduce-scatter that overlaps with nothing."""
-    return all_gather_seconds(chip, sides(chip, sizes, gather.axes), gather.bytes)
+    return all_gather_seconds(chip, slice_sides(chip, sizes, gather.axes), gather.bytes)
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -130,4 +137,5 @@ def _choice(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds:
         result_dtype=jnp.float32 if item.weight_bytes == 1 else bfloat16,
         wire_dtype=bfloat16,
         overlap_seconds=overlap_seconds,
+        folded=on_slice(chip, sizes),
     )

@@ -13,7 +13,7 @@ from collective_einsum.cost import (
     dot_flops,
     offloads,
     scatters_a_plane,
-    sides,
+    slice_sides,
 )
 
 from .. import tuning
@@ -33,7 +33,7 @@ def transfer_seconds(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -
     (K - 1)/K of its bytes over the bandwidth of its axes; an all-reduce twice that, and a reduce-scatter
     that the compiler makes one; an all-to-all on a ring of K chips sends them K/4 hops on average.
     """
-    along = sides(chip, sizes, transfer.axes)
+    along = slice_sides(chip, sizes, transfer.axes)
     plane = transfer.kind == "reduce-scatter" and scatters_a_plane(chip, along)
     if plane or transfer.kind == "all-reduce":
         return all_reduce_seconds(chip, along, transfer.bytes)

@@ -12,6 +12,7 @@ from collective_einsum.cost import (
     reduce_scatter_seconds,
     ring_gather_seconds,
     sides,
+    slice_sides,
 )
 
 from .. import tuning
@@ -124,7 +125,7 @@ def _sum_seconds(
     """Seconds of sums of few numbers over axes that nothing overlaps; see
     `axis_collectives.all_reduce_few`."""
     if overlap == "auto":
-        return all_reduce_seconds(chip, sides(chip, sizes, axes), numbers * _MOMENT_BYTES)
+        return all_reduce_seconds(chip, slice_sides(chip, sizes, axes), numbers * _MOMENT_BYTES)
     return _in_hops(axes, sizes, numbers, chip, overlap)
 
 
@@ -137,13 +138,14 @@ def _in_hops(
     all-reduces so few bytes instead.
     """
     seconds_of: Callable[..., float] = ring_gather_seconds
+    sides_of = sides
     if offloads(chip, "reduce_scatter"):
-        seconds_of = all_reduce_seconds
+        seconds_of, sides_of = all_reduce_seconds, slice_sides
     elif overlap != "auto":
-        seconds_of = reduce_scatter_seconds
+        seconds_of, sides_of = reduce_scatter_seconds, slice_sides
     # One copy of the sums for every chip.
     return sum(
-        seconds_of(chip, sides(chip, sizes, [axis]), sizes[axis] * numbers * _MOMENT_BYTES)
+        seconds_of(chip, sides_of(chip, sizes, [axis]), sizes[axis] * numbers * _MOMENT_BYTES)
         for axis in axes
     )
 
@@ -155,4 +157,5 @@ def replicated_bytes(
     if size(layout.repeated_axes, sizes) == 1:
         return 0.0
     rows = tokens * config.d_model / sizes["x"] * ACTIVATION_BYTES
-    return tuning.REPLICATED_PASSES * (len(config.norm_names) + 1) * rows
+    passes = tuning.REPLICATED_PASSES_WHOLE if sizes["x"] == 1 else tuning.REPLICATED_PASSES
+    return passes * (len(config.norm_names) + 1) * rows

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
 from collective_einsum.chips import Chip, as_chip
-from collective_einsum.cost import hops, links, sides
+from collective_einsum.cost import hops, links, slice_sides
 from collective_einsum.text import Shown
 
 from .. import tuning
@@ -304,7 +304,7 @@ def ici_bytes(items: tuple[Item, ...], sizes: Mapping[str, int], chip: Chip) -> 
 
 
 def _hops(transfer: Transfer, sizes: Mapping[str, int], chip: Chip) -> int:
-    once = hops(chip, sides(chip, sizes, transfer.axes))
+    once = hops(chip, slice_sides(chip, sizes, transfer.axes))
     return once * (2 if transfer.kind == "all-reduce" else 1)
 
 

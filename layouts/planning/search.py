@@ -44,7 +44,6 @@ def plan(
     objective: Objective = "latency",
     max_seconds: float | None = None,
     overlap: Overlap = "auto",
-    folded: bool | None = None,
 ) -> Plan:
     """Every combination of layouts, ranked by what the analytical model says of it.
 
@@ -65,9 +64,6 @@ def plan(
         "cost", the fewest chip-seconds a token (section 2).
       max_seconds: what a step may take at most, embedding and unembedding included.
       overlap: "auto" or "none"; see `Cost`.
-      folded: whether meshes of x=1 whose y or z lies along two sides of a torus are searched too; unless
-        given, of mixtures of experts. Those of other models are predicted to be faster than they are:
-        `replay_plan` tells them apart.
 
     Returns:
       A `Plan`: `.partitioning`, `.cost`, `.best`, `.options`; prints as a table. Empty if nothing
@@ -81,7 +77,7 @@ def plan(
     config, chip = as_config(config), as_chip(chip)
     max_seconds = None if max_seconds is None else as_seconds("max_seconds", max_seconds)
     batches = BATCHES if batch is None else as_sizes("batch", batch, f"phase={phase!r}")
-    sizes = _meshes(config, chip, mesh_shape, chips, folded)
+    sizes = _meshes(chip, mesh_shape, chips)
     loads = [
         load(phase, batch=b, context=context, length=length, weights=weights, cache=cache)
         for b in batches
@@ -108,34 +104,26 @@ def plan(
 
 
 def _meshes(
-    config: ModelConfig,
-    chip: Chip,
-    mesh_shape: ShapeLike | None,
-    chips: int | Sequence[int] | None,
-    folded: bool | None,
+    chip: Chip, mesh_shape: ShapeLike | None, chips: int | Sequence[int] | None
 ) -> list[dict[str, int]]:
     if mesh_shape is None:
         counts = CHIPS if chips is None else as_sizes("chips", chips)
-        return [mesh for count in counts for mesh in searched_meshes(config, count, chip, folded)]
+        return [mesh for count in counts for mesh in searched_meshes(count, chip)]
     shape = as_shape("mesh_shape", mesh_shape)
     if chips is not None and as_sizes("chips", chips) != (math.prod(shape.values()),):
         raise ValueError(f"chips={chips!r} contradicts mesh_shape={mesh_shape!r}; give one of them")
     return [shape]
 
 
-def searched_meshes(
-    config: ModelConfig, chips: int, chip: Chip, folded: bool | None = None
-) -> list[dict[str, int]]:
-    """The meshes of so many chips that are searched for a model; `folded` as of `plan`.
+def searched_meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
+    """The meshes of so many chips that are searched.
 
-    Those with y or z along two sides of a torus, and x of one device, are searched too for mixtures of
-    experts, whose sums over x are of all experts' columns. Replayed with libtpu
-    0.0.50.1, us a layer of gpt-oss 120B on 4x4x4 or 2x2x2, and with x of one device: v4:4x4x4, 512
-    sequences 1362 and 621; v5p:2x2x2, a prompt of 2048 tokens 12225 and 1522; tpu7x:2x2x1, 32 sequences
-    882 and 482. Of a dense model the cost model does not tell gains from losses: Llama 3.1 70B on
-    v5p:2x2x2, 32 sequences 270 and 241, 512 sequences 1624 and 2082.
+    Those with y or z along two sides of a torus, and x of one device, are among them: there are no sums
+    over x, and lax's collectives over y and z use the links of all sides. Replayed with libtpu 0.0.50.1,
+    and with x of one device, ms a token of 32 sequences: Llama 3.1 70B on v5p:4x4x4 11.08 and 9.26, on
+    v5p:2x2x2 20.07 and 16.36; us a layer of gpt-oss 120B, 512 sequences on v4:4x4x4, 1362 and 621.
     """
-    return meshes(chips, chip, folded=config.experts is not None if folded is None else folded)
+    return meshes(chips, chip, folded=True)
 
 
 def _repeats_keys(

@@ -65,7 +65,7 @@ class Shape(NamedTuple):
         dim, n = int(self.along == "columns"), math.prod(self.sides)
 
         def gather(x: jax.Array, w: jax.Array) -> jax.Array:
-            return lax.all_gather(x, self.axes, axis=1, tiled=True) @ w
+            return lax.all_gather(x, self.axes, axis=dim, tiled=True) @ w
 
         def scatter(x: jax.Array, w: jax.Array) -> jax.Array:
             return lax.psum_scatter(x @ w, self.axes, scatter_dimension=dim, tiled=True)
@@ -163,6 +163,14 @@ def test_sparse_cores_scatter_rows(rows: int, columns: int, kept: bool) -> None:
     shape = Shape("reduce_scatter", rows, columns, slice_="tpu7x:4x4x4")
     assert (shape.rule() == "") == kept
     assert shape.compiled() == ({"reduce-scatter"} if kept else {"all-reduce"})
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8192), (8, 4608), (128, 1024)])
+def test_rows_are_gathered_over_three_axes_as_columns_are(rows: int, columns: int) -> None:
+    shape = Shape("all_gather", rows, columns, "rows", ("x", "y", "z"))
+    assert shape.rule() == "gather over three axes"
+    assert shape.compiled() == {"all-reduce"}
 
 
 def test_a_switch_has_no_rule() -> None:

@@ -215,9 +215,7 @@ def test_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_plan_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--target", "v5e:2x4", "--batch", "8", "--context", "256", "--replay", "1")
     out, _ = run(capsys, "plan", "--model", "palm-8b", *words)
-    wanted = layouts.plan(
-        "palm-8b", chip="v5e", chips=8, phase="decode", batch=8, context=256, folded=True
-    )
+    wanted = layouts.plan("palm-8b", chip="v5e", chips=8, phase="decode", batch=8, context=256)
     assert out == f"{layouts.replay_plan(wanted, first=1)}\n"
 
 

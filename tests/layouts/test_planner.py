@@ -13,6 +13,8 @@ import collective_einsum as ce
 import layouts
 from bench.paper import formulas as paper_forms
 from layouts import BatchSharded, HeadSharded, WeightStationary2D
+from layouts.cost.item_seconds import transfer_seconds
+from layouts.cost.layer_items import Transfer
 from layouts.layers.kv_cache import empty_cache
 from layouts.mesh.slice_meshes import meshes
 from layouts.models.named_models import MT_NLG_530B, PALM_540B, TINY_MULTIQUERY
@@ -110,7 +112,8 @@ def test_nothing_divides() -> None:
 def test_chooses_the_mesh() -> None:
     found = decode(chips=128)
     shapes = {tuple(option.sizes.values()) for option in found.options}
-    assert shapes == {(8, 4, 4), (4, 8, 4), (4, 4, 8)}
+    folded = {(1, 16, 8), (1, 8, 16), (1, 4, 32), (1, 32, 4)}
+    assert shapes == {(8, 4, 4), (4, 8, 4), (4, 4, 8)} | folded
     assert found.best.chips == 128
 
 
@@ -163,14 +166,26 @@ def test_meshes_have_all_chips(chip: ce.Chip, chips: int, folded: bool) -> None:
 
 
 @pytest.mark.parametrize("model", ["gpt-oss-120b", "mixtral-8x22b", "llama-3.1-70b"])
-def test_mixtures_of_experts_are_planned_on_folded_meshes_too(model: str) -> None:
+def test_folded_meshes_are_planned_too(model: str) -> None:
     asked: dict[str, Any] = {"chip": "v5p", "phase": "prefill", "batch": 1, "length": 2048}
     found = layouts.plan(model, chips=8, **asked)
     shapes = {tuple(option.sizes.values()) for option in found.options}
-    assert shapes == {(2, 2, 2)} | ({(1, 4, 2), (1, 2, 4)} if "llama" not in model else set())
-    assert (found.best.sizes["x"] == 1) == ("llama" not in model)
+    assert shapes == {(2, 2, 2), (1, 4, 2), (1, 2, 4)}
+    assert found.best.sizes["x"] == 1
     given = layouts.plan(model, mesh_shape=found.best.sizes, **asked)
     assert given.cost.step_seconds == found.cost.step_seconds
+
+
+@pytest.mark.parametrize(("chip", "kind"), [("v5p", "all-gather"), ("v4", "all-reduce")])
+def test_collectives_of_lax_use_all_sides_of_a_folded_mesh(chip: str, kind: Any) -> None:
+    """Over y and z of 1x4x16 as over x, y and z of 4x4x4: these are the same links and chips."""
+    folded = Transfer("", kind, ("y", "z"), 64, 2**19)
+    straight = Transfer("", kind, ("x", "y", "z"), 64, 2**19)
+    on = ce.as_chip(chip)
+    seconds = transfer_seconds(folded, {"x": 1, "y": 4, "z": 16}, on)
+    assert seconds == transfer_seconds(straight, {"x": 4, "y": 4, "z": 4}, on)
+    # An axis of 16 along one side has more hops.
+    assert seconds < transfer_seconds(folded, {"x": 2, "y": 4, "z": 16}, on)
 
 
 def test_a_sweep_and_its_front() -> None:

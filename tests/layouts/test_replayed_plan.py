@@ -100,7 +100,7 @@ def test_what_does_not_fit_by_the_compiler_is_excluded() -> None:
 
 
 def test_the_best_of_each_mesh_comes_first() -> None:
-    plan = planned(layouts.model("llama-3.1-70b"), chips=64, chip="v4", folded=True)
+    plan = planned(layouts.model("llama-3.1-70b"), chips=64, chip="v4")
     chosen = _first(plan.feasible, 4)
     shapes = [tuple(option.sizes.values()) for option in chosen]
     assert len(shapes) == 4
