@@ -53,6 +53,7 @@ from .partitionings.weight_stationary import WeightStationary1D as WeightStation
 from .partitionings.weight_stationary import WeightStationary2D as WeightStationary2D
 from .planning.defaults import default_decode as default_decode
 from .planning.defaults import default_prefill as default_prefill
+from .planning.padded_plan import padded_plan as padded_plan
 from .planning.plan import Option as Option
 from .planning.plan import Plan as Plan
 from .planning.search import plan as plan
@@ -117,6 +118,7 @@ __all__ = [
     "model",
     "move_cache",
     "padded_for",
+    "padded_plan",
     "paper_closed_forms",
     "parallel_block",
     "param_specs",

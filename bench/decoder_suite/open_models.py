@@ -79,7 +79,8 @@ def choose(
     int8_cache: bool = False,
     unrolled: bool = False,
 ) -> Choice:
-    """The planner's choice for decoding on all chips of a slice, over all meshes of them.
+    """The planner's choice for decoding on all chips of a slice, over all meshes of them, each with the
+    heads and tokens that it needs.
 
     Args:
       model: name of a model of `layouts.model`.
@@ -97,7 +98,7 @@ def choose(
     assert where.chip is not None
     tried = WEIGHTS if weights is None else (weights,)
     for kind in tried:
-        found = layouts.plan(
+        found = layouts.padded_plan(
             model,
             chip=where.chip,
             chips=len(where.devices),

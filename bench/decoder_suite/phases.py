@@ -77,8 +77,11 @@ class Phase:
 
     @property
     def config(self) -> ModelConfig:
-        """The model, with as many layers as asked for."""
+        """The model, with as many layers as asked for, and the heads and tokens that the mesh needs if
+        its sizes are given."""
         config = model_of(self.model)
+        if self.sides:
+            config = layouts.padded_for(config, self.sides)
         return dataclasses.replace(config, layers=self.layers or config.layers)
 
     @property

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from collective_einsum.chips import chip_for
+
 from ..checkpoints import config_from_hf, load
 from ..decoding.initialize import init
 from ..decoding.step_checks import check_mesh_for
@@ -19,7 +21,7 @@ from ..mesh.slice_meshes import shape_name
 from ..models.config import ModelConfig
 from ..models.params import Params
 from ..partitionings.mesh_fit import padded_for, round_up
-from .choices import best_plan
+from ..planning.padded_plan import padded_plan
 from .devices import Shape, make_mesh
 from .tokens import Bytes, FileTokenizer, Tokenizer, tokenizer_of
 
@@ -55,9 +57,9 @@ def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
     def choose(count: int, kind: str) -> Shape:
         if count == 1:
             return 1, 1, 1
-        best = best_plan(
+        best = padded_plan(
             small_model(count) if checkpoint is None else read,
-            chip=kind,
+            chip=chip_for(kind),
             chips=count,
             phase="decode",
             batch=batch,

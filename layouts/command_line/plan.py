@@ -12,8 +12,9 @@ from ..checkpoints import config_from_hf
 from ..mesh.slice_meshes import meshes
 from ..models.config import ModelConfig
 from ..models.named_models import model
+from ..planning.padded_plan import padded_plan
 from ..replayed_plan import replay_plan
-from .choices import best_plan, changes
+from .choices import changes
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     plain = model(options.model) if options.model else config_from_hf(options.checkpoint)
     chip, chips = _target(options.target, options.mesh)
     where: dict[str, Any] = {"mesh_shape": options.mesh} if options.mesh else {"chips": chips}
-    found = best_plan(
+    found = padded_plan(
         plain,
         chip=chip,
         **where,

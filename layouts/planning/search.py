@@ -77,7 +77,7 @@ def plan(
     config, chip = as_config(config), as_chip(chip)
     max_seconds = None if max_seconds is None else as_seconds("max_seconds", max_seconds)
     batches = BATCHES if batch is None else as_sizes("batch", batch, f"phase={phase!r}")
-    sizes = _meshes(chip, mesh_shape, chips)
+    sizes = planned_meshes(chip, mesh_shape, chips)
     loads = [
         load(phase, batch=b, context=context, length=length, weights=weights, cache=cache)
         for b in batches
@@ -99,13 +99,14 @@ def plan(
             options.append(option)
             seen.add(same)
     # The first in the lists above stands for options that cost the same.
-    options.sort(key=lambda option: _rank(option, objective))
+    options.sort(key=lambda option: rank_of(option, objective))
     return Plan(config, chip, phase, objective, max_seconds, tuple(options))
 
 
-def _meshes(
+def planned_meshes(
     chip: Chip, mesh_shape: ShapeLike | None, chips: int | Sequence[int] | None
 ) -> list[dict[str, int]]:
+    """The meshes that `plan` searches; its arguments."""
     if mesh_shape is None:
         counts = CHIPS if chips is None else as_sizes("chips", chips)
         return [mesh for count in counts for mesh in searched_meshes(count, chip)]
@@ -164,7 +165,9 @@ def _option(
     return dataclasses.replace(option, cost=predicted, excluded=why)
 
 
-def _rank(option: Option, objective: Objective) -> tuple[int, float]:
+def rank_of(option: Option, objective: Objective) -> tuple[int, float]:
+    """The order of options: those that can be come first, the best of them by the objective first, and
+    those whose sizes do not divide come last."""
     predicted = option.cost
     if predicted is None:
         return 2, 0.0
