@@ -204,7 +204,7 @@ def _add_plan(commands: argparse._SubParsersAction[arguments.Parser]) -> None:
         metavar="N",
         type=arguments.positive,
         help="compile the first N options for the slice, and rank them by replays of their programs: "
-        "5 to 20 seconds each (Linux)",
+        "5 to 20 seconds each, and 1 or 2 of each unrolled layer (Linux)",
     )
     command.add_argument(
         "--unrolled",

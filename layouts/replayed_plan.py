@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from collective_einsum.ruler import bundles, predict
 from collective_einsum.ruler.compile import compact_slice, in_processes, target
@@ -12,7 +14,6 @@ from collective_einsum.ruler.replay import legend, table, wrapped
 from collective_einsum.text import Shown
 
 from .arguments import as_flag, as_size
-from .cost.layer_items import Load
 from .cost.step_cost import Cost
 from .decoding.lowering import lower_decode_step, lower_prefill
 from .mesh.axis_collectives import AXES
@@ -20,10 +21,6 @@ from .mesh.slice_meshes import shape_name
 from .models.config import ModelConfig
 from .partitionings.partitioning import Partitioning
 from .planning.plan import Option, Plan, as_milliseconds, rated
-
-# An unrolled step is compiled with about so many layers and with twice as many: its first and last
-# layers are compiled differently from those between.
-UNROLLED_LAYERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +108,15 @@ def replay_plan(
 ) -> ReplayedPlan:
     """Compiles a plan's first options for the slice, and ranks them anew by replays of their programs.
 
-    The analytical model ranks all options in seconds; here each takes 5 to 20 seconds of one core. The
-    best option of each mesh and batch is among the first. Steps with int8 weights or an int8
-    cache are replayed by the bundles that they issue. Worker processes compile: in a script, call it
-    under `if __name__ == "__main__":`.
+    The analytical model ranks all options in seconds; here each takes 5 to 20 seconds of one core, and 1
+    or 2 of each unrolled layer. The best option of each mesh and batch is among the first. Steps with
+    int8 weights or an int8 cache are replayed by the bundles that they issue. Worker processes compile:
+    in a script, call it under `if __name__ == "__main__":`.
 
     Args:
       plan: what `layouts.plan` found.
       first: how many options to replay.
-      unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`. Of these, a
-        step of a few layers and one of twice as many are compiled, and the others are taken to cost
-        what the additional ones do.
+      unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
       workers: processes that compile side by side.
 
     Returns:
@@ -188,54 +183,25 @@ def _replayed(
     load = option.cost.load
     if min(load.weight_bytes, load.cache_bytes) == 1:
         bundles.start()
-    few = math.ceil(UNROLLED_LAYERS / len(config.kinds)) * len(config.kinds)
-    counts = (2 * few, few) if unrolled and config.layers > 2 * few else (config.layers,)
+    mesh = target(slice_).mesh(tuple(option.sizes.values()), AXES)
+    how: dict[str, Any] = {
+        "batch": option.batch,
+        "weights": "int8" if load.weight_bytes == 1 else "bf16",
+        "plan": option.partitioning,
+        "int8_cache": load.cache_bytes == 1,
+        "unrolled": unrolled,
+    }
+    if load.past:
+        lowered = lower_decode_step(config, mesh, context=load.past, **how)
+    else:
+        lowered = lower_prefill(config, mesh, length=load.new, **how)
     try:
-        steps = [_step(config, option, load, slice_, unrolled, layers) for layers in counts]
-    except Exception as error:
-        # The compiler raises a runtime error where a program does not fit.
+        timeline = predict(lowered)
+    except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return 0.0, 0.0, f"does not fit: {str(error).splitlines()[0].partition(': ')[2]}"
-    if len(steps) == 1:
-        return (*steps[0], "")
-    (step, exposed), (shorter, less) = steps
-    others = (config.layers - 2 * few) / few
-    return step + others * (step - shorter), exposed + others * (exposed - less), ""
-
-
-def _step(
-    config: ModelConfig, option: Option, load: Load, slice_: str, unrolled: bool, layers: int
-) -> tuple[float, float]:
-    """Seconds of a step of so many layers, and those in which it waits for collectives."""
-    config = dataclasses.replace(config, layers=layers)
-    mesh = target(slice_).mesh(tuple(option.sizes.values()), AXES)
-    weights = "int8" if load.weight_bytes == 1 else "bf16"
-    int8_cache = load.cache_bytes == 1
-    if load.past:
-        lowered = lower_decode_step(
-            config,
-            mesh,
-            batch=option.batch,
-            context=load.past,
-            weights=weights,
-            plan=option.partitioning,
-            int8_cache=int8_cache,
-            unrolled=unrolled,
-        )
-    else:
-        lowered = lower_prefill(
-            config,
-            mesh,
-            batch=option.batch,
-            length=load.new,
-            weights=weights,
-            plan=option.partitioning,
-            int8_cache=int8_cache,
-            unrolled=unrolled,
-        )
-    timeline = predict(lowered)
-    return timeline.total_seconds, timeline.exposed_seconds
+    return timeline.total_seconds, timeline.exposed_seconds, ""
 
 
 _MEANINGS = {

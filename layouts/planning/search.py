@@ -89,7 +89,10 @@ def plan(
     for asked, mesh, feedforward, attention in itertools.product(
         loads, sizes, FEEDFORWARDS, ATTENTIONS
     ):
-        if mesh_shape is None and _repeats_keys(config, mesh, attention, asked, chip):
+        folded = mesh_shape is None and mesh not in meshes(size(AXES, mesh), chip)
+        if folded and (
+            _repeats_keys(config, mesh, attention, asked) or _rings_hop_twice(config, asked, chip)
+        ):
             continue
         option = _option(config, feedforward, attention, mesh, asked, chip, overlap, max_seconds)
         # Some pairs are the same program, as all attention layouts are where weights are gathered
@@ -128,16 +131,27 @@ def searched_meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
 
 
 def _repeats_keys(
-    config: ModelConfig, mesh: Mapping[str, int], attention: str, asked: Load, chip: Chip
+    config: ModelConfig, mesh: Mapping[str, int], attention: str, asked: Load
 ) -> bool:
-    """Whether a step decodes by heads on a folded mesh of more devices of y and z than heads of keys.
+    """Whether a step decodes by heads on more devices of y and z than heads of keys.
 
-    That is not searched: gpt-oss 120B on v5p:4x4x4 would take 10.7 ms a token, where 5.8 are predicted,
-    and takes 7.0 with attention by batch over z (libtpu 0.0.50.1).
+    That is not searched on folded meshes: gpt-oss 120B on v5p:4x4x4 would take 10.7 ms a token, where
+    5.8 are predicted, and takes 7.0 with attention by batch over z (libtpu 0.0.50.1).
     """
     repeats = config.stored_kv_heads < size(WEIGHT_AXES, mesh)
-    by_heads = attention == "heads" and asked.new == 1 and mesh["x"] == 1
-    return by_heads and repeats and mesh not in meshes(size(AXES, mesh), chip)
+    return attention == "heads" and asked.new == 1 and repeats
+
+
+def _rings_hop_twice(config: ModelConfig, asked: Load, chip: Chip) -> bool:
+    """Whether prompts of a dense model are read by rings whose neighbours on a folded mesh are not side
+    by side.
+
+    The cost model takes them for neighbours, so that is not searched: 8 prompts of 2048 tokens of Llama
+    3.1 70B on v5p:2x2x2 would take 1747 ms in "WG XYZ" and 1457 in "WS 2D batch", where 1102 and 1168
+    are predicted, and take 1291 in "WG X" on 2x2x2 (libtpu 0.0.50.1). Where a chip is two devices, such
+    meshes are faster: 830 for 911 on tpu7x:2x2x1; and mixtures of experts spare more than they lose.
+    """
+    return asked.new > 1 and config.experts is None and chip.devices_per_chip == 1
 
 
 def _option(

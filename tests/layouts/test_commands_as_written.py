@@ -56,7 +56,7 @@ def test_command(
     if "--model" in words:
         begins = "palm-540b, prefill, on TPU v4: ranked by latency"
     if "--replay" in words:
-        begins = "llama-3.1-70b, decode, on TPU v5e, unrolled layers: ranked by latency"
+        begins = "llama-3.1-70b, decode, on TPU v5e, scanned layers: ranked by latency"
     assert printed.out.startswith(begins)
     assert len(printed.out) > 2
 
