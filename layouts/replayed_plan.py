@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from collective_einsum.ruler import bundles, predict
-from collective_einsum.ruler.compile import compact_slice, in_processes, target
+from collective_einsum.ruler.compile import in_processes, slice_name, target
 from collective_einsum.ruler.replay import legend, table, wrapped
 from collective_einsum.text import Shown
 
@@ -104,7 +104,12 @@ class ReplayedPlan(Shown):
 
 
 def replay_plan(
-    plan: Plan, *, first: int = 8, unrolled: bool = False, workers: int = 2
+    plan: Plan,
+    *,
+    first: int = 8,
+    unrolled: bool = False,
+    sides: Sequence[int] | None = None,
+    workers: int = 2,
 ) -> ReplayedPlan:
     """Compiles a plan's first options for the slice, and ranks them anew by replays of their programs.
 
@@ -117,13 +122,15 @@ def replay_plan(
       plan: what `layouts.plan` found.
       first: how many options to replay.
       unrolled: whether each layer's weights are arrays of their own; see `layouts.unroll`.
+      sides: of the slice, in chips, such as (2, 8); those of the most compact slice unless given.
       workers: processes that compile side by side.
 
     Returns:
       A `ReplayedPlan`: `.partitioning`, `.best`, `.replayed`; prints as a table.
 
     Raises:
-      ValueError: no option of the plan will do, or there is no such slice.
+      ValueError: no option of the plan will do, or there is no such slice, or an option has another
+        number of devices.
       ModuleNotFoundError: libtpu is not installed.
     """
     first, workers = as_size("first", first), as_size("workers", workers)
@@ -131,8 +138,8 @@ def replay_plan(
     if not plan.feasible:
         raise ValueError(plan.nearest)
     options = _first(plan.feasible, first)
-    slices = {option.chips: compact_slice(plan.chip, option.chips) for option in options}
-    tasks = [(plan.config, option, slices[option.chips], unrolled) for option in options]
+    names = [slice_name(plan.chip, option.chips, sides) for option in options]
+    tasks = [(plan.config, *each, unrolled) for each in zip(options, names, strict=True)]
     found = [ReplayedOption(option) for option in options]
     for place, (step, exposed, excluded) in in_processes(_replayed, tasks, workers):
         if plan.max_seconds is not None and step > plan.max_seconds:

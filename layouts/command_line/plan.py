@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     if (options.checkpoint is None) == (options.model is None):
         raise ValueError("give a model: --checkpoint FOLDER, or --model NAME, such as palm-540b")
     plain = model(options.model) if options.model else config_from_hf(options.checkpoint)
-    chip, chips = _target(options.target, options.mesh)
+    chip, chips, sides = _target(options.target, options.mesh)
     where: dict[str, Any] = {"mesh_shape": options.mesh} if options.mesh else {"chips": chips}
     found = padded_plan(
         plain,
@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     padded = _padding(plain, found.config)
     shown = found
     if options.replay:
-        shown = replay_plan(found, first=options.replay, unrolled=options.unrolled)
+        how = {"first": options.replay, "unrolled": options.unrolled}
+        shown = replay_plan(found, sides=sides, **how)
     print("\n".join([*padded, str(shown)]))
 
 
@@ -54,8 +55,8 @@ def _padding(plain: ModelConfig, padded: ModelConfig) -> list[str]:
     return [f"padded so that it divides over the mesh: {fields}"] if fields else []
 
 
-def _target(text: str | None, mesh: tuple[int, ...] | None) -> tuple[Chip, int]:
-    """The chip of a target such as v5e:4x4, and how many there are.
+def _target(text: str | None, mesh: tuple[int, ...] | None) -> tuple[Chip, int, list[int] | None]:
+    """The chip of a target such as v5e:4x4, how many devices there are, and the sides, if it says them.
 
     Raises:
       ValueError: it is none, or has not the chips of `mesh`, or is no compact slice, whose meshes the
@@ -84,4 +85,4 @@ def _target(text: str | None, mesh: tuple[int, ...] | None) -> tuple[Chip, int]:
             f"--target {text} is not the most compact slice of {count} chips; give the mesh that you "
             f"want on it, such as --mesh {','.join(map(str, [*shape, 1, 1][:3]))}"
         )
-    return chip, count
+    return chip, count, shape if len(shape) > 1 else None

@@ -10,7 +10,7 @@ import pytest
 import collective_einsum as ce
 import layouts
 from collective_einsum import ruler
-from collective_einsum.ruler.compile import compact_slice
+from collective_einsum.ruler.compile import slice_name
 from layouts.models.named_models import PALM_540B
 from layouts.replayed_plan import _first, _replayed
 
@@ -120,8 +120,10 @@ def test_the_best_of_each_mesh_comes_first() -> None:
         (ce.TPU_7X, 8, "tpu7x:2x2x1"),
     ],
 )
-def test_the_most_compact_slice(chip: ce.Chip, devices: int, name: str) -> None:
-    assert compact_slice(chip, devices) == name
+def test_the_name_of_a_slice(chip: ce.Chip, devices: int, name: str) -> None:
+    assert slice_name(chip, devices) == name
+    sides = [int(side) for side in name.partition(":")[2].split("x")]
+    assert slice_name(chip, devices, sides) == name
 
 
 @pytest.mark.parametrize(
@@ -130,14 +132,26 @@ def test_the_most_compact_slice(chip: ce.Chip, devices: int, name: str) -> None:
         (ce.H100, 8, "no TPU compiler for NVIDIA H100.*choose a chip of v4, v5p, v5e, v6e, tpu7x"),
         (ce.TPU_V5E, 2, "no slice of 2 devices of TPU v5e.*another number of chips"),
         (ce.TPU_7X, 7, "no slice of 7 devices"),
+        (ce.TPU_7X, 1, "no slice of 1 devices"),
     ],
 )
 def test_there_is_no_such_slice(chip: ce.Chip, devices: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compact_slice(chip, devices)
+        slice_name(chip, devices)
+
+
+@pytest.mark.tpu
+def test_a_slice_that_is_not_compact_is_replayed() -> None:
+    plan = planned(chips=None, mesh_shape=(2, 8, 1), batch=8)
+    long = layouts.replay_plan(plan, first=1, sides=(2, 8)).replayed[0]
+    square = layouts.replay_plan(plan, first=1).replayed[0]
+    assert long.option == square.option
+    assert long.step_seconds != square.step_seconds
 
 
 def test_mistakes() -> None:
+    with pytest.raises(ValueError, match="a slice of 4x4 chips of TPU v5e has not 8 devices"):
+        layouts.replay_plan(planned(), sides=(4, 4))
     with pytest.raises(ValueError, match="use more chips"):
         layouts.replay_plan(planned(PALM_540B))
     with pytest.raises(ValueError, match="first=0"):

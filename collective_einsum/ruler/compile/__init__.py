@@ -6,7 +6,7 @@ from .program_cache import program_key as program_key
 from .program_cache import source_name as source_name
 from .program_cache import versions as versions
 from .targets import Target as Target
-from .targets import compact_slice as compact_slice
+from .targets import slice_name as slice_name
 from .targets import target as target
 from .worker_pool import in_processes as in_processes
 
@@ -14,9 +14,9 @@ __all__ = [
     "Cache",
     "Program",
     "Target",
-    "compact_slice",
     "in_processes",
     "program_key",
+    "slice_name",
     "source_name",
     "target",
     "versions",

@@ -165,11 +165,17 @@ def target(name: str) -> Target:
     raise ValueError(f"there is no target {name!r}; choose {_KNOWN}.")
 
 
-def compact_slice(chip: Chip, devices: int) -> str:
-    """The name of the most compact slice of so many devices, such as "v5e:4x4".
+def slice_name(chip: Chip, devices: int, sides: Sequence[int] | None = None) -> str:
+    """The name of a slice, such as "v5e:4x4".
+
+    Args:
+      chip: every chip of it.
+      devices: how many.
+      sides: of the slice, in chips; those of the most compact slice unless given.
 
     Raises:
-      ValueError: the compiler knows no slice of the chip, or none of so many devices.
+      ValueError: the compiler knows no slice of the chip, or none of so many devices, or the sides have
+        another number of devices.
     """
     families = [
         name for name, generation in _GENERATIONS.items() if generation.chip.name == chip.name
@@ -179,14 +185,19 @@ def compact_slice(chip: Chip, devices: int) -> str:
             f"there is no TPU compiler for {chip.name}; choose a chip of {', '.join(_GENERATIONS)}"
         )
     chips, left = divmod(devices, chip.devices_per_chip)
-    # X and Y are even, as the sides of a host are.
-    sides = sorted(slice_sides(chips, _GENERATIONS[families[0]].dims), key=lambda n: (n % 2, n))
-    if left or any(side % 2 for side in sides[:2]):
+    if sides is None and chips and not left:
+        # X and Y are even, as the sides of a host are.
+        compact = slice_sides(chips, _GENERATIONS[families[0]].dims)
+        sides = sorted(compact, key=lambda n: (n % 2, n))
+    if not sides or any(side % 2 for side in sides[:2]):
         raise ValueError(
             f"there is no slice of {devices} devices of {chip.name}, whose hosts have 2x2 chips; choose "
             "another number of chips"
         )
-    return f"{families[0]}:{'x'.join(map(str, sides))}"
+    name = "x".join(map(str, sides))
+    if math.prod(sides) * chip.devices_per_chip != devices:
+        raise ValueError(f"a slice of {name} chips of {chip.name} has not {devices} devices")
+    return f"{families[0]}:{name}"
 
 
 def _emulated(name: str, count: int) -> Target:
