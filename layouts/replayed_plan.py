@@ -1,4 +1,7 @@
-"""The planner's first options, compiled for the slice and replayed by the ruler, and so ranked anew."""
+"""The planner's first options, compiled for the slice and replayed by the ruler, and so ranked anew.
+
+Functions import the ruler: `import layouts` should bring little beside jax.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,15 @@ from typing import Any
 
 import jax
 
-from collective_einsum.ruler import bundles, predict
-from collective_einsum.ruler.compile import in_processes, slice_name, target
-from collective_einsum.ruler.replay import legend, table, wrapped
 from collective_einsum.text import Shown
 
 from .arguments import as_flag, as_size
-from .cost.step_cost import Cost
 from .decoding.lowering import lower_decode_step, lower_prefill
 from .mesh.axis_collectives import AXES
 from .mesh.slice_meshes import shape_name
 from .models.config import ModelConfig
 from .partitionings.partitioning import Partitioning
-from .planning.plan import Option, Plan, as_milliseconds, rated
+from .planning.plan import Option, Plan, as_milliseconds, cost_of, rated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +82,8 @@ class ReplayedPlan(Shown):
         return f"ReplayedPlan({self.plan!r}: {list(self.replayed)!r})"
 
     def __str__(self) -> str:
+        from collective_einsum.ruler.replay import legend, table, wrapped
+
         plan = self.plan
         layers = "unrolled" if self.unrolled else "scanned"
         head = (
@@ -133,6 +134,8 @@ def replay_plan(
         number of devices.
       ModuleNotFoundError: libtpu is not installed.
     """
+    from collective_einsum.ruler.compile import in_processes, slice_name
+
     first, workers = as_size("first", first), as_size("workers", workers)
     unrolled = as_flag("unrolled", unrolled)
     if not plan.feasible:
@@ -149,19 +152,13 @@ def replay_plan(
         found[place] = ReplayedOption(options[place], step, exposed, excluded)
 
     def rank(each: ReplayedOption) -> tuple[bool, float]:
-        return bool(each.excluded), rated(plan.objective, _cost(each), each.step_seconds)
+        return bool(each.excluded), rated(plan.objective, cost_of(each.option), each.step_seconds)
 
     return ReplayedPlan(plan, unrolled, tuple(sorted(found, key=rank)))
 
 
-def _cost(each: ReplayedOption) -> Cost:
-    cost = each.option.cost
-    assert cost is not None
-    return cost
-
-
 def _token_seconds(each: ReplayedOption) -> float:
-    return rated("throughput", _cost(each), each.step_seconds)
+    return rated("throughput", cost_of(each.option), each.step_seconds)
 
 
 def _first(options: Sequence[Option], count: int) -> list[Option]:
@@ -171,23 +168,30 @@ def _first(options: Sequence[Option], count: int) -> list[Option]:
     of the axes.
     """
     different: dict[object, Option] = {}
-    for option in options:
-        cost = option.cost
-        assert cost is not None
-        different.setdefault((option.chips, option.batch, cost.step_seconds), option)
     best: dict[object, Option] = {}
-    for option in different.values():
-        best.setdefault((*option.sizes.values(), option.batch), option)
-    leading = list(best.values())
-    return [*leading, *(option for option in different.values() if option not in leading)][:count]
+    for option in options:
+        seconds = cost_of(option).step_seconds
+        if different.setdefault((option.chips, option.batch, seconds), option) is option:
+            best.setdefault(_mesh_and_batch(option), option)
+
+    def follows(option: Option) -> bool:
+        return best[_mesh_and_batch(option)] is not option
+
+    return sorted(different.values(), key=follows)[:count]
+
+
+def _mesh_and_batch(option: Option) -> tuple[int, ...]:
+    return *option.sizes.values(), option.batch
 
 
 def _replayed(
     config: ModelConfig, option: Option, slice_: str, unrolled: bool
 ) -> tuple[float, float, str]:
     """Seconds of an option's step, those in which it waits for collectives, and why it cannot be."""
-    assert option.cost is not None
-    load = option.cost.load
+    from collective_einsum.ruler import bundles, predict
+    from collective_einsum.ruler.compile import lack_of_memory, target
+
+    load = cost_of(option).load
     if min(load.weight_bytes, load.cache_bytes) == 1:
         bundles.start()
     mesh = target(slice_).mesh(tuple(option.sizes.values()), AXES)
@@ -205,9 +209,10 @@ def _replayed(
     try:
         timeline = predict(lowered)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        reason = lack_of_memory(error)
+        if not reason:
             raise
-        return 0.0, 0.0, f"does not fit: {str(error).splitlines()[0].partition(': ')[2]}"
+        return 0.0, 0.0, f"does not fit: {reason}"
     return timeline.total_seconds, timeline.exposed_seconds, ""
 
 
@@ -226,10 +231,10 @@ _MEANINGS = {
 
 
 def _cells(each: ReplayedOption, best: ReplayedOption) -> tuple[str, ...]:
-    option, cost = each.option, _cost(each)
+    option, cost = each.option, cost_of(each.option)
     ratio = _token_seconds(each) / _token_seconds(best)
     seconds = (
-        max(cost.hbm_seconds, cost.flop_seconds),
+        cost.limit_seconds,
         *(cost.step_seconds, each.step_seconds, each.exposed_seconds),
     )
     return (

@@ -17,7 +17,14 @@ import jax
 from jax.sharding import Mesh
 
 from bench.decoder_suite.phases import Phase, mfu, split
-from collective_einsum.ruler.compile import Cache, Program, in_processes, program_key, target
+from collective_einsum.ruler.compile import (
+    Cache,
+    Program,
+    in_processes,
+    lack_of_memory,
+    program_key,
+    target,
+)
 from collective_einsum.ruler.replay import Timeline, legend, replay, table, wrapped
 
 # The number of ops printed below a row: those with the longest waits.
@@ -81,10 +88,9 @@ def measure(phase: Phase, target_name: str, cache_directory: str | os.PathLike[s
     except ValueError as error:
         return dataclasses.replace(row, refused=str(error))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        reason = lack_of_memory(error)
+        if not reason:
             raise
-        # The first line of the error says how much memory the program needs and the chip has.
-        reason = str(error).splitlines()[0].partition(": ")[2]
         return dataclasses.replace(row, refused=f"does not fit: {reason}")
     between = layers - fewer
     parts, less = split(long), split(short)

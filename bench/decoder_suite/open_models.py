@@ -147,7 +147,7 @@ def _replayed(choice: Choice, step: StepRow) -> ModelRow:
     return _row(
         choice,
         **found,
-        limit_seconds=max(choice.plan.cost.hbm_seconds, choice.plan.cost.flop_seconds),
+        limit_seconds=choice.plan.cost.limit_seconds,
         model_seconds=choice.plan.cost.step_seconds,
         replay_seconds=step.step_seconds,
         mfu=mfu(step.phase, best.chips, chip.bf16_flops, step.step_seconds),

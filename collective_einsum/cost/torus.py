@@ -49,15 +49,21 @@ def on_slice(chip: Chip, axis_sizes: Mapping[str, int]) -> dict[str, tuple[int, 
     return folded_axes(axis_sizes, chip.torus_dims) if chip.devices_per_chip == 1 else {}
 
 
-def slice_sides(chip: Chip, axis_sizes: Mapping[str, int], axes: Sequence[str]) -> list[int]:
+def slice_sides(
+    chip: Chip,
+    axis_sizes: Mapping[str, int],
+    axes: Sequence[str],
+    folded: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[int]:
     """The sides of the slice along some mesh axes: all of them carry what lax's collectives send, where
     rings go round the axes.
 
     Args:
       chip, axes: as of `sides`.
       axis_sizes: of all axes of the mesh, in its order.
+      folded: the axes that lie along several sides, with these; as `on_slice` says unless given.
     """
-    folded = on_slice(chip, axis_sizes)
+    folded = on_slice(chip, axis_sizes) if folded is None else folded
     along = zip(axes, sides(chip, axis_sizes, axes), strict=True)
     return [side for axis, size in along for side in folded.get(axis, (size,))]
 

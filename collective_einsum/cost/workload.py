@@ -14,7 +14,7 @@ from ..chips.chip import Chip
 from ..chips.tiles import TILE_LANES
 from ..ops.einsum_op import EinsumCollective, Operation
 from ..ops.schedule import Schedule
-from .torus import sides
+from .torus import sides, slice_sides
 
 # Fractions of the sizes of some labels: those of a chunk. A label that is missing keeps its size.
 Fractions = Mapping[str, float]
@@ -99,9 +99,7 @@ class Workload:
     def slice_sides(self, axes: Sequence[str]) -> list[int]:
         """The sides of the slice along these mesh axes, as `torus` takes them: all of them carry what
         lax's collectives send."""
-        folded = dict(self.folded)
-        along = zip(axes, self.sides(axes), strict=True)
-        return [side for axis, size in along for side in folded.get(axis, (size,))]
+        return slice_sides(self.chip, self.axis_sizes, axes, dict(self.folded))
 
     def devices(self, collective: EinsumCollective) -> int:
         """The number of devices of a collective."""

@@ -45,8 +45,7 @@ def run(options: argparse.Namespace) -> None:
     padded = _padding(plain, found.config)
     shown = found
     if options.replay:
-        how = {"first": options.replay, "unrolled": options.unrolled}
-        shown = replay_plan(found, sides=sides, **how)
+        shown = replay_plan(found, first=options.replay, unrolled=options.unrolled, sides=sides)
     print("\n".join([*padded, str(shown)]))
 
 

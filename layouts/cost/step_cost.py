@@ -143,6 +143,11 @@ class Cost(Shown):
         return (self.weight_bytes + self.cache_bytes) / self.chip.hbm_bandwidth
 
     @property
+    def limit_seconds(self) -> float:
+        """The longer of the two."""
+        return max(self.hbm_seconds, self.flop_seconds)
+
+    @property
     def ici_seconds(self) -> float:
         """Bytes over the links' bandwidth, and hops; the links of different axes do not share."""
         per_axis = (

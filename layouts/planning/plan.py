@@ -112,9 +112,7 @@ class Plan(Shown):
     @property
     def cost(self) -> Cost:
         """The cost of the best option."""
-        predicted = self.best.cost
-        assert predicted is not None
-        return predicted
+        return cost_of(self.best)
 
     @property
     def fewest_chips(self) -> Option:
@@ -174,7 +172,7 @@ def print_plan(plan: Plan) -> str:
     if feasible:
         best = feasible[0]
         rows = (
-            [*_cells(o), "" if o is best else slower(_cost(o), plan.cost)]
+            [*_cells(o), "" if o is best else slower(cost_of(o), plan.cost)]
             for o in feasible[:ROWS_SHOWN]
         )
         lines += [_table([_HEAD, *rows]), _UNITS]
@@ -203,13 +201,14 @@ def _one_a_reason(excluded: Sequence[Option]) -> list[Option]:
     return list(by_reason.values())[:ROWS_SHOWN]
 
 
-def _cost(option: Option) -> Cost:
+def cost_of(option: Option) -> Cost:
+    """The cost of an option whose sizes divide."""
     assert option.cost is not None
     return option.cost
 
 
 def _cells(option: Option) -> list[str]:
-    cost = _cost(option)
+    cost = cost_of(option)
     parts = [getattr(cost, name) for name in _PARTS.values()]
     limits = (cost.flop_seconds, cost.hbm_seconds, cost.ici_seconds)
     return [

@@ -84,13 +84,14 @@ def plan(
     ]
     if not loads or not sizes:
         raise ValueError(f"batch={batch!r} and chips={chips!r} must each name at least one number")
+    searched = sizes if mesh_shape is None else []
+    folded = [mesh for mesh in searched if mesh not in meshes(size(AXES, mesh), chip)]
     options: list[Option] = []
     seen: set[object] = set()
     for asked, mesh, feedforward, attention in itertools.product(
         loads, sizes, FEEDFORWARDS, ATTENTIONS
     ):
-        folded = mesh_shape is None and mesh not in meshes(size(AXES, mesh), chip)
-        if folded and (
+        if mesh in folded and (
             _repeats_keys(config, mesh, attention, asked) or _rings_hop_twice(config, asked, chip)
         ):
             continue
@@ -109,25 +110,20 @@ def plan(
 def planned_meshes(
     chip: Chip, mesh_shape: ShapeLike | None, chips: int | Sequence[int] | None
 ) -> list[dict[str, int]]:
-    """The meshes that `plan` searches; its arguments."""
-    if mesh_shape is None:
-        counts = CHIPS if chips is None else as_sizes("chips", chips)
-        return [mesh for count in counts for mesh in searched_meshes(count, chip)]
-    shape = as_shape("mesh_shape", mesh_shape)
-    if chips is not None and as_sizes("chips", chips) != (math.prod(shape.values()),):
-        raise ValueError(f"chips={chips!r} contradicts mesh_shape={mesh_shape!r}; give one of them")
-    return [shape]
-
-
-def searched_meshes(chips: int, chip: Chip) -> list[dict[str, int]]:
-    """The meshes of so many chips that are searched.
+    """The meshes that `plan` searches; its arguments.
 
     Those with y or z along two sides of a torus, and x of one device, are among them: there are no sums
     over x, and lax's collectives over y and z use the links of all sides. Replayed with libtpu 0.0.50.1,
     and with x of one device, ms a token of 32 sequences: Llama 3.1 70B on v5p:4x4x4 11.08 and 9.26, on
     v5p:2x2x2 20.07 and 16.36; us a layer of gpt-oss 120B, 512 sequences on v4:4x4x4, 1362 and 621.
     """
-    return meshes(chips, chip, folded=True)
+    if mesh_shape is None:
+        counts = CHIPS if chips is None else as_sizes("chips", chips)
+        return [mesh for count in counts for mesh in meshes(count, chip, folded=True)]
+    shape = as_shape("mesh_shape", mesh_shape)
+    if chips is not None and as_sizes("chips", chips) != (math.prod(shape.values()),):
+        raise ValueError(f"chips={chips!r} contradicts mesh_shape={mesh_shape!r}; give one of them")
+    return [shape]
 
 
 def _repeats_keys(

@@ -2,6 +2,7 @@
 
 from .program_cache import Cache as Cache
 from .program_cache import Program as Program
+from .program_cache import lack_of_memory as lack_of_memory
 from .program_cache import program_key as program_key
 from .program_cache import source_name as source_name
 from .program_cache import versions as versions
@@ -15,6 +16,7 @@ __all__ = [
     "Program",
     "Target",
     "in_processes",
+    "lack_of_memory",
     "program_key",
     "slice_name",
     "source_name",

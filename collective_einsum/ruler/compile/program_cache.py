@@ -51,6 +51,13 @@ class Program:
         return cls(own, compile_seconds, temporary, chip)
 
 
+def lack_of_memory(error: Exception) -> str:
+    """How much memory a program needs and the chip has, in the compiler's words; "" if it failed for
+    another reason."""
+    text = str(error)
+    return text.splitlines()[0].partition(": ")[2] if "RESOURCE_EXHAUSTED" in text else ""
+
+
 class Cache:
     """A folder of programs, keyed by hashes of all that determines them.
 

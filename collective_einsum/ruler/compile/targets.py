@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.experimental import mesh_utils, topologies
 
 from collective_einsum.chips.chip import Chip
 from collective_einsum.chips.compiler_habits import CompilerOption
@@ -104,9 +105,6 @@ class Target:
                 f"a mesh of sizes {tuple(axis_sizes)} has {wanted} devices but target "
                 f"{self.name!r} has {there}; choose axis sizes whose product is {there}."
             )
-        # Not at the top: `import layouts` should bring little beside jax.
-        from jax.experimental import mesh_utils
-
         devices = mesh_utils.create_device_mesh(
             tuple(axis_sizes),
             self.devices[:wanted],
@@ -186,10 +184,10 @@ def slice_name(chip: Chip, devices: int, sides: Sequence[int] | None = None) -> 
         )
     chips, left = divmod(devices, chip.devices_per_chip)
     if sides is None and chips and not left:
-        # X and Y are even, as the sides of a host are.
         compact = slice_sides(chips, _GENERATIONS[families[0]].dims)
+        # X and Y are the even ones.
         sides = sorted(compact, key=lambda n: (n % 2, n))
-    if not sides or any(side % 2 for side in sides[:2]):
+    if not sides or not _fills_hosts(sides):
         raise ValueError(
             f"there is no slice of {devices} devices of {chip.name}, whose hosts have 2x2 chips; choose "
             "another number of chips"
@@ -198,6 +196,11 @@ def slice_name(chip: Chip, devices: int, sides: Sequence[int] | None = None) -> 
     if math.prod(sides) * chip.devices_per_chip != devices:
         raise ValueError(f"a slice of {name} chips of {chip.name} has not {devices} devices")
     return f"{families[0]}:{name}"
+
+
+def _fills_hosts(sides: Sequence[int]) -> bool:
+    """Whether X and Y are whole hosts, of 2x2 chips."""
+    return min(sides) > 0 and not any(side % 2 for side in sides[:2])
 
 
 def _emulated(name: str, count: int) -> Target:
@@ -225,8 +228,8 @@ def _attached() -> Target:
 
 def _topology(name: str, generation: _Generation, size: str) -> Target:
     sizes = [int(word) for word in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
-    # A host has 2x2 chips, and libtpu ends the process if it is given a wrong number of dimensions.
-    if len(sizes) != generation.dims or min(sizes) < 1 or sizes[0] % 2 or sizes[1] % 2:
+    # libtpu ends the process if it is given a wrong number of dimensions.
+    if len(sizes) != generation.dims or not _fills_hosts(sizes):
         shape = "x".join("XYZ"[: generation.dims])
         example = next(known for known in TOPOLOGIES if known.startswith(name.partition(":")[0]))
         raise ValueError(
@@ -238,8 +241,6 @@ def _topology(name: str, generation: _Generation, size: str) -> Target:
             f"target {name!r} needs libtpu, the TPU compiler (no TPU needed): "
             "pip install -e '.[bench]'"
         )
-    from jax.experimental import topologies
-
     for key, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     description = topologies.get_topology_desc(name, platform="tpu", **generation.options)
