@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -183,6 +184,16 @@ def test_folded_meshes_are_planned_too(model: str, phase: str) -> None:
 def test_a_chip_of_two_devices_reads_prompts_on_folded_meshes() -> None:
     asked: dict[str, Any] = {"chip": "tpu7x", "phase": "prefill", "batch": 1, "length": 2048}
     assert layouts.plan("llama-3.1-70b", chips=8, **asked).best.sizes["x"] == 1
+
+
+def test_the_padding_of_a_plan_is_that_of_its_best_mesh() -> None:
+    config = layouts.ModelConfig(2, 64, 128, 6, 6, 8, 64)
+    found = layouts.padded_plan(config, chip="v5e", chips=16, phase="decode", batch=8, context=64)
+    assert found.config == layouts.padded_for(config, found.best.sizes)
+    for heads in (8, 16):
+        padded = dataclasses.replace(config, padded_heads=heads)
+        other = layouts.plan(padded, chip="v5e", chips=16, phase="decode", batch=8, context=64)
+        assert other.cost.step_seconds >= found.cost.step_seconds
 
 
 @pytest.mark.parametrize(("chip", "kind"), [("v5p", "all-gather"), ("v4", "all-reduce")])
