@@ -67,6 +67,9 @@ CAUSAL_GROUPS = 8
 WINDOW_BLOCKS = 4
 WINDOW_BLOCK = 128
 
+# Int8 activations of so many rows or fewer have scales of each device's own.
+OWN_SCALE_ROWS = 1024
+
 # The feedforward -----------------------------------------------------------------------------------
 
 # The two fractions of d_ff that a feedforward is split into. The second has fewer matmuls left to

@@ -93,6 +93,7 @@ def quantize(
     *,
     dtype: DTypeLike = jnp.int8,
     stands_for: DTypeLike | None = None,
+    axis_name: str | Sequence[str] | None = None,
 ) -> Quantized:
     """Rounds `x` to integers with one scale for all elements along `axis`.
 
@@ -105,6 +106,9 @@ def quantize(
       axis: the dimension, or dimensions, that einsums will sum over.
       dtype: a signed integer dtype of at most 8 bits.
       stands_for: the `Quantized.dtype`; that of `x` unless given.
+      axis_name: inside a `shard_map`, the mesh axis or axes over which dimensions of `axis` are sharded.
+        The scale is then that of the whole array, the same on all of their devices, as an einsum that
+        sums over these needs it; an all-reduce of the largest magnitudes finds it.
 
     Raises:
       ValueError: `x` is not floating, `dtype` is not such an integer, or `axis` is empty, repeated
@@ -125,7 +129,10 @@ def quantize(
     # The largest of 16 bits is exact. With that of float32, compilers keep a copy of `x` in float32 for
     # the division below.
     exact = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(exact), axis=axes, keepdims=True).astype(jnp.float32) / largest
+    top = jnp.max(jnp.abs(exact), axis=axes, keepdims=True).astype(jnp.float32)
+    if axis_name is not None:
+        top = lax.pmax(top, axis_name if isinstance(axis_name, str) else tuple(axis_name))
+    scale = top / largest
     # The scale itself decides, not the maximum: a subnormal maximum has scale 0 as well.
     scale = jnp.where(scale > 0, scale, 1)
     values = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -largest, largest).astype(dtype)

@@ -21,6 +21,7 @@ from ..partitionings.feedforward_layout import Outgoing, boundary_shard, feature
 from ..partitionings.weight_stationary import project_in_token_sharded
 from .attention_scores import HeadTerms, Segment, attend
 from .head_columns import from_attention, to_attention
+from .int8_activations import incoming, outgoing
 from .layer_context import Past, Step
 
 
@@ -30,7 +31,9 @@ def attention(
     """Attention without its norm; x is [rows, E over the rest]."""
     columns, _ = project_heads(x, weights, step, None, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
-    y = step.feedforward.project_out([o], step.schedules.projections)
+    y = step.feedforward.project_out(
+        outgoing([o], step.config, step.feedforward), step.schedules.projections
+    )
     return add_output_bias(y, weights, step, "b_o"), new
 
 
@@ -60,21 +63,22 @@ def project_heads(
     stored = [place_.queries.stored, place_.keys.stored]
     feature_axes, overlaps = [WEIGHT_AXES] * len(others), step.schedules.overlaps
     inputs = overlaps.inputs
+    narrow = incoming(c, step.config, layout)
     if place_.token_sharded:
-        columns = project_in_token_sharded(c, heads, step.schedule, overlaps.heads)
-        rest = layout.project_in(c, others, feature_axes, schedule, inputs) if others else []
+        columns = project_in_token_sharded(narrow, heads, step.schedule, overlaps.heads)
+        rest = layout.project_in(narrow, others, feature_axes, schedule, inputs) if others else []
         if factor is not None:
             factor = ax.own_block(factor, ("x",), 0)
     elif place_.keys_before_gather:
         # A chip's own rows, which it need not gather.
-        keys = ax.local_einsum("me,ef->mf", c, heads[1]).astype(c.dtype)
+        keys = ax.local_einsum("me,ef->mf", narrow, heads[1]).astype(c.dtype)
         keys = ax.reduce_scatter(keys, ("x",), 0, step.schedule)
         axes = [stored[0], *feature_axes]
-        made = layout.project_in(c, [heads[0], *others], axes, schedule, inputs)
+        made = layout.project_in(narrow, [heads[0], *others], axes, schedule, inputs)
         columns, rest = [made[0], keys], made[1:]
     else:
         axes = [*stored, *feature_axes]
-        made = layout.project_in(c, [*heads, *others], axes, schedule, inputs)
+        made = layout.project_in(narrow, [*heads, *others], axes, schedule, inputs)
         columns, rest = made[:2], made[2:]
     return [scale_rows(y, factor) for y in columns], rest
 

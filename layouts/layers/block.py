@@ -14,6 +14,7 @@ from ..models.stacked_params import LayerWeights
 from ..partitionings.feedforward_layout import boundary_axes, boundary_shard, gather_features
 from .attention import add_output_bias, attend_columns, project_heads
 from .feedforward import columns_out, input_matrices, projected
+from .int8_activations import outgoing
 from .layer_context import Past, Step
 from .routing import Routing, add_expert_bias, route
 from .streamed_feedforward import stream
@@ -55,6 +56,7 @@ def parallel(
             first, then = lax.optimization_barrier((o.h, h.h))
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
         terms = [o, h, *rest]
+    terms = outgoing(terms, config, layout)
     y = layout.project_out(terms, schedules.outputs or schedules.projections)
     y = add_output_bias(y, weights, step, "b_o")
     y = _add_feedforward_bias(y, weights, step, routing)
@@ -72,7 +74,7 @@ def serial(
     c, inverse = _before(x, weights, "norm", step)
     columns, _ = project_heads(c, weights, step, inner_rows(inverse, step), [])
     o, new = attend_columns(columns, weights, step, past, prefix)
-    y = layout.project_out([o], schedules.projections)
+    y = layout.project_out(outgoing([o], config, layout), schedules.projections)
     y = _after(add_output_bias(y, weights, step, "b_o"), weights, "norm_after", step)
     x = add_residual(x, y, config=config)
 

@@ -20,6 +20,7 @@ from ..partitionings.feedforward_layout import (
 )
 from .dispatched_experts import dispatched_experts
 from .grouped_experts import grouped_experts
+from .int8_activations import incoming, outgoing
 from .layer_schedules import LayerSchedules
 from .routing import Routing, inner_routing, weigh_columns
 from .shared_feedforward import shared_columns, shared_in, shared_out
@@ -66,12 +67,13 @@ def projected(
         return split_feedforward(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
-        terms = stream(c, factor, weights, config, layout, [], schedules.weight_ring)
-        return layout.project_out(terms, schedules.projections)
-    w_in = input_matrices(weights, config)
-    inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
+        narrow = incoming(c, config, layout)
+        terms = stream(narrow, factor, weights, config, layout, [], schedules.weight_ring)
+        return layout.project_out(outgoing(terms, config, layout), schedules.projections)
+    w_in, narrow = input_matrices(weights, config), incoming(c, config, layout)
+    inner = layout.project_in(narrow, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
     terms = columns_out(inner, factor, weights, config, layout, schedules.given, routing)
-    return layout.project_out(terms, schedules.projections)
+    return layout.project_out(outgoing(terms, config, layout), schedules.projections)
 
 
 def input_matrices(weights: LayerWeights, config: ModelConfig) -> list[Weight]:

@@ -7,6 +7,7 @@ they stand for. Axes of size 1 are left out; without any axis left, an array is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import TypeVar, overload
@@ -19,6 +20,7 @@ import collective_einsum as ce
 from collective_einsum.execution import local_product
 from collective_einsum.ops import as_schedule
 
+from .. import tuning
 from ..models.functions import wide
 from ..models.stacked_params import Weight as Weight
 from .axes import AXES as AXES
@@ -163,20 +165,48 @@ def values(w: Weight) -> jax.Array:
     return w.values if isinstance(w, ce.Quantized) else w
 
 
-def local_einsum(spec: str, lhs: jax.Array, w: Weight) -> jax.Array:
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=["dtype"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnScaled(ce.Quantized):
+    """Rows as int8 with a scale of this device alone, by which products are multiplied before they are
+    summed over devices."""
+
+
+def int8_rows(x: jax.Array, gathered: Sequence[str], summed: Sequence[str]) -> ce.Quantized:
+    """Each row of x [rows, n over `gathered` and `summed`] as int8 with one scale.
+
+    Args:
+      x: the local shard.
+      gathered: axes over which shards of a row are gathered before they are multiplied, and so have one
+        scale.
+      summed: axes over which the products of shards are summed. Where there are many rows, shards have
+        one scale over these too, which a ring can multiply its sums by; where there are few, finding
+        it takes longer than a ring saves, and each device has its own.
+    """
+    few = x.shape[0] <= tuning.OWN_SCALE_ROWS
+    axes = live(gathered) if few else live((*gathered, *summed))
+    q = ce.quantize(x, -1, axis_name=names(axes) if axes else None)
+    return OwnScaled(q.values, q.scale, q.dtype) if few and live(summed) else q
+
+
+def local_einsum(spec: str, lhs: Weight, w: Weight) -> jax.Array:
     """An einsum without collectives, accumulated and returned in `wide(lhs.dtype)`.
 
-    A Quantized w has one scale for each index of its last dimension, which is that of the result.
+    A Quantized w has one scale for each index of its last dimension, which is that of the result; a
+    Quantized lhs one for each index of its first, which is the first of the result.
     """
     left, right, out = re.split(",|->", spec)
-    y = local_product((left, right, out), lhs, values(w), accumulator=wide(lhs.dtype))
-    return y * w.scale[0] if isinstance(w, ce.Quantized) else y
+    y = local_product((left, right, out), values(lhs), values(w), accumulator=wide(lhs.dtype))
+    y = y * w.scale[0] if isinstance(w, ce.Quantized) else y
+    return y * lhs.scale if isinstance(lhs, ce.Quantized) else y
 
 
 @overload
 def all_gather_einsum(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Weight,
     axes: str | Sequence[str],
     gather: str,
@@ -186,7 +216,7 @@ def all_gather_einsum(
 @overload
 def all_gather_einsum(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Sequence[Weight],
     axes: str | Sequence[str],
     gather: str,
@@ -195,7 +225,7 @@ def all_gather_einsum(
 ) -> list[jax.Array]: ...
 def all_gather_einsum(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Weight | Sequence[Weight],
     axes: str | Sequence[str],
     gather: str,
@@ -222,7 +252,7 @@ def all_gather_einsum(
 @overload
 def einsum_reduce_scatter(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Weight,
     axes: str | Sequence[str],
     scatter: str,
@@ -232,7 +262,7 @@ def einsum_reduce_scatter(
 @overload
 def einsum_reduce_scatter(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Sequence[Weight],
     axes: str | Sequence[str],
     scatter: str,
@@ -241,7 +271,7 @@ def einsum_reduce_scatter(
 ) -> list[jax.Array]: ...
 def einsum_reduce_scatter(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Weight | Sequence[Weight],
     axes: str | Sequence[str],
     scatter: str,
@@ -251,6 +281,8 @@ def einsum_reduce_scatter(
     """`collective_einsum.einsum_reduce_scatter`, likewise."""
     if not names(axes):
         return _alone(spec, lhs, w)
+    if isinstance(lhs, OwnScaled):
+        return _scattered(_alone(spec, lhs, w), spec, axes, scatter, schedule)
     return ce.einsum_reduce_scatter(
         spec,
         lhs,
@@ -265,7 +297,7 @@ def einsum_reduce_scatter(
 @overload
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Weight,
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
@@ -275,7 +307,7 @@ def all_gather_einsum_reduce_scatter(
 @overload
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Sequence[Weight],
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
@@ -284,7 +316,7 @@ def all_gather_einsum_reduce_scatter(
 ) -> list[jax.Array]: ...
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: jax.Array,
+    lhs: Weight,
     w: Weight | Sequence[Weight],
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
@@ -297,6 +329,10 @@ def all_gather_einsum_reduce_scatter(
         return einsum_reduce_scatter(spec, lhs, w, *scatter, schedule, overlap_seconds)
     if not names(scatter[0]):
         return all_gather_einsum(spec, lhs, w, *gather, schedule)
+    if isinstance(lhs, OwnScaled):
+        return _scattered(
+            all_gather_einsum(spec, lhs, w, *gather, schedule), spec, *scatter, schedule
+        )
     return ce.all_gather_einsum_reduce_scatter(
         spec,
         lhs,
@@ -310,11 +346,21 @@ def all_gather_einsum_reduce_scatter(
     )
 
 
+def _scattered(
+    y: Products, spec: str, axes: str | Sequence[str], label: str, schedule: ScheduleLike
+) -> Products:
+    """Products, each summed over `axes` and scattered along a label of the result of `spec`."""
+    if isinstance(y, list):
+        return [_scattered(one, spec, axes, label, schedule) for one in y]
+    axes = (axes,) if isinstance(axes, str) else axes
+    return reduce_scatter_alone(y, axes, spec.split("->")[1].index(label), schedule)
+
+
 @overload
-def _alone(spec: str, lhs: jax.Array, w: Weight) -> jax.Array: ...
+def _alone(spec: str, lhs: Weight, w: Weight) -> jax.Array: ...
 @overload
-def _alone(spec: str, lhs: jax.Array, w: Sequence[Weight]) -> list[jax.Array]: ...
-def _alone(spec: str, lhs: jax.Array, w: Weight | Sequence[Weight]) -> Products:
+def _alone(spec: str, lhs: Weight, w: Sequence[Weight]) -> list[jax.Array]: ...
+def _alone(spec: str, lhs: Weight, w: Weight | Sequence[Weight]) -> Products:
     """The einsum without collectives, in the dtype of lhs; a list of results if w is a list."""
     if isinstance(w, Sequence):
         return [_alone(spec, lhs, one) for one in w]

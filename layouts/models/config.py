@@ -83,6 +83,9 @@ class ModelConfig:
         contribute exactly nothing. None stores `heads`.
       padded_vocab: rows stored in the tables, so that they divide over a mesh; logits of the added
         tokens are -inf, so that they are never drawn. None stores `vocab`.
+      int8_activations: each token's activations are rounded to int8, with a scale of their own, before
+        every int8 matrix of a layer that they multiply; chips with int8 matrix units then multiply
+        twice as fast.
       name: for tables and messages.
 
     Raises:
@@ -125,6 +128,7 @@ class ModelConfig:
     logit_cap: float | None = None
     padded_heads: int | None = None
     padded_vocab: int | None = None
+    int8_activations: bool = False
     name: str = "model"
 
     def __post_init__(self) -> None:
@@ -134,7 +138,7 @@ class ModelConfig:
             check_word(f"{self.name}: {field}", getattr(self, field), get_args(words))
         if self.query_key_norm is not None:
             check_word(f"{self.name}: query_key_norm", self.query_key_norm, get_args(Norm))
-        for field in ("gated", "tied_embedding", "sinks", "embedding_norm"):
+        for field in ("gated", "tied_embedding", "sinks", "embedding_norm", "int8_activations"):
             object.__setattr__(self, field, as_flag(f"{self.name}: {field}", getattr(self, field)))
         if self.learned_positions is not None:
             self._check_size("learned_positions")

@@ -75,6 +75,11 @@ class FeedForwardLayout(Protocol):
         return ()
 
     @property
+    def summed_axes(self) -> Axes:
+        """The axes over which `project_in` sums the products of shards of E; it gathers others."""
+        return ("x",)
+
+    @property
     def moves_tokens(self) -> bool:
         """Whether collectives of activations gather and scatter tokens, rather than features."""
         return False

@@ -49,6 +49,11 @@ class WeightGathered(FeedForwardLayout):
         """The axes over which weights are gathered."""
         return self.axes
 
+    @property
+    def summed_axes(self) -> Axes:
+        """None: all of E is gathered."""
+        return ()
+
     def features(self, sharded: Axes) -> Axes:
         """Features stay sharded over the axes over which weights are not gathered."""
         return tuple(axis for axis in sharded if axis not in self.axes)
