@@ -68,6 +68,11 @@ def _checkpoint() -> arguments.Parser:
     )
     shared.add_argument("--int8_cache", action="store_true", help="store keys and values as int8")
     shared.add_argument(
+        "--int8_activations",
+        action="store_true",
+        help="with --weights int8: round activations to int8 before the matrices of layers",
+    )
+    shared.add_argument(
         "--mesh",
         metavar="X,Y,Z",
         type=arguments.shape,

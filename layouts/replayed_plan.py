@@ -87,8 +87,8 @@ class ReplayedPlan(Shown):
         plan = self.plan
         layers = "unrolled" if self.unrolled else "scanned"
         head = (
-            f"{plan.config.name}, {plan.phase}, on {plan.chip.name}, {layers} layers: ranked by "
-            f"{plan.objective}; predicted by replays of the compiled programs"
+            f"{plan.words}, {layers} layers: ranked by {plan.objective}; predicted by replays of the "
+            "compiled programs"
         )
         possible = [each for each in self.replayed if not each.excluded]
         rows = [_cells(each, possible[0]) for each in possible]

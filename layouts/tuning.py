@@ -67,8 +67,9 @@ CAUSAL_GROUPS = 8
 WINDOW_BLOCKS = 4
 WINDOW_BLOCK = 128
 
-# Int8 activations of so many rows or fewer have scales of each device's own.
+# TODO
 OWN_SCALE_ROWS = 1024
+INT8_PASSES = 2.0
 
 # The feedforward -----------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from ..text.showing import brief
+from .sizes import axis_names, axis_size
 from .spec import Spec
 
 
@@ -93,7 +94,7 @@ def quantize(
     *,
     dtype: DTypeLike = jnp.int8,
     stands_for: DTypeLike | None = None,
-    axis_name: str | Sequence[str] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Quantized:
     """Rounds `x` to integers with one scale for all elements along `axis`.
 
@@ -111,8 +112,8 @@ def quantize(
         sums over these needs it; an all-reduce of the largest magnitudes finds it.
 
     Raises:
-      ValueError: `x` is not floating, `dtype` is not such an integer, or `axis` is empty, repeated
-        or out of range.
+      ValueError: `x` is not floating, `dtype` is not such an integer, `axis` is empty, repeated or out
+        of range, or no surrounding `shard_map` has such an axis.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -131,7 +132,9 @@ def quantize(
     exact = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)
     top = jnp.max(jnp.abs(exact), axis=axes, keepdims=True).astype(jnp.float32)
     if axis_name is not None:
-        top = lax.pmax(top, axis_name if isinstance(axis_name, str) else tuple(axis_name))
+        axes_over = axis_names(axis_name)
+        axis_size(axes_over)
+        top = lax.pmax(top, axes_over)
     scale = top / largest
     # The scale itself decides, not the maximum: a subnormal maximum has scale 0 as well.
     scale = jnp.where(scale > 0, scale, 1)

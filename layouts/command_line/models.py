@@ -22,6 +22,7 @@ from ..models.config import ModelConfig
 from ..models.params import Params
 from ..partitionings.mesh_fit import padded_for, round_up
 from ..planning.padded_plan import padded_plan
+from .choices import as_asked
 from .devices import Shape, make_mesh
 from .tokens import Bytes, FileTokenizer, Tokenizer, tokenizer_of
 
@@ -51,14 +52,14 @@ def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
       ImportError: an extra is not installed.
     """
     checkpoint: Path | None = options.checkpoint
-    read = small_model(1) if checkpoint is None else config_from_hf(checkpoint)
+    read = as_asked(small_model(1) if checkpoint is None else config_from_hf(checkpoint), options)
     tokenizer = Bytes() if checkpoint is None else tokenizer_of(options.tokenizer or checkpoint)
 
     def choose(count: int, kind: str) -> Shape:
         if count == 1:
             return 1, 1, 1
         best = padded_plan(
-            small_model(count) if checkpoint is None else read,
+            as_asked(small_model(count), options) if checkpoint is None else read,
             chip=chip_for(kind),
             chips=count,
             phase="decode",
@@ -69,7 +70,7 @@ def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
         return best.sizes["x"], best.sizes["y"], best.sizes["z"]
 
     mesh = make_mesh(options.emulate, options.mesh, choose)
-    plain = small_model(mesh.size) if checkpoint is None else read
+    plain = as_asked(small_model(mesh.size), options) if checkpoint is None else read
     config = padded_for(plain, mesh)
     check_mesh_for(config, mesh)
     kind = mesh.devices.flat[0].device_kind

@@ -14,7 +14,7 @@ from ..models.config import ModelConfig
 from ..models.named_models import model
 from ..planning.padded_plan import padded_plan
 from ..replayed_plan import replay_plan
-from .choices import changes
+from .choices import as_asked, changes
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--unrolled is about the programs that --replay compiles; give both")
     if (options.checkpoint is None) == (options.model is None):
         raise ValueError("give a model: --checkpoint FOLDER, or --model NAME, such as palm-540b")
-    plain = model(options.model) if options.model else config_from_hf(options.checkpoint)
+    read = model(options.model) if options.model else config_from_hf(options.checkpoint)
+    plain = as_asked(read, options)
     chip, chips, sides = _target(options.target, options.mesh)
     where: dict[str, Any] = {"mesh_shape": options.mesh} if options.mesh else {"chips": chips}
     found = padded_plan(

@@ -116,7 +116,7 @@ def _choice(item: Einsum, sizes: Mapping[str, int], chip: Chip, overlap_seconds:
         None if end is None else (end[0], end[1].axes) for end in (item.gather, item.scatter)
     )
     bfloat16, weight_dtype = _DTYPES[2], _DTYPES[item.weight_bytes]
-    activation = _Operand({"m": item.m, "e": item.e}, bfloat16)
+    activation = _Operand({"m": item.m, "e": item.e}, _DTYPES[item.input_bytes])
     weights = [_Operand({"e": item.e, "f": f}, weight_dtype) for f in item.f]
     lhs, rhs, spec = activation, weights, "me,ef->mf"
     if item.gathers_weight:

@@ -9,10 +9,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+from .. import tuning
 from ..mesh.axis_collectives import Axes, size
 
 # Bytes of an element of activations, on the chip and on the links: bfloat16.
 ACTIVATION_BYTES = 2
+# Bytes of a row's scale: float32.
+SCALE_BYTES = 4
 # The all-to-alls that send tokens to the chips that have their experts, and results back.
 EXPERTS_TOKENS = "experts' tokens"
 
@@ -73,6 +76,7 @@ class Einsum:
         both, unless a schedule overlaps it.
       experts: how many matrices there are of each weight, each of which is multiplied with `m` rows of
         its own.
+      input_bytes: of one element of the activations.
     """
 
     names: tuple[str, ...]
@@ -85,6 +89,7 @@ class Einsum:
     scatter: tuple[str, Transfer] | None = None
     gather_shared: bool = False
     experts: int = 1
+    input_bytes: int = ACTIVATION_BYTES
 
     @property
     def rows(self) -> int:
@@ -219,6 +224,24 @@ def transfer(
         yield Transfer(name, kind, axes, size(axes, sizes), elements * element_bytes)
 
 
+def rounding(
+    rows: float, columns: float, sharded: Axes, summed: Axes, sizes: Mapping[str, int]
+) -> Iterator[Item]:
+    """Rounding of [rows, columns] on a chip to int8, and finding the rows' scales; see
+    `axis_collectives.int8_rows`.
+
+    Args:
+      rows, columns: of the chip.
+      sharded: the axes that shard rows.
+      summed: those over which products of shards are summed, rather than shards gathered.
+      sizes: of the mesh axes.
+    """
+    yield Copies("int8 rows", tuning.INT8_PASSES * rows * columns * ACTIVATION_BYTES)
+    own = rows <= tuning.OWN_SCALE_ROWS
+    axes = [axis for axis in sharded if not (own and axis in summed)]
+    yield from transfer("scales of rows", "all-reduce", axes, rows, SCALE_BYTES, sizes)
+
+
 def gathered_weight(
     name: str,
     m: int,
@@ -229,6 +252,7 @@ def gathered_weight(
     axes: Axes,
     sizes: Mapping[str, int],
     element_bytes: int,
+    input_bytes: int = ACTIVATION_BYTES,
 ) -> Iterator[Item]:
     """The all-gather over x of a weight, [e, columns] ("in") or [columns, e] ("out"), and its einsum,
     with the all-gather over the other axes.
@@ -242,6 +266,7 @@ def gathered_weight(
       axes: those over which the layout gathers weights.
       sizes: of the mesh axes.
       element_bytes: of the weight.
+      input_bytes: of an element of the activations.
     """
     over = tuple(axis for axis in stored if axis in axes and sizes[axis] > 1)
     left = columns // size(tuple(axis for axis in stored if axis not in axes), sizes)
@@ -253,4 +278,14 @@ def gathered_weight(
     )
     inner, outer = (e, left) if way == "in" else (left, e)
     label = "f" if bool(over) == (way == "in") else "e"
-    yield Einsum((name,), m, inner, (outer,), element_bytes, gather and (label, gather), True)
+    ends = gather and (label, gather)
+    yield Einsum(
+        (name,),
+        m,
+        inner,
+        (outer,),
+        element_bytes,
+        ends,
+        gathers_weight=True,
+        input_bytes=input_bytes,
+    )

@@ -18,7 +18,12 @@ from ..models.config import AttentionKind, ModelConfig
 from ..models.named_models import as_config
 from ..partitionings.attention_placement import FeatureSharding, Placement, place
 from ..partitionings.cache_stores import stored_positions
-from ..partitionings.feedforward_layout import FeedForwardLayout
+from ..partitionings.feedforward_layout import (
+    FeedForwardLayout,
+    boundary_axes,
+    inner_token_axes,
+    token_axes,
+)
 from ..partitionings.partitioning import PlanLike, as_plan
 from .experts_cost import grouped
 from .layer_items import (
@@ -30,6 +35,7 @@ from .layer_items import (
     Load,
     Transfer,
     gathered_weight,
+    rounding,
     transfer,
 )
 from .router_items import router_items
@@ -66,9 +72,39 @@ class Layer:
     ) -> Iterator[Transfer]:
         return transfer(name, kind, axes, elements, element_bytes, self.sizes)
 
-    def moved(self, name: str, kind: Kind, axes: Iterable[str], elements: float) -> Transfer | None:
+    def moved(
+        self,
+        name: str,
+        kind: Kind,
+        axes: Iterable[str],
+        elements: float,
+        element_bytes: int = ACTIVATION_BYTES,
+    ) -> Transfer | None:
         """`transfer` of activations; None over one chip."""
-        return next(self.transfer(name, kind, axes, elements, ACTIVATION_BYTES), None)
+        return next(self.transfer(name, kind, axes, elements, element_bytes), None)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of an element of what matrices multiply."""
+        return 1 if self.config.int8_activations else ACTIVATION_BYTES
+
+    def rounded_in(self) -> Iterator[Item]:
+        """Rounding the activations between layers to int8 for input matrices, if the config says so."""
+        if self.config.int8_activations:
+            axes = self.live(boundary_axes(self.layout))
+            rows = self.load.tokens // self.n(token_axes(self.layout))
+            columns = self.config.d_model // self.n(axes)
+            yield from rounding(rows, columns, axes, self.layout.summed_axes, self.sizes)
+
+    def rounded_out(self, name: str, columns: int) -> Iterator[Item]:
+        """The same of features on their way to an output matrix, of `columns` on all chips."""
+        if self.config.int8_activations:
+            token_sharded = name == "w_o" and self.placement.token_sharded
+            axes = self.layout.features(WEIGHT_AXES)
+            axes = self.live(WEIGHT_AXES if token_sharded else axes)
+            rows = self.load.tokens // self.n(inner_token_axes(self.layout))
+            rows //= self.n(("x",)) if token_sharded and not self.layout.moves_tokens else 1
+            yield from rounding(rows, columns // self.n(axes), axes, WEIGHT_AXES, self.sizes)
 
     @property
     def gathered_axes(self) -> Axes:
@@ -96,6 +132,7 @@ class Layer:
         self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
     ) -> Iterator[Item]:
         """`project_in` of some matrices, or `project_in_token_sharded`."""
+        yield from self.rounded_in()
         if self.gathered_axes:
             yield from self.into_gathered(names)
             return
@@ -106,7 +143,7 @@ class Layer:
         matrices = self.inputs(names)
         f = tuple(columns // self.n(stored) for _, columns, stored in matrices)
         apart = tuple(axis for axis in WEIGHT_AXES if axis not in self.layout.repeated_axes)
-        gather = self.moved("activations", "all-gather", apart, m * e)
+        gather = self.moved("activations", "all-gather", apart, m * e, self.input_bytes)
         scatters = self.scatters_x or token_sharded
         kind: Kind = "reduce-scatter" if scatters else "all-reduce"
         sums = self.moved("sums over x", kind, ("x",), m * sum(f))
@@ -122,6 +159,7 @@ class Layer:
             if scatters
             else None,
             shared,
+            input_bytes=self.input_bytes,
         )
         if not scatters:
             for columns in f:
@@ -130,7 +168,9 @@ class Layer:
     def keys_before_gather(self, m: int, e: int) -> Iterator[Item]:
         """w_kv times a chip's own rows, before they are gathered: [m, e]."""
         ((_, columns, _),) = self.inputs(["w_kv"])
-        yield Einsum(("w_kv",), m, e, (columns,), self.load.weight_bytes)
+        yield Einsum(
+            ("w_kv",), m, e, (columns,), self.load.weight_bytes, input_bytes=self.input_bytes
+        )
         axes = self.layout.inner_position_axes
         yield from self.transfer(
             "sums over x", "reduce-scatter", axes, m * columns, ACTIVATION_BYTES
@@ -141,7 +181,7 @@ class Layer:
         axes = self.gathered_axes
         m, e = self.load.tokens // self.n(axes), self.config.d_model
         kept = self.live(axis for axis in AXES if axis not in axes)
-        yield from self.transfer("activations", "all-gather", kept, m * e, ACTIVATION_BYTES)
+        yield from self.transfer("activations", "all-gather", kept, m * e, self.input_bytes)
         for name, columns, stored in self.inputs(names):
             yield from self.weight(name, m, e, columns, stored, "in")
 
@@ -151,7 +191,9 @@ class Layer:
         """`gathered_weight` of this layout."""
         element_bytes = self.load.weight_bytes
         axes = self.gathered_axes
-        return gathered_weight(name, m, e, columns, stored, way, axes, self.sizes, element_bytes)
+        return gathered_weight(
+            name, m, e, columns, stored, way, axes, self.sizes, element_bytes, self.input_bytes
+        )
 
     def out_of(self, names: Sequence[str]) -> Iterator[Item]:
         """`project_out` of some matrices: all-gathers over x, matmuls, one reduce-scatter or all-reduce
@@ -165,6 +207,7 @@ class Layer:
         if axes:
             m, e = self.load.tokens // self.n(axes), config.d_model
             for name in names:
+                yield from self.rounded_out(name, features[name])
                 yield from self.weight(name, m, e, features[name], WEIGHT_AXES, "out")
             kept = self.live(axis for axis in AXES if axis not in axes)
             sums = self.moved("sums", "reduce-scatter", kept, m * e)
@@ -175,11 +218,12 @@ class Layer:
         sums = self.moved("sums over yz", kind, WEIGHT_AXES, m * e)
         alone = len(names) > 1 or bool(self.layout.repeated_axes)
         for name in names:
+            yield from self.rounded_out(name, features[name])
             f = features[name] // self.n(WEIGHT_AXES)
             rows = self.layout.moves_tokens or (name == "w_o" and self.placement.token_sharded)
             gather = None
             if rows or self.scatters_x:
-                gather = self.moved("features", "all-gather", ("x",), m * f)
+                gather = self.moved("features", "all-gather", ("x",), m * f, self.input_bytes)
             yield Einsum(
                 (name,),
                 m,
@@ -189,6 +233,7 @@ class Layer:
                 gather and ("m" if rows else "e", gather),
                 False,
                 None if alone else sums and ("m" if self.layout.moves_tokens else "f", sums),
+                input_bytes=self.input_bytes,
             )
         if alone:
             yield from self.alone(sums)

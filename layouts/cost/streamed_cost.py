@@ -75,6 +75,7 @@ def _together(
                 rows=einsum.m,
                 contracted=einsum.e,
                 columns=f / n,
+                lhs=jnp.dtype(jnp.int8 if einsum.input_bytes == 1 else jnp.bfloat16),
                 rhs=jnp.dtype(jnp.int8 if einsum.weight_bytes == 1 else jnp.bfloat16),
             ),
         )
@@ -107,7 +108,8 @@ def _together(
             einsum.f,
             einsum.weight_bytes,
             gather and ("f", gather),
-            True,
+            gathers_weight=True,
+            input_bytes=einsum.input_bytes,
         )
         last_seconds = einsum_cost.seconds(last, sizes, chip, "auto")
         compute, exposed = compute + last_seconds.compute, exposed + last_seconds.exposed

@@ -26,8 +26,9 @@ from ..mesh.axis_collectives import ScheduleLike, check_mesh, size, values
 from ..mesh.shard_map_entry import on_mesh
 from ..models.cache import Cache
 from ..models.config import ModelConfig
+from ..models.param_checks import check_int8_matrices
 from ..models.params import Params
-from ..models.stacked_params import Tree, is_unrolled
+from ..models.stacked_params import LayerWeights, Tree, is_unrolled
 from ..partitionings.attention_placement import Placement, place
 from ..partitionings.cache_specs import placed_specs
 from ..partitionings.mesh_fit import round_up
@@ -40,10 +41,14 @@ from ..planning.defaults import chip_of, kind_of
 def load_of(params: Params, batch: int, new: int, past: int, cache_dtype: DTypeLike) -> Load:
     """The workload of a step that reads `new` positions of each sequence after `past`, with parameters
     of which only the kinds matter."""
-    blocks: Any = params["blocks"]
-    weights = blocks[0] if is_unrolled(params) else blocks
-    weight_bytes = values(weights["w_out"]).dtype.itemsize
+    weight_bytes = values(layer_of_kind(params)["w_out"]).dtype.itemsize
     return Load(batch, new, past, weight_bytes, jnp.dtype(cache_dtype).itemsize)
+
+
+def layer_of_kind(params: Params) -> LayerWeights:
+    """Weights of a layer, of which only the kinds matter: of all layers where they are stacked."""
+    blocks: Any = params["blocks"]
+    return blocks[0] if is_unrolled(params) else blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,7 @@ class Program:
         load: Load | None = None,
     ) -> Program:
         """The program for parameters, of which only kinds and shapes matter."""
+        check_int8_matrices(config, layer_of_kind(params))
         embedding_bytes = 0
         if is_unrolled(params) and "embedding" in params:
             table = values(params["embedding"])

@@ -161,6 +161,10 @@ class ModelConfig:
                 f"{self.name}: experts={self.experts!r} must be layouts.Experts(count=..., "
                 "per_token=...) or None"
             )
+        if self.int8_activations and self.experts is not None:
+            raise ValueError(
+                f"{self.name}: int8_activations of a mixture of experts are not supported; leave it out"
+            )
         biased = [name for name in ("in", "gate", "out") if self.has_bias(name)]
         if self.shared_width and biased:
             raise ValueError(

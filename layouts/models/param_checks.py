@@ -59,6 +59,25 @@ def check_params(params: Params, config: ModelConfig) -> None:
         _check_leaf(path, x, dtype, config)
 
 
+def check_int8_matrices(config: ModelConfig, weights: LayerWeights) -> None:
+    """Refuses matrices that int8 activations cannot be multiplied with as such.
+
+    Args:
+      config: the model.
+      weights: of a layer, or of several alike.
+
+    Raises:
+      ValueError: the config has `int8_activations`, and a matrix is not Quantized.
+    """
+    plain = [n for n in MATRICES if n in weights and not isinstance(weights[n], Quantized)]
+    if config.int8_activations and plain:
+        raise ValueError(
+            f"{config.name}: int8_activations need int8 matrices, but {plain[0]!r} is not Quantized; "
+            'make them with init(..., weights="int8"), load(..., weights="int8") or layouts.quantize, '
+            "or replace int8_activations=False"
+        )
+
+
 def _check_paths(
     given: Mapping[str, Weight], expected: Mapping[str, Weight], config: ModelConfig
 ) -> None:
@@ -105,6 +124,7 @@ def check_layer_weights(
     Raises:
       ValueError: an array is missing, one is given that the config does not have, or has another shape.
     """
+    check_int8_matrices(config, {name: weights[name] for name in names if name in weights})
     layer = layer_of(params_shapes(config, unrolled=True)["blocks"], 0)
     expected = _leaves({name: layer[name] for name in names if name in layer})
     given = _leaves({name: weights[name] for name in names if name in weights})

@@ -89,6 +89,12 @@ class Plan(Shown):
     options: tuple[Option, ...]
 
     @property
+    def words(self) -> str:
+        """The model, the phase and the chip."""
+        rounded = ", int8 activations" if self.config.int8_activations else ""
+        return f"{self.config.name}{rounded}, {self.phase}, on {self.chip.name}"
+
+    @property
     def feasible(self) -> tuple[Option, ...]:
         """The options that can be, the best first."""
         return tuple(option for option in self.options if not option.excluded)
@@ -166,8 +172,7 @@ def print_plan(plan: Plan) -> str:
     """See `Plan`."""
     feasible = plan.feasible
     lines = [
-        f"{plan.config.name}, {plan.phase}, on {plan.chip.name}: ranked by {plan.objective}; "
-        "predicted by the analytical model",
+        f"{plan.words}: ranked by {plan.objective}; predicted by the analytical model",
     ]
     if feasible:
         best = feasible[0]

@@ -160,6 +160,7 @@ def _weight_ring(
             case.layout.batch_axes,
             case.sizes,
             1 if isinstance(weights[name], ce.Quantized) else ACTIVATION_BYTES,
+            1 if config.int8_activations else ACTIVATION_BYTES,
         )
     ]
     saved = streamed_cost.saving(items, config.input_names, outgoing, case.sizes, case.chip)
