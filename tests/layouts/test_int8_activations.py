@@ -89,7 +89,12 @@ def logits(config: ModelConfig, mesh: Any, params: Any, plan: str) -> np.ndarray
 
 
 PLANS = (
-    *("WS 2D, heads", "WS 2D batch, batch z", "WS 2D batch, batch xyz", "WS 2D all-reduce, batch yz"),
+    *(
+        "WS 2D, heads",
+        "WS 2D batch, batch z",
+        "WS 2D batch, batch xyz",
+        "WS 2D all-reduce, batch yz",
+    ),
     *("WS 1D, heads", "WG X, batch z", "WG XY, heads", "WG XYZ, batch xyz"),
 )
 
