@@ -67,9 +67,21 @@ CAUSAL_GROUPS = 8
 WINDOW_BLOCKS = 4
 WINDOW_BLOCK = 128
 
-# TODO
-OWN_SCALE_ROWS = 1024
-INT8_PASSES = 2.0
+# Int8 activations --------------------------------------------------------------------------------
+
+# Where a chip has so many rows or fewer, each chip's shard of a row has a scale of its own, and its
+# products are summed by lax's collectives; else all shards have one, and rings may sum. Predicted us a
+# layer of Llama 3.1 70B on v5e:4x4 (libtpu 0.0.50.1, four layers scanned, int8 weights and cache,
+# context or length 2048), with one scale and with own ones, by rows of a chip: decode 128 sequences, 32
+# rows ("WS 2D batch, batch z", 4x4x1), 603 and 564; decode 512, 128 rows, 1890 and 1856; a prompt, 512
+# rows ("WS 2D position, heads", 4x1x4), 2698 and 2934; 8 prompts, 4096 rows, 22017 and 24343. It is
+# what the replay of `layouts.lower_decode_step` or `lower_prefill` says with this set to 0 and to 10**6,
+# embedding and unembedding included.
+OWN_SCALE_ROWS = 256
+
+# Memory passes over activations in 16 bits that rounding them takes: finding the largest of a row, and
+# dividing by it. 1.0 for 8 prompts of 2048 tokens of the same model and slice, in "WG X" and "WG XYZ".
+INT8_PASSES = 1.0
 
 # The feedforward -----------------------------------------------------------------------------------
 

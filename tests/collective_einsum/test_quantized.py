@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import collective_einsum as ce
 from collective_einsum.spec.quantized import Quantized, quantize, split_scale
 from collective_einsum.spec.spec import parse
 
@@ -92,6 +93,47 @@ def test_dtype_of_the_array_stood_for():
 def test_what_cannot_be_quantized(x: jax.Array, options: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=re.escape(words)):
         quantize(x, **options)
+
+
+@pytest.mark.parametrize("vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("axes", ["a", ("b", "a")], ids=str)
+def test_the_scale_of_a_sharded_array_is_that_of_the_whole(
+    mesh_of: Any, axes: Any, vma: bool
+) -> None:
+    """Also where types say over which axes it varies: an einsum that sums over them takes it."""
+    x, mesh = random((6, 16), dtype=jnp.bfloat16), mesh_of((2, 4), "ab")
+    spec, whole = P(None, axes), quantize(x, 1)
+    made = jax.shard_map(
+        lambda x: quantize(x, 1, axis_name=axes),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=whole.partition_specs(spec),
+        check_vma=vma,
+    )(x)
+    assert made.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(made.values, whole.values)
+    np.testing.assert_array_equal(made.scale, whole.scale)
+    w = quantize(random((16, 8), seed=1), 0, stands_for=jnp.bfloat16)
+
+    def product(x: jax.Array, w: Quantized) -> jax.Array:
+        own = quantize(x, 1, axis_name=axes)
+        return ce.einsum_reduce_scatter("mk,kn->mn", own, w, axis_name=axes, scatter="n")
+
+    y = jax.shard_map(
+        product,
+        mesh=mesh,
+        in_specs=(spec, w.partition_specs(P(axes, None))),
+        out_specs=spec,
+        check_vma=vma,
+    )(x, w)
+    wanted = np.asarray(whole.dequantize(), np.float32) @ np.asarray(w.dequantize(), np.float32)
+    np.testing.assert_allclose(y, wanted, rtol=2e-2, atol=2e-2 * np.abs(wanted).max())
+
+
+def test_axes_of_a_sharded_array_are_those_around_it() -> None:
+    for axes, words in (("a", "axis 'a'"), ((), "axis_name is empty"), (("a", "a"), "twice")):
+        with pytest.raises(ValueError, match=words):
+            quantize(jnp.ones((2, 3)), 0, axis_name=axes)
 
 
 OTHER = {"a": 2, "b": 3, "i": 4, "j": 5, "k": 6}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ import pytest
 import collective_einsum as ce
 import layouts
 from layouts import tuning
+from layouts.cost.step_cost import Cost
+from layouts.cost.step_cost import cost as cost_of
+from layouts.cost.workload import load
 from layouts.models.config import ModelConfig
 from layouts.models.named_models import TINY_GEGLU, TINY_GROUPED, TINY_PADDED
 from layouts.models.params import init, quantize
@@ -119,3 +123,80 @@ def test_decoder_errs_as_on_one_device(
     one = error((1, 1, 1))
     assert 0 < one < 0.03 * np.std(truth[..., : config.vocab])
     assert 0 < error((2, 2, 2)) < 1.3 * one
+
+
+def lowered(mesh: Any, plan: str, weights: str = "int8") -> str:
+    config = dataclasses.replace(TINY_GROUPED, int8_activations=True)
+    how: dict[str, Any] = {"plan": plan, "weights": weights, "chip": "v5e"}
+    return layouts.lower_prefill(config, mesh, batch=8, length=16, **how).as_text()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_matrix_multiplies_int8(mesh_of: Any, plan: str) -> None:
+    """Those of a layer: of q, kv, o, in, gate and out; and no other dot has two of them."""
+    dots = re.findall(
+        r"stablehlo.dot_general .*?: \(tensor<(.*?)>, tensor<(.*?)>\)",
+        lowered(mesh_of((2, 2, 2), "xyz"), plan),
+    )
+    both = [pair for pair in dots if all(x.endswith("xi8") for x in pair)]
+    assert len(both) >= 6
+    assert not [pair for pair in dots if pair not in both and pair[1].endswith("xi8")]
+
+
+@pytest.mark.parametrize("plan", ["WS 2D batch, batch xyz", "WS 1D, heads", "WG X, heads"])
+def test_gathers_send_int8(mesh_of: Any, plan: str) -> None:
+    text = lowered(mesh_of((2, 2, 2), "xyz"), plan)
+    gathers = re.findall(r"all_gather.*?\}> : \(tensor<(.*?)>\)", text, re.DOTALL)
+    sent = "".join(gathers) + "".join(re.findall(r"collective_permute.*?tensor<(.*?)>", text))
+    assert "xi8" in sent
+
+
+REFUSED = {
+    "int8_activations of a mixture of experts": lambda: dataclasses.replace(
+        layouts.model("mixtral-8x22b"), int8_activations=True
+    ),
+    "int8_activations=1 must be": lambda: dataclasses.replace(TINY_GROUPED, int8_activations=1),
+    'need int8 matrices; ask for weights="int8"': lambda: layouts.plan(
+        BLOCKS[0], chips=4, phase="decode", batch=8, context=64
+    ),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refusals(words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        REFUSED[words]()
+
+
+def test_refuses_plain_matrices(mesh_of: Any) -> None:
+    with pytest.raises(ValueError, match="need int8 matrices, but 'w_q' is not Quantized"):
+        lowered(mesh_of((2, 2, 2), "xyz"), "WS 1D, heads", weights="bf16")
+    weights = init(jax.random.key(0), RELU, jnp.float32)["blocks"]
+    one = {key: weights[key][0] for key in ("w_in", "w_gate", "w_out")}
+    x = jnp.ones((8, 8, RELU.d_model))
+    with pytest.raises(ValueError, match="but 'w_in' is not Quantized"):
+        layouts.feedforward(x, one, RELU, LAYOUTS[0], mesh=mesh_of((2, 2, 2), "xyz"))
+
+
+@pytest.mark.parametrize(("chip", "most"), [("v5e", 0.65), ("v5p", 0.65), ("v6e", 0.9)])
+def test_prompts_cost_less(chip: str, most: float) -> None:
+    """Nearly half the seconds of matmuls where the matrix units multiply int8 twice as fast (of v6e the
+    compiler's estimates say less), and half the bytes of gathered activations."""
+    model = dataclasses.replace(layouts.model("llama-3.1-70b"), padded_heads=None)
+    asked = load("prefill", batch=8, length=2048, weights="int8")
+
+    def cost(*, rounds: bool, plan: str) -> Cost:
+        config = dataclasses.replace(model, int8_activations=rounds)
+        return cost_of(config, plan, (4, 2, 2), asked, chip)
+
+    plain, rounding = (cost(rounds=rounds, plan="WG X, heads") for rounds in (False, True))
+    assert 0.5 < rounding.matmul_seconds / plain.matmul_seconds < most
+    assert rounding.rest_seconds > plain.rest_seconds
+    assert rounding.step_seconds < plain.step_seconds
+    plain, rounding = (cost(rounds=r, plan="WS 2D batch, batch xyz") for r in (False, True))
+    assert rounding.ici_bytes["y"] < 0.8 * plain.ici_bytes["y"]
+    assert "int8 activations" in str(
+        layouts.plan(
+            rounding.config, mesh_shape=(4, 2, 2), phase="prefill", length=64, weights="int8"
+        )
+    )
