@@ -84,13 +84,18 @@ class Layer:
         return next(self.transfer(name, kind, axes, elements, element_bytes), None)
 
     @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded to int8; a step of int8 matrices."""
+        return self.config.int8_activations and self.load.weight_bytes == 1
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of an element of what matrices multiply."""
-        return 1 if self.config.int8_activations else ACTIVATION_BYTES
+        return 1 if self.rounds else ACTIVATION_BYTES
 
     def rounded_in(self) -> Iterator[Item]:
         """Rounding the activations between layers to int8 for input matrices, if the config says so."""
-        if self.config.int8_activations:
+        if self.rounds:
             axes = self.live(boundary_axes(self.layout))
             rows = self.load.tokens // self.n(token_axes(self.layout))
             columns = self.config.d_model // self.n(axes)
@@ -98,7 +103,7 @@ class Layer:
 
     def rounded_out(self, name: str, columns: int) -> Iterator[Item]:
         """The same of features on their way to an output matrix, of `columns` on all chips."""
-        if self.config.int8_activations:
+        if self.rounds:
             token_sharded = name == "w_o" and self.placement.token_sharded
             axes = self.layout.features(WEIGHT_AXES)
             axes = self.live(WEIGHT_AXES if token_sharded else axes)

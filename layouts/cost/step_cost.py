@@ -193,17 +193,12 @@ def cost(
       overlap: see `Cost`.
 
     Raises:
-      ValueError: the mesh does not divide the model's heads, or the config has `int8_activations` and
-        weights are not int8.
+      ValueError: the mesh does not divide the model's heads.
     """
     if not isinstance(asked, Load):
         raise ValueError(f"asked={asked!r} is no Load; make it with layouts.cost.load(phase, ...)")
     check_word("overlap", overlap, get_args(Overlap))
     config, plan, chip = as_config(config), as_plan(plan), as_chip(chip)
-    if config.int8_activations and asked.weight_bytes != 1:
-        raise ValueError(
-            f'{config.name}: int8_activations need int8 matrices; ask for weights="int8"'
-        )
     sizes = as_shape("sizes", sizes)
     padded = padded_load(asked, config, plan, sizes)
     kinds = layer_kinds(config, plan, sizes, padded, chip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -17,7 +18,7 @@ from ..models.named_models import as_config
 from ..partitionings.attention_placement import Placement, place
 from ..partitionings.padded_sizes import tiled_length
 from ..partitionings.partitioning import Partitioning
-from .plan import Option
+from .plan import Option, Plan
 from .search import plan
 
 Shape = tuple[int, ...]
@@ -34,7 +35,8 @@ def default_decode(
 ) -> Partitioning:
     """The choice of `plan` for decoding with bf16 weights and a cache of `context` positions.
 
-    The same for other weights, so that one cache serves them all. On `chip`, itself or its name; by
+    The same for other weights, so that one cache serves them all, but for int8 ones whose activations
+    the config rounds to int8. On `chip`, itself or its name; by
     default that of the mesh.
 
     Raises:
@@ -129,7 +131,7 @@ def _sizes(**given: int) -> tuple[int, ...]:
 def _decode(
     config: ModelConfig, shape: Shape, chip: Chip, batch: int, context: int
 ) -> Partitioning:
-    ranked = plan(config, chip=chip, mesh_shape=shape, phase="decode", batch=batch, context=context)
+    ranked = _plan(config, shape, chip, phase="decode", batch=batch, context=context)
     return _first(ranked.options).partitioning
 
 
@@ -144,7 +146,7 @@ def _prefill(
     serves: Serves,
 ) -> Partitioning:
     decoder = _placement(config, shape, _decode(config, shape, chip, batch, context))
-    ranked = plan(config, chip=chip, mesh_shape=shape, phase="prefill", batch=batch, length=length)
+    ranked = _plan(config, shape, chip, phase="prefill", batch=batch, length=length)
     served = [
         option
         for option in ranked.options
@@ -152,6 +154,11 @@ def _prefill(
         and serves(_placement(config, shape, option.partitioning), decoder)
     ]
     return _first(served).partitioning
+
+
+def _plan(config: ModelConfig, shape: Shape, chip: Chip, **asked: Any) -> Plan:
+    weights = "int8" if config.int8_activations else "bf16"
+    return plan(config, chip=chip, mesh_shape=shape, weights=weights, **asked)
 
 
 def _first(options: Sequence[Option]) -> Option:

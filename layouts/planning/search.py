@@ -70,11 +70,15 @@ def plan(
       will do; `.nearest` then says what comes nearest.
 
     Raises:
-      ValueError: a word or a size that cannot be.
+      ValueError: a word or a size that cannot be, or bf16 weights for `int8_activations`.
     """
     check_word("objective", objective, get_args(Objective))
     check_word("overlap", overlap, get_args(Overlap))
     config, chip = as_config(config), as_chip(chip)
+    if config.int8_activations and weights == "bf16":
+        raise ValueError(
+            f'{config.name}: int8_activations need int8 matrices; ask for weights="int8"'
+        )
     max_seconds = None if max_seconds is None else as_seconds("max_seconds", max_seconds)
     batches = BATCHES if batch is None else as_sizes("batch", batch, f"phase={phase!r}")
     sizes = planned_meshes(chip, mesh_shape, chips)

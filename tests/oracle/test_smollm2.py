@@ -94,6 +94,8 @@ def test_perplexity_in_int8(mesh_of: Any) -> None:
 
     plain, rounded = perplexity("plain"), perplexity("int8")
     narrow = perplexity("int8", int8_activations=True)
-    print(f"perplexity {plain:.3f} in bfloat16, {rounded:.3f} with int8 matrices, {narrow:.3f} all int8")
+    print(
+        f"perplexity {plain:.3f} in bfloat16, {rounded:.3f} with int8 matrices, {narrow:.3f} all int8"
+    )
     assert plain < rounded < 1.01 * plain
     assert rounded < narrow < 1.03 * plain
