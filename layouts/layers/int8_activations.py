@@ -9,12 +9,12 @@ import jax
 import collective_einsum as ce
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Weight
+from ..mesh.axis_collectives import WEIGHT_AXES, Activations
 from ..models.config import ModelConfig
 from ..partitionings.feedforward_layout import FeedForwardLayout, Outgoing, boundary_axes
 
 
-def incoming(c: jax.Array, config: ModelConfig, layout: FeedForwardLayout) -> Weight:
+def incoming(c: jax.Array, config: ModelConfig, layout: FeedForwardLayout) -> Activations:
     """c [rows, E over the rest], as `project_in` is to take it: int8 if the config says so.
 
     The scale of a token is that of all its features, whichever chips have them.
@@ -37,7 +37,7 @@ def outgoing(
 
 
 def _outgoing(term: Outgoing, layout: FeedForwardLayout) -> Outgoing:
-    if not isinstance(term.w, ce.Quantized):
+    if not isinstance(term.w, ce.Quantized) or isinstance(term.h, ce.Quantized):
         return term
     axes = WEIGHT_AXES if term.token_sharded else layout.features(WEIGHT_AXES)
     summed = [axis for axis in axes if axis in WEIGHT_AXES]

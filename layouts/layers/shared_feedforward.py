@@ -31,7 +31,7 @@ def shared_in(
     w_in = [weights[name] for name in config.shared_input_names]
     with jax.named_scope(SCOPE):
         inner = layout.project_in(c, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
-        return shared_columns(inner, factor, weights, config, layout, routing).h
+        return _hidden(inner, factor, config, layout, routing)
 
 
 def shared_out(
@@ -51,6 +51,16 @@ def shared_columns(
     routing: Routing | None,
 ) -> Outgoing:
     """Its hidden activations, times the weight of each token, from the results of `project_in`."""
+    return Outgoing(_hidden(inner, factor, config, layout, routing), weights["w_shared_out"])
+
+
+def _hidden(
+    inner: Sequence[jax.Array],
+    factor: jax.Array | None,
+    config: ModelConfig,
+    layout: FeedForwardLayout,
+    routing: Routing | None,
+) -> jax.Array:
     h = hidden([scale_rows(y, factor) for y in inner], {}, config)
     weight = None if routing is None else inner_routing(routing, layout).shared
-    return Outgoing(scale_rows(h, weight), weights["w_shared_out"])
+    return scale_rows(h, weight)

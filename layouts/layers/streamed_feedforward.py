@@ -18,7 +18,7 @@ from jax import lax
 import collective_einsum as ce
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes, Weight
+from ..mesh.axis_collectives import WEIGHT_AXES, Activations, Axes, Weight
 from ..models.config import ModelConfig
 from ..models.functions import BIASES, hidden, scale_rows
 from ..models.stacked_params import LayerWeights
@@ -37,7 +37,7 @@ def gathered_columns(layout: FeedForwardLayout, sizes: Mapping[str, int]) -> Axe
 
 
 def stream(
-    c: jax.Array,
+    c: Activations,
     factor: jax.Array | None,
     weights: LayerWeights,
     config: ModelConfig,

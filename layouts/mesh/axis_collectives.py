@@ -38,6 +38,8 @@ from .axes import names as names
 from .axes import size as size
 
 ScheduleLike = str | ce.Schedule
+# Activations, or what `int8_rows` makes of them.
+Activations = jax.Array | ce.Quantized
 # The product of activations with one weight, or those with several.
 Products = jax.Array | list[jax.Array]
 SomeWeight = TypeVar("SomeWeight", jax.Array, ce.Quantized, Weight)
@@ -191,7 +193,7 @@ def int8_rows(x: jax.Array, gathered: Sequence[str], summed: Sequence[str]) -> c
     return OwnScaled(q.values, q.scale, q.dtype) if few and live(summed) else q
 
 
-def local_einsum(spec: str, lhs: Weight, w: Weight) -> jax.Array:
+def local_einsum(spec: str, lhs: Activations, w: Weight) -> jax.Array:
     """An einsum without collectives, accumulated and returned in `wide(lhs.dtype)`.
 
     A Quantized w has one scale for each index of its last dimension, which is that of the result; a
@@ -206,7 +208,7 @@ def local_einsum(spec: str, lhs: Weight, w: Weight) -> jax.Array:
 @overload
 def all_gather_einsum(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Weight,
     axes: str | Sequence[str],
     gather: str,
@@ -216,7 +218,7 @@ def all_gather_einsum(
 @overload
 def all_gather_einsum(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Sequence[Weight],
     axes: str | Sequence[str],
     gather: str,
@@ -225,7 +227,7 @@ def all_gather_einsum(
 ) -> list[jax.Array]: ...
 def all_gather_einsum(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Weight | Sequence[Weight],
     axes: str | Sequence[str],
     gather: str,
@@ -252,7 +254,7 @@ def all_gather_einsum(
 @overload
 def einsum_reduce_scatter(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Weight,
     axes: str | Sequence[str],
     scatter: str,
@@ -262,7 +264,7 @@ def einsum_reduce_scatter(
 @overload
 def einsum_reduce_scatter(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Sequence[Weight],
     axes: str | Sequence[str],
     scatter: str,
@@ -271,7 +273,7 @@ def einsum_reduce_scatter(
 ) -> list[jax.Array]: ...
 def einsum_reduce_scatter(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Weight | Sequence[Weight],
     axes: str | Sequence[str],
     scatter: str,
@@ -297,7 +299,7 @@ def einsum_reduce_scatter(
 @overload
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Weight,
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
@@ -307,7 +309,7 @@ def all_gather_einsum_reduce_scatter(
 @overload
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Sequence[Weight],
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
@@ -316,7 +318,7 @@ def all_gather_einsum_reduce_scatter(
 ) -> list[jax.Array]: ...
 def all_gather_einsum_reduce_scatter(
     spec: str,
-    lhs: Weight,
+    lhs: Activations,
     w: Weight | Sequence[Weight],
     gather: tuple[str | Sequence[str], str],
     scatter: tuple[str | Sequence[str], str],
@@ -350,17 +352,17 @@ def _scattered(
     y: Products, spec: str, axes: str | Sequence[str], label: str, schedule: ScheduleLike
 ) -> Products:
     """Products, each summed over `axes` and scattered along a label of the result of `spec`."""
+    over, dim = (axes,) if isinstance(axes, str) else axes, spec.split("->")[1].index(label)
     if isinstance(y, list):
-        return [_scattered(one, spec, axes, label, schedule) for one in y]
-    axes = (axes,) if isinstance(axes, str) else axes
-    return reduce_scatter_alone(y, axes, spec.split("->")[1].index(label), schedule)
+        return [reduce_scatter_alone(one, over, dim, schedule) for one in y]
+    return reduce_scatter_alone(y, over, dim, schedule)
 
 
 @overload
-def _alone(spec: str, lhs: Weight, w: Weight) -> jax.Array: ...
+def _alone(spec: str, lhs: Activations, w: Weight) -> jax.Array: ...
 @overload
-def _alone(spec: str, lhs: Weight, w: Sequence[Weight]) -> list[jax.Array]: ...
-def _alone(spec: str, lhs: Weight, w: Weight | Sequence[Weight]) -> Products:
+def _alone(spec: str, lhs: Activations, w: Sequence[Weight]) -> list[jax.Array]: ...
+def _alone(spec: str, lhs: Activations, w: Weight | Sequence[Weight]) -> Products:
     """The einsum without collectives, in the dtype of lhs; a list of results if w is a list."""
     if isinstance(w, Sequence):
         return [_alone(spec, lhs, one) for one in w]

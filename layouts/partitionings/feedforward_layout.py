@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from ..mesh import axis_collectives as ax
 from ..mesh.axes import BATCH
-from ..mesh.axis_collectives import AXES, Axes, ScheduleLike, Weight
+from ..mesh.axis_collectives import AXES, Activations, Axes, ScheduleLike, SomeWeight, Weight
 from ..models.functions import wide
 
 
@@ -38,7 +38,7 @@ class Outgoing(NamedTuple):
       overlap_seconds: seconds of independent compute that the gather of h can overlap.
     """
 
-    h: jax.Array
+    h: Activations
     w: Weight
     token_sharded: bool = False
     features_gathered: bool = False
@@ -91,7 +91,7 @@ class FeedForwardLayout(Protocol):
 
     def project_in(
         self,
-        c: jax.Array,
+        c: Activations,
         weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
@@ -151,8 +151,8 @@ def feature_bias(
 
 
 def gather_features(
-    c: jax.Array, layout: FeedForwardLayout, size: int, schedule: ScheduleLike
-) -> jax.Array:
+    c: SomeWeight, layout: FeedForwardLayout, size: int, schedule: ScheduleLike
+) -> SomeWeight:
     """c [rows, E over `boundary_axes`] as [rows, E]; c itself if it has all `size` of E already."""
     if c.shape[1] == size:
         return c

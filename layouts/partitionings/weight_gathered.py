@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Axes, ScheduleLike, Weight
+from ..mesh.axis_collectives import AXES, WEIGHT_AXES, Activations, Axes, ScheduleLike, Weight
 from .feedforward_layout import FeedForwardLayout, Outgoing, boundary_axes, gather_features, total
 
 
@@ -60,7 +60,7 @@ class WeightGathered(FeedForwardLayout):
 
     def project_in(
         self,
-        c: jax.Array,
+        c: Activations,
         weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
@@ -87,7 +87,7 @@ class WeightGathered(FeedForwardLayout):
 
 
 def _gathered(
-    spec: str, x: jax.Array, w: Weight, columns: Axes, schedule: ScheduleLike
+    spec: str, x: Activations, w: Weight, columns: Axes, schedule: ScheduleLike
 ) -> jax.Array:
     """x times w, which is all-gathered along E over x, and along F over `columns`."""
     if columns:

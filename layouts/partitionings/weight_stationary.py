@@ -11,7 +11,7 @@ from jax import lax
 
 from ..arguments import as_flag
 from ..mesh import axis_collectives as ax
-from ..mesh.axis_collectives import WEIGHT_AXES, Axes, ScheduleLike, Weight
+from ..mesh.axis_collectives import WEIGHT_AXES, Activations, Axes, ScheduleLike, Weight
 from .feedforward_layout import FeedForwardLayout, Outgoing, total
 
 # The einsum of `project_out`.
@@ -98,7 +98,7 @@ class WeightStationary2D(FeedForwardLayout):
 
     def project_in(
         self,
-        c: jax.Array,
+        c: Activations,
         weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
@@ -136,7 +136,7 @@ class WeightStationary1D(FeedForwardLayout):
 
     def project_in(
         self,
-        c: jax.Array,
+        c: Activations,
         weights: Sequence[Weight],
         sharded: Sequence[Axes],
         schedule: ScheduleLike,
@@ -154,7 +154,7 @@ class WeightStationary1D(FeedForwardLayout):
 
 
 def project_in_token_sharded(
-    c: jax.Array, weights: Sequence[Weight], schedule: ScheduleLike, overlap_seconds: float = 0.0
+    c: Activations, weights: Sequence[Weight], schedule: ScheduleLike, overlap_seconds: float = 0.0
 ) -> list[jax.Array]:
     """`project_in` of a weight-stationary layout, with rows scattered over x instead of features: for
     attention whose batch is sharded over x anyway.
@@ -165,7 +165,7 @@ def project_in_token_sharded(
 
 
 def _gather_and_scatter(
-    c: jax.Array,
+    c: Activations,
     weights: Sequence[Weight],
     gather: str,
     scatter: str,
