@@ -28,7 +28,7 @@ from layouts.partitionings.feedforward_layout import FeedForwardLayout
 from layouts.partitionings.weight_gathered import WeightGathered
 
 from .arrangements import BY_POSITION, FEEDFORWARDS, MESHES
-from .models import name, prompts
+from .models import prompts
 
 LAYOUTS = (*FEEDFORWARDS, BY_POSITION)
 RELU = dataclasses.replace(TINY_GEGLU, activation="relu", biases=False, int8_activations=True)
@@ -108,9 +108,12 @@ PLANS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("few", [True, False], ids=["own scales", "shared scales"])
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("config", BLOCKS, ids=name)
+@pytest.mark.parametrize(
+    ("config", "few"),
+    list(zip(BLOCKS, (True, False), strict=True)),
+    ids=["own scales", "shared scales"],
+)
 def test_decoder_errs_as_on_one_device(
     mesh_of: Any, monkeypatch: pytest.MonkeyPatch, config: Any, plan: str, few: bool
 ) -> None:

@@ -77,7 +77,7 @@ def test_answers_are_as_likely_when_rounded(mesh_of: Any) -> None:
 
 @pytest.mark.exhaustive
 def test_perplexity_in_int8(mesh_of: Any) -> None:
-    """Of int8 matrices within 1% of that in bfloat16, and with int8 activations as well within 3%, of
+    """Of int8 matrices within 1% of that in bfloat16, and with int8 activations as well within 4%, of
     more than 10,000 tokens of Python's own documents."""
     mesh = mesh_of((2, 2, 2), "xyz")
     text = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
@@ -98,4 +98,4 @@ def test_perplexity_in_int8(mesh_of: Any) -> None:
         f"perplexity {plain:.3f} in bfloat16, {rounded:.3f} with int8 matrices, {narrow:.3f} all int8"
     )
     assert plain < rounded < 1.01 * plain
-    assert rounded < narrow < 1.03 * plain
+    assert rounded < narrow < 1.04 * plain
