@@ -134,10 +134,12 @@ def quantize(
     if axis_name is not None:
         axes_over = axis_names(axis_name)
         axis_size(axes_over)
-        top = lax.pmax(top, axes_over)
+        # An all-reduce of the largest may lose a NaN.
+        top = lax.pmax(jnp.where(jnp.isnan(top), jnp.inf, top), axes_over)
     scale = top / largest
-    # The scale itself decides, not the maximum: a subnormal maximum has scale 0 as well.
-    scale = jnp.where(scale > 0, scale, 1)
+    # The scale itself decides, not the maximum: a subnormal maximum has scale 0 as well. One that is
+    # infinite or NaN stays so, and shows in products.
+    scale = jnp.where(scale == 0, 1, scale)
     values = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -largest, largest).astype(dtype)
     return Quantized(values, scale, standing)
 

@@ -31,9 +31,8 @@ def attention(
     """Attention without its norm; x is [rows, E over the rest]."""
     columns, _ = project_heads(x, weights, step, None, [])
     o, new = attend_columns(columns, weights, step, past, prefix)
-    y = step.feedforward.project_out(
-        outgoing([o], step.config, step.feedforward), step.schedules.projections
-    )
+    layout, schedule = step.feedforward, step.schedules.projections
+    y = layout.project_out(outgoing([o], step.config, layout, schedule), schedule)
     return add_output_bias(y, weights, step, "b_o"), new
 
 
@@ -63,7 +62,7 @@ def project_heads(
     stored = [place_.queries.stored, place_.keys.stored]
     feature_axes, overlaps = [WEIGHT_AXES] * len(others), step.schedules.overlaps
     inputs = overlaps.inputs
-    narrow = incoming(c, step.config, layout)
+    narrow = incoming(c, step.config, layout, schedule)
     if place_.token_sharded:
         columns = project_in_token_sharded(narrow, heads, step.schedule, overlaps.heads)
         rest = layout.project_in(narrow, others, feature_axes, schedule, inputs) if others else []

@@ -56,8 +56,8 @@ def parallel(
             first, then = lax.optimization_barrier((o.h, h.h))
             o, h = o._replace(h=first), h._replace(h=then, gather_overlapped=True)
         terms = [o, h, *rest]
-    terms = outgoing(terms, config, layout)
-    y = layout.project_out(terms, schedules.outputs or schedules.projections)
+    out = schedules.outputs or schedules.projections
+    y = layout.project_out(outgoing(terms, config, layout, out), out)
     y = add_output_bias(y, weights, step, "b_o")
     y = _add_feedforward_bias(y, weights, step, routing)
     return add_residual(x, y, config=config), new
@@ -74,7 +74,8 @@ def serial(
     c, inverse = _before(x, weights, "norm", step)
     columns, _ = project_heads(c, weights, step, inner_rows(inverse, step), [])
     o, new = attend_columns(columns, weights, step, past, prefix)
-    y = layout.project_out(outgoing([o], config, layout), schedules.projections)
+    out = schedules.projections
+    y = layout.project_out(outgoing([o], config, layout, out), out)
     y = _after(add_output_bias(y, weights, step, "b_o"), weights, "norm_after", step)
     x = add_residual(x, y, config=config)
 

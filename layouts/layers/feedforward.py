@@ -65,15 +65,17 @@ def projected(
         between = _between(factor, weights, config, layout, schedules.given, routing)
         w_in = [weights[name] for name in config.input_names]
         return split_feedforward(c, w_in, weights["w_out"], between, ("x",), ax.live(WEIGHT_AXES))
+    schedule = schedules.projections
     if schedules.weight_ring is not None:
         c = gather_features(c, layout, config.d_model, schedules.given)
-        narrow = incoming(c, config, layout)
+        narrow = incoming(c, config, layout, schedule)
         terms = stream(narrow, factor, weights, config, layout, [], schedules.weight_ring)
-        return layout.project_out(outgoing(terms, config, layout), schedules.projections)
-    w_in, narrow = input_matrices(weights, config), incoming(c, config, layout)
-    inner = layout.project_in(narrow, w_in, [WEIGHT_AXES] * len(w_in), schedules.projections)
+        return layout.project_out(outgoing(terms, config, layout, schedule), schedule)
+    w_in = input_matrices(weights, config)
+    narrow = incoming(c, config, layout, schedule)
+    inner = layout.project_in(narrow, w_in, [WEIGHT_AXES] * len(w_in), schedule)
     terms = columns_out(inner, factor, weights, config, layout, schedules.given, routing)
-    return layout.project_out(outgoing(terms, config, layout), schedules.projections)
+    return layout.project_out(outgoing(terms, config, layout, schedule), schedule)
 
 
 def input_matrices(weights: LayerWeights, config: ModelConfig) -> list[Weight]:

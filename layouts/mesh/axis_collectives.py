@@ -176,7 +176,9 @@ class OwnScaled(ce.Quantized):
     summed over devices."""
 
 
-def int8_rows(x: jax.Array, gathered: Sequence[str], summed: Sequence[str]) -> ce.Quantized:
+def int8_rows(
+    x: jax.Array, gathered: Sequence[str], summed: Sequence[str], schedule: ScheduleLike
+) -> ce.Quantized:
     """Each row of x [rows, n over `gathered` and `summed`] as int8 with one scale.
 
     Args:
@@ -185,9 +187,10 @@ def int8_rows(x: jax.Array, gathered: Sequence[str], summed: Sequence[str]) -> c
         scale.
       summed: axes over which the products of shards are summed. Where there are many rows, shards have
         one scale over these too, which a ring can multiply its sums by; where there are few, finding
-        it takes longer than a ring saves, and each device has its own.
+        it takes longer than a ring saves, and under "auto" each device has its own.
+      schedule: of the einsums that take them.
     """
-    few = x.shape[0] <= tuning.OWN_SCALE_ROWS
+    few = x.shape[0] <= tuning.OWN_SCALE_ROWS and as_schedule(schedule) is None
     axes = live(gathered) if few else live((*gathered, *summed))
     q = ce.quantize(x, -1, axis_name=names(axes) if axes else None)
     return OwnScaled(q.values, q.scale, q.dtype) if few and live(summed) else q

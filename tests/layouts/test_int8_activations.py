@@ -144,6 +144,18 @@ def test_generates_under_the_default_plans(mesh_of: Any) -> None:
     assert np.isfinite(np.asarray(scores)[:, 1:]).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_token_that_is_not_finite_stays_so(mesh_of: Any, layout: Any) -> None:
+    """And no other becomes it."""
+    weights = quantize(init(jax.random.key(0), RELU, jnp.float32))["blocks"]
+    one = {key: jax.tree.map(lambda w: w[0], weights[key]) for key in ("w_in", "w_gate", "w_out")}
+    x = jax.random.normal(jax.random.key(1), (8, 8, RELU.d_model)).at[3, 5, 7].set(jnp.nan)
+    mesh = mesh_of((2, 2, 2), "xyz")
+    y = np.asarray(layouts.feedforward(x, one, RELU, layout, mesh=mesh))
+    assert not np.isfinite(y[3, 5]).any()
+    assert np.isfinite(y).sum() == y.size - RELU.d_model
+
+
 def lowered(mesh: Any, plan: str, weights: str = "int8") -> str:
     config = dataclasses.replace(TINY_GROUPED, int8_activations=True)
     how: dict[str, Any] = {"plan": plan, "weights": weights, "chip": "v5e"}
