@@ -169,3 +169,24 @@ def test_an_operand_behind_a_fusion_that_only_reshapes_it_is_read() -> None:
         outer,
     )
     assert of_root(module) == (0, 128)
+
+
+@pytest.mark.parametrize(
+    ("said", "moved"),
+    [
+        (None, 8 * 64 * 128 * 2 + 64 * 128 * 2),
+        (0, 9 * 64 * 128 * 2),
+        (40000, 40000),
+        (10**9, 147456),
+    ],
+)
+def test_a_kernel_that_reads_a_part_of_its_operands(said: int | None, moved: int) -> None:
+    """Such as one layer of the keys of all: what its author says, where that is less than all."""
+    config = "" if said is None else f'"cost_estimate":{{"flops":"8","bytes_accessed":"{said}"}}'
+    module = entry(
+        f"""%keys = bf16[8,64,128]{{2,1,0}} parameter(0)
+        %q = bf16[64,128]{{1,0:S(1)}} parameter(1)
+        ROOT %k = bf16[64,128]{{1,0}} custom-call(%q, %keys), custom_call_target="tpu_custom_call", \
+backend_config={{"custom_call_config":{{{config}}}}}"""
+    )
+    assert of_root(module) == (0, moved)

@@ -59,7 +59,8 @@ def is_free(instruction: hlo.Instruction) -> bool:
 def hbm_bytes(
     module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
 ) -> int:
-    """Bytes that a synchronous instruction reads from and writes to HBM."""
+    """Bytes that a synchronous instruction reads from and writes to HBM; of a kernel whose author
+    estimates them (`pl.CostEstimate`), no more than that."""
     if is_free(instruction):
         return 0
     if instruction.opcode in ("fusion", "call"):
@@ -74,7 +75,9 @@ def hbm_bytes(
         _operand_read(instruction, place, computation[operand])
         for place, operand in enumerate(instruction.operands)
     )
-    return read + _written(module, computation, instruction.shape, instruction)
+    moved = read + _written(module, computation, instruction.shape, instruction)
+    # A kernel may read a part of its operands: one layer of all layers' keys.
+    return min(moved, instruction.estimated_bytes or moved)
 
 
 @dataclasses.dataclass(frozen=True)

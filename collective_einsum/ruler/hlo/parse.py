@@ -78,6 +78,12 @@ class Instruction:
         return int(match[1]) if match else 1
 
     @property
+    def estimated_bytes(self) -> int | None:
+        """The bytes that the author of a kernel says it reads and writes (`pl.CostEstimate`)."""
+        match = re.search(r'"bytes_accessed":"?(\d+)', self.attributes.get("backend_config", ""))
+        return int(match[1]) if match else None
+
+    @property
     def custom_call_target(self) -> str:
         """The target of a custom call; empty for other ops."""
         return self.attributes.get("custom_call_target", "").strip('"')
