@@ -9,13 +9,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from .. import tuning
 from ..mesh.axis_collectives import Axes, size
 
 # Bytes of an element of activations, on the chip and on the links: bfloat16.
 ACTIVATION_BYTES = 2
-# Bytes of a row's scale: float32.
-SCALE_BYTES = 4
 # The all-to-alls that send tokens to the chips that have their experts, and results back.
 EXPERTS_TOKENS = "experts' tokens"
 
@@ -222,24 +219,6 @@ def transfer(
     axes = tuple(axis for axis in axes if sizes[axis] > 1)
     if axes:
         yield Transfer(name, kind, axes, size(axes, sizes), elements * element_bytes)
-
-
-def rounding(
-    rows: float, columns: float, sharded: Axes, summed: Axes, sizes: Mapping[str, int]
-) -> Iterator[Item]:
-    """Rounding of [rows, columns] on a chip to int8, and finding the rows' scales; see
-    `axis_collectives.int8_rows`.
-
-    Args:
-      rows, columns: of the chip.
-      sharded: the axes that shard rows.
-      summed: those over which products of shards are summed, rather than shards gathered.
-      sizes: of the mesh axes.
-    """
-    yield Copies("int8 rows", tuning.INT8_PASSES * rows * columns * ACTIVATION_BYTES)
-    own = rows <= tuning.OWN_SCALE_ROWS
-    axes = [axis for axis in sharded if not (own and axis in summed)]
-    yield from transfer("scales of rows", "all-reduce", axes, rows, SCALE_BYTES, sizes)
 
 
 def gathered_weight(

@@ -20,9 +20,6 @@ from ..partitionings.attention_placement import FeatureSharding, Placement, plac
 from ..partitionings.cache_stores import stored_positions
 from ..partitionings.feedforward_layout import (
     FeedForwardLayout,
-    boundary_axes,
-    inner_token_axes,
-    token_axes,
 )
 from ..partitionings.partitioning import PlanLike, as_plan
 from .experts_cost import grouped
@@ -35,9 +32,9 @@ from .layer_items import (
     Load,
     Transfer,
     gathered_weight,
-    rounding,
     transfer,
 )
+from .rounding_items import rounded_in, rounded_out, rows_in, rows_out, sums_apart
 from .router_items import router_items
 
 
@@ -93,23 +90,9 @@ class Layer:
         """Bytes of an element of what matrices multiply."""
         return 1 if self.rounds else ACTIVATION_BYTES
 
-    def rounded_in(self) -> Iterator[Item]:
-        """Rounding the activations between layers to int8 for input matrices, if the config says so."""
-        if self.rounds:
-            axes = self.live(boundary_axes(self.layout))
-            rows = self.load.tokens // self.n(token_axes(self.layout))
-            columns = self.config.d_model // self.n(axes)
-            yield from rounding(rows, columns, axes, self.layout.summed_axes, self.sizes)
-
-    def rounded_out(self, name: str, columns: int) -> Iterator[Item]:
-        """The same of features on their way to an output matrix, of `columns` on all chips."""
-        if self.rounds:
-            token_sharded = name == "w_o" and self.placement.token_sharded
-            axes = self.layout.features(WEIGHT_AXES)
-            axes = self.live(WEIGHT_AXES if token_sharded else axes)
-            rows = self.load.tokens // self.n(inner_token_axes(self.layout))
-            rows //= self.n(("x",)) if token_sharded and not self.layout.moves_tokens else 1
-            yield from rounding(rows, columns // self.n(axes), axes, WEIGHT_AXES, self.sizes)
+    def is_token_sharded(self, name: str) -> bool:
+        """Whether what an output matrix multiplies is sharded over x by rows, as attention leaves it."""
+        return name == "w_o" and self.placement.token_sharded
 
     @property
     def gathered_axes(self) -> Axes:
@@ -137,7 +120,7 @@ class Layer:
         self, names: Sequence[str], *, token_sharded: bool = False, shared: bool = False
     ) -> Iterator[Item]:
         """`project_in` of some matrices, or `project_in_token_sharded`."""
-        yield from self.rounded_in()
+        yield from rounded_in(self)
         if self.gathered_axes:
             yield from self.into_gathered(names)
             return
@@ -151,6 +134,7 @@ class Layer:
         gather = self.moved("activations", "all-gather", apart, m * e, self.input_bytes)
         scatters = self.scatters_x or token_sharded
         kind: Kind = "reduce-scatter" if scatters else "all-reduce"
+        summed_after = not scatters or sums_apart(self, rows_in(self))
         sums = self.moved("sums over x", kind, ("x",), m * sum(f))
         yield Einsum(
             tuple(names),
@@ -160,13 +144,13 @@ class Layer:
             self.load.weight_bytes,
             gather and ("m" if self.layout.moves_tokens else "e", gather),
             False,
-            (sums and ("m" if self.layout.moves_tokens or token_sharded else "f", sums))
-            if scatters
-            else None,
+            None
+            if summed_after
+            else sums and ("m" if self.layout.moves_tokens or token_sharded else "f", sums),
             shared,
             input_bytes=self.input_bytes,
         )
-        if not scatters:
+        if summed_after:
             for columns in f:
                 yield from self.transfer("sums over x", kind, ("x",), m * columns, ACTIVATION_BYTES)
 
@@ -212,7 +196,7 @@ class Layer:
         if axes:
             m, e = self.load.tokens // self.n(axes), config.d_model
             for name in names:
-                yield from self.rounded_out(name, features[name])
+                yield from rounded_out(self, name, features[name])
                 yield from self.weight(name, m, e, features[name], WEIGHT_AXES, "out")
             kept = self.live(axis for axis in AXES if axis not in axes)
             sums = self.moved("sums", "reduce-scatter", kept, m * e)
@@ -221,11 +205,12 @@ class Layer:
         m, e = self.load.tokens, config.d_model // self.sizes["x"]
         kind: Kind = "all-reduce" if self.layout.repeated_axes else "reduce-scatter"
         sums = self.moved("sums over yz", kind, WEIGHT_AXES, m * e)
-        alone = len(names) > 1 or bool(self.layout.repeated_axes)
+        few = any(sums_apart(self, rows_out(self, name)) for name in names)
+        alone = len(names) > 1 or bool(self.layout.repeated_axes) or few
         for name in names:
-            yield from self.rounded_out(name, features[name])
+            yield from rounded_out(self, name, features[name])
             f = features[name] // self.n(WEIGHT_AXES)
-            rows = self.layout.moves_tokens or (name == "w_o" and self.placement.token_sharded)
+            rows = self.layout.moves_tokens or self.is_token_sharded(name)
             gather = None
             if rows or self.scatters_x:
                 gather = self.moved("features", "all-gather", ("x",), m * f, self.input_bytes)

@@ -18,6 +18,8 @@ from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.replay import replay
 from layouts import tuning
+from layouts.cost.layer_items import Einsum, Transfer
+from layouts.cost.layer_work import layer_work
 from layouts.cost.step_cost import Cost
 from layouts.cost.step_cost import cost as cost_of
 from layouts.cost.workload import load
@@ -264,3 +266,24 @@ def test_compiled_matrices_multiply_int8() -> None:
     assert none == 0
     assert count >= 6
     assert rounded_dots < 0.7 * plain
+
+
+def test_few_rows_are_priced_as_they_run() -> None:
+    """With scales of each chip's own, sums come after the einsums, and scales need no all-reduce over
+    axes that are summed over."""
+    config = dataclasses.replace(layouts.model("llama-3.1-70b"), int8_activations=True)
+    sizes = {"x": 4, "y": 4, "z": 1}
+
+    def items(batch: int, length: int) -> tuple[set[str], list[bool]]:
+        asked = load("prefill", batch=batch, length=length, weights="int8")
+        made = layer_work(config, "WS 2D batch, batch z", sizes, asked)
+        names = {item.name for item in made if isinstance(item, Transfer)}
+        return names, [item.scatter is not None for item in made if isinstance(item, Einsum)]
+
+    names, scattered = items(batch=16, length=16)
+    assert not any(scattered)
+    assert {"sums over x", "sums over yz"} <= names
+    assert "scales of rows" not in names
+    names, scattered = items(batch=16, length=1024)
+    assert all(scattered)
+    assert "scales of rows" in names
