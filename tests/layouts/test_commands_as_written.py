@@ -56,7 +56,9 @@ def test_command(
     if "--model" in words:
         begins = "palm-540b, prefill, on TPU v4: ranked by latency"
     if "--replay" in words:
-        begins = "llama-3.1-70b, decode, on TPU v5e, scanned layers: ranked by latency"
+        rounded = ", int8 activations" if "--int8_activations" in words else ""
+        phase = "prefill" if "--phase" in words else "decode"
+        begins = f"llama-3.1-70b{rounded}, {phase}, on TPU v5e, scanned layers: ranked by latency"
     assert printed.out.startswith(begins)
     assert len(printed.out) > 2
 
