@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from .. import tuning
 from ..mesh.axis_collectives import WEIGHT_AXES, Axes
 from ..partitionings.feedforward_layout import boundary_axes, inner_token_axes, token_axes
+from .layer_case import LayerCase
 from .layer_items import ACTIVATION_BYTES, Copies, Item
-
-if TYPE_CHECKING:
-    from .layer_work import Layer
 
 # Bytes of a row's scale: float32.
 _SCALE_BYTES = 4
 
 
-def rounded_in(layer: Layer) -> Iterator[Item]:
+def rounded_in(layer: LayerCase) -> Iterator[Item]:
     """Rounding the activations between layers for input matrices, if the step does."""
     if layer.rounds:
         axes = layer.live(boundary_axes(layer.layout))
@@ -26,7 +23,7 @@ def rounded_in(layer: Layer) -> Iterator[Item]:
         yield from _rounded(layer, rows_in(layer), columns, axes, layer.layout.summed_axes)
 
 
-def rounded_out(layer: Layer, name: str, columns: int) -> Iterator[Item]:
+def rounded_out(layer: LayerCase, name: str, columns: int) -> Iterator[Item]:
     """The same of features on their way to an output matrix, of `columns` on all chips."""
     if layer.rounds:
         axes = layer.layout.features(WEIGHT_AXES)
@@ -35,26 +32,26 @@ def rounded_out(layer: Layer, name: str, columns: int) -> Iterator[Item]:
         yield from _rounded(layer, rows_out(layer, name), own, axes, WEIGHT_AXES)
 
 
-def rows_in(layer: Layer) -> int:
+def rows_in(layer: LayerCase) -> int:
     """Rows of a chip between layers."""
     return layer.load.tokens // layer.n(token_axes(layer.layout))
 
 
-def rows_out(layer: Layer, name: str) -> int:
+def rows_out(layer: LayerCase, name: str) -> int:
     """Rows of a chip before an output matrix and its gather."""
     rows = layer.load.tokens // layer.n(inner_token_axes(layer.layout))
     over_x = layer.is_token_sharded(name) and not layer.layout.moves_tokens
     return rows // layer.n(("x",)) if over_x else rows
 
 
-def sums_apart(layer: Layer, rows: int) -> bool:
+def sums_apart(layer: LayerCase, rows: int) -> bool:
     """Whether products of so many rows of a chip are summed after their einsum, since their scales are
     the chip's own; see `axis_collectives.int8_rows`."""
     return layer.rounds and rows <= tuning.OWN_SCALE_ROWS
 
 
 def _rounded(
-    layer: Layer, rows: int, columns: int, sharded: Axes, summed: Iterable[str]
+    layer: LayerCase, rows: int, columns: int, sharded: Axes, summed: Iterable[str]
 ) -> Iterator[Item]:
     """Rounding of [rows, columns] on a chip, of rows `sharded` over axes, and an all-reduce of scales
     but over those axes over which products are `summed` apart."""
