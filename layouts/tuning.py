@@ -163,17 +163,6 @@ LOGIT_BYTES = 2**26
 # 3.1 70B with an int8 cache, 245 and 289 (libtpu 0.0.50.1, layers unrolled).
 UNROLLED_WRITES = 64
 
-# In an unrolled step, a cache of fewer bytes is written layer by layer: the TPU compiler would bring
-# all of it into on-chip memory (128 MiB of a v4) to write it at the end, in place of weights.
-ON_CHIP_BYTES = 128 * 2**20
-
-# So it is with up to so many sequences on a chip: every layer writes each of them apart, and a write
-# takes 1.2 us of a v5e or more. Llama 3.1 70B on v5e:4x4, int8 weights and cache, 8 sequences of 512
-# positions, 8 layers less 4: 136 us a layer if each is written as it is made, 107 us at the end. With
-# two sequences on a v4 and writes at the end, a small cache takes the place of a weight in on-chip
-# memory (`tests/layouts/test_stacking.py`).
-EARLY_SEQUENCES = 2
-
 # The cost model ------------------------------------------------------------------------------------
 #
 # Fitted to replayed layers on v4; `python -m bench paper` prints what the model predicts with all of

@@ -98,6 +98,7 @@ def option_sets(chip: Chip) -> dict[str, dict[str, Any]]:
     sets = {
         "no windowed einsum": _NO_WINDOWED_EINSUM,
         "those of ce.jit": dict(chip.compiler_options),
+        "weights ahead": dict(chip.weights_ahead_options),
         "SparseCores": dict(chip.sparse_core_options),
         "queue of SparseCores": dict(chip.sparse_core_queue_options),
     }

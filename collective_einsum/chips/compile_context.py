@@ -20,7 +20,10 @@ _likely = jax.make_user_context(default_value=None)
 
 
 def compiler_options(
-    chip: Chip | str | None = None, *, sparse_cores: bool | Literal["queue"] = False
+    chip: Chip | str | None = None,
+    *,
+    sparse_cores: bool | Literal["queue"] = False,
+    weights_ahead: bool = False,
 ) -> dict[str, CompilerOption]:
     """Options for `jax.jit(..., compiler_options=...)` under which the chip's compiler overlaps more of
     lax's collectives with compute; {} for a chip whose compiler has none.
@@ -32,6 +35,9 @@ def compiler_options(
         dot waits for them: `collective_einsum.advise` tries it. "queue" lets them run reduce-scatters
         too, and queue what comes while they are busy: for programs that gather weights and scatter
         their gradients.
+      weights_ahead: also copy weights into on-chip memory earlier, while collectives are under way. It
+        helps programs of few rows, bound by HBM, whose weights are arrays of their own, and not slices
+        of a stack: `collective_einsum.advise` tries it.
 
     Raises:
       ValueError: no chip has that name, or `sparse_cores` is none of its values.
@@ -39,9 +45,11 @@ def compiler_options(
     if sparse_cores not in (False, True, "queue"):
         raise ValueError(f"sparse_cores={sparse_cores!r}; give False, True or 'queue'")
     known = chip_for(attached_kind()) if chip is None else as_chip(chip)
-    if sparse_cores == "queue":
-        return dict(known.with_sparse_core_queue().compiler_options)
-    return dict((known.with_sparse_cores() if sparse_cores else known).compiler_options)
+    more = known.weights_ahead_options if weights_ahead else ()
+    if sparse_cores:
+        queue = sparse_cores == "queue"
+        known = known.with_sparse_core_queue() if queue else known.with_sparse_cores()
+    return dict((*known.compiler_options, *more))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # The value of an XLA option.
-CompilerOption = bool | int | str
+CompilerOption = bool | int | float | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,9 @@ class CompilerHabits:
       compiler_options: names and values; see `collective_einsum.compiler_options`.
       no_prefetch_options: further options, under which a program does not end with a copy into
         on-chip memory of what its next run reads first.
+      weights_ahead_options: further options, under which weights that are arrays of their own are copied
+        into on-chip memory earlier, while collectives before their matmul are under way, and whole: for
+        steps of few tokens that wait for HBM.
       sparse_core_options: further options, under which SparseCores run all-gathers, asynchronously; not
         in `compiler_options`, since a gather that nothing overlaps takes `offload_seconds` longer.
       sparse_core_queue_options: further options, under which SparseCores run all-gathers and
@@ -41,6 +44,7 @@ class CompilerHabits:
     asynchronous_by_options: tuple[str, ...]
     compiler_options: tuple[tuple[str, CompilerOption], ...]
     no_prefetch_options: tuple[tuple[str, CompilerOption], ...]
+    weights_ahead_options: tuple[tuple[str, CompilerOption], ...] = ()
     sparse_core_options: tuple[tuple[str, CompilerOption], ...] = ()
     sparse_core_queue_options: tuple[tuple[str, CompilerOption], ...] = ()
     sparse_cores_queue: bool = False

@@ -19,6 +19,10 @@ _QUEUE_OF_SPARSE_CORES = (
     (f"{_OFFLOAD}reduce_scatter", True),
     ("xla_tpu_enable_sparse_core_offload_queuing_in_lhs", True),
 )
+_WEIGHTS_AHEAD = (
+    ("xla_tpu_sliced_prefetch_max_slices", 0),
+    ("xla_msa_preferred_overlap_to_async_copy_ratio", 6.0),
+)
 
 TPU_V4 = CompilerHabits(
     asynchronous=(),  # H2 in docs/compiler.md
@@ -28,6 +32,7 @@ TPU_V4 = CompilerHabits(
         ("xla_tpu_enable_async_all_to_all", True),
     ),
     no_prefetch_options=(("xla_msa_max_cross_program_prefetches", 0),),
+    weights_ahead_options=_WEIGHTS_AHEAD,
     starts_hops_early=True,
     widens_in_rows=True,
 )
@@ -39,6 +44,7 @@ TPU_V5P = CompilerHabits(
     asynchronous_by_options=("all_to_all",),
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
+    weights_ahead_options=_WEIGHTS_AHEAD,
     sparse_core_options=_GATHERS_ON_SPARSE_CORES,
     sparse_core_queue_options=_QUEUE_OF_SPARSE_CORES,
     sparse_cores_queue=True,
@@ -50,6 +56,7 @@ TPU_V5E = CompilerHabits(
     asynchronous_by_options=("all_to_all",),
     compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
     no_prefetch_options=(),
+    weights_ahead_options=_WEIGHTS_AHEAD,
     starts_hops_early=True,
 )
 

@@ -27,7 +27,7 @@ _CHIP_OF_KIND: dict[str, Chip] = {
     "TPU v7x": TPU_7X,
     "NVIDIA H100 80GB HBM3": H100,
     "NVIDIA H200": H200,
-    "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=()),
+    "cpu": replace(TPU_V4, compiler_options=(), no_prefetch_options=(), weights_ahead_options=()),
 }
 
 # Compiler options that XLA:TPU knows and other backends refuse.
@@ -37,6 +37,7 @@ _TPU_OPTIONS = {
     for name, _ in (
         *chip.compiler_options,
         *chip.no_prefetch_options,
+        *chip.weights_ahead_options,
         *chip.sparse_core_options,
         *chip.sparse_core_queue_options,
     )

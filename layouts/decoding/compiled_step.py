@@ -58,8 +58,9 @@ class Program:
     Attributes:
       config, mesh, schedule: as `layouts.prefill`.
       plan: the layouts.
-      embedding_bytes: bytes of the global embedding table, where each layer's weights are arrays of
-        their own, which the compiler brings into on-chip memory ahead of their matmuls; else 0.
+      unrolled: whether each layer's weights are arrays of their own, which the compiler brings into
+        on-chip memory ahead of their matmuls.
+      embedding_bytes: bytes of the global embedding table, where layers are unrolled; else 0.
       chip: the chip that the caller named, or None.
       load: the workload; None for a program that keeps a cache and runs no step.
       sparse_cores: whether it is compiled with all-gathers on SparseCores, as it is where the load is
@@ -75,6 +76,7 @@ class Program:
     mesh: MeshLike
     plan: Partitioning
     schedule: ScheduleLike = "auto"
+    unrolled: bool = False
     embedding_bytes: int = 0
     chip: Chip | None = None
     load: dataclasses.InitVar[Load | None] = None
@@ -104,7 +106,8 @@ class Program:
         """The program for parameters, of which only kinds and shapes matter."""
         check_int8_matrices(config, layer_of_kind(params))
         embedding_bytes = 0
-        if is_unrolled(params) and "embedding" in params:
+        unrolled = is_unrolled(params)
+        if unrolled and "embedding" in params:
             table = values(params["embedding"])
             embedding_bytes = math.prod(table.shape) * table.dtype.itemsize
         return cls(
@@ -112,6 +115,7 @@ class Program:
             mesh=mesh,
             plan=as_plan(plan),
             schedule=schedule,
+            unrolled=unrolled,
             embedding_bytes=embedding_bytes,
             chip=None if chip is None else ce.as_chip(chip),
             load=load,
@@ -160,12 +164,14 @@ class Program:
         return placed_specs(cache, self.placement)
 
     @property
-    def compiler_options(self) -> dict[str, bool | int | str]:
+    def compiler_options(self) -> dict[str, bool | int | float | str]:
         """The options that it is compiled under: none where all collectives are to block."""
         if as_schedule(self.schedule) == as_schedule("blocking"):
             return {}
         chip = self.chip or chip_of(self.mesh)
         options = (chip.with_sparse_cores() if self.sparse_cores else chip).compiler_options
+        if self.unrolled:
+            options += chip.weights_ahead_options
         shard_bytes = self.embedding_bytes // size(vocab_axes(self.config, self.sizes), self.sizes)
         if 0 < shard_bytes <= chip.cmem_bytes:
             # Without a copy of the table for the next step, which takes the room of weights: H6 in

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import KeyPath
 
-from .. import tuning
 from ..layers.block import block
 from ..layers.kv_cache import append, as_stored, fill
 from ..layers.layer_context import Past, Step
@@ -106,12 +105,12 @@ def append_layers(
         weights, past, prefix = layer
         return block(x, weights, step, past, prefix)
 
-    def write(pair: Pair, new: Past, store: Store, own: jax.Array, layer: int = 0) -> Pair:
+    def write(pair: Pair, new: Past, store: Store, own: jax.Array) -> Pair:
         starts, rolls = step.lengths, store.rolls
         (k, v), (new_k, new_v) = pair, new
         return (
-            append(k, new_k, starts, own, layer, rolls=rolls),
-            append(v, new_v, starts, own, layer, rolls=rolls),
+            append(k, new_k, starts, own, rolls=rolls),
+            append(v, new_v, starts, own, rolls=rolls),
         )
 
     held, prefix = list(cache.stores), _prefix(cache, step)
@@ -119,25 +118,19 @@ def append_layers(
         layers = (_stacked_blocks(blocks, step), Stacked(held, places), prefix)
         x, stacks = _scan(one, x, layers, steps, places)
         return x, [write(*each, own) for each in zip(held, stacks, stores, strict=True)]
-    early = _writes_early(held)
     made: list[list[Past]] = [[] for _ in stores]
     for layer, weights in enumerate(blocks):
         store, index = index_in(places, layer)
         past = _layer_of_cache(held[store], index)
         x, new = one(x, (weights, past, prefix.at(layer)), steps[layer])
         made[store].append(new)
-        if early:
-            new = jax.tree.map(lambda array: array[None], new)
-            x, held[store], new = lax.optimization_barrier((x, held[store], new))
-            held[store] = write(held[store], new, stores[store], own, index)
-    if not early:
-        stacks = [jax.tree.map(lambda *array: jnp.stack(array), *new) for new in made]
-        if held[0][0].values.shape[2] > 1:
-            # Of several heads, the compiler copies the whole cache, unless what is written comes after
-            # the last read: 64 sequences of Llama 3.1 70B on v5e:4x4 with an int8 cache take 340 us a
-            # layer, and 273 so; 128 take 637, and 448 (libtpu 0.0.50.1).
-            x, own = lax.optimization_barrier((x, own))
-        held = [write(*each, own) for each in zip(held, stacks, stores, strict=True)]
+    stacks = [jax.tree.map(lambda *array: jnp.stack(array), *new) for new in made]
+    if held[0][0].values.shape[2] > 1:
+        # Of several heads, the compiler copies the whole cache, unless what is written comes after the
+        # last read: 64 sequences of Llama 3.1 70B on v5e:4x4 with an int8 cache take 340 us a layer,
+        # and 273 so; 128 take 637, and 448 (libtpu 0.0.50.1).
+        x, own = lax.optimization_barrier((x, own))
+    held = [write(*each, own) for each in zip(held, stacks, stores, strict=True)]
     return x, held
 
 
@@ -212,12 +205,6 @@ def _layer_of_cache(past: Past, layer: int) -> Past:
         return _indexed(as_stored(array), index)
 
     return jax.tree.map(one, past)
-
-
-def _writes_early(held: Sequence[Pair]) -> bool:
-    """Whether an unrolled step writes each layer's new entries before the next layer."""
-    nbytes = max(array.nbytes for array in jax.tree.leaves(held))
-    return nbytes < tuning.ON_CHIP_BYTES and held[0][0].values.shape[1] <= tuning.EARLY_SEQUENCES
 
 
 def fill_layers(

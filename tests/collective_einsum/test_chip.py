@@ -83,7 +83,9 @@ def test_kind_of_an_attached_device(kind: str, chip: Chip) -> None:
 
 def test_emulated_devices_stand_in_for_v4() -> None:
     # But for options, which the CPU's compiler does not know.
-    plain = dataclasses.replace(chips.TPU_V4, compiler_options=(), no_prefetch_options=())
+    plain = dataclasses.replace(
+        chips.TPU_V4, compiler_options=(), no_prefetch_options=(), weights_ahead_options=()
+    )
     assert chip_for(jax.devices()[0].device_kind) == plain
 
 

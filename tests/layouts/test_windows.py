@@ -151,12 +151,9 @@ def test_chunks_and_tokens(mesh_of: Any, name: str, place: Any) -> None:
     compare(found, wanted)
 
 
-@pytest.mark.parametrize(
-    ("name", "early"), sampled(["every other layer", "three kinds"], [True, False])
-)
-def test_unrolled(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, name: str, early: bool) -> None:
-    """Each layer's entries written as they are made, and all at the end; sequences in a loop."""
-    monkeypatch.setattr(tuning, "EARLY_SEQUENCES", BATCH if early else 0)
+@pytest.mark.parametrize("name", ["every other layer", "three kinds"])
+def test_unrolled(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Entries of all layers written at the end, sequences in a loop."""
     monkeypatch.setattr(tuning, "UNROLLED_WRITES", 0)
     config, plan = CONFIGS[name], "WS 2D, heads"
     mesh, params = mesh_of((2, 2, 2), "xyz"), init(jax.random.key(0), config, jnp.float32)
