@@ -137,7 +137,7 @@ def test_sparse_cores_are_tried() -> None:
         for spec in (P(), P(), P("y", None))
     ]
     sets = option_sets(ce.TPU_V6E)
-    given = {**sets["no windowed einsum"], **sets["those of ce.jit"]}
+    given = {**sets["no windowed einsum"], **sets["those of ce.jit"], **sets["weights ahead"]}
     said = advise(jax.jit(apart).lower(*args), options=given)
     # SparseCores gather while two dots compute.
     assert said.best_options is not None

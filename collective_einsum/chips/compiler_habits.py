@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # The value of an XLA option.
-CompilerOption = bool | int | float | str
+CompilerOption = bool | int | str
 
 
 @dataclass(frozen=True, kw_only=True)

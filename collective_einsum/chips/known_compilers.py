@@ -21,7 +21,7 @@ _QUEUE_OF_SPARSE_CORES = (
 )
 _WEIGHTS_AHEAD = (
     ("xla_tpu_sliced_prefetch_max_slices", 0),
-    ("xla_msa_preferred_overlap_to_async_copy_ratio", 6.0),
+    ("xla_msa_preferred_overlap_to_async_copy_ratio", "6.0"),
 )
 
 TPU_V4 = CompilerHabits(

@@ -23,6 +23,7 @@ from bench.einsum_suite import measure
 from bench.einsum_suite.cases import BY_OPTIONS, Case
 from collective_einsum.cost.torus import OFFLOADED_ALL_REDUCE
 from collective_einsum.ruler.compile import target
+from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.replay import dot_cycles
 from tests.observed_chips import CHIPS, SLICES
 
@@ -385,3 +386,31 @@ def test_h18_int8_dots_of_v4_read_columns_more_slowly(tmp_path: Path) -> None:
     ]
     rows = dict(measure.measure_all(tasks, tmp_path, 1))
     assert rows[1].total_seconds < 0.95 * rows[0].total_seconds
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_h20_weights_arrive_two_collectives_before_their_dot_or_earlier(name: str) -> None:
+    """In a chain of matmuls of few rows, each followed by an all-reduce, of twelve arrays."""
+
+    def chain(x: jax.Array, *weights: jax.Array) -> jax.Array:
+        return functools.reduce(lambda y, w: lax.psum(y @ w, "x"), weights, x)
+
+    mapped = jax.shard_map(
+        chain, mesh=slice_mesh(SLICES[name]), in_specs=WHOLE, out_specs=WHOLE, check_vma=False
+    )
+    shapes = ((8, 2048), BF16), *[((2048, 2048), BF16)] * 12
+
+    def overlapped(options: Mapping[str, Any]) -> list[int]:
+        """The all-reduces that begin while a weight is copied, for each that is."""
+        ops = list(hlo.parse(compiled_on(SLICES[name], mapped, *shapes, options=options)).entry)
+        places = {op.name: place for place, op in enumerate(ops)}
+        sums = [place for place, op in enumerate(ops) if op.opcode.startswith("all-reduce")]
+        return [
+            sum(places[op.operands[0]] < place < places[op.name] for place in sums)
+            for op in ops
+            if op.opcode == "copy-done"
+        ]
+
+    plain, ahead = overlapped({}), overlapped(dict(CHIPS[name].weights_ahead_options))
+    assert max(plain) <= 3 < max(ahead)
+    assert sum(ahead) > 1.3 * sum(plain)
