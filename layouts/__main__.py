@@ -142,6 +142,12 @@ def _add_generate(commands: argparse._SubParsersAction[arguments.Parser]) -> Non
     command.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of the first prompt; then N + 1 and so on"
     )
+    command.add_argument(
+        "--unrolled",
+        action="store_true",
+        help="each layer's weights are arrays of their own: steps of few sequences are faster on TPUs, "
+        "and compile for up to a second a layer",
+    )
 
 
 def _add_score(commands: argparse._SubParsersAction[arguments.Parser]) -> None:

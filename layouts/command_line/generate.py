@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--chat needs the chat template of a checkpoint; give --checkpoint FOLDER")
     plan = None if options.plan is None else as_plan(options.plan)
     sampling = _sampling(options)
-    model = model_of(options, len(options.prompt), 1024)
+    model = model_of(options, len(options.prompt), 1024, unrolled=options.unrolled)
     prompts = [_encoded(model, text, options) for text in options.prompt]
     length, room = max(map(len, prompts)), max(map(len, prompts)) + options.tokens
     decoder = plan or default_decode(model.config, model.mesh, len(prompts), room)

@@ -42,10 +42,12 @@ class Model:
     tokenizer: Tokenizer
 
 
-def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
+def model_of(
+    options: argparse.Namespace, batch: int, context: int, *, unrolled: bool = False
+) -> Model:
     """The model that `--checkpoint` names, on the devices that are asked for; says on stderr what was
     chosen. The mesh of several attached devices is the best for decoding `batch` sequences of
-    `context` tokens.
+    `context` tokens. Parameters are made as `layouts.init` and `load` do, with `unrolled`.
 
     Raises:
       ValueError: as `layouts.config_from_hf` and `load`; or there are not so many devices.
@@ -79,9 +81,11 @@ def model_of(options: argparse.Namespace, batch: int, context: int) -> Model:
     dtype, weights = jnp.dtype(options.dtype), "int8" if options.weights == "int8" else "plain"
     if checkpoint is None:
         say("no --checkpoint: random weights, and a token for each byte")
-        params = init(config, mesh, jax.random.key(0), dtype, weights=weights)
+        params = init(config, mesh, jax.random.key(0), dtype, weights=weights, unrolled=unrolled)
     else:
-        params = load(checkpoint, mesh, config=config, dtype=dtype, weights=weights)
+        params = load(
+            checkpoint, mesh, config=config, dtype=dtype, weights=weights, unrolled=unrolled
+        )
     if isinstance(tokenizer, FileTokenizer) and tokenizer.size > config.vocab:
         raise ValueError(
             f"the tokenizer has {tokenizer.size} tokens, and {config.name} a vocabulary of "

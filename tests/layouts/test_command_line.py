@@ -19,6 +19,7 @@ from layouts import reference
 from layouts.__main__ import main
 from layouts.checkpoints import load
 from layouts.command_line import drawn_tokens, models, tokens
+from layouts.models.stacked_params import is_unrolled
 
 from . import tiny_checkpoint
 
@@ -116,6 +117,37 @@ def test_several_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     both, _ = run(capsys, *given, "--prompt", "One", "--prompt", "Another")
     one, _ = run(capsys, *given, "--prompt", "One")
     assert both.startswith(f"'One':\n{one}\n'Another':\n")
+
+
+@pytest.mark.parametrize("checkpoint", [True, False], ids=["read", "drawn"])
+def test_unrolled(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: bool,
+) -> None:
+    """The same text, of layers whose weights are arrays of their own."""
+    apart = []
+
+    def drawn(config: Any, mesh: Any, params: Any, *given: Any, **options: Any) -> Any:
+        apart.append(is_unrolled(params))
+        return drawn_tokens.drawn_tokens(config, mesh, params, *given, **options)
+
+    monkeypatch.setattr("layouts.command_line.generate.drawn_tokens", drawn)
+    words = (
+        "generate",
+        "--prompt",
+        "One",
+        "--tokens",
+        "4",
+        "--emulate",
+        "1,1,2",
+        "--dtype",
+        "float32",
+    )
+    given = (*words, "--checkpoint", str(folder)) if checkpoint else words
+    one, other = run(capsys, *given)[0], run(capsys, *given, "--unrolled")[0]
+    assert (one, apart) == (other, [False, True])
 
 
 def test_chat(folder: Path) -> None:
