@@ -23,6 +23,7 @@ from collective_einsum.ruler.bundles.kernels import parse_kernel
 from collective_einsum.ruler.hlo import instruction_cost as work
 from collective_einsum.ruler.hlo import parse as hlo
 from collective_einsum.ruler.hlo import shapes
+from collective_einsum.ruler.hlo.moves import moves_on_chip
 
 _FLAGS = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
 _FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt")
@@ -55,8 +56,9 @@ def is_on() -> bool:
 
 
 def mark() -> str:
-    """A mark for the keys under which programs are kept: those with counts have one."""
-    return " bundles" if is_on() else ""
+    """A mark for the keys under which programs are kept: those with counts have one, of which ops are
+    counted."""
+    return " bundles of dots, kernels, ops and moves" if is_on() else ""
 
 
 def text_of(compile_program: Callable[[], jax.stages.Compiled]) -> tuple[jax.stages.Compiled, str]:
@@ -79,7 +81,8 @@ def text_of(compile_program: Callable[[], jax.stages.Compiled]) -> tuple[jax.sta
 
 def annotated(text: str, folder: Path) -> str:
     """A module's text, with the issued bundles of its ops in their `backend_config`: of narrow dots, of
-    Pallas kernels, and of all that is no dot; a dot is narrow if an operand has less than 16 bits.
+    Pallas kernels, and of all that is no dot, also of data moved on the chip, of which the compiler has
+    no estimate; a dot is narrow if an operand has less than 16 bits.
 
     An op has none where no file is named after it or after one with the same code, as if jax took the
     program from a cache, or where it issues too many bundles to follow.
@@ -131,7 +134,9 @@ def _counts(module: hlo.Module, computation: hlo.Computation, instruction: hlo.I
         return True
     if work.flops(module, computation, instruction):
         return any(_is_narrow(computation[name].shape) for name in instruction.operands)
-    return instruction.estimated_cycles is not None
+    if instruction.estimated_cycles is not None:
+        return True
+    return moves_on_chip(computation, instruction)
 
 
 def _is_narrow(shape: shapes.AnyShape) -> bool:

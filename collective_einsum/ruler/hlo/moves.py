@@ -1,8 +1,9 @@
 """The seconds of moving data within a chip, where the compiler gives no estimate.
 
 A `dynamic-update-slice` that stands alone, and a copy or reshape between on-chip memories, have no
-`estimated_cycles`, though the compiler emits a loop over vector registers for them. The replay takes
-for them the compiler's estimate of a slice of as many elements.
+`estimated_cycles`, though the compiler emits a loop over vector registers for them. Where bundles are
+not counted (`ruler.bundles`), the replay takes for them the compiler's estimate of a slice of as many
+elements.
 """
 
 from __future__ import annotations
@@ -42,15 +43,20 @@ def move_seconds(
         return None
     if instruction.opcode == _UPDATE:
         moved = computation[instruction.operands[1]].shape
-    elif instruction.opcode in _MOVES and not any(
-        leaf.memory_space == shapes.HBM
-        for name in (instruction.name, instruction.operands[0])
-        for leaf in shapes.leaves(computation[name].shape)
-    ):
+    elif moves_on_chip(computation, instruction):
         moved = instruction.shape
     else:
         return None
     return sum(_seconds(chip, leaf) for leaf in shapes.leaves(moved))
+
+
+def moves_on_chip(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
+    """Whether an instruction moves data, of which none is in HBM before or after."""
+    return instruction.opcode in (*_MOVES, _UPDATE) and not any(
+        leaf.memory_space == shapes.HBM
+        for name in (instruction.name, *instruction.operands)
+        for leaf in shapes.leaves(computation[name].shape)
+    )
 
 
 def _seconds(chip: Chip, shape: shapes.Shape) -> float:
