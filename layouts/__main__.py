@@ -144,9 +144,9 @@ def _add_generate(commands: argparse._SubParsersAction[arguments.Parser]) -> Non
     )
     command.add_argument(
         "--unrolled",
-        action="store_true",
-        help="each layer's weights are arrays of their own: steps of few sequences are faster on TPUs, "
-        "and compile for up to a second a layer",
+        action=argparse.BooleanOptionalAction,
+        help="each layer's weights are arrays of their own, by default on TPUs: steps of few sequences "
+        "are faster there, and compile for up to a second a layer",
     )
 
 

@@ -233,3 +233,14 @@ REPLICATED_PASSES = 3.5
 # three of a serial block, by column "rest" of 512 less that of 128 rows: 7.0 (v4) and 8.0 (v5p) of Llama
 # 3.1 70B, and 7.1 (v4) of Qwen 3 32B, on meshes 1x4x16.
 REPLICATED_PASSES_WHOLE = 2.4
+
+# Unrolled layers -----------------------------------------------------------------------------------
+
+# Steps of unrolled layers run in a loop, into which each layer's weights are copied, where the copies
+# take at most this part of the matmuls' time; all others are written out. With libtpu 0.0.50.1, us a
+# layer, and seconds of one core that compiling takes:
+#                                                    in a loop   written out        stacked
+#   prefill 1 x 2048, PaLM 540B int8, v4:4x4x4     1877   39 s   1700   322 s   1767   13 s
+#   prefill 8 x 2048, Llama 3.1 70B int8, v5e:4x4 57016   56 s  55504   228 s  56769   46 s
+#   prefill 2 x 2048, Llama 3.1 8B, v5e:2x2       14711   38 s  14265   144 s  14675   34 s
+LONGEST_COPY = 1 / 4

@@ -20,6 +20,7 @@ from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import check_devices
 from ..models.config import ModelConfig
 from ..models.params import Params
+from ..planning.defaults import as_unrolled
 from .array_plan import array_plan, needed_tensors
 from .config_fields import ConfigFields, read_fields
 from .expert_arrays import packed_tensors
@@ -58,7 +59,7 @@ def load(
     dtype: DTypeLike = jnp.bfloat16,
     norm_dtype: DTypeLike | None = None,
     weights: str = "plain",
-    unrolled: bool = False,
+    unrolled: bool | None = None,
     family: Family | None = None,
     progress: bool = False,
 ) -> Params:
@@ -76,7 +77,7 @@ def load(
       norm_dtype: of norms and biases, if it is another: float32.
       weights: "plain", or "int8" for what `quantize` makes of the same parameters: each layer's matrix
         is quantized once it is on the devices.
-      unrolled: each layer's parameters are arrays of their own, as `init` makes them.
+      unrolled: each layer's parameters are arrays of their own, on TPUs by default; see `init`.
       family: as `config_from_hf`.
       progress: writes a line for each parameter to stderr.
 
@@ -94,8 +95,9 @@ def load(
     dtype = as_dtype(dtype, 'weights="int8"')
     dtypes = Dtypes(dtype, _norm_dtype(norm_dtype, dtype), weights == "int8")
     check_word("weights", weights, ("plain", "int8"))
-    unrolled, progress = as_flag("unrolled", unrolled), as_flag("progress", progress)
+    progress = as_flag("progress", progress)
     check_devices(mesh, "to put parameters on")
+    unrolled = as_unrolled(unrolled, mesh)
     check_mesh_for(config, mesh)
     with model.open_files() as files:
         modules, prefix = model.modules, model.base_prefix

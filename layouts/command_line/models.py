@@ -43,7 +43,7 @@ class Model:
 
 
 def model_of(
-    options: argparse.Namespace, batch: int, context: int, *, unrolled: bool = False
+    options: argparse.Namespace, batch: int, context: int, *, unrolled: bool | None = None
 ) -> Model:
     """The model that `--checkpoint` names, on the devices that are asked for; says on stderr what was
     chosen. The mesh of several attached devices is the best for decoding `batch` sequences of

@@ -36,6 +36,7 @@ from ..partitionings.padded_sizes import batch_multiple, padded_length, tiled_ba
 from ..partitionings.param_specs import placed_param_specs, vocab_axes
 from ..partitionings.partitioning import Partitioning, PlanLike, as_plan, check_model
 from ..planning.defaults import chip_of, kind_of
+from ..tuning import LONGEST_COPY
 
 
 def load_of(params: Params, batch: int, new: int, past: int, cache_dtype: DTypeLike) -> Load:
@@ -68,6 +69,8 @@ class Program:
       weights_ahead: whether it is compiled so that weights come into on-chip memory early, as it is
         where the load is given, layers are unrolled, and weights take longer from HBM than to be
         multiplied.
+      copies_layers: whether layers that are unrolled run in a loop into which the weights of each are
+        copied, as they do where the load is given, and copying takes a small part of the matmuls' time.
       sizes: of the mesh axes x, y and z.
       placement: where attention happens.
 
@@ -85,6 +88,7 @@ class Program:
     load: dataclasses.InitVar[Load | None] = None
     sparse_cores: bool = dataclasses.field(init=False)
     weights_ahead: bool = dataclasses.field(init=False)
+    copies_layers: bool = dataclasses.field(init=False)
     sizes: Mapping[str, int] = dataclasses.field(init=False, compare=False)
     placement: Placement = dataclasses.field(init=False, compare=False)
 
@@ -95,7 +99,11 @@ class Program:
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "placement", where)
         object.__setattr__(self, "sparse_cores", self._gains_from_sparse_cores(load))
-        object.__setattr__(self, "weights_ahead", self.unrolled and self._reads_longest(load))
+        reading = self._reading_share(load) if self.unrolled and load is not None else None
+        ahead = reading is not None and reading > 1
+        copies = reading is not None and 2 * reading <= LONGEST_COPY
+        object.__setattr__(self, "weights_ahead", ahead)
+        object.__setattr__(self, "copies_layers", copies)
 
     @classmethod
     def of(
@@ -135,17 +143,15 @@ class Program:
         sizes = tuple(self.sizes.items())
         return _is_faster_on_sparse_cores(self.config, self.plan, sizes, load, chip)
 
-    def _reads_longest(self, load: Load | None) -> bool:
-        """See `weights_ahead`: where matmuls take longer, it gains nothing. PaLM 540B on v4:4x4x4, bf16:
-        64 sequences take 156 us a layer in place of 179, and 512 would take 526, not 518 (libtpu
-        0.0.50.1)."""
-        if load is None:
-            return False
+    def _reading_share(self, load: Load) -> float:
+        """The seconds of weights from HBM, divided by those of their matmuls. `weights_ahead` gains
+        nothing below 1. PaLM 540B on v4:4x4x4, bf16: 64 sequences take 156 us a layer in place of 179,
+        and 512 would take 526, not 518 (libtpu 0.0.50.1)."""
         chip, config = self.chip or chip_of(self.mesh), self.config
         experts = config.experts
         rows = load.tokens * (experts.per_token / experts.count if experts else 1)
         peak = chip.int8_ops if config.int8_activations else chip.bf16_flops
-        return 2 * rows / peak < load.weight_bytes / chip.reached_hbm_bandwidth
+        return load.weight_bytes / chip.reached_hbm_bandwidth / (2 * rows / peak)
 
     @property
     def batch_multiple(self) -> int:

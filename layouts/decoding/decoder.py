@@ -316,7 +316,8 @@ def extend(
         for layer in range(config.layers)
     ]
     loop = append_layers if reads else fill_layers
-    x, filled = loop(x, vectors_cut(params["blocks"], step), cache, counts, steps)
+    blocks = vectors_cut(params["blocks"], step)
+    x, filled = loop(x, blocks, cache, counts, steps, copied=program.copies_layers)
     if targets is None:
         with jax.named_scope("unembed"):
             last = last_rows(x, counts, layout, program.schedule)

@@ -118,10 +118,9 @@ def generate(
     dtype = activation_dtype(params)
     load = load_of(params, batch, 1, room, jnp.int8 if int8_cache else dtype)
     program = Program.of(config, mesh, plan, schedule, params, chip, load)
-    reader = program
-    if prefill_plan is not None:
-        reader = Program.of(config, mesh, prefill_plan, schedule, params, chip)
-        check_covers(reader, program)
+    reads = load_of(params, batch, length, 0, jnp.int8 if int8_cache else dtype)
+    reader = Program.of(config, mesh, prefill_plan or plan, schedule, params, chip, reads)
+    check_covers(reader, program)
     for token in (*ends, pad_token):
         if not 0 <= token < config.vocab:
             raise ValueError(

@@ -27,7 +27,7 @@ from ..partitionings.cache_specs import cache_specs
 from ..partitionings.padded_sizes import padded_batch
 from ..partitionings.param_specs import param_specs, shardings
 from ..partitionings.partitioning import PlanLike, as_plan
-from ..planning.defaults import default_decode
+from ..planning.defaults import as_unrolled, default_decode
 from . import step_checks as checks
 
 
@@ -38,7 +38,7 @@ def init(
     dtype: DTypeLike = jnp.bfloat16,
     *,
     weights: str = "plain",
-    unrolled: bool = False,
+    unrolled: bool | None = None,
 ) -> Params:
     """Random parameters, each shard made on the chip that keeps it.
 
@@ -48,8 +48,9 @@ def init(
       key: a `jax.random.key`; the same numbers come out on every mesh.
       dtype: of every array; floating.
       weights: "plain", or "int8" for matrices and tables as Quantized that stand for `dtype`.
-      unrolled: each layer's parameters are arrays of their own, and steps are written out layer by
-        layer. The numbers are the same.
+      unrolled: each layer's parameters are arrays of their own, for faster steps on TPUs, where this is
+        the default; steps of few tokens are then written out layer by layer, and take longer to
+        compile. The numbers are the same.
 
     Raises:
       ValueError: the mesh does not divide the model, or `weights` is another word.
@@ -59,7 +60,7 @@ def init(
     checks.check_mesh_for(config, mesh)
     root = checks.brought(as_key(key), mesh)
     options = (config, mesh, as_dtype(dtype, 'weights="int8"'), weights == "int8")
-    if not as_flag("unrolled", unrolled):
+    if not as_unrolled(unrolled, mesh):
         return _initializer(params.init, *options)(root)
     blocks = [
         _initializer(params.init_layer, *options)(*checks.brought((root, np.int32(layer)), mesh))

@@ -1,5 +1,4 @@
-"""A step's layers one after the other, stacked in a loop or each written out, with what they add to the
-cache.
+"""A step's layers one after the other, in a loop or each written out, with what they add to the cache.
 
 Layers that read the cache read it as it was, and append to it; those of an empty cache fill it.
 """
@@ -22,10 +21,10 @@ from ..layers.layer_context import Past, Step
 from ..mesh import axis_collectives as ax
 from ..models.cache import Cache, Pair
 from ..models.params import Params
-from ..models.stacked_params import InStack, at
 from ..partitionings.cache_stores import Places, Store, cache_stores, index_in, store_of
 from ..partitionings.feedforward_layout import boundary_shard, boundary_slice
 from ..partitionings.weight_gathered import WeightGathered
+from .layer_arrays import Apart, LayerArrays, Stacked, are_alike, indexed
 
 Carry = TypeVar("Carry")
 Made = TypeVar("Made")
@@ -49,47 +48,19 @@ def vectors_cut(blocks: Params, step: Step) -> Params:
     return jax.tree_util.tree_map_with_path(cut, blocks)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stacked:
-    """Arrays of all layers, stacked.
-
-    Attributes:
-      trees: pytrees of arrays [some of the layers, ...].
-      places: for each of them, those of its layers among the layers that repeat.
-      in_stack: the names of arrays that a layer gets as `InStack`.
-    """
-
-    trees: Sequence[Any]
-    places: Sequence[Places]
-    in_stack: tuple[str, ...] = ()
-
-    def layer(self, place: int, index: Callable[[int, int], jax.Array]) -> Any:
-        """The arrays of the layer at this place among those that repeat.
-
-        `index` gives, of a tree with so many layers in each group, the index of the one with this rank.
-        """
-        tree = store_of(self.places, place)
-        places = self.places[tree]
-        at_ = index(len(places), places.index(place))
-        arrays = self.trees[tree]
-        if not self.in_stack:
-            return jax.tree.map(lambda x: _indexed(x, at_), arrays)
-        left = {name: InStack(arrays[name], at_) for name in self.in_stack}
-        sliced = {name: x for name, x in arrays.items() if name not in left}
-        return jax.tree.map(lambda x: _indexed(x, at_), sliced) | left
-
-    def at(self, layer: int) -> Any:
-        """The arrays of one layer."""
-        tree, index = index_in(self.places, layer)
-        return at(self.trees[tree], index)
-
-
 def append_layers(
-    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, steps: Sequence[Step]
+    x: jax.Array,
+    blocks: Params,
+    cache: Cache,
+    counts: jax.Array,
+    steps: Sequence[Step],
+    *,
+    copied: bool,
 ) -> tuple[jax.Array, list[Pair]]:
     """All blocks, reading the cache as it was; what is new is written once they are done.
 
-    `steps` has one for each layer.
+    `steps` has one for each layer. Blocks that are apart run in a loop too if they may be `copied`, and
+    are alike.
 
     Returns:
       The last layer's results, and the keys and values of each store.
@@ -114,8 +85,9 @@ def append_layers(
         )
 
     held, prefix = list(cache.stores), _prefix(cache, step)
-    if isinstance(blocks, Mapping):
-        layers = (_stacked_blocks(blocks, step), Stacked(held, places), prefix)
+    looped = _looped_blocks(blocks, step, copied=copied)
+    if looped is not None:
+        layers = (looped, Stacked(held, places), prefix)
         x, stacks = _scan(one, x, layers, steps, places)
         return x, [write(*each, own) for each in zip(held, stacks, stores, strict=True)]
     made: list[list[Past]] = [[] for _ in stores]
@@ -137,11 +109,11 @@ def append_layers(
 def _scan(
     one: Callable[[Carry, Any, Step], tuple[Carry, Made]],
     carry: Carry,
-    layers: Sequence[Stacked],
+    layers: Sequence[LayerArrays],
     steps: Sequence[Step],
     stores: Sequence[Places],
 ) -> tuple[Carry, list[Made]]:
-    """A loop over stacked layers: over groups of as many as have kinds of attention of their own, and
+    """A loop over layers: over groups of as many as have kinds of attention of their own, and
     then those that are left.
 
     Args:
@@ -155,8 +127,9 @@ def _scan(
       The last carry, and what the layers of each store make, [layers, ...].
     """
     period, count = len(steps[0].config.kinds), len(steps)
-    if period == 1 and not any(stacked.in_stack for stacked in layers):
-        arrays = tuple(stacked.trees[0] for stacked in layers)
+    sliced = [of.trees[0] for of in layers if isinstance(of, Stacked) and not of.in_stack]
+    if period == 1 and len(sliced) == len(layers):
+        arrays = tuple(sliced)
         carry, new = lax.scan(lambda carry, layer: one(carry, layer, steps[0]), carry, arrays)
         return carry, [new]
 
@@ -165,7 +138,7 @@ def _scan(
     ) -> tuple[Carry, list[list[Made]]]:
         made: list[list[Made]] = [[] for _ in stores]
         for place in range(places):
-            arrays = tuple(stacked.layer(place, index) for stacked in layers)
+            arrays = tuple(of.layer(place, index) for of in layers)
             carry, new = one(carry, arrays, steps[place])
             made[store_of(stores, place)].append(new)
         return carry, made
@@ -175,7 +148,7 @@ def _scan(
         return some(carry, period, index)
 
     groups = count // period
-    strides = {len(places) for stacked in layers for places in stacked.places}
+    strides = {len(places) for of in layers for places in of.places}
     firsts = {n: n * jnp.arange(groups, dtype=jnp.int32) for n in sorted(strides)}
     carry, made = lax.scan(group, carry, firsts)
     index = functools.cache(
@@ -193,22 +166,24 @@ def _joined(made: Sequence[Made], left: Sequence[Made]) -> Made:
     return jax.tree.map(lambda *x: jnp.concatenate(x), grouped, *left)
 
 
-def _indexed(x: jax.Array, index: jax.Array) -> jax.Array:
-    return lax.dynamic_index_in_dim(x, index, keepdims=False)
-
-
 def _layer_of_cache(past: Past, layer: int) -> Past:
     """One layer of keys and values, which dots slice where they lie: H3 in docs/compiler.md."""
     index = lax.optimization_barrier(jnp.int32(layer))
 
     def one(array: jax.Array) -> jax.Array:
-        return _indexed(as_stored(array), index)
+        return indexed(as_stored(array), index)
 
     return jax.tree.map(one, past)
 
 
 def fill_layers(
-    x: jax.Array, blocks: Params, cache: Cache, counts: jax.Array, steps: Sequence[Step]
+    x: jax.Array,
+    blocks: Params,
+    cache: Cache,
+    counts: jax.Array,
+    steps: Sequence[Step],
+    *,
+    copied: bool,
 ) -> tuple[jax.Array, list[Pair]]:
     """All blocks on an empty cache, each layer's part written as it is made; arguments and results as
     `append_layers`."""
@@ -236,12 +211,20 @@ def fill_layers(
 
     carry: Filled = (x, list(cache.stores), [jnp.int32(0)] * len(stores))
     prefix = _prefix(cache, step)
-    if isinstance(blocks, Mapping):
-        carry, _ = _scan(one, carry, (_stacked_blocks(blocks, step), prefix), steps, places)
+    looped = _looped_blocks(blocks, step, copied=copied)
+    if looped is not None:
+        carry, _ = _scan(one, carry, (looped, prefix), steps, places)
     else:
         for layer, weights in enumerate(blocks):
             carry, _ = one(carry, (weights, prefix.at(layer)), steps[layer])
     return carry[0], carry[1]
+
+
+def _looped_blocks(blocks: Params, step: Step, *, copied: bool) -> LayerArrays | None:
+    """The blocks for a loop over them; None if each is to be written out."""
+    if isinstance(blocks, Mapping):
+        return _stacked_blocks(blocks, step)
+    return Apart(blocks, len(step.config.kinds)) if copied and are_alike(blocks) else None
 
 
 def _stacked_blocks(blocks: Params, step: Step) -> Stacked:

@@ -19,7 +19,7 @@ from ..models.params import params_shapes
 from ..models.stacked_params import Tree
 from ..partitionings.param_specs import shardings
 from ..partitionings.partitioning import PlanLike, as_plan
-from ..planning.defaults import default_decode, default_reader
+from ..planning.defaults import as_unrolled, default_decode, default_reader
 from . import step_checks as checks
 from .compiled_step import Program, load_of
 from .decoder import extender
@@ -37,7 +37,7 @@ def lower_decode_step(
     plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
-    unrolled: bool = False,
+    unrolled: bool | None = None,
     chip: Chip | str | None = None,
 ) -> jax.stages.Lowered:
     """The program of `decode_step`, lowered for a cache of `context` positions.
@@ -51,8 +51,8 @@ def lower_decode_step(
       plan: as `prefill`; `default_decode` unless given.
       schedule: of the collectives, as in `collective_einsum.all_gather_einsum`.
       int8_cache: keys and values are stored as int8.
-      unrolled: each layer's parameters are arrays of their own, as `init(..., unrolled=True)` makes
-        them, and the step is written out layer by layer.
+      unrolled: each layer's parameters are arrays of their own, as `init` makes them for TPUs; by
+        default as it does for this chip.
       chip: for which the default plan and schedules are chosen, itself or its name; by default that
         of the mesh.
 
@@ -92,7 +92,7 @@ def lower_prefill(
     plan: PlanLike | None = None,
     schedule: ScheduleLike = "auto",
     int8_cache: bool = False,
-    unrolled: bool = False,
+    unrolled: bool | None = None,
     chip: Chip | str | None = None,
 ) -> jax.stages.Lowered:
     """The program of `prefill`, lowered for prompts that fill a new cache of `length` positions.
@@ -135,12 +135,12 @@ def _lower(
     new: int,
     context: int,
     int8_cache: bool,
-    unrolled: bool,
+    unrolled: bool | None,
     chip: Chip | str | None,
     *,
     reads: bool,
 ) -> jax.stages.Lowered:
-    plan, unrolled = as_plan(plan), as_flag("unrolled", unrolled)
+    plan, unrolled = as_plan(plan), as_unrolled(unrolled, mesh, chip)
     int8_cache = as_flag("int8_cache", int8_cache)
     params = params_shapes(config, jnp.bfloat16, int8=weights == "int8", unrolled=unrolled)
     past, cache_dtype = context if reads else 0, jnp.int8 if int8_cache else jnp.bfloat16

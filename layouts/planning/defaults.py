@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from collective_einsum.chips import Chip, as_chip, chip_for
 
-from ..arguments import as_size
+from ..arguments import as_flag, as_size
 from ..mesh.axes import MeshLike
 from ..mesh.axis_collectives import AXES, check_mesh
 from ..models.config import ModelConfig
@@ -187,6 +187,18 @@ def chip_of(mesh: MeshLike, chip: Chip | str | None = None) -> Chip:
       ValueError: no chip has that name.
     """
     return chip_for(kind_of(mesh)) if chip is None else as_chip(chip)
+
+
+def as_unrolled(unrolled: object, mesh: MeshLike, chip: Chip | str | None = None) -> bool:
+    """Whether each layer's parameters are arrays of their own: as a caller says, or, of None, on TPUs,
+    whose compiler copies such arrays into on-chip memory ahead of their matmuls.
+
+    Raises:
+      ValueError: `unrolled` is something else, or no chip has that name.
+    """
+    if unrolled is None:
+        return bool(chip_of(mesh, chip).weights_ahead_options)
+    return as_flag("unrolled", unrolled)
 
 
 def kind_of(mesh: MeshLike) -> str:
