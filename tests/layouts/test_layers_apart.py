@@ -14,11 +14,13 @@ from jax.sharding import AbstractMesh
 
 import layouts
 from collective_einsum import ruler
+from collective_einsum.ruler.replay.simulation import replay
 from layouts.decoding import compiled_step
 from layouts.decoding.compiled_step import Program, load_of
 from layouts.decoding.layer_arrays import are_alike
 from layouts.models.config import ModelConfig
 from layouts.models.named_models import TINY_GROUPED, TINY_PADDED
+from layouts.models.open_models import MIXTRAL_8X22B
 from layouts.models.params import params_shapes
 from layouts.models.stacked_params import unroll
 
@@ -152,6 +154,20 @@ def test_steps_are_lowered_with_the_parameters_of_the_chip(mesh_of: Any) -> None
     assert arguments(4) == arguments(2)
     assert arguments(4, chip="v5e") == arguments(4, True) > arguments(2, chip="v5e")
     assert arguments(4, False, chip="v5e") == arguments(2)
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("slice_", ["v5e:2x2", "v6e:2x2"])
+def test_a_replayed_step_reads_all_its_weights_from_hbm(slice_: str) -> None:
+    """Those that come ahead, and those too large for on-chip memory, which dots read."""
+    config = dataclasses.replace(MIXTRAL_8X22B, layers=1, vocab=4096)
+    mesh = ruler.mesh(slice_, dict(zip(AXES, (1, 2, 2), strict=True)))
+    lowered = layouts.lower_decode_step(
+        config, mesh, batch=32, context=64, weights="int8", plan="WS 2D all-reduce, heads"
+    )
+    weights = jax.tree.leaves(params_shapes(config, int8=True)["blocks"])
+    held = sum(x.size * x.dtype.itemsize for x in weights) / 4
+    assert replay(lowered.compile().as_text() or "", mesh).hbm_bytes > held
 
 
 @pytest.mark.tpu

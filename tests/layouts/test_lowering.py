@@ -48,6 +48,7 @@ def decode(weights: str = "bf16", int8_cache: bool = False) -> Any:
         context=CONTEXT,
         weights=weights,
         int8_cache=int8_cache,
+        unrolled=False,
     ).compile()
 
 
@@ -89,8 +90,13 @@ def test_no_copy_of_the_cache_in_the_loop() -> None:
 @pytest.mark.tpu
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_prefill_and_decode_compile(weights: str) -> None:
-    prefill = layouts.lower_prefill(SMALL, slice_of_8(), batch=1, length=256, weights=weights)
-    for compiled in (prefill.compile(), decode(weights)):
+    prefill, unrolled = (
+        layouts.lower_prefill(
+            SMALL, slice_of_8(), batch=1, length=256, weights=weights, unrolled=unrolled
+        )
+        for unrolled in (False, True)
+    )
+    for compiled in (prefill.compile(), unrolled.compile(), decode(weights)):
         assert "is_scheduled=true" in (compiled.as_text() or "")
 
 
@@ -99,7 +105,9 @@ def test_layouts_store_the_weights_alike() -> None:
     """Prefill under one layout, decode under another: compiled for the same shards of the weights."""
     mesh = slice_of_8()
     gathered = layouts.Partitioning(layouts.WeightGathered(), layouts.BatchSharded())
-    prefill = layouts.lower_prefill(SMALL, mesh, batch=BATCH, length=128, plan=gathered).compile()
+    prefill = layouts.lower_prefill(
+        SMALL, mesh, batch=BATCH, length=128, plan=gathered, unrolled=False
+    ).compile()
     held, read = (
         jax.tree.map(lambda sharding: sharding.spec, program.input_shardings[0][0])
         for program in (decode(), prefill)
@@ -113,7 +121,7 @@ def test_palm_540b_fits() -> None:
     """A decode step of all 118 layers, int8 weights, batch 64, context 2048, on 64 chips."""
     config, mesh = PALM_540B, target("v4:4x4x4").mesh((4, 4, 4), AXES)
     compiled = layouts.lower_decode_step(
-        config, mesh, batch=64, context=2048, weights="int8"
+        config, mesh, batch=64, context=2048, weights="int8", unrolled=False
     ).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
@@ -179,7 +187,7 @@ def test_the_longest_contexts_fit(batch: int, context: int) -> None:
     """Table 1 of arXiv 2211.05102, whose lengths no tile divides: no copy of the cache is made."""
     slice_ = target("v4:4x4x4")
     compiled = layouts.lower_decode_step(
-        PALM_540B, slice_.mesh((4, 4, 4), AXES), batch=batch, context=context
+        PALM_540B, slice_.mesh((4, 4, 4), AXES), batch=batch, context=context, unrolled=False
     ).compile()
     memory = compiled.memory_analysis()
     assert memory is not None

@@ -116,6 +116,31 @@ def test_an_operand_seen_in_other_tiles_is_not_read_whole() -> None:
         assert of_root(module)[1] == moved * 2 + 2 * 4 * 2
 
 
+def test_an_operand_seen_in_other_tiles_by_a_nested_fusion_is_read() -> None:
+    """Of int8 weights [6144, 16384] that a dot reads from HBM, libtpu 0.0.50.1 for v6e makes a fusion,
+    which makes another that aliases them, and a bitcast of that."""
+    aliased = "kind=kLoop, output_to_operand_aliasing={{}: (0, {})}"
+    tiles = f"""%tiles (q0: bf16[9,8,4]) -> bf16[9,8,4] {{
+  %q0 = bf16[9,8,4]{{2,1,0:T(32,128)}} parameter(0)
+  %v = bf16[9,8,4]{{2,1,0:T(8,128)}} fusion(%q0), {aliased}, calls=%retile
+  ROOT %b = bf16[9,8,4]{{2,1,0:T(8,128)}} bitcast(%v)
+}}"""
+    negated = """%negated (r0: bf16[9,8,4]) -> bf16[9,8,4] {
+  %r0 = bf16[9,8,4]{2,1,0:T(32,128)} parameter(0)
+  %t = bf16[9,8,4]{2,1,0:T(8,128)} fusion(%r0), kind=kLoop, calls=%tiles
+  ROOT %n = bf16[9,8,4]{2,1,0:T(8,128)S(1)} negate(%t)
+}"""
+    module = entry(
+        """%w = bf16[9,8,4]{2,1,0:T(32,128)} parameter(0)
+        ROOT %f = bf16[9,8,4]{2,1,0:T(8,128)S(1)} fusion(%w), kind=kOutput, calls=%negated""",
+        RETILE,
+        tiles,
+        negated,
+    )
+    # 4 columns fill a tile of 128.
+    assert of_root(module)[1] == 9 * 8 * 128 * 2
+
+
 UPDATE = """%update (p0: bf16[9,8], p1: bf16[1,8], p2: s32[]) -> bf16[9,8] {
   %p0 = bf16[9,8]{1,0} parameter(0)
   %p1 = bf16[1,8]{1,0} parameter(1)

@@ -156,10 +156,7 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
                 read += total_bytes(user.shape)
             elif user.opcode in ("dynamic-update-slice", "scatter") and place == 0:
                 read += 0
-            elif user.opcode in _ALIASES:
-                read += min(_read(module, computation, user), size)
-            elif "output_to_operand_aliasing" in user.attributes:
-                # The result aliases the same bytes in other tiles, for the reader of an int8 operand.
+            elif _is_alias(user):
                 read += min(_read(module, computation, user), size)
             elif user.opcode in ("fusion", "call"):
                 inner = module.computations[user.calls[0]]
@@ -176,9 +173,15 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
 def _is_passed_on(computation: hlo.Computation, value: hlo.Instruction) -> bool:
     """Whether a computation returns `value`, in another shape or dtype, for its own users to read."""
     return value.is_root or any(
-        user.opcode in _ALIASES and _is_passed_on(computation, user)
+        _is_alias(user) and _is_passed_on(computation, user)
         for user in computation.users[value.name]
     )
+
+
+def _is_alias(user: hlo.Instruction) -> bool:
+    """Whether what an instruction makes is its operand in another shape, dtype or tiles: the last for a
+    reader of int8, by a fusion that aliases the same bytes."""
+    return user.opcode in _ALIASES or "output_to_operand_aliasing" in user.attributes
 
 
 def _written(
