@@ -196,9 +196,11 @@ def as_unrolled(unrolled: object, mesh: MeshLike, chip: Chip | str | None = None
     Raises:
       ValueError: `unrolled` is something else, or no chip has that name.
     """
-    if unrolled is None:
-        return bool(chip_of(mesh, chip).weights_ahead_options)
-    return as_flag("unrolled", unrolled)
+    if unrolled is not None:
+        return as_flag("unrolled", unrolled)
+    if chip is not None:
+        return bool(as_chip(chip).weights_ahead_options)
+    return kind_of(mesh).startswith("TPU")
 
 
 def kind_of(mesh: MeshLike) -> str:
