@@ -1,5 +1,5 @@
-"""The arrays of each layer, as a loop over the layers takes them: a slice of stacked arrays, or a copy of
-the layer's own."""
+"""The arrays of each layer, as a loop over the layers takes them: a slice of stacked arrays, or a copy
+of the layer's own."""
 
 from __future__ import annotations
 

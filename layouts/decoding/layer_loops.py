@@ -50,7 +50,7 @@ def vectors_cut(blocks: Params, step: Step) -> Params:
 
 def append_layers(
     x: jax.Array,
-    blocks: Params,
+    blocks: Any,
     cache: Cache,
     counts: jax.Array,
     steps: Sequence[Step],
@@ -59,8 +59,8 @@ def append_layers(
 ) -> tuple[jax.Array, list[Pair]]:
     """All blocks, reading the cache as it was; what is new is written once they are done.
 
-    `steps` has one for each layer. Blocks that are apart run in a loop too if they may be `copied`, and
-    are alike.
+    `steps` has one for each layer. Stacked blocks run in a loop; a list of blocks is written out, or runs
+    in a loop too if they may be `copied`, and are alike.
 
     Returns:
       The last layer's results, and the keys and values of each store.
@@ -178,7 +178,7 @@ def _layer_of_cache(past: Past, layer: int) -> Past:
 
 def fill_layers(
     x: jax.Array,
-    blocks: Params,
+    blocks: Any,
     cache: Cache,
     counts: jax.Array,
     steps: Sequence[Step],
@@ -220,7 +220,7 @@ def fill_layers(
     return carry[0], carry[1]
 
 
-def _looped_blocks(blocks: Params, step: Step, *, copied: bool) -> LayerArrays | None:
+def _looped_blocks(blocks: Any, step: Step, *, copied: bool) -> LayerArrays | None:
     """The blocks for a loop over them; None if each is to be written out."""
     if isinstance(blocks, Mapping):
         return _stacked_blocks(blocks, step)

@@ -144,10 +144,10 @@ def test_steps_are_lowered_with_the_parameters_of_the_chip(mesh_of: Any) -> None
     """On TPUs those are unrolled: the more layers, the more arguments."""
     mesh = mesh_of((2, 2, 2), "xyz")
 
-    def arguments(layers: int, unrolled: bool | None = None, **given: str) -> int:
+    def arguments(layers: int, unrolled: bool | None = None, chip: str | None = None) -> int:
         config = dataclasses.replace(TINY_PADDED, layers=layers)
         lowered = layouts.lower_decode_step(
-            config, mesh, batch=8, context=16, plan=PLAN, unrolled=unrolled, **given
+            config, mesh, batch=8, context=16, plan=PLAN, unrolled=unrolled, chip=chip
         )
         return len(jax.tree.leaves(lowered.in_avals))
 
