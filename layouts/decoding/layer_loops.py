@@ -59,8 +59,8 @@ def append_layers(
 ) -> tuple[jax.Array, list[Pair]]:
     """All blocks, reading the cache as it was; what is new is written once they are done.
 
-    `steps` has one for each layer. Stacked blocks run in a loop; a list of blocks is written out, or runs
-    in a loop too if they may be `copied`, and are alike.
+    `steps` has one for each layer. Stacked blocks run in a loop; those of a list are written out, or
+    run in a loop too if they may be `copied`, and are alike.
 
     Returns:
       The last layer's results, and the keys and values of each store.
@@ -227,7 +227,7 @@ def _looped_blocks(blocks: Any, step: Step, *, copied: bool) -> LayerArrays | No
     return Apart(blocks, len(step.config.kinds)) if copied and are_alike(blocks) else None
 
 
-def _stacked_blocks(blocks: Params, step: Step) -> Stacked:
+def _stacked_blocks(blocks: Mapping[str, Any], step: Step) -> Stacked:
     """The blocks; matrices of stationary experts, which are multiplied in a loop, as `InStack`."""
     stacked = _of_all(blocks, step)
     if step.schedules.rooms is None or isinstance(step.feedforward, WeightGathered):
