@@ -220,7 +220,7 @@ def _add_plan(commands: argparse._SubParsersAction[arguments.Parser]) -> None:
     command.add_argument(
         "--unrolled",
         action="store_true",
-        help="with --replay: each layer's weights are arrays of their own",
+        help="with --replay: each layer's weights are arrays of their own, as on TPUs by default",
     )
 
 

@@ -1,10 +1,10 @@
 """Stacked parameters: arrays [layers, ...], through which a step loops; and unrolled ones: a tree of
-arrays for every layer, with a step in which each layer is written out.
+arrays for every layer, the default on TPUs, with which a step of few tokens has each layer written out.
 
 The TPU compiler copies an array into on-chip memory before it is needed, and so streams the weights of
 the next matmuls from HBM while this layer communicates; it does not do so with a slice of a stacked
-array. Unrolled steps are faster, the more the fewer tokens there are, and take seconds per layer to
-compile.
+array. Steps that are written out are faster, the more the fewer tokens there are, and take seconds per
+layer to compile.
 """
 
 from __future__ import annotations
