@@ -31,8 +31,8 @@ def jit(function: Any = _MISSING, /, *, chip: Chip | str | None = None, **option
         and `out_shardings`, or, for `lower` and `trace`, of the meshes within; else that of
         `jax.devices()`.
       options: of `jax.jit`, such as `static_argnames`, `donate_argnames` and `out_shardings`; its
-        `compiler_options` are added to the chip's. Those of a TPU are left out where other devices
-        stand in for it.
+        `compiler_options` are added to the chip's, or replace them. Those of a TPU are left out where
+        other devices stand in for it.
 
     Returns:
       What `jax.jit` returns: a function, or method of a class, with `lower`, `trace`, `eval_shape`

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from ..chips.chip import Chip
+from ..chips.known_compilers import NO_WINDOWED_EINSUM
 from ..chips.names import as_chip
 from ..ruler.hlo import parse as hlo
 from ..ruler.hlo.neighbours import dots_next_to_collectives
@@ -23,8 +24,6 @@ from .jaxprs import ClosedJaxpr
 from .program import TracedProgram, trace
 from .substitute import substituted
 
-# No program's operands reach this size, so no einsum becomes a loop of permutes.
-_NO_WINDOWED_EINSUM = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 _LOWERED = "what is lowered cannot be changed; give the function with its arguments"
 
 # The compiler's own loops around a dot, which a blocking einsum would end.
@@ -96,7 +95,7 @@ def advise(
 def option_sets(chip: Chip) -> dict[str, dict[str, Any]]:
     """The sets of compiler options that are worth trying for a program on a chip, by name."""
     sets = {
-        "no windowed einsum": _NO_WINDOWED_EINSUM,
+        "no windowed einsum": dict(NO_WINDOWED_EINSUM),
         "those of ce.jit": dict(chip.compiler_options),
         "weights ahead": dict(chip.weights_ahead_options),
         "SparseCores": dict(chip.sparse_core_options),

@@ -26,7 +26,8 @@ def compiler_options(
     weights_ahead: bool = False,
 ) -> dict[str, CompilerOption]:
     """Options for `jax.jit(..., compiler_options=...)` under which the chip's compiler overlaps more of
-    lax's collectives with compute; {} for a chip whose compiler has none.
+    lax's collectives with compute, and makes no rings of plain einsums; {} for a chip whose compiler has
+    none.
 
     Args:
       chip: a `Chip` or its name; by default the chip of `jax.devices()`.

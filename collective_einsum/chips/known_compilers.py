@@ -10,6 +10,9 @@ from dataclasses import replace
 
 from .compiler_habits import CompilerHabits
 
+# No program's operands reach this size, so no einsum of the user's becomes a loop of permutes ("windowed
+# einsum"), by which most programs are slower: H21 in docs/compiler.md.
+NO_WINDOWED_EINSUM = (("xla_jf_spmd_threshold_for_windowed_einsum_mib", "1000000"),)
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 _GATHERS_ON_SPARSE_CORES = tuple(
     (f"{_OFFLOAD}{gather}", True) for gather in ("all_gather", "2d_all_gather", "3d_all_gather")
@@ -28,6 +31,7 @@ TPU_V4 = CompilerHabits(
     asynchronous=(),  # H2 in docs/compiler.md
     asynchronous_by_options=("all_gather", "all_to_all"),
     compiler_options=(
+        *NO_WINDOWED_EINSUM,
         ("xla_enable_async_all_gather", True),
         ("xla_tpu_enable_async_all_to_all", True),
     ),
@@ -42,7 +46,7 @@ TPU_V5P = CompilerHabits(
     # Fusions of all-gathers with dots would do it too, but a later compiler says that they are neither
     # supported nor safe but on v5e.
     asynchronous_by_options=("all_to_all",),
-    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    compiler_options=(*NO_WINDOWED_EINSUM, ("xla_tpu_enable_async_all_to_all", True)),
     no_prefetch_options=(),
     weights_ahead_options=_WEIGHTS_AHEAD,
     sparse_core_options=_GATHERS_ON_SPARSE_CORES,
@@ -54,7 +58,7 @@ TPU_V5P = CompilerHabits(
 TPU_V5E = CompilerHabits(
     asynchronous=("all_gather",),
     asynchronous_by_options=("all_to_all",),
-    compiler_options=(("xla_tpu_enable_async_all_to_all", True),),
+    compiler_options=(*NO_WINDOWED_EINSUM, ("xla_tpu_enable_async_all_to_all", True)),
     no_prefetch_options=(),
     weights_ahead_options=_WEIGHTS_AHEAD,
     starts_hops_early=True,

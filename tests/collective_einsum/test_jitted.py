@@ -213,6 +213,11 @@ def test_options_are_those_of_what_it_is_compiled_for(name: str) -> None:
     named = ce.jit(look, chip="v5p").lower(placed)
     assert options_of(named) == ce.compiler_options("TPU v5p")
     assert seen[-1] == (True, "TPU v5p")
+    # A caller's option replaces the chip's.
+    windowed = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "0"}
+    assert windowed.keys() <= options.keys()
+    kept = ce.jit(look, compiler_options=windowed).lower(placed)
+    assert options_of(kept) == {**options, **windowed}
 
 
 @pytest.mark.tpu

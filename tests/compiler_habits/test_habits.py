@@ -414,3 +414,25 @@ def test_h20_weights_arrive_two_collectives_before_their_dot_or_earlier(name: st
     plain, ahead = overlapped({}), overlapped(dict(CHIPS[name].weights_ahead_options))
     assert max(plain) <= 3 < max(ahead)
     assert sum(ahead) > 1.3 * sum(plain)
+
+
+@pytest.mark.parametrize(("name", "side"), [("v5e", 8192), ("v6e", 32768)])
+def test_h21_an_einsum_of_a_large_sharded_operand_is_a_ring_without_options(
+    name: str, side: int
+) -> None:
+    """Of plain einsums under jit: permutes in place of the all-gather."""
+    mesh = slice_mesh(SLICES[name])
+    lhs, rhs = (
+        jax.ShapeDtypeStruct((side, side), BF16, sharding=NamedSharding(mesh, spec))
+        for spec in (PartitionSpec("x"), PartitionSpec(None, "x"))
+    )
+    columns = NamedSharding(mesh, PartitionSpec(None, "x"))
+    lowered = jax.jit(jnp.matmul, out_shardings=columns).lower(lhs, rhs)
+
+    def collectives(options: Mapping[str, Any]) -> tuple[bool, bool]:
+        text = lowered.compile(compiler_options=dict(options) or None).as_text() or ""
+        gathers = count(text, "all-gather") + count(text, "all-gather-start")
+        return bool(count(text, "collective-permute-start")), bool(gathers)
+
+    assert collectives({}) == (True, False)
+    assert collectives(dict(CHIPS[name].compiler_options)) == (False, True)

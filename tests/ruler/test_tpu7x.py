@@ -95,6 +95,7 @@ def test_auto_and_the_compiler_know_the_chip() -> None:
     blocking = next(row for row in choice.rows if row.schedule.kind == "blocking")
     assert choice.rows[0].seconds <= blocking.seconds
     assert ce.compiler_options("v7x") == {
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
         "xla_tpu_enable_async_all_to_all": True,
         "xla_tpu_control_large_2nd_minor_layout_for_x16": False,
     }
