@@ -105,16 +105,8 @@ def _step_seconds(
     program: Step, target_name: str, cache_directory: str | os.PathLike[str]
 ) -> tuple[float, str]:
     """Predicted seconds of a step; and why there are none, if so."""
-    layers = program.phase.config.layers
-    fewer, more = program.layer_counts or (layers, layers)
-    rows = [
-        step(dataclasses.replace(program.phase, layers=count), target_name, cache_directory)
-        for count in dict.fromkeys((fewer, more))
-    ]
-    seconds = [row.layers_seconds if program.layers_only else row.step_seconds for row in rows]
-    refused = next((row.refused for row in rows if row.refused), "")
-    a_layer = (seconds[-1] - seconds[0]) / max(1, more - fewer)
-    return seconds[0] + (layers - fewer) * a_layer, refused
+    row = step(program.phase, target_name, cache_directory)
+    return row.layers_seconds if program.layers_only else row.step_seconds, row.refused
 
 
 def _operation_seconds(record: Record, program: Program, cache: Cache) -> float:

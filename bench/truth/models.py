@@ -33,8 +33,6 @@ PUBLIC_VERSIONS = "libtpu 0.0.50.1, jax 0.12.0.1"
 # published seconds of prefill allow prompts of at most 862 tokens: all flops of 16 chips in 0.309 s,
 # over 8 prompts of 2 x 70.6e9 flops a token.
 _POSITIONS_READ = 512
-# Layers of the two programs that stand for 80: unrolled layers take seconds each to compile.
-_LAYER_COUNTS = (8, 16)
 # Weights stay, columns and rows over all chips; sums over all chips are all-reduced.
 _MEGATRON = ("WS 2D all-reduce", "heads", "blocking")
 # By batch: measured tokens/s of one sequence; the public program's predicted ms.
@@ -72,7 +70,7 @@ def _llama_70b() -> list[Record]:
     def step(batch: int, sides: tuple[int, ...]) -> Step:
         model = ("llama-3.1-70b", "decode", batch, _POSITIONS_READ, "int8")
         phase = Phase(*model, *_MEGATRON, int8_cache=True, unrolled=True, sides=sides)
-        return Step(phase=phase, layer_counts=_LAYER_COUNTS, bundles=True)
+        return Step(phase=phase, bundles=True)
 
     tensor_parallel = [
         Record(

@@ -202,9 +202,6 @@ class Step:
     Attributes:
       phase: what it computes, under which layouts.
       layers_only: whether the figure leaves embedding and unembedding out.
-      layer_counts: for layers that are written out, the two numbers of layers, the smaller first, of
-        the programs that are compiled; the step's time is the line through theirs at all its layers.
-        Without them one program has all layers.
       bundles: whether its time is by the bundles that it issues. The paper's int8 steps are not: this
         compiler widens int8 weights that are slices of a scanned stack on TPU v4, which theirs need
         not have done; by bundles the step at batch 64 is 24% slower than it was measured.
@@ -212,7 +209,6 @@ class Step:
 
     phase: Phase
     layers_only: bool = False
-    layer_counts: tuple[int, int] | None = None
     bundles: bool = False
 
 

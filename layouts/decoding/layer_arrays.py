@@ -85,7 +85,7 @@ class Apart:
     def layer(self, place: int, index: Index) -> Any:
         """See `LayerArrays`."""
         chosen = _chosen(self.layers[place :: self.period], index(1, 0))
-        # Otherwise the compiler writes a part of the layer once for each choice.
+        # Without it the compiler moves ops of the layer into the branches, once for each.
         return lax.optimization_barrier(chosen)
 
 
@@ -104,8 +104,8 @@ def indexed(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _chosen(trees: Sequence[Any], index: jax.Array) -> Any:
-    """One of several trees. Each choice is between two halves: one among all of n trees takes programs
-    n**2 arrays long."""
+    """One of several trees, by choices between two halves: of one choice among n trees, each of n
+    branches would have all n as arguments."""
     if len(trees) == 1:
         return trees[0]
     half = len(trees) // 2
