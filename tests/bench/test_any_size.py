@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import pytest
 
@@ -25,12 +26,13 @@ CONFIG = dataclasses.replace(layouts.PALM_540B, layers=4)
 def layers_seconds(phase: str, batch: int, positions: int) -> float:
     """Of a step's layers, under the default plan of the whole model."""
     whole, mesh = layouts.PALM_540B, mesh_of(SLICE)
+    how: dict[str, Any] = {"batch": batch, "unrolled": False}
     if phase == "decode":
         plan = layouts.default_decode(whole, mesh, batch, positions)
-        lowered = layouts.lower_decode_step(CONFIG, mesh, batch=batch, context=positions, plan=plan)
+        lowered = layouts.lower_decode_step(CONFIG, mesh, context=positions, plan=plan, **how)
     else:
         plan = default_reader(whole, mesh, batch, positions, positions)
-        lowered = layouts.lower_prefill(CONFIG, mesh, batch=batch, length=positions, plan=plan)
+        lowered = layouts.lower_prefill(CONFIG, mesh, length=positions, plan=plan, **how)
     timeline = replay(lowered.compile(), mesh)
     return sum(split(timeline).values()) - sum(split(outside_layers(timeline)).values())
 
