@@ -23,8 +23,8 @@ POPE = Source(
     "schedule blocking",
 )
 # The compilers of `Record.public_ms`: the public program was lowered for v5e:4x4 as it is, its own
-# kernel of decoding attention off, so that it reads all 2048 positions, and compiled with bundles. At batch
-# 128 it does not fit so: four of its layers were compiled, and the others take as long as the third.
+# kernel of decoding attention off, so that it reads all 2048 positions, and compiled with bundles. At
+# batch 128 it does not fit so: four of its layers were compiled, and the others take as the third.
 PUBLIC_VERSIONS = "libtpu 0.0.50.1, jax 0.12.0.1"
 
 # Positions of Llama's cache that a step reads. The published runs have room for 2048, 4096 and 8192, and

@@ -81,7 +81,7 @@ def test_the_rows_of_the_paper_are_its_published_lines() -> None:
     assert all(p.phase.schedule == "blocking" for p in programs if isinstance(p, Step))
 
 
-def test_a_step_of_many_layers_lies_on_the_line_through_two(
+def test_a_step_of_unrolled_layers_has_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = next(r for r in models.records() if r.label == "Llama-3.1-70B, TP16, batch 8")
@@ -90,15 +90,18 @@ def test_a_step_of_many_layers_lies_on_the_line_through_two(
     assert record.program.phase.unrolled
 
     def one(phase: Phase, target: str, directory: object) -> StepRow:
-        assert phase.layers in (8, 16)
-        return StepRow(phase, target, step_seconds=3e-4 + phase.layers * 7e-5)
+        layers = phase.config.layers
+        return StepRow(phase, target, layers_seconds=layers * 7e-5, step_seconds=6e-3)
 
     monkeypatch.setattr(measure, "step", one)
     found = measure.predict(record, tmp_path)
-    assert found.predicted_seconds == pytest.approx(3e-4 + 80 * 7e-5)
+    assert found.predicted_seconds == pytest.approx(6e-3)
+    layers = dataclasses.replace(record.program, layers_only=True)
+    found = measure.predict(dataclasses.replace(record, program=layers), tmp_path)
+    assert found.predicted_seconds == pytest.approx(80 * 7e-5)
 
     def refuses(phase: Phase, target: str, directory: object) -> StepRow:
-        return StepRow(phase, target, refused="no memory" if phase.layers == 16 else "")
+        return StepRow(phase, target, refused="no memory")
 
     monkeypatch.setattr(measure, "step", refuses)
     found = measure.predict(record, tmp_path)
