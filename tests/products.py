@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 
-def sampled(first: Sequence[Any], second: Sequence[Any], times: int = 1) -> list[Any]:
-    """All pairs: each of the first with `times` of the second, in turn; the others are `exhaustive`."""
-    taken = {(i, (i + j) % len(second)) for i in range(len(first)) for j in range(times)}
+def sampled(
+    first: Sequence[Any], second: Sequence[Any], times: int = 1, *, few: Sequence[Any] | None = None
+) -> list[Any]:
+    """All pairs: each of the first, or of the `few` among them, with `times` of the second, in turn; the
+    others are `exhaustive`."""
+    kept = [i for i, one in enumerate(first) if few is None or one in few]
+    taken = {(i, (i + j) % len(second)) for i in kept for j in range(times)}
     return [
         pytest.param(a, b, marks=() if (i, k) in taken else pytest.mark.exhaustive)
         for i, a in enumerate(first)

@@ -119,7 +119,15 @@ def close(found: list[np.ndarray], wanted: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize(
     ("which", "weights", "unrolled", "shape", "plan"),
-    [*ARRANGED, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)],
+    [
+        *ARRANGED,
+        *(
+            pytest.param(
+                *one, marks=(pytest.mark.slow, *([] if i % 2 else [pytest.mark.exhaustive]))
+            )
+            for i, one in enumerate(MORE)
+        ),
+    ],
 )
 def test_as_the_reference(
     mesh_of: Any, which: str, weights: str, unrolled: bool, shape: Any, plan: str

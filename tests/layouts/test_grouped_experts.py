@@ -73,6 +73,7 @@ def scopes(config: Any, mesh: Any, plan: str) -> set[str]:
 
 
 SLOW = pytest.mark.slow
+MORE = pytest.mark.exhaustive
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ SLOW = pytest.mark.slow
         pytest.param("six", "f32", (1, 2, 1), "WG X, heads", "sorted", "rounds", marks=SLOW),
         # A chip has halves of two experts.
         pytest.param("four", "f32", (1, 4, 2), "WG XY, heads", "sorted", "rounds", marks=SLOW),
-        pytest.param("six", "int8", (2, 1, 1), "WG XY, heads", "sorted", "one round", marks=SLOW),
+        pytest.param("six", "int8", (2, 1, 1), "WG XY, heads", "sorted", "one round", marks=MORE),
         # Chips have experts of their own, or a half of one.
         ("six", "f32", (1, 2, 1), "WS 2D batch, batch yz", "sent", "rounds"),
         ("six", "f32", (1, 2, 1), "WS 2D batch, batch yz", "sorted", "one round"),
@@ -93,9 +94,9 @@ SLOW = pytest.mark.slow
         ("shared", "f32", (1, 2, 2), "WS 2D batch, heads", "sent", "rounds"),
         ("shared", "int8", (1, 2, 2), "WS 2D all-reduce, heads", "sorted", "one round"),
         pytest.param("shared", "f32", (2, 2, 2), "WG X, batch yz", "sorted", "rounds", marks=SLOW),
-        pytest.param("four", "f32", (1, 4, 2), "WS 2D batch, heads", "sent", "rounds", marks=SLOW),
+        pytest.param("four", "f32", (1, 4, 2), "WS 2D batch, heads", "sent", "rounds", marks=MORE),
         pytest.param("six", "f32", (1, 1, 2), "WS 2D, heads", "sorted", "rounds", marks=SLOW),
-        pytest.param("four", "f32", (1, 2, 2), "WS 1D, batch yz", "sorted", "rounds", marks=SLOW),
+        pytest.param("four", "f32", (1, 2, 2), "WS 1D, batch yz", "sorted", "rounds", marks=MORE),
     ],
     ids=str,
 )

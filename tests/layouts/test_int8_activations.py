@@ -28,6 +28,7 @@ from layouts.models.named_models import TINY_GEGLU, TINY_GROUPED, TINY_PADDED
 from layouts.models.params import init, quantize
 from layouts.partitionings.feedforward_layout import FeedForwardLayout
 from layouts.partitionings.weight_gathered import WeightGathered
+from tests.products import sampled
 
 from .arrangements import BY_POSITION, FEEDFORWARDS
 from .models import prompts
@@ -113,16 +114,13 @@ PLANS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(
-    ("config", "few"),
-    list(zip(BLOCKS, (True, False), strict=True)),
-    ids=["own scales", "shared scales"],
-)
+@pytest.mark.parametrize(("plan", "scales"), sampled(PLANS, ("own scales", "shared scales")))
 def test_decoder_errs_as_on_one_device(
-    mesh_of: Any, monkeypatch: pytest.MonkeyPatch, config: Any, plan: str, few: bool
+    mesh_of: Any, monkeypatch: pytest.MonkeyPatch, plan: str, scales: str
 ) -> None:
     """No more, and not exactly as without rounding."""
+    few = scales == "own scales"
+    config = BLOCKS[0 if few else 1]
     monkeypatch.setattr(tuning, "OWN_SCALE_ROWS", 1024 if few else 0)
     params = quantize(init(jax.random.key(0), config, jnp.float32))
     plain = dataclasses.replace(config, int8_activations=False)

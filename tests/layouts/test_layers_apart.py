@@ -23,6 +23,7 @@ from layouts.models.named_models import TINY_GROUPED, TINY_PADDED
 from layouts.models.open_models import MIXTRAL_8X22B
 from layouts.models.params import params_shapes
 from layouts.models.stacked_params import unroll
+from tests.products import mostly_exhaustive
 
 from .models import prompts
 
@@ -72,7 +73,7 @@ def steps(config: ModelConfig, mesh: Any, params: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_exhaustive(list(CASES), ["windows", "experts"]))
 def test_copies_of_layers_make_the_same_numbers(
     mesh_of: Any, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:

@@ -209,7 +209,9 @@ def test_after_a_prefix(mesh_of: Any, prefix: tuple[str, int]) -> None:
     assert np.abs(found[0] - expected(config, params)[0]).max() > 1e-2
 
 
-@pytest.mark.parametrize("fault", ["slots", "fill", "mask", "wide", "prefix"])
+@pytest.mark.parametrize(
+    "fault", mostly_exhaustive(["slots", "fill", "mask", "wide", "prefix"], ["slots", "mask"])
+)
 def test_would_see(mesh_of: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """The tests above see places that are not taken modulo the window's, prompts whose first positions
     are kept, masks of places rather than positions, a window one position wider, and a prefix that is
