@@ -147,7 +147,11 @@ def test_generates_under_the_default_plans(mesh_of: Any) -> None:
     assert np.isfinite(np.asarray(scores)[:, 1:]).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [LAYOUTS[0], *(pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS[1:])],
+    ids=str,
+)
 def test_a_token_that_is_not_finite_stays_so(mesh_of: Any, layout: Any) -> None:
     """And no other becomes it."""
     weights = quantize(init(jax.random.key(0), RELU, jnp.float32))["blocks"]

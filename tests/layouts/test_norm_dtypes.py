@@ -62,6 +62,7 @@ def expected(params: Params, config: ModelConfig) -> np.ndarray:
     return np.stack([logits, more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "int8"), [*((case, False) for case in CASES), ("heads", True)])
 def test_as_the_reference(mesh_of: Any, case: str, int8: bool) -> None:
     config, shape, plan = CASES[case]
