@@ -75,7 +75,7 @@ def forms(chip: Chip) -> list[Form]:
     found = [Form(DEFAULT, False, {}), Form("no windowed einsum", False, off)]
     ours = [Form(f"{OURS}default", True, off)]
     for name, (known, more) in chips.items():
-        options = {**off, **dict(known.compiler_options), **more}
+        options = {**dict(known.compiler_options), **more}
         found.append(Form(name, False, options))
         ours.append(Form(f"{OURS}{name}", True, options, known))
     return [*found, *ours]

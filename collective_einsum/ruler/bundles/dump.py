@@ -134,9 +134,7 @@ def _counts(module: hlo.Module, computation: hlo.Computation, instruction: hlo.I
         return True
     if work.flops(module, computation, instruction):
         return any(_is_narrow(computation[name].shape) for name in instruction.operands)
-    if instruction.estimated_cycles is not None:
-        return True
-    return moves_on_chip(computation, instruction)
+    return instruction.estimated_cycles is not None or moves_on_chip(computation, instruction)
 
 
 def _is_narrow(shape: shapes.AnyShape) -> bool:
